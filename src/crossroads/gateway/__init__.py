@@ -1,0 +1,1 @@
+"""The server: an OpenAI-compatible endpoint that routes each prompt and says why."""

@@ -1,0 +1,1 @@
+"""Prompts to language models: outcome tables, pools, encoders, routers, decision rules, arena."""

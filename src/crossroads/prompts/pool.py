@@ -1,0 +1,148 @@
+"""A pool: the language models (experts) a prompt can be sent to, and what each of them costs.
+
+``pool.yaml``::
+
+    name: my-pool
+    note: list prices of October 2026
+    models:
+      - name: small-model
+        description: fast, good at short factual questions
+        price_in: 0.10          # USD per million input tokens
+        price_out: 0.40         # USD per million output tokens
+        price_per_call: 0.0     # USD added to every call
+        context: 8192           # tokens
+        tags: [instruct]
+        endpoint: https://host/v1
+        api_key: ${MY_KEY}      # read from the environment when the pool is used, never stored
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crossroads.core.errors import InputError, unknown_name
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+class ModelCard(BaseModel):
+    """One expert: what it is called, what it costs, where it answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    price_in: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="USD per M tokens")
+    price_out: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="USD per M tokens")
+    price_per_call: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="USD")
+    parameters: float | None = Field(default=None, gt=0, description="total parameters")
+    context: int | None = Field(default=None, gt=0, description="tokens")
+    tags: tuple[str, ...] = ()
+    endpoint: str | None = Field(
+        default=None, description="base URL of an OpenAI-compatible API, or local:<expert>"
+    )
+    api_key: str | None = Field(default=None, description="usually ${NAME_OF_A_VARIABLE}")
+    upstream_model: str | None = Field(default=None, description="name the endpoint knows it by")
+
+    def price(self, input_tokens: Any, output_tokens: Any) -> Any:
+        """Return the cost in USD of calls with these token counts (numbers or arrays)."""
+        return (
+            input_tokens * self.price_in + output_tokens * self.price_out
+        ) / 1e6 + self.price_per_call
+
+
+class Pool(BaseModel):
+    """An ordered set of models with unique names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "pool"
+    note: str = ""
+    models: tuple[ModelCard, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Pool:
+        names = [card.name for card in self.models]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"model named twice: {', '.join(repeated)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(card.name for card in self.models)
+
+    def __iter__(self) -> Iterator[ModelCard]:  # type: ignore[override]
+        return iter(self.models)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def __getitem__(self, name: str) -> ModelCard:
+        for card in self.models:
+            if card.name == name:
+                return card
+        raise unknown_name("model", name, self.names)
+
+    def subset(self, names: Sequence[str], *, name: str | None = None) -> Pool:
+        """Return the pool of these models, in the order given. Unknown names raise UsageError."""
+        return Pool(name=name or self.name, note=self.note, models=tuple(self[n] for n in names))
+
+    @classmethod
+    def of(cls, names: Iterable[str], *, name: str = "unpriced") -> Pool:
+        """Return a pool of models without prices."""
+        return cls(name=name, models=tuple(ModelCard(name=n) for n in names))
+
+
+def read_pool(source: str | Path) -> Pool:
+    """Read ``pool.yaml``, or a pool shipped with the package when ``source`` is its name.
+
+    Raises InputError naming the file and the field.
+    """
+    shipped = shipped_pools()
+    if str(source) in shipped:
+        text = resources.files(__package__).joinpath(f"pools/{source}.yaml").read_text("utf-8")
+        return parse_pool(text, where=str(source))
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(
+            f"pool {str(source)!r}: no such file; give a pool.yaml or one of: {', '.join(shipped)}"
+        )
+    return parse_pool(path.read_text("utf-8"), where=str(path))
+
+
+def shipped_pools() -> list[str]:
+    """Return the names of the pools inside the package."""
+    folder = resources.files(__package__).joinpath("pools")
+    return sorted(
+        p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml")
+    )
+
+
+def parse_pool(text: str, *, where: str) -> Pool:
+    """Build a pool from YAML text; ``where`` names it in errors."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"pool {where}: not valid YAML: {problem}") from error
+    try:
+        return Pool.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"pool {where}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """Return the first problem of a pydantic error on one line: field, problem, value given."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "top level"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{place}: {first['msg']}, got {first['input']!r:.80}{more}"
