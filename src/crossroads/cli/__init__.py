@@ -19,6 +19,7 @@ _COMMANDS = {
     "fit": ("fit", "Fit a router on an outcome table and save it."),
     "route": ("route", "Ask a fitted router where a prompt should go, and why."),
     "serve": ("serve", "Serve a fitted router behind an OpenAI-compatible endpoint."),
+    "demo": ("demo", "Compare, fit, serve and ask, on what ships with the package."),
     "doctor": ("doctor", "Check this installation: extras, models, data, ports."),
 }
 

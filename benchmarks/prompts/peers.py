@@ -1,0 +1,131 @@
+"""Runs inside an environment that has llmrouter-lib and routellm; driven by throughput.py.
+
+Usage: python peers.py FOLDER, where FOLDER holds data.npz (train, test: unit embeddings; best: index
+of the best model per training prompt; models). Reads one JSON request a line on stdin, answers one
+JSON object a line on stdout: {"peer": name, "first": row, "count": rows} -> seconds and choices.
+
+Both peers embed prompts through a hub model or a paid API, which this machine has not. Here both get
+the same static embeddings as crossroads; everything else of them runs as published.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+import types
+from pathlib import Path
+
+os.environ.setdefault("OPENAI_API_KEY", "unused")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+
+torch.set_num_threads(1)
+FOLDER = Path(sys.argv[1]).resolve()
+DATA = np.load(FOLDER / "data.npz", allow_pickle=False)
+TEST = DATA["test"].astype(np.float32)
+
+
+def llmrouter_knn(k: int):
+    """Fit LLMRouter's kNN through its own YAML, files and trainer."""
+    import llmrouter.models.knnrouter.router as module
+    from llmrouter.models.knnrouter.trainer import KNNRouterTrainer
+
+    models = [str(name) for name in DATA["models"]]
+    rows = [
+        {"query": f"q{i}", "model_name": models[best], "performance": 1.0, "embedding_id": i}
+        for i, best in enumerate(DATA["best"])
+    ]
+    (FOLDER / "routing.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    torch.save(
+        {i: torch.from_numpy(e) for i, e in enumerate(DATA["train"])}, FOLDER / "embeddings.pt"
+    )
+    config = {
+        "data_path": {
+            "routing_data_train": str(FOLDER / "routing.jsonl"),
+            "query_embedding_data": str(FOLDER / "embeddings.pt"),
+        },
+        "hparam": {"n_neighbors": k, "metric": "cosine", "weights": "uniform"},
+        "model_path": {
+            "ini_model_path": str(FOLDER / "initial.pkl"),
+            "save_model_path": str(FOLDER / "knn.pkl"),
+            "load_model_path": str(FOLDER / "knn.pkl"),
+        },
+    }
+    (FOLDER / "knn.yaml").write_text(json.dumps(config))
+    # The published router calls this with the query text; ours is the row number.
+    module.get_longformer_embedding = lambda text: torch.from_numpy(TEST[int(text)])
+    start = time.perf_counter()
+    router = module.KNNRouter(str(FOLDER / "knn.yaml"))
+    loaded = time.perf_counter()
+    KNNRouterTrainer(router).train()
+    fitted = time.perf_counter()
+    names = {name: i for i, name in enumerate(models)}
+
+    def as_published(i: int) -> int:
+        return names[router.route_single({"query": str(i)})["model_name"]]
+
+    def without_reload(i: int) -> int:
+        return names[router.knn_model.predict(TEST[i : i + 1])[0]]
+
+    return as_published, without_reload, {"load": loaded - start, "fit": fitted - loaded}
+
+
+def routellm_mf():
+    """RouteLLM's matrix factorisation at its published width; untrained weights, for speed only."""
+    from routellm.routers.matrix_factorization import model as module
+    from routellm.routers.routers import MatrixFactorizationRouter, RandomRouter
+
+    class Embeddings:
+        @staticmethod
+        def create(input, model):
+            row = types.SimpleNamespace(embedding=TEST[int(input[0])].tolist())
+            return types.SimpleNamespace(data=[row])
+
+    module.OPENAI_CLIENT = types.SimpleNamespace(embeddings=Embeddings)
+    router = object.__new__(MatrixFactorizationRouter)
+    router.model = module.MFModel(
+        dim=128, num_models=64, text_dim=TEST.shape[1], num_classes=1, use_proj=True
+    ).eval()
+    router.strong_model_id = module.MODEL_IDS["gpt-4-1106-preview"]
+    router.weak_model_id = module.MODEL_IDS["mixtral-8x7b-instruct-v0.1"]
+    pair = types.SimpleNamespace(strong=1, weak=0)
+    coin = RandomRouter()
+    return (
+        lambda i: router.route(str(i), 0.5, pair),
+        lambda i: coin.route(str(i), 0.5, pair),
+    )
+
+
+def main() -> None:
+    answers = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):  # the peers print
+        published, reloaded, fit = llmrouter_knn(int(DATA["k"]))
+        matrix, coin = routellm_mf()
+        peers = {
+            "llmrouter knn, as published": published,
+            "llmrouter knn, model kept in memory": reloaded,
+            "routellm mf": matrix,
+            "routellm random": coin,
+        }
+        print(json.dumps({"ready": list(peers), "llmrouter_fit": fit}), file=answers, flush=True)
+        for line in sys.stdin:
+            request = json.loads(line)
+            route = peers[request["peer"]]
+            rows = range(request["first"], request["first"] + request["count"])
+            wall, cpu = time.perf_counter(), time.process_time()
+            choices = [int(route(i)) for i in rows]
+            answer = {
+                "wall": time.perf_counter() - wall,
+                "cpu": time.process_time() - cpu,
+                "choices": choices,
+            }
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

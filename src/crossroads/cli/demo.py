@@ -1,0 +1,184 @@
+"""``crossroads demo``: compare routers on real outcomes, fit the best, serve it, ask it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from crossroads.core.errors import UnavailableError
+
+PROMPTS = (
+    "What is 4821 * 37?",
+    "Convert 26.2 miles to kilometres.",
+    "What is the capital of France?",
+    "How many grams are in 3 pounds?",
+    "What is the opposite of 'cold'?",
+)
+POOLS = ("served", "small")
+PORT = 8080
+START_TIMEOUT_S = 60
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="End after the five prompts instead of serving on.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Folder for reports and the fitted router.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+def command(once: bool, out: Path, seeds: int) -> None:
+    """Do the main job on what ships with the package: compare, fit, serve, ask."""
+    started = time.perf_counter()
+    _step(1, "Compare routers on recorded outcomes of real language models")
+    for pool in POOLS:
+        _compare(pool, out / f"arena-{pool}", seeds)
+    _step(2, "Fit a router for a pool that runs on this machine, on our own measurements of it")
+    router = out / "router"
+    _fit_local(router)
+    _step(3, "Serve it behind an OpenAI-compatible endpoint and ask")
+    with _serving(router) as url:
+        for prompt in PROMPTS:
+            _ask(url, prompt)
+        click.echo(f"\nAll of this took {time.perf_counter() - started:.0f} s.")
+        for pool in POOLS:
+            click.echo(f"  report     {(out / f'arena-{pool}' / 'report.html').resolve()}")
+        click.echo(f"  router     {router.resolve()}")
+        click.echo(f"  endpoint   {url}/v1/chat/completions   (model: auto)")
+        if not once:
+            body = json.dumps({"model": "auto", "messages": [_message("What is 12 % of 250?")]})
+            click.echo(f"\nAsk it yourself:\n  curl -si {url}/v1/chat/completions -d '{body}'")
+            click.echo("\nServing until Ctrl-C.")
+            _wait_for_interrupt()
+
+
+def _step(number: int, text: str) -> None:
+    click.echo(f"\n{number}. {text}", nl=True)
+
+
+def _compare(pool: str, out: Path, seeds: int) -> None:
+    from rich.console import Console
+
+    from crossroads.core.arena import run_arena
+    from crossroads.core.report import leaderboard_table, write_report
+    from crossroads.prompts import read_outcomes, router_names
+    from crossroads.prompts.tasks import prompt_task
+
+    task = prompt_task(read_outcomes(f"mmlu-pro:{pool}"), name=f"mmlu-pro {pool}", pool=pool)
+    board = run_arena(task, router_names(), seeds=seeds, out=out)
+    Console().print(leaderboard_table(board))
+    write_report(board, out, plots=task.plots(board))
+
+
+def _fit_local(out: Path) -> None:
+    from crossroads.prompts import fit_router, read_outcomes, read_pool, save_router
+
+    fitted = fit_router("auto", read_outcomes("local"), pool=read_pool("local"))
+    save_router(fitted, out)
+    click.echo(f"   held-out quality {fitted.metrics['quality']:.2f} against ", nl=False)
+    click.echo(f"{fitted.metrics['best_single_quality']:.2f} for the best single expert")
+
+
+@contextmanager
+def _serving(router: Path) -> Iterator[str]:
+    """Run the real server as a process of its own; end it, and only it, afterwards."""
+    port = _free_port()
+    arguments = ["serve", "--router", str(router), "--pool", "local", "--port", str(port)]
+    log = router.with_name("server.log")
+    url = f"http://127.0.0.1:{port}"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "crossroads", *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+        )
+        try:
+            _wait_until_healthy(server, url, log)
+            yield url
+        finally:
+            server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _free_port() -> int:
+    """Return the usual port, or any free one where it is taken."""
+    for wanted in (PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", wanted))
+            except OSError:
+                continue
+            port: int = probe.getsockname()[1]
+            return port
+    raise UnavailableError("no free port on 127.0.0.1; stop another server and try again")
+
+
+def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            lines = log.read_text("utf-8", "replace").strip().splitlines() or ["no output"]
+            raise UnavailableError(f"the server ended at once: {lines[-1]}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise UnavailableError(f"the server did not answer within {START_TIMEOUT_S} s; see {log}")
+
+
+def _message(prompt: str) -> dict[str, str]:
+    return {"role": "user", "content": prompt}
+
+
+def _ask(url: str, prompt: str) -> None:
+    body = {"model": "auto", "messages": [_message(prompt)], "max_tokens": 48, "temperature": 0}
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"content-type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as response:
+            answer: dict[str, Any] = json.load(response)
+            header = response.headers
+    except urllib.error.HTTPError as error:
+        message = json.load(error)["error"]["message"]
+        raise UnavailableError(f"the endpoint refused {prompt!r}: {message}") from error
+    text = " ".join(answer["choices"][0]["message"]["content"].split())
+    click.echo(f"\n   {prompt}")
+    click.echo(
+        f"     -> {answer['model']}   confidence {header['x-crossroads-confidence']}"
+        f"   predicted cost {header['x-crossroads-predicted-cost-usd']} USD"
+    )
+    click.echo(f"     because {header['x-crossroads-reason']}")
+    click.echo(f"     {text[:160]}")
+
+
+def _wait_for_interrupt() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        click.echo("\nstopping")
