@@ -8,14 +8,14 @@ column           required  meaning
 prompt_id        yes       identifies the prompt
 prompt           no        its text (needed to fit a router unless the table carries embeddings)
 model            yes       name of the model that answered
-score            yes       quality in [0, 1]
+score            yes       quality in [0, 1]; empty = not run
 input_tokens     no        tokens sent
 output_tokens    no        tokens received
 cost             no        USD paid; computed from a pool's prices and the token counts if absent
 latency_s        no        seconds until the whole answer was there
 domain           no        category of the prompt
 difficulty       no        free label
-split            no        ``train`` / ``test``: used instead of hashing where it is given
+split            no        ``train`` / ``test`` for every prompt: used instead of hashing
 response         no        the answer; never needed, not kept in memory
 chance           no        probability that a blind guess is right (multiple choice: 1 / options)
 ===============  ========  =====================================================================
@@ -51,7 +51,7 @@ class OutcomeTable:
     models : tuple of str, length K
     score : float32, shape (N, K); quality in [0, 1], NaN = not run
     prompt_hash : uint64, shape (N,); :func:`prompt_hash` of the text (of the id where no text is)
-    texts : array of str or None, shape (N,)
+    texts : array of str or None, shape (N,); an empty text is one that is not known
     cost : float64, shape (N, K), USD; NaN = unknown
     input_tokens, output_tokens, latency_s : float32, shape (N, K), or None
     domain, difficulty, split : array of str or None, shape (N,)
@@ -86,7 +86,7 @@ class OutcomeTable:
     @property
     def complete(self) -> npt.NDArray[np.bool_]:
         """Shape (N,): True where every model was run."""
-        return ~np.isnan(self.score).any(axis=1)
+        return np.asarray(np.isfinite(self.score).all(axis=1))
 
     def take(self, rows: npt.NDArray[Any]) -> OutcomeTable:
         """Return the table of these prompts (indices or a boolean mask, shape (N,))."""
@@ -115,16 +115,15 @@ class OutcomeTable:
     def with_prices(self, pool: Pool) -> OutcomeTable:
         """Return the table with costs computed from the pool's prices.
 
-        Cells with no token counts cost ``price_per_call`` alone. Models absent from the pool raise
-        UsageError.
+        The cost of a cell is NaN where its model has a price per token and the table lacks the
+        count, and where the model was not run. Models absent from the pool raise UsageError.
         """
-        shape = self.score.shape
-        tokens_in = np.zeros(shape) if self.input_tokens is None else self.input_tokens
-        tokens_out = np.zeros(shape) if self.output_tokens is None else self.output_tokens
-        cost = np.empty(shape)
+        cost = np.empty(self.score.shape)
         for k, name in enumerate(self.models):
-            cost[:, k] = pool[name].price(
-                tokens_in[:, k].astype(np.float64), tokens_out[:, k].astype(np.float64)
+            card = pool[name]
+            cost[:, k] = card.price(
+                _countable(self.input_tokens, k, card.price_in),
+                _countable(self.output_tokens, k, card.price_out),
             )
         return replace(self, cost=np.where(np.isnan(self.score), np.nan, cost))
 
@@ -147,6 +146,13 @@ class OutcomeTable:
                 "test on; give more distinct prompts, or mark both sides in a 'split' column"
             )
         return train, test
+
+
+def _countable(tokens: Float32 | None, k: int, price: float) -> Any:
+    """Return the token counts of model ``k``; an unknown count matters only at a price."""
+    if price == 0:
+        return 0.0
+    return np.nan if tokens is None else tokens[:, k].astype(np.float64)
 
 
 def normalise_prompt(text: str) -> str:

@@ -96,6 +96,18 @@ class Pool(BaseModel):
         """Return the pool of these models, in the order given. Unknown names raise UsageError."""
         return Pool(name=name or self.name, note=self.note, models=tuple(self[n] for n in names))
 
+    def tagged(self, tag: str) -> Pool:
+        """Return the pool of the models that carry a tag. Raises UsageError where none does."""
+        names = [card.name for card in self.models if tag in card.tags]
+        if not names:
+            raise unknown_name("tag", tag, {t for card in self.models for t in card.tags})
+        return self.subset(names, name=f"{self.name}:{tag}")
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether any model has a price above zero."""
+        return any(c.price_in or c.price_out or c.price_per_call for c in self.models)
+
     @classmethod
     def of(cls, names: Iterable[str], *, name: str = "unpriced") -> Pool:
         """Return a pool of models without prices."""
@@ -105,18 +117,28 @@ class Pool(BaseModel):
 def read_pool(source: str | Path) -> Pool:
     """Read ``pool.yaml``, or a pool shipped with the package when ``source`` is its name.
 
-    Raises InputError naming the file and the field.
+    ``NAME:TAG`` takes the models of a shipped pool that carry a tag: ``mmlu-pro:small``; ``all``
+    takes them all.
+    Raises InputError naming the file and the field, UsageError for a tag no model carries.
     """
     shipped = shipped_pools()
-    if str(source) in shipped:
-        text = resources.files(__package__).joinpath(f"pools/{source}.yaml").read_text("utf-8")
-        return parse_pool(text, where=str(source))
+    name, _, tag = str(source).partition(":")
+    if name in shipped:
+        text = resources.files(__package__).joinpath(f"pools/{name}.yaml").read_text("utf-8")
+        pool = parse_pool(text, where=name)
+        return pool if tag in ("", "all") else pool.tagged(tag)
     path = Path(source)
     if not path.is_file():
         raise InputError(
             f"pool {str(source)!r}: no such file; give a pool.yaml or one of: {', '.join(shipped)}"
         )
-    return parse_pool(path.read_text("utf-8"), where=str(path))
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"pool {path}: not UTF-8 text; give a YAML file") from error
+    except OSError as error:
+        raise InputError(f"pool {path}: cannot be read: {error.strerror}") from error
+    return parse_pool(text, where=str(path))
 
 
 def shipped_pools() -> list[str]:
@@ -131,7 +153,7 @@ def parse_pool(text: str, *, where: str) -> Pool:
     """Build a pool from YAML text; ``where`` names it in errors."""
     try:
         raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
         problem = " ".join(str(error).split())
         raise InputError(f"pool {where}: not valid YAML: {problem}") from error
     try:
@@ -145,4 +167,5 @@ def describe(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "top level"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{place}: {first['msg']}, got {first['input']!r:.80}{more}"
+    problem = " ".join(first["msg"].split())
+    return f"{place}: {problem}, got {first['input']!r:.80}{more}"

@@ -169,7 +169,7 @@ class PromptRouter(ABC):
             raise InputError(
                 f"router {self.name!r}: {k} score columns for {len(data.models)} models"
             )
-        never = np.isnan(data.scores).all(axis=0)
+        never = np.asarray(np.isnan(data.scores).all(axis=0))
         if never.any():
             missing = ", ".join(m for m, gone in zip(data.models, never, strict=True) if gone)
             raise InputError(

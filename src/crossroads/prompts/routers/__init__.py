@@ -35,14 +35,16 @@ def router_class(name: str) -> type[PromptRouter]:
     """Return the class of a router by name. Raises UsageError with the nearest spelling."""
     if name not in router_names():
         raise unknown_name("router", name, router_names())
+    found: type[PromptRouter]
     if name in _third_party():
-        found: type[PromptRouter] = _third_party()[name].load()
+        found = _third_party()[name].load()
         return found
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     for member in vars(module).values():
         is_router = inspect.isclass(member) and issubclass(member, PromptRouter)
         if is_router and member.__module__ == module.__name__ and member.name == name:
-            return member
+            found = member
+            return found
     raise AssertionError(f"{module.__name__} defines no PromptRouter named {name!r}")
 
 

@@ -1,0 +1,165 @@
+"""``crossroads arena``: compare routers, print the leaderboard, write the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from crossroads.core.errors import InputError, UsageError
+from crossroads.core.progress import progress_bar
+
+if TYPE_CHECKING:
+    from crossroads.core.arena import Leaderboard, Task
+    from crossroads.prompts.tasks import Missing
+
+FAMILIES = ("prompts",)
+DEFAULT_OUTCOMES = "mmlu-pro:served"
+
+
+@click.command()
+@click.argument("family")
+@click.option(
+    "--outcomes",
+    metavar="F",
+    default=DEFAULT_OUTCOMES,
+    show_default=True,
+    help="Outcome table: a file, a folder of a known data set, or the name of a shipped one.",
+)
+@click.option("--pool", metavar="P", help="Prices and cards of the models: a file or a name.")
+@click.option("--models", metavar="M,N", help="Only these models.")
+@click.option("--routers", metavar="A,B", help="Routers, as NAME or NAME:setting=value; all.")
+@click.option(
+    "--encoder",
+    type=click.Choice(["static", "minilm"]),
+    default="static",
+    show_default=True,
+    help="What turns a prompt into features.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--jobs", type=click.IntRange(1), help="Processes; one per core.")
+@click.option(
+    "--missing",
+    type=click.Choice(["drop", "wrong"]),
+    default="drop",
+    show_default=True,
+    help="Prompts some model was not run on: not judged, or counted as wrong.",
+)
+@click.option(
+    "--train-share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.7,
+    show_default=True,
+)
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="runs/arena-FAMILY")
+@click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON only.")
+def command(
+    *,
+    family: str,
+    outcomes: str,
+    pool: str | None,
+    models: str | None,
+    routers: str | None,
+    encoder: str,
+    seeds: int,
+    engine: str,
+    jobs: int | None,
+    missing: Missing,
+    train_share: float,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare the routers of FAMILY (today: prompts) on recorded outcomes.
+
+    Prints the leaderboard and writes report.html and leaderboard.json. A run that was stopped
+    continues: finished cells are kept in the output folder. Exit code 1 when a router named in
+    --routers could not be run. JSON: see crossroads.core.arena.leaderboard_schema().
+    """
+    if family not in FAMILIES:
+        raise UsageError(f"no arena for {family!r} yet; there is: {', '.join(FAMILIES)}")
+    from crossroads.core.arena import run_arena
+    from crossroads.prompts.routers import build_router, router_names
+
+    wanted = _names(routers)
+    for router in wanted or ():
+        build_router(router)  # refuse a wrong name before minutes of encoding
+    task = _prompt_task(
+        outcomes,
+        pool=pool,
+        models=_names(models),
+        encoder=encoder,
+        missing=missing,
+        train_share=train_share,
+    )
+    folder = out or Path("runs") / f"arena-{family}"
+    board = run_arena(
+        task, wanted or router_names(), seeds=seeds, out=folder, engine=engine, jobs=jobs
+    )
+    if all(row.error is not None for row in board.rows):
+        raise InputError(f"no router could be run: {board.rows[0].error}")
+    _show(task, board, folder, as_json=as_json)
+    if any(board[router].error is not None for router in wanted or ()):
+        click.get_current_context().exit(1)
+
+
+def _prompt_task(
+    outcomes: str,
+    *,
+    pool: str | None,
+    models: list[str] | None,
+    encoder: str,
+    missing: Missing,
+    train_share: float,
+) -> Task:
+    from crossroads.prompts.pool import read_pool
+    from crossroads.prompts.readers import read_outcomes
+    from crossroads.prompts.tasks import prompt_task
+
+    cards = None if pool is None else read_pool(pool)
+    table = read_outcomes(outcomes, pool=cards, models=models)
+    with progress_bar("encoding prompts") as progress:
+        return prompt_task(
+            table,
+            name=Path(outcomes).name or outcomes,
+            pool="" if cards is None else cards.name,
+            encoder=encoder,
+            train_share=train_share,
+            missing=missing,
+            remarks=(cards.note,) if cards is not None and cards.note else (),
+            progress=progress,
+        )
+
+
+def _show(task: Task, board: Leaderboard, folder: Path, *, as_json: bool) -> None:
+    from crossroads.core.report import leaderboard_table, write_report
+
+    report, figures = write_report(board, folder, plots=task.plots(board))
+    if as_json:
+        click.echo(board.to_json(), nl=False)
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    console.print(f"{board.task} ({board.evidence})", style="bold")
+    console.print(board.description, soft_wrap=True)
+    console.print(leaderboard_table(board))
+    for row in board.rows:
+        if row.error is not None:
+            click.echo(f"{row.router} did not run: {row.error}", err=True)
+    for note in board.notes:
+        click.echo(f"note: {note}")
+    if board.reused:
+        click.echo(f"{board.reused} cells of an earlier run in {folder / 'cells'} were used again")
+    click.echo(f"report  {report}\nfigures {figures}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Split ``A,B``; None where the option was not given or names nothing."""
+    if text is None:
+        return None
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UsageError(f"expected names separated by commas, got {text!r}")
+    return names

@@ -1,0 +1,119 @@
+"""``crossroads fit``: learn a router from outcomes, measure it on prompts held out, save it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from crossroads.core.errors import UsageError
+from crossroads.core.progress import progress_bar
+
+if TYPE_CHECKING:
+    from crossroads.prompts.fitted import FittedRouter
+
+
+@click.command()
+@click.argument("router", default="auto")
+@click.option(
+    "--outcomes",
+    metavar="F",
+    required=True,
+    help="Outcome table: a file, a folder of a known data set, or the name of a shipped one.",
+)
+@click.option("--pool", metavar="P", help="Prices and cards of the models: a file or a name.")
+@click.option("--models", metavar="M,N", help="Only these models.")
+@click.option(
+    "--encoder",
+    default="static",
+    show_default=True,
+    help="What turns a prompt into features: static or minilm.",
+)
+@click.option("--rule", default="argmax", show_default=True, help="Decision rule used by default.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--out",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder for the fitted router; an older one there is replaced.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print what was fitted as JSON only.")
+def command(
+    *,
+    router: str,
+    outcomes: str,
+    pool: str | None,
+    models: str | None,
+    encoder: str,
+    rule: str,
+    seed: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    """Fit ROUTER (default: auto) on recorded outcomes and save it.
+
+    ROUTER is a name, or NAME:setting=value. Figures are of prompts held out from a first fit; the
+    saved router is fitted on all of them.
+
+    JSON: {router, out, models, encoder, rule, metrics: {quality, best_single, best_single_quality,
+    gain, gain_low, gain_high, num_train, num_test, cost_usd, best_single_cost_usd}, provenance}.
+    """
+    from crossroads.prompts.artefact import check_place
+    from crossroads.prompts.fitted import fit_router, save_router
+    from crossroads.prompts.pool import read_pool
+    from crossroads.prompts.readers import read_outcomes
+
+    check_place(out)  # before any time is spent
+    cards = None if pool is None else read_pool(pool)
+    table = read_outcomes(outcomes, pool=cards, models=_names(models))
+    with progress_bar("encoding prompts") as progress:
+        fitted = fit_router(
+            router, table, pool=cards, encoder=encoder, rule=rule, seed=seed, progress=progress
+        )
+    save_router(fitted, out)
+    if as_json:
+        facts = {
+            "router": fitted.router.name,
+            "out": str(out),
+            "models": list(fitted.models),
+            "encoder": fitted.encoder,
+            "rule": fitted.rule,
+            "metrics": dict(fitted.metrics),
+            "provenance": dict(fitted.provenance),
+        }
+        click.echo(json.dumps(facts, indent=2))
+        return
+    _show(fitted, out)
+
+
+def _show(fitted: FittedRouter, out: Path) -> None:
+    found, where = fitted.metrics, fitted.provenance
+    click.echo(
+        f"{fitted.router.name}: {len(fitted.models)} models, {where['num_prompts']} prompts "
+        f"({where['source']})"
+    )
+    click.echo(
+        f"held out ({found['num_test']} prompts, rule {fitted.rule}): "
+        f"quality {found['quality']:.4f}; best single model {found['best_single']} "
+        f"{found['best_single_quality']:.4f}; gain {found['gain']:+.4f} "
+        f"[{found['gain_low']:+.4f}, {found['gain_high']:+.4f}]"
+    )
+    if "cost_usd" in found and "best_single_cost_usd" in found:
+        click.echo(
+            f"cost per 1,000 prompts {1000 * found['cost_usd']:.4g} USD; "
+            f"best single model {1000 * found['best_single_cost_usd']:.4g} USD"
+        )
+    click.echo(f"saved in {out}; try: crossroads route --router {out} --explain 'your prompt'")
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Split ``A,B``; None where the option was not given."""
+    if text is None:
+        return None
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        raise UsageError(f"--models: expected names separated by commas, got {text!r}")
+    return names

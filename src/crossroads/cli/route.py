@@ -1,0 +1,110 @@
+"""``crossroads route``: ask a fitted router where one prompt should go."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from crossroads.core.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from crossroads.core.decision import Decision
+    from crossroads.prompts.fitted import FittedRouter
+
+
+@click.command()
+@click.argument("prompt")
+@click.option(
+    "--router",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder that crossroads fit wrote.",
+)
+@click.option(
+    "--rule",
+    metavar="R",
+    help="argmax, tradeoff:PRICE, max-cost:USD or min-quality:FLOOR; the router's own if absent.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--explain", is_flag=True, help="Show the estimate and the cost of every model.")
+@click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON only.")
+def command(
+    *, prompt: str, router: Path, rule: str | None, seed: int, explain: bool, as_json: bool
+) -> None:
+    """Say where PROMPT should go, and why. A PROMPT of - is read from standard input.
+
+    JSON: {model, scores: {model: quality}, rule, confidence, predicted_cost (USD or null),
+    predicted_quality, seconds, reason, propensity, router, version, seed}.
+    """
+    from crossroads.prompts.fitted import load_router
+
+    text = _read_prompt(prompt)
+    fitted = load_router(router)
+    decision = fitted.route(text, rule=rule, seed=seed)
+    if as_json:
+        click.echo(json.dumps(_facts(decision)))
+    elif explain:
+        _explain(decision, fitted)
+    else:
+        click.echo(f"{decision.model}\n{decision.reason}")
+
+
+def _read_prompt(prompt: str) -> str:
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"standard input: not UTF-8 text (byte {error.start}); send the prompt as UTF-8"
+            ) from error
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; give a text, or - to read standard input")
+    if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise UsageError("the prompt is not UTF-8 text; give it as UTF-8")
+    return prompt
+
+
+def _facts(decision: Decision) -> dict[str, object]:
+    return {
+        "model": decision.model,
+        "scores": dict(decision.scores),
+        "rule": decision.rule,
+        "confidence": decision.confidence,
+        "predicted_cost": decision.predicted_cost_usd,
+        "predicted_quality": decision.predicted_quality,
+        "seconds": decision.seconds,
+        "reason": decision.reason,
+        "propensity": decision.propensity,
+        "router": decision.router,
+        "version": decision.version,
+        "seed": decision.seed,
+    }
+
+
+def _explain(decision: Decision, fitted: FittedRouter) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "model", box=None)
+    table.add_column("estimated quality", justify="right")
+    table.add_column("mean cost, USD a call", justify="right")
+    cost = dict(zip(fitted.models, fitted.mean_cost.tolist(), strict=True))
+    for name, score in sorted(decision.scores.items(), key=lambda pair: -pair[1]):
+        known = cost[name] == cost[name]  # not NaN
+        mark = ">" if name == decision.model else ""
+        table.add_row(mark, name, f"{score:.3f}", f"{cost[name]:.3g}" if known else "unknown")
+    console = Console()
+    console.print(table, highlight=False, markup=False)
+    console.print(
+        f"{decision.reason}\nrule {decision.rule}, confidence {decision.confidence:.2f}, "
+        f"{1e6 * decision.seconds:.0f} us, router {decision.router} {decision.version}, fitted on: "
+        f"{fitted.provenance.get('source', 'unknown')}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )

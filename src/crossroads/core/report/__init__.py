@@ -1,0 +1,262 @@
+"""The leaderboard for people: a table on the terminal, and one HTML file with plots.
+
+The page is self-contained: style, script and the plotting library are inside it, and a content
+security policy forbids it to load anything. Its plots are plain data, so that every family of
+routers describes its own in a few lines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from crossroads.core.arena import Leaderboard, Metric, Row, write_atomically
+from crossroads.core.statistics import Summary
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "Bar",
+    "BarPlot",
+    "CurvePlot",
+    "HeatMap",
+    "Plot",
+    "Role",
+    "Series",
+    "format_figure",
+    "leaderboard_table",
+    "render_report",
+    "role_of",
+    "write_report",
+]
+
+POINTS = "points"  # unit of differences between qualities, shown with their sign
+Role = Literal["router", "baseline", "bound", "reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Points (x, y) of a curve plot. ``label`` names each point where it is hovered."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    role: Role = "router"
+    line: bool = True
+    marks: bool = False
+    label: Sequence[str] = ()
+    hidden: bool = False  # drawn only when its name in the legend is clicked
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePlot:
+    """Curves and points; ``log_x`` offers a switch to a logarithmic axis."""
+
+    kind: ClassVar[str] = "curves"
+    title: str
+    caption: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    log_x: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One value with its interval, both ends None where there is none."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    role: Role = "router"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarPlot:
+    """Values with intervals, the first at the top.
+
+    ``from_zero`` draws bars; without it dots, on an axis that need not begin at 0. ``log_x`` is
+    for dots of several magnitudes.
+    """
+
+    kind: ClassVar[str] = "bars"
+    title: str
+    caption: str
+    x_label: str
+    bars: Sequence[Bar]
+    from_zero: bool = True
+    log_x: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Values by row and column, coloured around 0; None where there is none.
+
+    ``limit`` is the magnitude of the strongest colour; values beyond it share that colour.
+    """
+
+    kind: ClassVar[str] = "heat"
+    title: str
+    caption: str
+    unit: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+    limit: float
+
+
+Plot = CurvePlot | BarPlot | HeatMap
+
+
+def role_of(row: Row) -> Role:
+    """Return ``bound`` for a row that decides with hindsight, else ``baseline`` or ``router``."""
+    if row.cells and row.cells[0].notes.get("hindsight"):
+        return "bound"
+    return "baseline" if row.baseline else "router"
+
+
+def format_figure(metric: Metric, value: float | None) -> str:
+    """Return a figure as text, ``-`` where it is undefined; points of gain carry their sign."""
+    if value is None:
+        return "-"
+    sign = "+" if metric.unit == POINTS else ""
+    rounded = round(value, metric.digits) + 0.0  # -0.0 becomes 0.0
+    return f"{rounded:{sign},.{metric.digits}f}"
+
+
+def leaderboard_table(board: Leaderboard) -> Table:
+    """Return the headline metrics of every row that ran, for a terminal of 80 columns.
+
+    Metrics in points are differences and carry half the width of their interval: there it matters
+    whether 0 is inside. Bounds are no candidates and need none. ``*`` marks baselines, ``**`` bounds.
+    """
+    from rich import box
+    from rich.table import Table
+
+    shown = [metric for metric in board.metrics if metric.headline]
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        show_edge=False,
+        caption="* baseline   ** bound: decides with hindsight",
+        caption_justify="left",
+    )
+    table.add_column("router", no_wrap=True)
+    for metric in shown:
+        table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
+    marks: Mapping[Role, str] = {"router": "", "baseline": " *", "bound": " **"}
+    for row in board.rows:
+        role = role_of(row)
+        if row.error is None:
+            figures = [_cell_text(m, row.metrics.get(m.name), role) for m in shown]
+            style = "" if role == "router" else "dim"
+            table.add_row(row.router + marks[role], *figures, style=style)
+    return table
+
+
+def _cell_text(metric: Metric, summary: Summary | None, role: Role) -> str:
+    if summary is None:
+        return "-"
+    text = format_figure(metric, summary.mean)
+    if metric.unit == POINTS and role != "bound" and summary.half_width is not None:
+        text += f" +-{summary.half_width:.{metric.digits}f}"
+    return text
+
+
+def write_report(
+    board: Leaderboard, folder: str | Path, *, plots: Sequence[Plot] = ()
+) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``leaderboard.json`` and return their paths.
+
+    Raises InputError when the folder cannot be written.
+    """
+    page, figures = Path(folder) / "report.html", Path(folder) / "leaderboard.json"
+    write_atomically(figures, board.to_json())
+    write_atomically(page, render_report(board, plots))
+    return page, figures
+
+
+def render_report(board: Leaderboard, plots: Sequence[Plot]) -> str:
+    """Return the report as one HTML document of about 5 MB, most of it the plotting library."""
+    from jinja2 import Environment, StrictUndefined
+
+    here = resources.files(__package__)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string(here.joinpath("report.html.j2").read_text("utf-8"))
+    library = resources.files("plotly").joinpath("package_data/plotly.min.js").read_text("utf-8")
+    return template.render(
+        board=board,
+        rows=[_row_for_page(board, row) for row in board.rows],
+        failed=[row for row in board.rows if row.error is not None],
+        winner=_winner(board),
+        plots=[{"kind": plot.kind, "title": plot.title, "caption": plot.caption} for plot in plots],
+        plot_data=_script_json([{"kind": plot.kind, **asdict(plot)} for plot in plots]),
+        style=here.joinpath("report.css").read_text("utf-8"),
+        script=here.joinpath("report.js").read_text("utf-8"),
+        library=library,
+    )
+
+
+def _row_for_page(board: Leaderboard, row: Row) -> dict[str, Any]:
+    figures = []
+    for metric in board.metrics:
+        summary = row.metrics.get(metric.name)
+        mean = None if summary is None else summary.mean
+        half = None if summary is None else summary.half_width
+        figures.append(
+            {
+                "text": format_figure(metric, mean),
+                "half": None if half is None else f"{half:,.{metric.digits}f}",
+                "value": mean,
+                "headline": metric.headline,
+                "best": mean is not None and mean == _best_mean(board, metric),
+            }
+        )
+    return {"router": row.router, "role": role_of(row), "error": row.error, "figures": figures}
+
+
+def _best_mean(board: Leaderboard, metric: Metric) -> float | None:
+    """The best figure among routers; baselines and bounds do not compete."""
+    means = [
+        mean
+        for row in board.rows
+        if role_of(row) == "router"
+        and metric.name in row.metrics
+        and (mean := row.metrics[metric.name].mean) is not None
+    ]
+    if not means:
+        return None
+    return max(means) if metric.higher_is_better else min(means)
+
+
+def _winner(board: Leaderboard) -> dict[str, Any] | None:
+    """The first router of the board with its headline figures; None if every router failed."""
+    for row in board.rows:
+        if role_of(row) == "router" and row.error is None:
+            page_row = _row_for_page(board, row)
+            pairs = zip(board.metrics, page_row["figures"], strict=True)
+            page_row["tiles"] = [(metric, figure) for metric, figure in pairs if metric.headline]
+            return page_row
+    return None
+
+
+def _script_json(data: Any) -> str:
+    """Return JSON that cannot end the script element it stands in; non-finite numbers as null."""
+    return json.dumps(_finite(data), allow_nan=False).replace("<", "\\u003c")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data

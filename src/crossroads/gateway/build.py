@@ -1,0 +1,66 @@
+"""From a configuration to a gateway that is ready to start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crossroads.core.errors import InputError, UsageError
+from crossroads.gateway.app import Gateway
+from crossroads.gateway.config import ServeConfig
+from crossroads.prompts.experts.http import Timeouts
+from crossroads.prompts.experts.registry import build_expert
+from crossroads.prompts.fitted import FittedRouter, load_router
+from crossroads.prompts.pool import Pool, read_pool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Built:
+    """A gateway, and what it serves."""
+
+    gateway: Gateway
+    models: tuple[str, ...]
+    router: str | None
+
+
+def build_gateway(config: ServeConfig) -> Built:
+    """Load the router and build the experts.
+
+    Raises UsageError where there is nothing to serve, InputError where the router chooses among
+    models that the pool cannot reach. A router that does not load is never replaced by another
+    choice.
+    """
+    if config.router is None and config.pool is None:
+        raise UsageError(
+            "nothing to serve; run: crossroads fit auto --outcomes local --out DIR, then: "
+            "crossroads serve --router DIR --pool local"
+        )
+    router = None if config.router is None else load_router(config.router)
+    pool = _pool(config, router)
+    waits = config.timeouts
+    timeouts = Timeouts(
+        connect=waits.connect, first_byte=waits.first_byte, idle=waits.idle, total=waits.total
+    )
+    gateway = Gateway(
+        {card.name: build_expert(card, timeouts=timeouts) for card in pool},
+        router,
+        rule=config.rule,
+        api_key=config.api_key or None,
+        body_limit=config.limits.body_bytes,
+    )
+    return Built(gateway=gateway, models=pool.names, router=router.router.name if router else None)
+
+
+def _pool(config: ServeConfig, router: FittedRouter | None) -> Pool:
+    """Return the models to serve, every model of the router among them."""
+    if config.pool is not None:
+        pool = read_pool(config.pool)
+    else:
+        assert router is not None
+        pool = router.pool
+    missing = [name for name in (router.pool.names if router else ()) if name not in pool.names]
+    if missing:
+        raise InputError(
+            f"router {config.router} chooses among {', '.join(missing)}, which pool "
+            f"{pool.name!r} lacks; add a card with an endpoint for each, or fit on other models"
+        )
+    return pool

@@ -1,0 +1,73 @@
+"""Errors as OpenAI's clients understand them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import orjson
+
+from crossroads.core.errors import CrossroadsError
+from crossroads.prompts.experts.base import ExpertError
+
+Headers = list[tuple[bytes, bytes]]
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+}
+
+
+class ApiError(CrossroadsError):
+    """A request that gets an error object for an answer.
+
+    Attributes
+    ----------
+    status : HTTP status
+    type, code, param : fields of OpenAI's error object; the type follows from the status
+    headers : added to the response
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        type: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(message)
+        default = "invalid_request_error" if status < 500 else "server_error"
+        self.status = status
+        self.type = type or _TYPES.get(status, default)
+        self.code = code
+        self.param = param
+        self.headers = list(headers)
+
+    @property
+    def body(self) -> bytes:
+        """``{"error": {...}}``, for a response or an event."""
+        fields = {
+            "message": str(self),
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return orjson.dumps({"error": fields})
+
+
+def from_expert(error: ExpertError) -> ApiError:
+    """Return what the gateway's client is told when an expert fails."""
+    headers: Headers = []
+    if error.retry_after is not None:
+        headers.append((b"retry-after", f"{error.retry_after:g}".encode()))
+    return ApiError(
+        str(error),
+        status=error.status,
+        type=error.type,
+        code=error.code,
+        param=error.param,
+        headers=headers,
+    )

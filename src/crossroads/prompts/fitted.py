@@ -1,0 +1,361 @@
+"""A fitted router: what decides where a prompt goes, with all it needs to decide again elsewhere.
+
+:func:`fit_router` learns from an outcome table and measures the result on prompts held out,
+:func:`save_router` and :func:`load_router` keep it in a folder (no pickle), and
+:class:`FittedRouter` decides.
+
+The predicted cost of a decision is the chosen model's mean cost per call over the prompts it was
+fitted on: the length of the prompt at hand is not considered.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from crossroads import __version__
+from crossroads.core.decision import Decision
+from crossroads.core.errors import InputError, UsageError
+from crossroads.core.progress import Progress
+from crossroads.models.encoders import Encoder, get_encoder
+from crossroads.prompts.artefact import read_artefact, write_artefact
+from crossroads.prompts.decide import Argmax, DecisionRule, parse_rule
+from crossroads.prompts.explain import leads, reason
+from crossroads.prompts.features import queries, table_features, training_set
+from crossroads.prompts.outcomes import OutcomeTable
+from crossroads.prompts.pool import Pool, describe
+from crossroads.prompts.router import PromptRouter, Queries, column_means
+from crossroads.prompts.routers import build_router, router_class
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedRouter:
+    """A router with its pool, encoder, costs and default rule.
+
+    Attributes
+    ----------
+    router : fitted, K models
+    pool : their cards, in the router's order
+    encoder : name of the text encoder it was fitted with
+    mean_cost : float64 (K,), USD per call; NaN = unknown
+    rule : default decision rule, as text
+    metrics : measured on held-out prompts, see :func:`fit_router`
+    provenance : table, prompts, seed, versions, date
+    """
+
+    router: PromptRouter
+    pool: Pool
+    encoder: str
+    mean_cost: Float64
+    rule: str = Argmax.rule
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        return self.pool.names
+
+    def decide(
+        self,
+        prompts: Sequence[str] | Float32,
+        *,
+        rule: str | DecisionRule | None = None,
+        seed: int = 0,
+    ) -> list[Decision]:
+        """Decide where N prompts go: texts, or embeddings (N, D) by the router's encoder.
+
+        Raises UsageError for an unknown rule, or one that weighs costs where they are unknown.
+        """
+        if len(prompts) == 0:
+            return []
+        start = time.perf_counter()
+        chosen_rule = self._rule(rule)
+        quality = self.router.predict(self._queries(prompts))
+        cost = self._known_cost
+        choice = chosen_rule.choose(quality, cost)
+        lead = leads(chosen_rule, quality, cost, choice)
+        shared: dict[str, Any] = {
+            "rule": str(chosen_rule),
+            "router": self.router.name,
+            "version": f"{__version__}/{self.router.version}",
+            "seconds": (time.perf_counter() - start) / len(quality),
+            "seed": seed,
+        }
+        return [
+            Decision(
+                **shared,
+                **self._choice(quality[n], int(choice[n])),
+                reason=reason(chosen_rule, self.models, quality[n], cost, int(choice[n])),
+                confidence=float(lead[n]),
+                propensity=1.0,
+            )
+            for n in range(len(quality))
+        ]
+
+    def route(
+        self, prompt: str, *, rule: str | DecisionRule | None = None, seed: int = 0
+    ) -> Decision:
+        """Decide where one prompt goes."""
+        return self.decide([prompt], rule=rule, seed=seed)[0]
+
+    def _queries(self, prompts: Sequence[str] | Float32) -> Queries:
+        if isinstance(prompts, np.ndarray) and prompts.dtype != object:
+            return Queries(embeddings=prompts)
+        texts = np.array(list(prompts), dtype=object)
+        if not self.router.needs_embeddings:
+            return Queries(embeddings=np.zeros((len(texts), 1), dtype=np.float32), texts=texts)
+        return Queries(embeddings=self._encoder.encode(list(prompts)), texts=texts)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return get_encoder(self.encoder)
+
+    @cached_property
+    def _known_cost(self) -> Float64:
+        """Mean cost for the rules: unknown ones count as the dearest, zero where all are."""
+        known = np.isfinite(self.mean_cost)
+        dearest = self.mean_cost[known].max() if known.any() else 0.0
+        return np.where(known, self.mean_cost, dearest)
+
+    def _rule(self, rule: str | DecisionRule | None) -> DecisionRule:
+        if rule is None:
+            rule = self.rule
+        parsed = parse_rule(rule) if isinstance(rule, str) else rule
+        unknown = ~np.isfinite(self.mean_cost)
+        if unknown.any() and not isinstance(parsed, Argmax):
+            missing = [name for name, gone in zip(self.models, unknown, strict=True) if gone]
+            raise UsageError(
+                f"decision rule {str(parsed)!r} weighs costs, but the cost of {missing[0]!r} is "
+                "unknown; fit with a pool that has prices (--pool), or use argmax"
+            )
+        return parsed
+
+    def _choice(self, quality_K: Float64, choice: int) -> dict[str, Any]:
+        """Return the fields of a decision that say what was chosen."""
+        cost = float(self.mean_cost[choice])
+        return {
+            "chosen": (self.models[choice],),
+            "scores": dict(zip(self.models, quality_K.tolist(), strict=True)),
+            "predicted_quality": min(max(float(quality_K[choice]), 0.0), 1.0),
+            "predicted_cost_usd": cost if np.isfinite(cost) else None,
+        }
+
+
+def fit_router(
+    spec: str,
+    table: OutcomeTable,
+    *,
+    pool: Pool | None = None,
+    encoder: str = "static",
+    rule: str = Argmax.rule,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> FittedRouter:
+    """Fit a router (``knn``, ``knn:k=20``, ``auto``) on an outcome table.
+
+    It is first fitted on 70 % of the prompts (or on the rows marked ``train``) and measured on the
+    rest, then fitted again on all of them. ``metrics`` are those of the held-out prompts under
+    ``rule``: ``quality`` and ``cost_usd`` per call of the choices; ``best_single``, the model best
+    in training, with its quality and cost; ``gain`` over it with a 95 % interval (normal, paired by
+    prompt). Prompts for which the chosen or the best single model was not run are not counted.
+
+    Raises UsageError for an unknown router or setting, or one that needs hindsight; InputError
+    where the table cannot be learnt from.
+    """
+    router = build_router(spec)
+    if router.hindsight:
+        raise UsageError(
+            f"router {router.name!r} decides with hindsight: it is a bound for the arena and "
+            "cannot be fitted to serve; choose another one"
+        )
+    pool = (pool or Pool.of(table.models)).subset(table.models)
+    if not table.has_costs and pool.has_prices:
+        table = table.with_prices(pool)
+    table = table.take(np.flatnonzero(np.isfinite(table.score).any(axis=1)))
+    features = _features(router, table, encoder, progress)
+    train, test = table.split_by_hash(seed)
+
+    def fit(router: PromptRouter, rows: Ints) -> FittedRouter:
+        data = training_set(table, rows, features)
+        known = np.isfinite(data.costs).any(axis=0)
+        fitted = FittedRouter(
+            router=router,
+            pool=pool,
+            encoder=encoder,
+            mean_cost=np.where(known, column_means(data.costs), np.nan),
+            rule=rule,
+        )
+        fitted._rule(None)  # complain before fitting
+        router.fit(data, seed=seed)
+        return fitted
+
+    metrics = _measure(fit(build_router(spec), train), table, train, test, features)
+    final = fit(router, np.arange(len(table)))
+    return dataclasses.replace(final, metrics=metrics, provenance=_provenance(table, seed))
+
+
+def _features(
+    router: PromptRouter, table: OutcomeTable, encoder: str, progress: Progress | None
+) -> Float32:
+    if router.needs_embeddings:
+        return table_features(table, encoder, progress)
+    return np.zeros((len(table), 1), dtype=np.float32)
+
+
+def _measure(
+    fitted: FittedRouter, table: OutcomeTable, train: Ints, test: Ints, features: Float32
+) -> dict[str, Any]:
+    """Return the metrics of :func:`fit_router`."""
+    judged = table.take(test)
+    best = int(column_means(table.score[train]).argmax())
+    estimate = fitted.router.predict(queries(table, test, features))
+    choice = fitted._rule(None).choose(estimate, fitted._known_cost)
+    rows = np.arange(len(test))
+    routed, single = judged.score[rows, choice], judged.score[:, best]
+    both = np.isfinite(routed) & np.isfinite(single)
+    if not both.any():
+        raise InputError("no held-out prompt was answered by the chosen and the best single model")
+    gain = (routed - single)[both].astype(np.float64)
+    half = 1.96 * float(gain.std()) / np.sqrt(len(gain))
+    metrics: dict[str, Any] = {
+        "quality": float(routed[both].mean()),
+        "best_single": table.models[best],
+        "best_single_quality": float(single[both].mean()),
+        "gain": float(gain.mean()),
+        "gain_low": float(gain.mean() - half),
+        "gain_high": float(gain.mean() + half),
+        "num_train": len(train),
+        "num_test": int(both.sum()),
+    }
+    if judged.cost is not None:
+        spent = {
+            "cost_usd": judged.cost[rows, choice],
+            "best_single_cost_usd": judged.cost[:, best],
+        }
+        for name, usd in spent.items():
+            if np.isfinite(usd[both]).all():
+                metrics[name] = float(usd[both].mean())
+    return metrics
+
+
+def _provenance(table: OutcomeTable, seed: int) -> dict[str, Any]:
+    return {
+        "source": table.source,
+        "num_prompts": len(table),
+        "num_models": len(table.models),
+        "seed": seed,
+        "crossroads": __version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def save_router(fitted: FittedRouter, folder: str | Path) -> None:
+    """Write the router to a folder, whole or not at all (:mod:`crossroads.prompts.artefact`).
+
+    API keys are kept only where they name an environment variable (``${MY_KEY}``).
+    """
+    router = fitted.router
+    encoder = fitted._encoder.version if router.needs_embeddings else None
+    header = {
+        "router": {
+            "name": router.name,
+            "version": router.version,
+            "models": list(router.models),
+            "settings": router.settings,
+        },
+        "encoder": {"name": fitted.encoder, "version": encoder},
+        "rule": fitted.rule,
+        "mean_cost_usd": [c if np.isfinite(c) else None for c in fitted.mean_cost.tolist()],
+        "pool": _without_secrets(fitted.pool).model_dump(mode="json", exclude_defaults=True),
+        "metrics": dict(fitted.metrics),
+        "provenance": dict(fitted.provenance),
+    }
+    write_artefact(folder, header, router.state())
+
+
+def load_router(folder: str | Path) -> FittedRouter:
+    """Read a router that :func:`save_router` wrote, and load its encoder.
+
+    Raises InputError for a missing, damaged or too new folder, UsageError where the router is not
+    installed, MissingExtraError or UnavailableError where its encoder is not.
+    """
+    header, arrays = read_artefact(folder)
+    try:
+        fitted = _rebuild(header, arrays)
+        encoder = header["encoder"]["version"]
+    except ValidationError as error:
+        raise InputError(f"{folder}: pool: {describe(error)}; fit the router again") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _incomplete(folder, error) from error
+    except ValueError as error:
+        if isinstance(error, InputError | UsageError):
+            raise
+        raise _incomplete(folder, error) from error
+    if fitted.router.needs_embeddings and fitted._encoder.version != encoder:
+        raise InputError(
+            f"{folder}: fitted with encoder {fitted.encoder} {encoder}, "
+            f"this installation has {fitted._encoder.version}; fit the router again"
+        )
+    return fitted
+
+
+def _rebuild(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> FittedRouter:
+    facts = header["router"]
+    cls = router_class(facts["name"])
+    if facts["version"] != cls.version:
+        raise InputError(
+            f"router {cls.name!r} was saved as version {facts['version']}, this crossroads has "
+            f"version {cls.version}; fit it again, or use the crossroads that wrote it"
+        )
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in facts["settings"].items()
+    }
+    models = tuple(facts["models"])
+    pool = Pool.model_validate(header["pool"])
+    parse_rule(header["rule"])
+    cost = [np.nan if usd is None else float(usd) for usd in header["mean_cost_usd"]]
+    if pool.names != models or len(cost) != len(models):
+        raise ValueError("pool, costs and models disagree")
+    return FittedRouter(
+        router=cls.restore(models=models, settings=settings, arrays=arrays),
+        pool=pool,
+        encoder=header["encoder"]["name"],
+        mean_cost=np.array(cost),
+        rule=header["rule"],
+        metrics=header["metrics"],
+        provenance=header["provenance"],
+    )
+
+
+def _incomplete(folder: str | Path, error: Exception) -> InputError:
+    problem = " ".join(f"{type(error).__name__}: {error}".split())
+    return InputError(f"{folder}: incomplete or altered ({problem:.100}); fit the router again")
+
+
+def _without_secrets(pool: Pool) -> Pool:
+    cards = [
+        card
+        if card.api_key is None or re.fullmatch(r"\$\{\w+\}", card.api_key)
+        else card.model_copy(update={"api_key": None})
+        for card in pool
+    ]
+    return pool.model_copy(update={"models": tuple(cards)})

@@ -1,0 +1,227 @@
+"""The plots of a prompt arena: frontier, gains, AIQ, domains, latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from crossroads.core.arena import Cell, Leaderboard, Row
+from crossroads.core.preference import hull_quality_at, upper_hull
+from crossroads.core.report import Bar, BarPlot, CurvePlot, HeatMap, Plot, Series, role_of
+
+Float64 = npt.NDArray[np.float64]
+
+GRID = 80  # points of a drawn hull
+SHOWN_CURVES = 5  # routers drawn at first; the others wait in the legend
+BEST_SINGLE = "best-single"
+COST_AXIS = "USD per 1,000 prompts"
+
+
+def prompt_plots(board: Leaderboard) -> list[Plot]:
+    """Return the plots the board's cells have data for."""
+    ran = [row for row in board.rows if row.error is None]
+    plots: list[Plot] = []
+    if any("hull" in row.cells[0].curves for row in ran):
+        plots += [_frontier(ran), _over_mix(ran)]
+    if any(role_of(row) == "router" for row in ran):
+        plots.append(_gain(ran))
+        if any("aiq" in row.metrics for row in ran):
+            plots.append(_aiq(ran))
+        if any(row.router == BEST_SINGLE and row.cells[0].notes["domains"] for row in ran):
+            plots.append(_domains(ran))
+    if ran:
+        plots.append(_latency(ran))
+    return plots
+
+
+def _frontier(rows: Sequence[Row]) -> CurvePlot:
+    singles = np.mean([cell.curves["singles"] for cell in rows[0].cells], axis=0)
+    grid = _grid(singles[:, 0])
+    series = [
+        Series(
+            name=row.router,
+            x=list(grid),
+            y=list(np.mean([_hull_quality(cell, "hull", grid) for cell in row.cells], axis=0)),
+            role=role_of(row),
+            hidden=hidden,
+        )
+        for row, hidden in _drawn(rows, bounds=True)
+    ]
+    mix = np.mean([_hull_quality(cell, "singles", grid) for cell in rows[0].cells], axis=0)
+    series += [
+        Series(name="random mix", x=list(grid), y=list(mix), role="reference"),
+        Series(
+            name="single models",
+            x=list(singles[:, 0]),
+            y=list(singles[:, 1]),
+            role="reference",
+            line=False,
+            marks=True,
+            label=rows[0].cells[0].notes["models"],
+        ),
+    ]
+    series += [_argmax_point(row) for row in rows if role_of(row) == "baseline"]
+    return CurvePlot(
+        title="Cost and quality",
+        caption=(
+            "What each router reaches as the price put on a dollar is swept: hull of the operating "
+            "points, mean over seeds. Single models and their random mix are the bar to clear; "
+            "bounds decide with hindsight. Names in the legend switch curves on and off."
+        ),
+        x_label=COST_AXIS,
+        y_label="quality",
+        series=series,
+        log_x=True,
+    )
+
+
+def _over_mix(rows: Sequence[Row]) -> CurvePlot:
+    """The frontier again, seen from the random mix: here the routers can be told apart."""
+    singles = np.mean([cell.curves["singles"] for cell in rows[0].cells], axis=0)
+    grid = _grid(singles[:, 0])
+    series = []
+    for row, hidden in _drawn(rows, bounds=False):
+        gaps = [
+            _hull_quality(c, "hull", grid) - _hull_quality(c, "singles", grid) for c in row.cells
+        ]
+        gain = list(100 * np.mean(gaps, axis=0))
+        series.append(Series(name=row.router, x=list(grid), y=gain, hidden=hidden))
+    series.append(Series(name="random mix", x=list(grid), y=[0.0] * len(grid), role="reference"))
+    return CurvePlot(
+        title="Gain over a random mix, at every budget",
+        caption=(
+            "Quality above choosing at random between single models at the same mean cost, mean "
+            "over seeds: the height between a router's curve and the dotted line above."
+        ),
+        x_label=COST_AXIS,
+        y_label="points of quality",
+        series=series,
+        log_x=True,
+    )
+
+
+def _grid(single_cost: Float64) -> Float64:
+    """Budgets from the cheapest to the dearest single model, evenly spaced on a log axis."""
+    low, high = float(single_cost.min()), float(single_cost.max())
+    return np.geomspace(low, high, GRID) if low > 0 else np.linspace(low, high, GRID)
+
+
+def _drawn(rows: Sequence[Row], *, bounds: bool) -> list[tuple[Row, bool]]:
+    """Return the rows that have a curve, best AIQ first, and whether each waits in the legend."""
+    routers = [row for row in rows if role_of(row) == "router"]
+    routers.sort(key=lambda row: -(row.metrics["aiq"].mean or 0.0))
+    found = [(row, i >= SHOWN_CURVES) for i, row in enumerate(routers)]
+    return found + [(row, False) for row in rows if bounds and role_of(row) == "bound"]
+
+
+def _hull_quality(cell: Cell, curve: str, grid: Float64) -> Float64:
+    """Return the hull of a curve of (cost, quality) points on the grid; NaN left of its start."""
+    cost, quality = np.array(cell.curves[curve]).T
+    return hull_quality_at(upper_hull(cost, quality), grid)
+
+
+def _argmax_point(row: Row) -> Series:
+    cost, quality = row.metrics["cost_per_1k"].mean, row.metrics["quality"].mean
+    return Series(
+        name=row.router,
+        x=[] if cost is None else [cost],
+        y=[] if quality is None else [quality],
+        role="baseline",
+        line=False,
+        marks=True,
+        label=[row.router],
+    )
+
+
+def _bars(rows: Sequence[Row], metric: str) -> list[Bar]:
+    found = []
+    for row in rows:
+        summary = row.metrics.get(metric)
+        if summary is not None and summary.mean is not None:
+            found.append(
+                Bar(
+                    name=row.router,
+                    value=summary.mean,
+                    low=summary.low,
+                    high=summary.high,
+                    role=role_of(row),
+                )
+            )
+    return found
+
+
+def _gain(rows: Sequence[Row]) -> BarPlot:
+    bars = [bar for bar in _bars(rows, "gain_over_best_single") if bar.role == "router"]
+    return BarPlot(
+        title="Gain over the best single model",
+        caption=(
+            "Quality of the argmax choice above the model that was best in training, with the 95% "
+            "interval of the mean over seeds. Below 0 a router does harm."
+        ),
+        x_label="points of quality",
+        bars=sorted(bars, key=lambda bar: -bar.value),
+    )
+
+
+def _aiq(rows: Sequence[Row]) -> BarPlot:
+    bars = [bar for bar in _bars(rows, "aiq") if bar.role == "router" or bar.name == BEST_SINGLE]
+    return BarPlot(
+        title="AIQ: quality over all budgets",
+        caption=(
+            "Mean quality from the cheapest to the dearest single model's cost, with the 95% "
+            "interval of the mean over seeds. The axis does not begin at 0."
+        ),
+        x_label="AIQ",
+        bars=sorted(bars, key=lambda bar: -bar.value),
+        from_zero=False,
+    )
+
+
+def _domains(rows: Sequence[Row]) -> HeatMap:
+    best = next(row for row in rows if row.router == BEST_SINGLE)
+    columns = sorted(best.cells[0].notes["domains"])
+    routers = [row for row in rows if role_of(row) == "router"]
+    base = _domain_quality(best, columns)
+    gains = [100 * (_domain_quality(row, columns) - base) for row in routers]
+    size = np.abs(gains)
+    return HeatMap(
+        title="Gain by domain",
+        caption=(
+            "Points of quality above the best single model in each domain, mean over seeds. "
+            "Colours saturate so that one far-off cell does not hide the others."
+        ),
+        unit="points",
+        rows=[row.router for row in routers],
+        columns=columns,
+        values=[[float(g) if np.isfinite(g) else None for g in line] for line in gains],
+        # The median is 0 where most routers fall back to the best single model.
+        limit=max(float(min(np.nanmax(size), 3 * np.nanmedian(size) + 1)), 1e-6),
+    )
+
+
+def _domain_quality(row: Row, columns: Sequence[str]) -> Float64:
+    """Mean over seeds; NaN where a seed judged no prompt of the domain."""
+    per_seed = [
+        [cell.notes["domains"].get(c, {"quality": np.nan})["quality"] for c in columns]
+        for cell in row.cells
+    ]
+    return np.asarray(np.mean(per_seed, axis=0), dtype=np.float64)
+
+
+def _latency(rows: Sequence[Row]) -> BarPlot:
+    return BarPlot(
+        title="Time of one decision",
+        caption=(
+            "Median, one prompt at a time, one thread, the prompt's features given; encoding the "
+            "prompt comes on top and is the same for all."
+        ),
+        x_label="microseconds (log scale)",
+        bars=sorted(
+            (bar for bar in _bars(rows, "latency_us_p50") if bar.role != "bound"),
+            key=lambda bar: bar.value,
+        ),
+        from_zero=False,
+        log_x=True,
+    )

@@ -1,0 +1,116 @@
+"""``crossroads route`` as a process: what it prints and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crossroads.prompts.artefact import HEADER
+
+TABLE = "prompt_id,prompt,model,score,cost\n" + "".join(
+    f"{text} {n},{text} {n},{model},{int((text in 'bake bread, boil rice') == (model == 'cook'))},"
+    f"{0.001 if model == 'cook' else 0.002}\n"
+    for n in range(12)
+    for text in ("bake bread", "boil rice", "the orbit of Mars", "a lunar eclipse")
+    for model in ("cook", "astronomer")
+)
+
+
+def crossroads(
+    *arguments: object, stdin: bytes | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    call = [sys.executable, "-m", "crossroads", *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, input=stdin, check=False)
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("route")
+    (folder / "t.csv").write_text(TABLE, "utf-8")
+    out = folder / "router"
+    done = crossroads("fit", "ridge", "--outcomes", folder / "t.csv", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def assert_refused(done: subprocess.CompletedProcess[bytes], code: int, *parts: str) -> None:
+    message = done.stderr.decode()
+    assert done.returncode == code, message
+    assert done.stdout == b""
+    assert message.count("\n") == 1, message
+    assert message.startswith("error: ")
+    for part in parts:
+        assert part in message
+
+
+def test_route_prints_the_model_and_the_reason(router: Path) -> None:
+    done = crossroads("route", "--router", router, "how long to bake bread?")
+    assert done.returncode == 0, done.stderr
+    model, reason = done.stdout.decode().splitlines()
+    assert model == "cook"
+    assert reason.startswith("cook has the highest estimated quality")
+
+
+def test_route_json_has_the_documented_fields(router: Path) -> None:
+    done = crossroads(
+        "route", "--router", router, "--rule", "tradeoff:0.5", "--json", "a lunar eclipse"
+    )
+    found = json.loads(done.stdout)
+    assert found["model"] == "astronomer"
+    assert set(found["scores"]) == {"cook", "astronomer"}
+    assert found["rule"] == "tradeoff:0.5"
+    assert 0 <= found["confidence"] <= 1
+    assert found["predicted_cost"] == pytest.approx(0.002)
+    assert found["seconds"] > 0
+    assert isinstance(found["reason"], str)
+    assert found["router"] == "ridge"
+
+
+def test_route_reads_standard_input(router: Path) -> None:
+    done = crossroads("route", "--router", router, "-", stdin=b"the orbit\nof Mars")
+    assert done.stdout.decode().splitlines()[0] == "astronomer"
+
+
+def test_explain_shows_every_model_with_estimate_and_cost(router: Path) -> None:
+    text = crossroads("route", "--router", router, "--explain", "boil rice").stdout.decode()
+    for part in ("cook", "astronomer", "0.001", "0.002", "rule argmax", "fitted on: t.csv"):
+        assert part in text
+    assert text.index("cook") < text.index("astronomer")
+    assert "\x1b" not in text
+
+
+def test_a_rule_that_is_none_is_wrong_usage(router: Path) -> None:
+    done = crossroads("route", "--router", router, "--rule", "argmin", "x")
+    assert_refused(done, 2, "unknown decision rule 'argmin'", "did you mean 'argmax'")
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_an_empty_prompt_is_wrong_usage(prompt: str, router: Path) -> None:
+    assert_refused(crossroads("route", "--router", router, prompt), 2, "the prompt is empty")
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(router: Path) -> None:
+    done = crossroads("route", "--router", router, "-", stdin=b"caf\xe9")
+    assert_refused(done, 1, "not UTF-8 text (byte 3)")
+    call = [sys.executable.encode(), b"-m", b"crossroads", b"route", b"--router"]
+    call += [str(router).encode(), b"caf\xe9"]
+    done = subprocess.run(call, capture_output=True, check=False)
+    assert_refused(done, 2, "not UTF-8 text")
+
+
+def test_a_folder_without_a_router_is_refused(tmp_path: Path) -> None:
+    done = crossroads("route", "--router", tmp_path / "none", "x")
+    assert_refused(done, 1, "no such folder", "crossroads fit")
+    assert_refused(crossroads("route", "--router", tmp_path, "x"), 1, f"no {HEADER}")
+    assert_refused(crossroads("route", "x"), 2, "--router")
+
+
+def test_a_newer_router_is_refused_with_both_versions(router: Path, tmp_path: Path) -> None:
+    header = json.loads((router / HEADER).read_text())
+    (tmp_path / HEADER).write_text(json.dumps({**header, "format_version": 7}))
+    done = crossroads("route", "--router", tmp_path, "x")
+    assert_refused(done, 1, "format 7", "up to 1", "upgrade crossroads")

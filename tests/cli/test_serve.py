@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from crossroads.cli import main
+
+TOOLS = """
+models:
+  - {name: calculator, endpoint: local:calculator}
+  - {name: units, endpoint: local:units}
+"""
+HEAVY = ("torch", "sklearn", "pandas", "lightgbm", "transformers", "plotly", "pyarrow")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> str:
+    path = tmp_path / "pool.yaml"
+    path.write_text(TOOLS, "utf-8")
+    return str(path)
+
+
+@contextmanager
+def server(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """The real command; yields the process, its URL and its second line."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crossroads", "serve", "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    try:
+        ready, example = process.stdout.readline(), process.stdout.readline()
+        found = re.search(r"http://[^ ]+", ready)
+        assert found is not None, process.stderr.read()
+        yield process, found[0], example
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_it_says_where_it_serves_and_its_example_works(pool: str) -> None:
+    with server("--pool", pool) as (process, _, example):
+        found = re.search(r"curl -si (\S+) -d '(.*)'", example)
+        assert found is not None
+        request = urllib.request.Request(found[1], data=found[2].encode())
+        with urllib.request.urlopen(request, timeout=10) as response:
+            assert response.headers["x-crossroads-model"] == "calculator"
+            answer = json.load(response)
+        assert answer["choices"][0]["message"]["content"] == "30"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_ctrl_c_ends_it_in_peace(pool: str) -> None:
+    with server("--pool", pool) as (process, _, _):
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+
+
+def test_a_config_file_serves_with_the_key_of_the_environment(tmp_path: Path, pool: str) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"pool: {pool}\napi_key: ${{A_SERVE_KEY}}\n", "utf-8")
+    with server("--config", str(config), A_SERVE_KEY="abc") as (_, url, example):
+        assert "$CROSSROADS_API_KEY" in example
+        assert "abc" not in example
+        headers = {"authorization": "Bearer abc"}
+        request = urllib.request.Request(f"{url}/v1/models", headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as response:
+            assert len(json.load(response)["data"]) == 2
+
+
+def test_the_server_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, crossroads.cli.serve, crossroads.gateway.build, crossroads.gateway.server; "
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def failing(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[object, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *options])
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+    return ended.value.code, shown.err
+
+
+def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture[str], pool: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, line = failing(capsys, "--pool", pool, "--port", str(port))
+    assert code == 1
+    assert f"port {port} on 127.0.0.1" in line
+    assert "--port" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "told"),
+    [
+        ([], 2, "nothing to serve; run: crossroads fit auto --outcomes local --out DIR"),
+        (["--host", "0.0.0.0"], 2, "set an API key"),
+        (["--pool", "nowhere.yaml"], 1, "pool 'nowhere.yaml': no such file"),
+        (["--router", "nowhere"], 1, "nowhere"),
+        (["--config", "nowhere.yaml"], 1, "config 'nowhere.yaml': no such file"),
+        (["--pool", "local", "--rule", "argmx"], 2, "did you mean 'argmax'"),
+        (["--pool", "mmlu-pro"], 1, "has no endpoint"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    code: int,
+    told: str,
+) -> None:
+    monkeypatch.delenv("CROSSROADS_API_KEY", raising=False)
+    got, line = failing(capsys, "--port", "0", *options)
+    assert (got, told in line) == (code, True), line

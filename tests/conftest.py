@@ -1,0 +1,25 @@
+"""Settings shared by all tests: no deadline for properties, one thread per library, own cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+for library in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(library, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Timing never decides a test.
+settings.register_profile("crossroads", deadline=None)
+settings.load_profile("crossroads")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the tests' embedding cache away from the user's."""
+    cache = os.environ.get("CROSSROADS_CACHE")
+    if cache is None or not Path(cache).is_dir():
+        os.environ["CROSSROADS_CACHE"] = str(tmp_path_factory.mktemp("cache"))

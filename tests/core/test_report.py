@@ -1,0 +1,149 @@
+"""The report: what the table and the page say about rows of every kind."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from crossroads.core.arena import Leaderboard, Metric, run_arena
+from crossroads.core.errors import InputError
+from crossroads.core.report import (
+    format_figure,
+    leaderboard_table,
+    render_report,
+    role_of,
+    write_report,
+)
+from tests.core.toy_task import ToyTask
+
+
+@pytest.fixture(scope="module")
+def board() -> Leaderboard:
+    return run_arena(ToyTask(), ["better", "steady", "bound", "refused"], seeds=3, jobs=1)
+
+
+@pytest.fixture(scope="module")
+def page(board: Leaderboard) -> str:
+    return render_report(board, ToyTask().plots(board))
+
+
+def text_of(board: Leaderboard, width: int = 80) -> str:
+    console = Console(file=StringIO(), width=width)
+    console.print(leaderboard_table(board))
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert isinstance(output, str)
+    return output
+
+
+def visible(page: str) -> str:
+    """The page without the plotting library, which is most of it."""
+    return re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+
+
+def test_the_table_orders_rows_and_marks_what_is_no_candidate(board: Leaderboard) -> None:
+    lines = [line for line in text_of(board).splitlines() if " 0." in line]
+    assert [line.split()[0] for line in lines] == ["bound", "better", "steady", "base"]
+    assert "bound **" in lines[0]
+    assert "base *" in lines[3]
+    assert "refused" not in text_of(board)
+
+
+def test_differences_carry_sign_and_interval(board: Leaderboard) -> None:
+    better = next(line for line in text_of(board).splitlines() if line.startswith("better"))
+    assert "+30.00 +-0.00" in better
+
+
+def test_only_headline_metrics_are_in_the_table(board: Leaderboard) -> None:
+    assert "cost" not in text_of(board)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (None, "", "-"),
+        (0.12345, "", "0.12"),
+        (-0.001, "points", "+0.00"),
+        (1234.5, "us", "1,234.50"),
+    ],
+)
+def test_figures_are_formatted_for_reading(value: float | None, unit: str, text: str) -> None:
+    assert format_figure(Metric(name="m", title="m", unit=unit, digits=2), value) == text
+
+
+def test_roles_follow_hindsight_then_baseline(board: Leaderboard) -> None:
+    assert {row.router: role_of(row) for row in board.rows} == {
+        "bound": "bound", "better": "router", "steady": "router", "base": "baseline",
+        "refused": "router",
+    }  # fmt: skip
+
+
+def test_the_page_names_task_evidence_notes_and_failures(page: str) -> None:
+    seen = visible(page)
+    for text in ("toy", "simulated", "nothing is routed", "toys are not data", "Did not run",
+                 "refused does not like this table", "3 paired seeds"):  # fmt: skip
+        assert text in seen
+
+
+def test_the_best_router_is_no_bound(page: str) -> None:
+    assert re.search(r"Best router</span> <strong>better</strong>", page)
+
+
+def test_the_page_asks_for_nothing_outside_itself(page: str) -> None:
+    seen = visible(page)
+    assert not re.search(r"""(?:src|href|action)\s*=\s*["'](?!data:)""", seen)
+    assert "default-src 'none'" in seen
+    assert seen.count("@import") == seen.count("url(") == 0
+
+
+def test_the_plotting_library_is_inside_once(page: str) -> None:
+    assert page.count("plotly.js v") == 1
+    assert len(re.findall(r"<script", visible(page))) == 1  # the data
+
+
+def test_names_cannot_become_markup(board: Leaderboard) -> None:
+    evil = "</script><script>alert(1)</script><b>"
+    poisoned = replace(
+        board,
+        task=evil,
+        description=evil,
+        notes=(evil,),
+        rows=tuple(replace(row, router=f"{row.router} {evil}") for row in board.rows),
+    )
+    page = render_report(poisoned, ToyTask().plots(poisoned))
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 3
+    data = re.search(r'id="plot-data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    plots = json.loads(data.group(1))
+    assert plots[0]["series"][0]["name"].endswith(evil)
+
+
+def test_plot_data_is_valid_json_with_gaps_as_null(page: str) -> None:
+    data = re.search(r'id="plot-data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    plots = json.loads(data.group(1))
+    assert [plot["kind"] for plot in plots] == ["curves", "bars", "bars", "heat"]
+    assert plots[0]["series"][0]["y"] == [0.1, None]
+
+
+def test_a_board_on_which_everything_failed_still_has_a_page() -> None:
+    board = run_arena(ToyTask(baselines=()), ["refused"], seeds=1, jobs=1)
+    page = render_report(board, ())
+    assert "Best router" not in visible(page)
+    assert "Did not run" in page
+    assert text_of(board)
+
+
+def test_both_files_are_written(board: Leaderboard, tmp_path: Path) -> None:
+    page, figures = write_report(board, tmp_path / "new")
+    assert page.read_text("utf-8").startswith("<!doctype html>")
+    assert json.loads(figures.read_text("utf-8")) == board.to_dict()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        write_report(board, tmp_path / "file")

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from crossroads.gateway.app import Gateway
+from crossroads.prompts.experts.http import HttpExpert, Timeouts
+from tests.gateway.fake_upstream import FakeUpstream
+from tests.gateway.serving import FakeRouter, serving
+
+MODELS = (
+    *("ok", "usage", "norole", "whole", "slow-0.3", "slow-1", "slow-30"),
+    *(f"status-{code}" for code in (302, 400, 401, 404, 429, 500, 503)),
+    *("html", "error", "hangup", "cut", "cut-0", "cut-3", "half", "stall-0", "stall-3", "midway"),
+    *("malformed-0", "malformed-2", "notchunk", "empty", "onlydone", "nodone", "nofinish"),
+    *("notlast", "bytes", "split", "crlf", "comments", "long-4000"),
+)
+SHORT = Timeouts(connect=0.5, first_byte=0.4, idle=0.4, total=2.0)
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[FakeUpstream]:
+    with FakeUpstream() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def router() -> FakeRouter:
+    return FakeRouter("ok", "usage")
+
+
+@pytest.fixture(scope="session")
+def url(upstream: FakeUpstream, router: FakeRouter) -> Iterator[str]:
+    """A gateway over one expert per behaviour of the fake upstream, with a fake router."""
+    experts = {
+        name: HttpExpert(name=name, endpoint=upstream.url, api_key="upstream-key", timeouts=SHORT)
+        for name in MODELS
+    }
+    experts["down"] = HttpExpert(name="down", endpoint="http://127.0.0.1:9/v1", timeouts=SHORT)
+    experts["renamed"] = HttpExpert(
+        name="renamed", endpoint=upstream.url, upstream_model="ok", timeouts=SHORT
+    )
+    with serving(Gateway(experts, router)) as running:
+        yield running

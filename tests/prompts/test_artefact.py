@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossroads.core.errors import InputError
+from crossroads.prompts import artefact
+from crossroads.prompts.artefact import (
+    ARRAYS,
+    FORMAT_VERSION,
+    HEADER,
+    npz_arrays,
+    npz_bytes,
+    read_artefact,
+    write_artefact,
+)
+
+STATE = {
+    "weights": np.arange(6.0).reshape(2, 3),
+    "names": np.array(["a", "bc"]),
+    "none": np.zeros(0),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "router"
+    write_artefact(place, {"fact": 1}, STATE)
+    return place
+
+
+def test_what_is_written_reads_back(folder: Path) -> None:
+    header, arrays = read_artefact(folder)
+    assert header["fact"] == 1
+    assert set(arrays) == set(STATE)
+    for name, array in STATE.items():
+        np.testing.assert_array_equal(arrays[name], array)
+        assert arrays[name].dtype == array.dtype
+
+
+def test_the_same_arrays_are_the_same_bytes() -> None:
+    assert npz_bytes(STATE) == npz_bytes({name: array.copy() for name, array in STATE.items()})
+
+
+def test_objects_are_refused_on_writing_and_on_reading(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        write_artefact(tmp_path / "router", {}, {"o": np.array([{}], dtype=object)})
+    assert not list(tmp_path.iterdir())
+    np.savez(tmp_path / "o.npz", o=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        npz_arrays((tmp_path / "o.npz").read_bytes())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", pickle.dumps([1]), b"\x93NUMPY\1\0"])
+def test_what_is_no_npz_file_is_one_kind_of_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        npz_arrays(content)
+
+
+def test_an_older_artefact_is_replaced(folder: Path) -> None:
+    write_artefact(folder, {"fact": 2}, {"only": np.ones(1)})
+    header, arrays = read_artefact(folder)
+    assert header["fact"] == 2
+    assert set(arrays) == {"only"}
+    assert [p.name for p in folder.parent.iterdir()] == ["router"]
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    write_artefact(tmp_path, {}, STATE)
+    assert {p.name for p in tmp_path.iterdir()} == {HEADER, ARRAYS}
+
+
+def test_parents_are_made(tmp_path: Path) -> None:
+    write_artefact(tmp_path / "a" / "b", {}, STATE)
+    assert read_artefact(tmp_path / "a" / "b")[0]["format_version"] == FORMAT_VERSION
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="something else than a fitted router"):
+        write_artefact(tmp_path, {}, STATE)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("header", ["{", "[]", "{}", '{"kind": "recipe"}'])
+def test_a_folder_with_a_foreign_header_is_left_alone(header: str, tmp_path: Path) -> None:
+    (tmp_path / HEADER).write_text(header)
+    with pytest.raises(InputError, match="something else"):
+        write_artefact(tmp_path, {}, STATE)
+    assert (tmp_path / HEADER).read_text() == header
+
+
+def test_an_artefact_with_files_of_the_user_is_left_alone(folder: Path) -> None:
+    (folder / "notes.txt").touch()
+    with pytest.raises(InputError, match="something else"):
+        write_artefact(folder, {}, STATE)
+
+
+def test_a_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "router").write_text("text")
+    with pytest.raises(InputError, match="a file stands there"):
+        write_artefact(tmp_path / "router", {}, STATE)
+    with pytest.raises(InputError, match="cannot be written"):
+        write_artefact(tmp_path / "router" / "inner", {}, STATE)
+
+
+def test_a_failed_write_leaves_the_older_artefact(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, *arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", refuse)
+        with pytest.raises(InputError, match="cannot be written: No space left"):
+            write_artefact(folder, {"fact": 2}, STATE)
+    assert read_artefact(folder)[0]["fact"] == 1
+    assert [p.name for p in folder.parent.iterdir()] == ["router"]
+
+
+def test_the_older_artefact_comes_back_when_the_swap_fails(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def fail_for_new(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail_for_new)
+        with pytest.raises(InputError, match="Input/output error"):
+            write_artefact(folder, {"fact": 2}, STATE)
+    assert read_artefact(folder)[0]["fact"] == 1
+
+
+def test_a_killed_writer_leaves_no_half_artefact(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nimport numpy as np\n"
+        "from crossroads.prompts import artefact\n"
+        "artefact._swap = lambda *a: os._exit(9)\n"
+        f"artefact.write_artefact(Path({str(tmp_path)!r}) / 'router', {{}}, {{'a': np.ones(3)}})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert not (tmp_path / "router").exists()
+    write_artefact(tmp_path / "router", {}, STATE)
+    read_artefact(tmp_path / "router")
+
+
+def complaint(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_artefact(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_folder_says_how_to_make_one(tmp_path: Path) -> None:
+    assert "no such folder; make one with: crossroads fit" in complaint(tmp_path / "none")
+    assert f"no {HEADER} in it" in complaint(tmp_path)
+
+
+def test_missing_arrays_are_named(folder: Path) -> None:
+    (folder / ARRAYS).unlink()
+    assert f"{ARRAYS} cannot be read (No such file or directory); fit" in complaint(folder)
+
+
+def test_a_newer_format_names_both_versions(folder: Path) -> None:
+    header = json.loads((folder / HEADER).read_text())
+    header["format_version"] = FORMAT_VERSION + 4
+    (folder / HEADER).write_text(json.dumps(header))
+    message = complaint(folder)
+    assert f"format {FORMAT_VERSION + 4}" in message
+    assert f"up to {FORMAT_VERSION}" in message
+
+
+@pytest.mark.parametrize("version", [0, -1, "one", None, 1.5, [1]])
+def test_a_version_that_is_none_is_refused(version: object, folder: Path) -> None:
+    header = {**json.loads((folder / HEADER).read_text()), "format_version": version}
+    (folder / HEADER).write_text(json.dumps(header))
+    assert "is no version" in complaint(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[1]", b"null", b"[" * 100_000])
+def test_a_damaged_header_is_refused(content: bytes, folder: Path) -> None:
+    (folder / HEADER).write_bytes(content)
+    assert HEADER in complaint(folder)
+
+
+@given(st.data())
+def test_any_damage_to_the_arrays_is_noticed(data: st.DataObject) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as parent:
+        place = Path(parent) / "router"
+        write_artefact(place, {}, STATE)
+        content = bytearray((place / ARRAYS).read_bytes())
+        spot = data.draw(st.integers(0, len(content) - 1))
+        if data.draw(st.booleans()):
+            content = content[:spot]
+        else:
+            content[spot] ^= data.draw(st.integers(1, 255))
+        (place / ARRAYS).write_bytes(bytes(content))
+        assert "damaged or of another router" in complaint(place)
+
+
+def test_arrays_that_match_their_hash_but_are_none_are_refused(folder: Path) -> None:
+    import hashlib
+
+    (folder / ARRAYS).write_bytes(b"x")
+    header = json.loads((folder / HEADER).read_text())
+    header["arrays_sha256"] = hashlib.sha256(b"x").hexdigest()
+    (folder / HEADER).write_text(json.dumps(header))
+    assert "is not readable" in complaint(folder)
+
+
+def test_permissions_are_the_usual_ones(folder: Path) -> None:
+    usual = folder.parent / "usual"
+    usual.mkdir()
+    assert folder.stat().st_mode == usual.stat().st_mode
+    assert artefact.KIND in (folder / HEADER).read_text()

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossroads.prompts.decide import Argmax, DecisionRule, MaxCost, MinQuality, Tradeoff
+from crossroads.prompts.explain import leads, reason
+
+NAMES = ("cheap", "middle", "dear")
+QUALITY = np.array([0.4, 0.7, 0.75])
+COST = np.array([0.0001, 0.001, 0.01])
+
+CASES: list[tuple[DecisionRule, str, float, str]] = [
+    (Argmax(), "dear", 0.05, "dear has the highest estimated quality, 0.75, 0.05 above middle"),
+    (
+        Tradeoff(10.0),
+        "middle",
+        0.04,
+        "middle has the best estimated quality, 0.70, less 10 times its cost, 0.001 USD a call; "
+        "0.04 above dear",
+    ),
+    (
+        MaxCost(0.001),
+        "middle",
+        0.3,
+        "middle has the highest estimated quality, 0.70, of the 2 models costing at most 0.001 USD "
+        "a call",
+    ),
+    (
+        MaxCost(0.0005),
+        "cheap",
+        1.0,
+        "cheap is the only model costing at most 0.0005 USD a call; its estimated quality is 0.40",
+    ),
+    (
+        MaxCost(0.0),
+        "cheap",
+        1.0,
+        "no model costs at most 0 USD a call; cheap is the cheapest, 0.0001 USD",
+    ),
+    (
+        MinQuality(0.6),
+        "middle",
+        0.1,
+        "middle is the cheapest, 0.001 USD a call, of the 2 models estimated at 0.6 or better, "
+        "itself 0.70",
+    ),
+    (MinQuality(0.72), "dear", 0.03, "dear is the only model estimated at 0.72 or better, 0.75"),
+    (
+        MinQuality(0.9),
+        "dear",
+        0.0,
+        "no model is estimated at 0.9 or better; dear comes closest, 0.75",
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "chosen", "lead", "text"), CASES, ids=lambda v: str(v)[:12])
+def test_choice_lead_and_reason(rule: DecisionRule, chosen: str, lead: float, text: str) -> None:
+    choice = rule.choose(QUALITY[None], COST)
+    assert NAMES[choice[0]] == chosen
+    assert leads(rule, QUALITY[None], COST, choice)[0] == pytest.approx(lead, abs=1e-6)
+    assert reason(rule, NAMES, QUALITY, COST, int(choice[0])) == text
+
+
+def test_a_tie_is_called_level() -> None:
+    quality = np.array([0.5, 0.5])
+    assert reason(Argmax(), ("a", "b"), quality, np.zeros(2), 0).endswith("0.50, level with b")
+    assert leads(Argmax(), quality[None], np.zeros(2), np.array([0]))[0] == 0
+
+
+def test_the_only_model_needs_no_comparison() -> None:
+    one = np.array([[0.2]])
+    assert leads(Argmax(), one, np.zeros(1), np.array([0]))[0] == 1.0
+    assert reason(Argmax(), ("a",), one[0], np.zeros(1), 0) == "a is the only model"
+
+
+def test_a_rule_of_another_package_is_named() -> None:
+    class Coin:
+        def choose(self, quality_NK: np.ndarray, cost_NK: np.ndarray) -> np.ndarray:
+            return np.zeros(len(quality_NK), dtype=np.int64)
+
+        def __str__(self) -> str:
+            return "coin"
+
+    assert reason(Coin(), NAMES, QUALITY, COST, 0) == (
+        "cheap was chosen by coin; its estimated quality is 0.40"
+    )
+
+
+RULES = st.one_of(
+    st.just(Argmax()),
+    st.builds(Tradeoff, st.floats(0, 100)),
+    st.builds(MaxCost, st.floats(0, 1)),
+    st.builds(MinQuality, st.floats(0, 1)),
+)
+
+
+@given(RULES, st.integers(1, 5), st.integers(0, 2**32))
+def test_every_choice_has_a_lead_in_the_unit_interval_and_one_sentence(
+    rule: DecisionRule, num_models: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    quality, cost = rng.random((4, num_models)), rng.random(num_models)
+    names = tuple(f"model-{k}" for k in range(num_models))
+    choice = rule.choose(quality, cost)
+    before = quality.copy()
+    found = leads(rule, quality, cost, choice)
+    assert ((found >= 0) & (found <= 1)).all()
+    for n in range(4):
+        text = reason(rule, names, quality[n], cost, int(choice[n]))
+        assert names[choice[n]] in text
+        assert "\n" not in text
+    np.testing.assert_array_equal(quality, before)

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crossroads.core.errors import CrossroadsError, InputError, UsageError, unknown_name
+from crossroads.models.encoders import get_encoder
+from crossroads.prompts import fitted as module
+from crossroads.prompts.artefact import ARRAYS, HEADER
+from crossroads.prompts.decide import Argmax
+from crossroads.prompts.fitted import FittedRouter, fit_router, load_router, save_router
+from crossroads.prompts.pool import ModelCard, Pool
+
+from .toy import TOYS, toy_table
+
+NAMES = ("cook", "astronomer", "generalist")
+POOL = Pool(
+    name="toy",
+    models=tuple(
+        ModelCard(name=n, price_per_call=p) for n, p in zip(NAMES, (1, 2, 3), strict=True)
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> type:
+        if name not in TOYS:
+            raise unknown_name("router", name, TOYS)
+        return TOYS[name]
+
+    monkeypatch.setattr(module, "build_router", lambda spec: find(spec)())
+    monkeypatch.setattr(module, "router_class", find)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FittedRouter:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "build_router", lambda spec: TOYS[spec]())
+        return fit_router("toy", toy_table())
+
+
+def test_a_prompt_goes_to_the_model_that_is_right_on_its_kind(fitted: FittedRouter) -> None:
+    assert fitted.route("bake a loaf of bread").model == "cook"
+    assert fitted.route("the orbit of a comet").model == "astronomer"
+
+
+def test_texts_and_their_embeddings_are_decided_alike(fitted: FittedRouter) -> None:
+    texts = ["boil rice", "rings of Saturn", ""]
+    by_text = fitted.decide(texts)
+    by_embedding = fitted.decide(get_encoder("static").encode(texts))
+    one_by_one = [fitted.route(text) for text in texts]
+    for a, b, c in zip(by_text, by_embedding, one_by_one, strict=True):
+        assert a.model == b.model == c.model
+        assert a.scores == pytest.approx(b.scores, abs=1e-5)
+        assert a.scores == pytest.approx(c.scores, abs=1e-5)
+
+
+def test_a_decision_can_be_explained_and_replayed(fitted: FittedRouter) -> None:
+    decision = fitted.route("boil rice", seed=3)
+    assert set(decision.scores) == set(NAMES)
+    assert decision.rule == "argmax"
+    assert decision.reason.startswith("cook has the highest estimated quality")
+    assert decision.propensity == 1.0
+    assert 0 <= decision.predicted_quality <= 1
+    assert decision.predicted_cost_usd == pytest.approx(1e-3)
+    ranked = sorted(decision.scores.values())
+    assert decision.confidence == pytest.approx(min(ranked[-1] - ranked[-2], 1.0))
+    assert decision.seconds > 0
+    assert (decision.router, decision.seed) == ("toy", 3)
+    assert json.loads(json.dumps(decision.to_dict()))["model"] == "cook"
+
+
+@pytest.mark.parametrize(
+    ("rule", "model"),
+    [
+        ("argmax", "cook"),
+        ("max-cost:0.0005", "generalist"),
+        ("tradeoff:100000", "generalist"),
+        ("min-quality:0.3", "cook"),
+        (Argmax(), "cook"),
+    ],
+)
+def test_the_rule_is_an_argument_of_the_decision(
+    rule: Any, model: str, fitted: FittedRouter
+) -> None:
+    decision = fitted.route("roast a chicken", rule=rule)
+    assert decision.model == model
+    assert decision.rule == str(rule)
+
+
+def test_a_floor_takes_the_cheapest_that_is_good_enough(fitted: FittedRouter) -> None:
+    # the generalist is right on every other prompt, baking bread among them, and cheapest
+    assert fitted.route("bake bread", rule="min-quality:0.6").model == "generalist"
+
+
+def test_an_unknown_rule_is_refused(fitted: FittedRouter) -> None:
+    with pytest.raises(UsageError, match="did you mean 'argmax'"):
+        fitted.route("x", rule="argmin")
+
+
+def test_no_prompt_is_no_decision(fitted: FittedRouter) -> None:
+    assert fitted.decide([]) == []
+
+
+def test_metrics_are_those_of_prompts_held_out() -> None:
+    table = toy_table(copies=30)
+    found = fit_router("toy", table).metrics
+    train, test = table.split_by_hash(0)
+    assert (found["num_train"], found["num_test"]) == (len(train), len(test))
+    best = found["best_single"]
+    column = table.models.index(best)
+    assert table.score[train].mean(axis=0).argmax() == column
+    assert found["best_single_quality"] == pytest.approx(table.score[test, column].mean())
+    assert found["quality"] > 0.95
+    assert found["gain"] == pytest.approx(found["quality"] - found["best_single_quality"])
+    assert found["gain_low"] < found["gain"] < found["gain_high"]
+    assert found["gain_low"] > 0
+    assert 1e-3 <= found["cost_usd"] <= 2e-3
+
+
+def test_the_saved_router_is_fitted_on_all_prompts() -> None:
+    table = toy_table()
+    assert table.split is None
+    split = np.array(["test", *["train"] * (len(table) - 1)], dtype=object)
+    table = replace(table, split=split)
+    found = fit_router("toy", table)
+    assert found.metrics["num_test"] == 1
+    assert found.provenance["num_prompts"] == len(table)
+    all_rows = table.score.mean(axis=0)
+    np.testing.assert_allclose(found.router.mean, all_rows, atol=1e-6)  # type: ignore[attr-defined]
+
+
+def test_the_same_seed_fits_the_same_router() -> None:
+    one, two = (fit_router("toy", toy_table(), seed=5) for _ in range(2))
+    assert one.metrics == two.metrics
+    assert one.provenance["seed"] == 5
+    for name, array in one.router.state().items():
+        np.testing.assert_array_equal(array, two.router.state()[name])
+
+
+def test_provenance_names_source_and_versions(fitted: FittedRouter) -> None:
+    found = fitted.provenance
+    assert (found["source"], found["num_prompts"], found["num_models"]) == ("toy", 120, 3)
+    assert {"crossroads", "numpy", "python", "date", "seed"} <= set(found)
+
+
+def test_missing_cells_are_neither_learnt_nor_judged() -> None:
+    table = toy_table(copies=30)
+    score = table.score.copy()
+    score[::3, 0] = np.nan
+    score[1] = np.nan
+    found = fit_router("toy", replace(table, score=score))
+    assert found.provenance["num_prompts"] == len(table) - 1
+    assert found.metrics["quality"] > 0.9
+    assert np.isfinite(found.metrics["gain"])
+
+
+def test_a_router_without_embeddings_needs_no_texts() -> None:
+    table = replace(toy_table(), texts=None)
+    found = fit_router("blind", table)
+    assert found.route("anything").model in NAMES
+    with pytest.raises(InputError, match="no prompt texts"):
+        fit_router("toy", table)
+
+
+def test_hindsight_cannot_be_fitted_to_serve() -> None:
+    with pytest.raises(UsageError, match="decides with hindsight"):
+        fit_router("hindsight", toy_table())
+
+
+def test_a_table_too_small_to_hold_anything_out_is_refused() -> None:
+    with pytest.raises(InputError, match="give more distinct prompts"):
+        fit_router("toy", toy_table().take(np.array([0])))
+
+
+def test_costs_come_from_the_pool_where_the_table_has_none() -> None:
+    found = fit_router("toy", toy_table(costs=False), pool=POOL)
+    assert found.mean_cost.tolist() == [1, 2, 3]
+    assert found.pool.names == NAMES
+    measured = fit_router("toy", toy_table(), pool=POOL)
+    assert measured.mean_cost.tolist() == pytest.approx([1e-3, 2e-3, 1e-4])
+
+
+def test_without_costs_only_argmax_can_decide() -> None:
+    found = fit_router("toy", toy_table(costs=False))
+    decision = found.route("boil rice")
+    assert decision.model == "cook"
+    assert decision.predicted_cost_usd is None
+    assert "cost_usd" not in found.metrics
+    with pytest.raises(UsageError, match="the cost of 'cook' is unknown; fit with a pool"):
+        found.route("boil rice", rule="max-cost:1")
+    with pytest.raises(UsageError, match="unknown; fit with a pool"):
+        fit_router("toy", toy_table(costs=False), rule="tradeoff:1")
+
+
+def test_a_pool_that_lacks_a_model_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown model 'generalist'"):
+        fit_router("toy", toy_table(), pool=POOL.subset(["cook", "astronomer"]))
+
+
+def test_a_saved_router_decides_the_same(fitted: FittedRouter, tmp_path: Path) -> None:
+    save_router(fitted, tmp_path / "router")
+    loaded = load_router(tmp_path / "router")
+    texts = ["boil rice", "rings of Saturn", "something else", ""]
+    for one, two in zip(fitted.decide(texts), loaded.decide(texts), strict=True):
+        assert one.model == two.model
+        assert one.scores == two.scores
+        assert one.reason == two.reason
+    assert loaded.router.settings == fitted.router.settings
+    assert loaded.metrics == fitted.metrics
+    assert loaded.provenance == fitted.provenance
+    assert loaded.pool == fitted.pool
+    np.testing.assert_array_equal(loaded.mean_cost, fitted.mean_cost)
+
+
+def test_unknown_costs_and_the_default_rule_are_kept(tmp_path: Path) -> None:
+    table = toy_table()
+    assert table.cost is not None
+    cost = table.cost.copy()
+    cost[:, 1] = np.nan
+    found = fit_router("toy", replace(table, cost=cost))
+    save_router(found, tmp_path)
+    assert np.isnan(load_router(tmp_path).mean_cost).tolist() == [False, True, False]
+    save_router(fit_router("toy", table, rule="max-cost:0.0012345678"), tmp_path)
+    assert load_router(tmp_path).rule == "max-cost:0.0012345678"
+
+
+def test_keys_are_kept_only_as_references(tmp_path: Path) -> None:
+    keys = ("sk-secret", "${MY_KEY}", None)
+    cards = [c.model_copy(update={"api_key": k}) for c, k in zip(POOL, keys, strict=True)]
+    pool = POOL.model_copy(update={"models": tuple(cards)})
+    save_router(fit_router("toy", toy_table(), pool=pool), tmp_path)
+    assert "sk-secret" not in (tmp_path / HEADER).read_text()
+    assert [card.api_key for card in load_router(tmp_path).pool] == [None, "${MY_KEY}", None]
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda h: h.pop("router"), "incomplete or altered"),
+        (lambda h: h.pop("pool"), "incomplete or altered"),
+        (lambda h: h.pop("encoder"), "incomplete or altered"),
+        (lambda h: h["router"].pop("settings"), "incomplete or altered"),
+        (lambda h: h["router"].update(name="toi"), "did you mean 'toy'"),
+        (
+            lambda h: h["router"].update(version=9),
+            "saved as version 9, this crossroads has version 1",
+        ),
+        (lambda h: h["router"].update(models=["cook"]), "pool, costs and models disagree"),
+        (lambda h: h["router"].update(settings={"none": 1}), "incomplete or altered"),
+        (lambda h: h["router"].update(settings=3), "incomplete or altered"),
+        (lambda h: h.update(pool={"models": []}), "pool: models"),
+        (lambda h: h.update(pool=3), "pool: top level"),
+        (lambda h: h.update(rule="argmin"), "did you mean 'argmax'"),
+        (lambda h: h.update(rule=None), "incomplete or altered"),
+        (lambda h: h.update(mean_cost_usd=[1.0, "x", 2.0]), "incomplete or altered"),
+        (lambda h: h["encoder"].update(name="nostatic"), "unknown encoder 'nostatic'"),
+        (lambda h: h["encoder"].update(version="other"), "fitted with encoder static other"),
+    ],
+)
+def test_an_altered_header_is_refused_on_one_line(
+    change: Change, problem: str, fitted: FittedRouter, tmp_path: Path
+) -> None:
+    save_router(fitted, tmp_path)
+    header = json.loads((tmp_path / HEADER).read_text())
+    change(header)
+    (tmp_path / HEADER).write_text(json.dumps(header))
+    with pytest.raises(CrossroadsError) as caught:
+        load_router(tmp_path)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_arrays_of_another_router_are_refused(fitted: FittedRouter, tmp_path: Path) -> None:
+    save_router(fitted, tmp_path / "one")
+    save_router(fit_router("toy", toy_table(costs=False, copies=9)), tmp_path / "two")
+    (tmp_path / "two" / ARRAYS).replace(tmp_path / "one" / ARRAYS)
+    with pytest.raises(InputError, match=r"damaged or of another router than router\.json"):
+        load_router(tmp_path / "one")
+
+
+def test_a_state_without_its_arrays_is_refused(tmp_path: Path, fitted: FittedRouter) -> None:
+    class Forgetful(TOYS["toy"]):  # type: ignore[misc]
+        def _state(self) -> dict[str, np.ndarray]:
+            return {}
+
+    forgetful = Forgetful()
+    forgetful.models = fitted.models
+    save_router(replace(fitted, router=forgetful), tmp_path)
+    with pytest.raises(InputError, match="incomplete or altered"):
+        load_router(tmp_path)
+
+
+def test_a_missing_encoder_is_named_when_the_router_is_loaded(
+    fitted: FittedRouter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crossroads.models import encoders
+
+    save_router(fitted, tmp_path)
+    monkeypatch.setattr(encoders, "package_folder", lambda name: None)
+    encoders.get_encoder.cache_clear()
+    with pytest.raises(CrossroadsError, match="pip install wordllama"):
+        load_router(tmp_path)
