@@ -48,11 +48,12 @@ check: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python scripts/build_systems_table.py
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/prompts/throughput.py
+	@$(BIN)/python benchmarks/prompts/arenas.py
 	@$(BIN)/python benchmarks/prompts/auto_levels.py
 
 clean:

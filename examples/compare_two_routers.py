@@ -16,7 +16,8 @@ def main() -> None:
     for row in board.rows:
         print(f"{row.router:22} quality {row.metrics['quality'].mean:.4f}")
     gain = board.difference("ridge", "best-single", "quality")
-    print(f"ridge - best-single: {gain.mean:+.4f}, 95 % interval [{gain.low:+.4f}, {gain.high:+.4f}]")
+    interval = f"95 % interval [{gain.low:+.4f}, {gain.high:+.4f}]"
+    print(f"ridge - best-single: {gain.mean:+.4f}, {interval}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,14 @@
 import tempfile
 from pathlib import Path
 
-from crossroads.prompts import fit_router, load_router, parse_rule, read_outcomes, read_pool, save_router
+from crossroads.prompts import (
+    fit_router,
+    load_router,
+    parse_rule,
+    read_outcomes,
+    read_pool,
+    save_router,
+)
 
 
 def main() -> None:

@@ -25,8 +25,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from local_questions import GENERAL, LOOKALIKES
 
 from crossroads.core.provenance import machine

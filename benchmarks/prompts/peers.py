@@ -1,10 +1,11 @@
 """Runs inside an environment that has llmrouter-lib and routellm; driven by throughput.py.
 
-Usage: python peers.py FOLDER, where FOLDER holds data.npz (train, test: unit embeddings; best: index
-of the best model per training prompt; models). Reads one JSON request a line on stdin, answers one
-JSON object a line on stdout: {"peer": name, "first": row, "count": rows} -> seconds and choices.
+Usage: python peers.py FOLDER, where FOLDER holds data.npz (train, test: unit embeddings; best:
+index of the best model per training prompt; models). Reads one JSON request a line on stdin and
+answers one JSON object a line on stdout: {"peer": name, "first": row, "count": rows} gives
+seconds and choices.
 
-Both peers embed prompts through a hub model or a paid API, which this machine has not. Here both get
+Both peers embed prompts through a hub model or a paid API. Offline there is neither, so both get
 the same static embeddings as crossroads; everything else of them runs as published.
 """
 

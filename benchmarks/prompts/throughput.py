@@ -1,13 +1,13 @@
 """How many prompts a second does one core route, one at a time and in batches?
 
-Every router of the package, and LLMRouter's kNN and RouteLLM where an environment with them is given:
+Every router of the package, LLMRouter's kNN and RouteLLM where an environment has them:
 
     python -m venv peers && peers/bin/pip install torch==2.13.0
     peers/bin/pip install llmrouter-lib==0.4.0 && peers/bin/pip install routellm==0.2.0
     python benchmarks/prompts/throughput.py --peers peers/bin/python
 
-All get the same table (`mmlu-pro:served`), the same embeddings and never the same prompt twice. Runs
-of ours and of a peer alternate; the figure is the median over rounds. One thread each.
+All get the same table (`mmlu-pro:served`), the same embeddings and never the same prompt twice.
+Runs of ours and of a peer alternate; the figure is the median over rounds. One thread each.
 """
 
 from __future__ import annotations
@@ -180,8 +180,7 @@ def main() -> None:
         result["llmrouter_fit_seconds"] = peers.ready["llmrouter_fit"]
         knn = result["crossroads"]["knn"]["single"]["cpu_us"]
         result["cpu_ratio_to_our_knn"] = {
-            name: round(peer["single"]["cpu_us"] / knn, 2)
-            for name, peer in result["peers"].items()
+            name: round(peer["single"]["cpu_us"] / knn, 2) for name, peer in result["peers"].items()
         }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

@@ -69,7 +69,7 @@ def test_it_prints_the_table_and_where_the_report_is(
         assert text in printed.out
     assert (out / "report.html").stat().st_size > 1e6
     assert arena("prompts", *options) == 0
-    assert "12 cells of an earlier run" in capsys.readouterr().out
+    assert "10 cells of an earlier run" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("toys")
@@ -166,3 +166,21 @@ def test_help_loads_nothing_heavy() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "--engine [local|ray]" in result.stdout
+
+
+@pytest.mark.slow
+def test_real_routers_run_in_processes_of_their_own(inside: Path) -> None:
+    command = ["arena", "prompts", "--routers", "best-single", "--seeds", "2", "--jobs", "2"]
+    result = subprocess.run(
+        [sys.executable, "-m", "crossroads", *command, "--outcomes", "outcomes.csv", "--json"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    rows = {row["router"]: row for row in json.loads(result.stdout)["rows"]}
+    assert set(rows) == {"best-single", "cheapest", "random", "oracle"}
+    assert rows["best-single"]["metrics"]["gain_over_best_single"]["mean"] == 0
+    assert rows["oracle"]["metrics"]["regret"]["mean"] == 0
+    assert rows["cheapest"]["metrics"]["cost_per_1k"]["mean"] == pytest.approx(1.0)

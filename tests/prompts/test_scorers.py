@@ -75,6 +75,7 @@ def test_a_whole_number_is_found_however_it_is_given(number: int) -> None:
         ("3/4", "3/4"),
         (".5", "0.5"),
         ("none", None),
+        ("9" * 5000, None),
     ],
 )
 def test_the_number_a_text_settles_on(text: str, number: int | str | None) -> None:

@@ -94,9 +94,9 @@ def command(
         train_share=train_share,
     )
     folder = out or Path("runs") / f"arena-{family}"
-    board = run_arena(
-        task, wanted or router_names(), seeds=seeds, out=folder, engine=engine, jobs=jobs
-    )
+    # Bounds are among the task's baselines where the table allows them.
+    chosen = wanted or [name for name in router_names() if not build_router(name).hindsight]
+    board = run_arena(task, chosen, seeds=seeds, out=folder, engine=engine, jobs=jobs)
     if all(row.error is not None for row in board.rows):
         raise InputError(f"no router could be run: {board.rows[0].error}")
     _show(task, board, folder, as_json=as_json)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from crossroads.core.errors import InputError, UsageError
 from crossroads.gateway.app import Gateway
 from crossroads.gateway.config import ServeConfig
+from crossroads.gateway.routing import AUTO
 from crossroads.prompts.experts.http import Timeouts
 from crossroads.prompts.experts.registry import build_expert
 from crossroads.prompts.fitted import FittedRouter, load_router
@@ -57,6 +58,10 @@ def _pool(config: ServeConfig, router: FittedRouter | None) -> Pool:
     else:
         assert router is not None
         pool = router.pool
+    if router is not None and AUTO in pool.names:
+        raise InputError(
+            f"pool {pool.name!r} has a model named {AUTO!r}, which asks the router; rename it"
+        )
     missing = [name for name in (router.pool.names if router else ()) if name not in pool.names]
     if missing:
         raise InputError(

@@ -112,9 +112,11 @@ def _wrong(param: str, expected: str, given: Any) -> ApiError:
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
-    names = {bool: "a boolean", str: "a string", dict: "an object", list: "a list"}
-    empty = "an empty " if value in ("", [], {}) else ""
-    return f"{empty}{names.get(type(value), 'a number').removeprefix('a ' if empty else '')}"
+    names = {bool: "boolean", str: "string", dict: "object", list: "list"}
+    name = names.get(type(value), "number")
+    if value in ("", [], {}):
+        return f"an empty {name}"
+    return f"an {name}" if name == "object" else f"a {name}"
 
 
 def _headers(route: Route, started: float, waited: float) -> Headers:

@@ -104,9 +104,8 @@ class StaticEncoder:
         self._tokenizer = _tokenizer(config)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        # The tokenizer sees nothing in an empty text, though a closing space is one piece.
-        self._closing_space = {" ": (self._tokenizer.token_to_id("\u2581"),)}
-        self._words: dict[str, tuple[int, ...]] = dict(self._closing_space)
+        self._pieces = self._tokenizer.model.tokenize  # of one word, without the whole pipeline
+        self._words: dict[str, tuple[int, ...]] = {}
         self._specials = tuple(
             t.content for t in self._tokenizer.get_added_tokens_decoder().values()
         )
@@ -114,7 +113,7 @@ class StaticEncoder:
     def encode_one(self, text: str) -> Float32:
         """Return the vector of one text, shape (dim,)."""
         ids = np.array(self._ids(text), dtype=np.int32)
-        return _unit(self._table[ids].sum(axis=0))
+        return _unit(np.ones(len(ids), dtype=np.float32) @ self._table[ids])
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
         if len(texts) == 1:
@@ -137,25 +136,29 @@ class StaticEncoder:
         """Return the word pieces of a text, as the tokenizer would give for the whole of it."""
         if not text:
             return []
-        if "\u2581" in text or any(special in text for special in self._specials):
-            return list(self._tokenize(text))
+        if any(special in text for special in self._specials):
+            found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            return found
         words = self._words
         ids: list[int] = []
-        for word in self._WORD.findall(" " + text):
+        for word in self._split(text.replace("\u2581", " ")):
             known = words.get(word)
             ids += self._learn(word) if known is None else known
         return ids
 
+    def _split(self, text: str) -> list[str]:
+        """Return the words, each without the one space that is always before it."""
+        if "  " in text or text[0] == " " or text[-1] == " ":
+            return [word[1:] for word in self._WORD.findall(" " + text)]
+        return text.split(" ")
+
     def _learn(self, word: str) -> tuple[int, ...]:
-        ids = self._tokenize(word[1:])  # the tokenizer puts the first space itself
+        ids = tuple(piece.id for piece in self._pieces(f"\u2581{word}".replace(" ", "\u2581")))
         if len(word) <= self._LONGEST_WORD:
             if len(self._words) >= self._MOST_WORDS:
-                self._words = dict(self._closing_space)
+                self._words = {}
             self._words[word] = ids
         return ids
-
-    def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 class MiniLMEncoder:

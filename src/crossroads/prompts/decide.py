@@ -61,7 +61,7 @@ class Tradeoff:
         return _best(quality_NK - self.price * cost, cost)
 
     def __str__(self) -> str:
-        return f"{self.rule}:{self.price:g}"
+        return _spell(self.rule, self.price)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class MaxCost:
         return _best(np.where(affordable, quality_NK, -np.inf), cost)
 
     def __str__(self) -> str:
-        return f"{self.rule}:{self.usd:g}"
+        return _spell(self.rule, self.usd)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class MinQuality:
         return _best(np.where(quality_NK >= floor, -cost, -np.inf), -quality_NK)
 
     def __str__(self) -> str:
-        return f"{self.rule}:{self.floor:g}"
+        return _spell(self.rule, self.floor)
 
 
 _WITH_NUMBER = {rule.rule: rule for rule in (Tradeoff, MaxCost, MinQuality)}
@@ -119,6 +119,11 @@ def parse_rule(text: str) -> DecisionRule:
             f"decision rule {text!r}: expected {name}:NUMBER, for instance {name}:0.5"
         ) from None
     return _WITH_NUMBER[name](value)
+
+
+def _spell(rule: str, value: float) -> str:
+    """Write a rule so that :func:`parse_rule` reads back exactly the same number."""
+    return f"{rule}:{np.format_float_positional(value, trim='-')}"
 
 
 def _check_number(rule: str, value: float) -> None:

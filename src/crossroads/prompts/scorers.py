@@ -29,6 +29,7 @@ DEFAULT_SCORER = "contains"
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _NUMBER = rf"[-+]?(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)(?:/[1-9][0-9]*)?"
+_LONGEST_NUMBER = 2000  # characters: a model that repeats a digit for ever gives no number
 _ANY_NUMBER = re.compile(_NUMBER)
 _FINAL_NUMBER = re.compile(
     rf"(?:=|\b(?:is|are|equals|answer|about|approximately))\W{{0,4}}?(?P<number>{_NUMBER})",
@@ -98,6 +99,7 @@ def final_number(text: str) -> Fraction | None:
     """
     stated = [match["number"] for match in _FINAL_NUMBER.finditer(text)]
     found = stated or [match.group() for match in _ANY_NUMBER.finditer(text)]
+    found = [number for number in found if len(number) <= _LONGEST_NUMBER]
     if found:
         return Fraction(found[-1].replace(",", ""))
     return _number_in_words(text)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,20 +21,10 @@ ITEMS = read_prompts(DATA / "local_prompts.jsonl")
 TOOLS = {"arithmetic": calculator, "units": units}
 
 
-def script() -> ModuleType:
-    path = ROOT / "scripts" / "build_local_prompts.py"
-    spec = importlib.util.spec_from_file_location("build_local_prompts", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    before = list(sys.path)
-    spec.loader.exec_module(module)
-    sys.path[:] = before
-    return module
-
-
-def test_the_script_writes_the_committed_prompts() -> None:
-    assert script().build() == (DATA / "local_prompts.jsonl").read_text("utf-8")
+def test_the_script_writes_the_committed_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("build_local_prompts")
+    assert script.build() == (DATA / "local_prompts.jsonl").read_text("utf-8")
 
 
 def of_domain(domain: str) -> list[PromptItem]:

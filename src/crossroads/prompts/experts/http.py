@@ -145,7 +145,15 @@ class HttpExpert:
         """Send the request; yield the response, its status being 200, and the call's deadline."""
         assert self._session is not None, "start() first"
         deadline = time.monotonic() + self.timeouts.total
-        body = orjson.dumps({**request, "model": self.upstream_model or self.name})
+        try:
+            body = orjson.dumps({**request, "model": self.upstream_model or self.name})
+        except orjson.JSONEncodeError as error:  # nested deeper than what is written
+            raise self._error(
+                f"the request cannot be passed on ({error})",
+                status=400,
+                type="invalid_request_error",
+                code=None,
+            ) from error
         try:
             call = self._session.post(self._url, data=body, allow_redirects=False)
             response = await self._in_time(call, deadline, self.timeouts.first_byte, "answer")

@@ -1,0 +1,96 @@
+"""Write the measured tables of README.md and docs/prompts/routers.md from the committed results.
+
+The results are leaderboards of the arena, made by ``python benchmarks/prompts/arenas.py``.
+Nothing is typed by hand: a table stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "prompts" / "routers.md")
+BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+POOLS = {
+    "served": "11 served chat models",
+    "small": "14 models up to 8B",
+    "complete": "26 models, one best at everything",
+}
+
+
+def leaderboard(pool: str) -> dict[str, Any]:
+    board: dict[str, Any] = json.loads((RESULTS / f"prompts-arena-{pool}.json").read_text("utf-8"))
+    return board
+
+
+def figure(row: dict[str, Any], metric: str, pattern: str) -> str:
+    """Return the mean with half the width of its interval, or a dash."""
+    summary = row["metrics"].get(metric) or {}
+    if summary.get("mean") is None:
+        return "-"
+    text = format(summary["mean"], pattern)
+    if summary.get("low") is None:
+        return text
+    return f"{text} ± {(summary['high'] - summary['low']) / 2:{pattern.lstrip('+')}}"
+
+
+def overview() -> str:
+    """One line a pool: best single model, `auto`, the chance-aware bound."""
+    lines = [
+        "| pool | best single model | `auto`: gain in points | AIQ, best single -> `auto` | "
+        "cost for the best single's quality | hindsight, luck discounted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for pool, title in POOLS.items():
+        rows = {row["router"]: row for row in leaderboard(pool)["rows"]}
+        auto, best, bound = rows["auto"], rows["best-single"], rows["oracle-chance-aware"]
+        lines.append(
+            f"| `mmlu-pro:{pool}`, {title} | {figure(best, 'quality', '.3f')} "
+            f"| {figure(auto, 'gain_over_best_single', '+.2f')} "
+            f"| {best['metrics']['aiq']['mean']:.1f} -> {figure(auto, 'aiq', '.1f')} "
+            f"| x {figure(auto, 'cost_at_equal_quality', '.2f')} "
+            f"| {bound['metrics']['quality']['mean']:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def full(pool: str) -> str:
+    """Every router of one pool, best first."""
+    lines = ["| router | quality | gain, points | AIQ | over mix, points | match cost | CPU us |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in leaderboard(pool)["rows"]:
+        kind = " (baseline)" if row["baseline"] else ""
+        cells = (
+            figure(row, "quality", ".4f"),
+            figure(row, "gain_over_best_single", "+.2f"),
+            figure(row, "aiq", ".2f"),
+            figure(row, "gain_over_mix", "+.2f"),
+            figure(row, "cost_at_equal_quality", ".3f"),
+            f"{row['metrics']['cpu_us']['mean']:.0f}",
+        )
+        lines.append(f"| {row['router']}{kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def rebuilt(page: Path) -> str:
+    """Return the page's text with every measured table made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match.group(2)
+        return match.group(1) + (overview() if name == "overview" else full(name)) + match.group(3)
+
+    return BLOCK.sub(table, page.read_text("utf-8"))
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(rebuilt(page), "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

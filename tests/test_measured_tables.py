@@ -1,0 +1,27 @@
+"""The measured tables of README and docs are what the committed results say."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "build_measured_tables.py"
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_measured_tables", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", _script().PAGES, ids=lambda page: page.name)
+def test_tables_are_those_of_the_committed_results(page: Path) -> None:
+    text = page.read_text("utf-8")
+    assert "<!-- measured: overview -->" in text
+    assert _script().rebuilt(page) == text, "run: python scripts/build_measured_tables.py"
