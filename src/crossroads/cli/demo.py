@@ -14,11 +14,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossroads.core.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from crossroads.core.arena import Leaderboard
 
 PROMPTS = (
     "What is 4821 * 37?",
@@ -27,7 +30,7 @@ PROMPTS = (
     "How many grams are in 3 pounds?",
     "What is the opposite of 'cold'?",
 )
-POOLS = ("served", "small")
+POOLS = {"served": "11 served chat models", "small": "14 models of at most 8 billion parameters"}
 PORT = 8080
 START_TIMEOUT_S = 60
 
@@ -81,8 +84,22 @@ def _compare(pool: str, out: Path, seeds: int) -> None:
 
     task = prompt_task(read_outcomes(f"mmlu-pro:{pool}"), name=f"mmlu-pro {pool}", pool=pool)
     board = run_arena(task, router_names(), seeds=seeds, out=out)
+    click.echo(f"\n   {POOLS[pool]}: {task.evidence} of 2024 models, {seeds} seeds")
     Console().print(leaderboard_table(board))
+    click.echo(f"   {_frontier(board)}")
     write_report(board, out, plots=task.plots(board))
+
+
+def _frontier(board: Leaderboard) -> str:
+    """Say what the frontier offers: the best single model's quality for less."""
+    share = board["auto"].metrics["cost_at_equal_quality"].mean
+    gain = board["auto"].metrics["gain_over_best_single"].mean
+    if share is None or gain is None:
+        return "auto does not reach the best single model's quality on every seed"
+    return (
+        f"auto: {gain:+.1f} points over the best single model, "
+        f"or that model's quality for {share:.0%} of its cost"
+    )
 
 
 def _fit_local(out: Path) -> None:

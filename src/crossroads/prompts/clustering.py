@@ -30,7 +30,7 @@ def kmeans(
     points = np.asarray(points_ND, dtype=np.float32)
     distinct = np.unique(points, axis=0)
     chosen = rng.choice(len(distinct), min(num_centres, len(distinct)), replace=False)
-    centres = distinct[np.sort(chosen)]
+    centres: Float = distinct[np.sort(chosen)]
     for _ in range(steps):
         nearest = squared_distances(points, centres).argmin(axis=1)
         counts = np.bincount(nearest, minlength=len(centres))

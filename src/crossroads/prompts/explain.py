@@ -36,7 +36,8 @@ def reason(
     rule: DecisionRule, names: tuple[str, ...], quality_K: Float, cost_K: Float, choice: int
 ) -> str:
     """Return one sentence that says why ``names[choice]`` was chosen."""
-    name, quality = names[choice], quality_K[choice]
+    # Estimates are linear and can leave [0, 1] a little; what a person reads cannot.
+    name, quality = names[choice], float(np.clip(quality_K[choice], 0.0, 1.0))
     if len(names) == 1:
         return f"{name} is the only model"
     if isinstance(rule, MaxCost):

@@ -68,7 +68,8 @@ def _known_gram(x_nP: Float, whole_PP: Float64, known_n: npt.NDArray[np.bool_]) 
 
 
 def _solve(gram_PP: Float64, moment_PK: Float64, penalty: float) -> Float64:
-    return np.linalg.solve(gram_PP + penalty * np.eye(len(gram_PP)), moment_PK)
+    solution = np.linalg.solve(gram_PP + penalty * np.eye(len(gram_PP)), moment_PK)
+    return np.asarray(solution, dtype=np.float64)
 
 
 def sparse_ridge(words: Any, target_NK: Float, penalty: float, steps: int = 12) -> Float64:

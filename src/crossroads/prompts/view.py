@@ -67,8 +67,9 @@ class PromptReader:
 
     def read(self, queries: Queries) -> PromptView:
         """Return N prompts in the terms learnt."""
-        reads_texts = queries.texts is not None and self._style_scale.any()
-        wording = read_wording(queries.texts) if reads_texts else None
+        wording = None
+        if queries.texts is not None and self._style_scale.any():
+            wording = read_wording(queries.texts)
         return self._view(queries.embeddings - self._mean, wording)
 
     def _view(self, centred: Float64, wording: Wording | None) -> PromptView:
