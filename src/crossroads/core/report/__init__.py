@@ -135,7 +135,8 @@ def leaderboard_table(board: Leaderboard) -> Table:
     """Return the headline metrics of every row that ran, for a terminal of 80 columns.
 
     Metrics in points are differences and carry half the width of their interval: there it matters
-    whether 0 is inside. Bounds are no candidates and need none. ``*`` marks baselines, ``**`` bounds.
+    whether 0 is inside. Bounds are no candidates and need none. ``*`` marks baselines, ``**``
+    bounds.
     """
     from rich import box
     from rich.table import Table
