@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -40,9 +42,10 @@ def name(page: Path) -> str:
 @pytest.mark.parametrize("page", with_blocks("python"), ids=name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "docs"}
+    module = ModuleType("page")  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, "page", module)
     for code in blocks(page, "python"):
-        exec(compile(code, name(page), "exec"), namespace)
+        exec(compile(code, name(page), "exec"), vars(module))
 
 
 @pytest.mark.slow

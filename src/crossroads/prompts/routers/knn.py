@@ -53,8 +53,8 @@ class NearestNeighbours(PromptRouter):
             )
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
-        self._embeddings = np.ascontiguousarray(data.embeddings, dtype=np.float32)
-        self._set_scores(data.scores, data.mean_scores())
+        self._embeddings = np.array(data.embeddings, dtype=np.float32, order="C")
+        self._set_scores(data.scores.copy(), data.mean_scores())
 
     def _set_scores(self, score_NK: Float32, mean_K: Float64) -> None:
         self._scores, self._mean = score_NK, mean_K
