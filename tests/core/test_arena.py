@@ -22,9 +22,8 @@ from crossroads.core.arena import (
     leaderboard_schema,
     run_arena,
     slug,
-    write_atomically,
 )
-from crossroads.core.errors import InputError, MissingExtraError, UsageError
+from crossroads.core.errors import MissingExtraError, UsageError
 from tests.core.toy_task import ToyTask
 
 ROOT = Path(__file__).parents[2]
@@ -232,17 +231,6 @@ def test_a_bar_is_shown_only_when_asked_for_or_on_a_terminal(
     captured = capsys.readouterr()
     assert "arena toy" in captured.err
     assert captured.out == ""
-
-
-def test_writing_leaves_nothing_half_done(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "file.json"
-    write_atomically(target, "one")
-    write_atomically(target, "two")
-    assert target.read_text() == "two"
-    assert [p.name for p in target.parent.iterdir()] == ["file.json"]
-    blocked = target / "under-a-file.json"
-    with pytest.raises(InputError, match=r"cannot write .*under-a-file.json"):
-        write_atomically(blocked, "three")
 
 
 def test_without_ray_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,5 +145,5 @@ def test_both_files_are_written(board: Leaderboard, tmp_path: Path) -> None:
     assert page.read_text("utf-8").startswith("<!doctype html>")
     assert json.loads(figures.read_text("utf-8")) == board.to_dict()
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         write_report(board, tmp_path / "file")

@@ -217,5 +217,5 @@ def test_writing_names_the_problem_on_one_line(tmp_path: Path) -> None:
     table = read_outcomes(write(tmp_path, f"{HEADER}\n{ROWS}"))
     with pytest.raises(UsageError, match=r"expected one of \.parquet"):
         write_outcomes(table, tmp_path / "t.xlsx")
-    with pytest.raises(InputError, match="cannot be written: No such file"):
-        write_outcomes(table, tmp_path / "none" / "t.csv")
+    with pytest.raises(InputError, match=r"u\.csv: cannot be written: "):
+        write_outcomes(table, tmp_path / "t.csv" / "u.csv")

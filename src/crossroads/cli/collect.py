@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from crossroads.core.progress import progress_bar
 
 if TYPE_CHECKING:
     from crossroads.prompts.collect import CollectReport
@@ -64,7 +63,7 @@ def command(
         keep_responses=responses,
     )
     chosen, items = read_pool(pool), read_prompts(prompts)
-    with _progress(len(items) * len(chosen)) as progress:
+    with progress_bar("cells") as progress:
         report = collect(
             chosen, items, Path(out), settings=settings, overwrite=overwrite, progress=progress
         )
@@ -75,21 +74,6 @@ def command(
     else:
         _show(report)
     return 1 if report.failures else 0
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, int], None] | None]:
-    """Show a bar on a terminal, nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress("cells", *columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("cells", total=total)
-        yield lambda finished, _: bar.update(task, completed=finished)
 
 
 def _show(report: CollectReport) -> None:

@@ -13,9 +13,7 @@ import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +22,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from crossroads import __version__
 from crossroads.core.errors import (
     CrossroadsError,
-    InputError,
     MissingExtraError,
     UsageError,
     unknown_name,
 )
+from crossroads.core.files import write_atomically
 from crossroads.core.progress import progress_bar
 from crossroads.core.provenance import machine
 from crossroads.core.statistics import Summary, paired_difference, summarise
@@ -381,20 +379,6 @@ def slug(router: str) -> str:
     if safe == router:
         return safe
     return f"{safe}-{hashlib.blake2b(router.encode(), digest_size=6).hexdigest()}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that it is never seen half-written. Raises InputError when it cannot be."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, "utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        raise InputError(f"cannot write {path}: {reason}; choose another folder") from error
 
 
 def _check_seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import io
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ from typing import Any
 import orjson
 
 from crossroads.core.errors import InputError, UsageError
+from crossroads.core.files import replacing
+from crossroads.core.progress import Progress
 from crossroads.prompts.experts.base import Completion, Expert, ExpertError, content_text
 from crossroads.prompts.experts.http import Timeouts
 from crossroads.prompts.experts.registry import build_expert
 from crossroads.prompts.formats import FORMATS, write_long
 from crossroads.prompts.pool import ModelCard, Pool
 from crossroads.prompts.scorers import DEFAULT_SCORER, parse_scorer
-
-Progress = Callable[[int, int], None]  # (cells finished or failed, all cells)
 
 _ALTERNATIVES = " | "
 _LONGEST_WAIT = 60.0  # seconds between two attempts, whatever an upstream asks for
@@ -408,14 +408,8 @@ def write_rows(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
 
     columns = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     table = pa.table({name: [row[name] for row in rows] for name in columns})
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(out) as temporary:
         write_long(table, temporary, out.name.lower())
-        temporary.replace(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _answer_text(answer: Completion) -> str:

@@ -6,8 +6,6 @@ that names the file, the place, the column and the remedy (:mod:`crossroads.prom
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from crossroads.core.errors import InputError, UsageError
+from crossroads.core.files import replacing
 from crossroads.datasets.layouts import recognise
 from crossroads.prompts import embedded
 from crossroads.prompts.formats import FORMATS, read_long, row_number, to_long, typed, write_long
@@ -118,20 +117,5 @@ def write_outcomes(table: OutcomeTable, path: str | Path) -> None:
     path = Path(path)
     if not path.name.lower().endswith(FORMATS):
         raise UsageError(f"{path}: unknown kind of file; expected one of {', '.join(FORMATS)}")
-    try:
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(descriptor)
-        try:
-            write_long(to_long(table), Path(partial), path.name.lower())
-            Path(partial).chmod(0o666 & ~_umask())
-            Path(partial).replace(path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with replacing(path) as temporary:
+        write_long(to_long(table), temporary, path.name.lower())

@@ -15,7 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from crossroads.core.arena import Leaderboard, Metric, Row, write_atomically
+from crossroads.core.arena import Leaderboard, Metric, Row
+from crossroads.core.files import write_atomically
 from crossroads.core.statistics import Summary
 
 if TYPE_CHECKING:

@@ -1,0 +1,31 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crossroads.core.errors import InputError
+from crossroads.core.files import replacing, write_atomically
+
+
+def test_writing_leaves_nothing_half_done(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.json"
+    write_atomically(target, "one")
+    write_atomically(target, "two")
+    assert target.read_text() == "two"
+    assert [p.name for p in target.parent.iterdir()] == ["file.json"]
+    blocked = target / "under-a-file.json"
+    with pytest.raises(InputError, match=r"under-a-file.json: cannot be written"):
+        write_atomically(blocked, "three")
+
+
+def test_a_failure_midway_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    target = tmp_path / "file.txt"
+    write_atomically(target, "old")
+    with pytest.raises(RuntimeError, match="midway"), replacing(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("midway")
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
