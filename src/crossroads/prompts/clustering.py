@@ -11,12 +11,23 @@ Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
 
 
-def squared_distances(points_ND: Float, centres_CD: Float) -> Float64:
-    """Return squared Euclidean distances, shape (N, C), never below 0."""
-    cross = points_ND @ centres_CD.T
-    square_N = np.einsum("nd,nd->n", points_ND, points_ND)
-    square_C = np.einsum("cd,cd->c", centres_CD, centres_CD)
-    return np.asarray(np.maximum(square_N[:, None] + square_C - 2.0 * cross, 0.0))
+def squared_lengths(rows_ND: Float) -> Float:
+    """Return the squared length of each row, shape (N,)."""
+    return np.asarray(np.einsum("nd,nd->n", rows_ND, rows_ND))
+
+
+def squared_distances(points_ND: Float, centres_CD: Float, lengths_C: Float | None = None) -> Float:
+    """Return squared Euclidean distances, shape (N, C), never below 0.
+
+    ``lengths_C`` are the centres' squared lengths, where they are at hand.
+    """
+    if lengths_C is None:
+        lengths_C = squared_lengths(centres_CD)
+    distance_NC = points_ND @ centres_CD.T
+    distance_NC *= -2.0
+    distance_NC += lengths_C
+    distance_NC += squared_lengths(points_ND)[:, None]
+    return np.asarray(np.maximum(distance_NC, 0.0, out=distance_NC))
 
 
 def kmeans(

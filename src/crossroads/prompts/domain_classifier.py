@@ -22,9 +22,10 @@ Ints = npt.NDArray[np.intp]
 
 _MOST_DOMAINS = 64  # a column with more values is no category; the rarer ones become one
 _SMOOTHING = 0.3  # added to every word count
-_STYLE_WEIGHT = 0.1  # brings a standardised style to the size of an embedding's coordinate
+_STYLE_WEIGHT = 0.07  # brings a standardised style to the size of an embedding's coordinate
 _WORDS_WEIGHT = 0.3  # the same for word log-odds of unit spread
-_PENALTY = 0.2
+_PENALTY = 0.4
+_STEPS = 30  # of L-BFGS
 
 
 def domain_codes(domains: npt.NDArray[np.object_]) -> tuple[Ints, int]:
@@ -60,7 +61,7 @@ class DomainClassifier:
         for j in np.unique(fold_N):
             train, test = np.flatnonzero(fold_N != j), np.flatnonzero(fold_N == j)
             weights = softmax_regression(
-                design[train], code_N[train], num_domains, penalty=_PENALTY
+                design[train], code_N[train], num_domains, penalty=_PENALTY, steps=_STEPS
             )
             probability_NC[test] = softmax(design[test] @ weights[:-1] + weights[-1])
         return probability_NC
@@ -85,7 +86,9 @@ class DomainClassifier:
         if view.wording is not None:
             odds_NC = self._learn_words(view.wording, code_N, fold_N)
         design = self._design(view, odds_NC)
-        self._weights = softmax_regression(design, code_N, num_domains, penalty=_PENALTY)
+        self._weights = softmax_regression(
+            design, code_N, num_domains, penalty=_PENALTY, steps=_STEPS
+        )
         return design
 
     def _learn_words(self, wording: Wording, code_N: Ints, fold_N: Ints) -> Float64:

@@ -7,23 +7,25 @@ members turn a view into a design (N, P) and share one ridge regression; the wor
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crossroads.prompts.clustering import kmeans, squared_distances
+from crossroads.prompts.clustering import kmeans, squared_distances, squared_lengths
 from crossroads.prompts.regression import sparse_ridge
 from crossroads.prompts.view import PromptView
 from crossroads.prompts.wording import Wording
 
+Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
 _CROSS_COLUMNS = 512  # most products of labels and axes: beyond it they fit noise and cost time
 _CROSS_AXES = 16
 _STYLE_IN_DESIGN = 0.1  # a standardised style beside an embedding's coordinates
-_STYLE_IN_DISTANCE = 0.15  # the same beside roots of probabilities
+_STYLE_IN_DISTANCE = 0.1  # the same beside roots of probabilities
 _PROMPTS_A_CENTRE = 4  # fewer have nothing to average
 _RARITY_WEIGHT = 0.25  # of a word's inverse document frequency
 _WORDS_PENALTY = 30.0
@@ -34,7 +36,9 @@ def domains_design(view: PromptView, label_NC: Float64) -> Float64:
     num_axes = max(1, min(_CROSS_AXES, _CROSS_COLUMNS // max(label_NC.shape[1], 1) - 1))
     axis_NZ = view.principal[:, :num_axes]
     products = label_NC[:, :, None] * axis_NZ[:, None, :]
-    return np.concatenate([label_NC, products.reshape(len(view), -1)], axis=1)
+    return np.concatenate(
+        [label_NC, products.reshape(len(view), label_NC.shape[1] * num_axes)], axis=1
+    )
 
 
 def linear_design(view: PromptView, label_NC: Float64) -> Float64:
@@ -53,6 +57,10 @@ class Landmarks:
     centres: Float64
     sharpness: float
 
+    @cached_property
+    def _lengths(self) -> Float:
+        return squared_lengths(self.centres)
+
     @classmethod
     def fit(
         cls, view: PromptView, label_NC: Float64, most: int, rng: np.random.Generator
@@ -66,7 +74,8 @@ class Landmarks:
 
     def design(self, view: PromptView, label_NC: Float64) -> Float64:
         """Return each prompt's bumps, (N, centres)."""
-        squared = squared_distances(self._points(view, label_NC), self.centres)
+        points = self._points(view, label_NC)
+        squared = squared_distances(points, self.centres, self._lengths)
         squared *= -self.sharpness
         return np.asarray(np.exp(squared, out=squared))
 

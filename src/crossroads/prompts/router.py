@@ -169,6 +169,12 @@ class PromptRouter(ABC):
             raise InputError(
                 f"router {self.name!r}: {k} score columns for {len(data.models)} models"
             )
+        for name in ("embeddings", "costs", "domains", "texts"):
+            column = getattr(data, name)
+            if column is not None and len(column) != n:
+                raise InputError(
+                    f"router {self.name!r}: {name} of {len(column)} prompts for scores of {n}"
+                )
         never = np.asarray(np.isnan(data.scores).all(axis=0))
         if never.any():
             missing = ", ".join(m for m, gone in zip(data.models, never, strict=True) if gone)

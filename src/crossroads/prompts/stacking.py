@@ -31,6 +31,14 @@ def grouped_folds(rows_ND: Float, num_folds: int, rng: np.random.Generator) -> I
     return np.asarray(order[group_N], dtype=np.intp)
 
 
+def contrasts(value_NK: Float) -> Float64:
+    """Return each row less its mean over the known cells; 0 where unknown (NaN)."""
+    known = np.isfinite(value_NK)
+    value = np.where(known, value_NK, 0.0).astype(np.float64)
+    mean = value.sum(axis=1, keepdims=True) / np.maximum(known.sum(axis=1, keepdims=True), 1)
+    return np.where(known, value - mean, 0.0)
+
+
 def stack_weights(
     members: Sequence[Float], target_NK: Float, *, strength: float = 0.1
 ) -> tuple[Float64, Float64]:
@@ -88,10 +96,9 @@ def best_single_bonus(estimate_NK: Float, score_NK: Float, best: int) -> float:
 
 
 def _parts(value_NK: Float64, known_NK: npt.NDArray[np.bool_]) -> tuple[Float64, Float64]:
-    """Split into contrast (N, K) and common part (N, K), both 0 where unknown."""
-    count = np.maximum(known_NK.sum(axis=1, keepdims=True), 1)
-    mean = np.where(known_NK, value_NK, 0.0).sum(axis=1, keepdims=True) / count
-    return np.where(known_NK, value_NK - mean, 0.0), np.where(known_NK, mean, 0.0)
+    """Split into contrast and common part, both (N, K), both 0 where unknown."""
+    contrast = contrasts(np.where(known_NK, value_NK, np.nan))
+    return contrast, np.where(known_NK, value_NK - contrast, 0.0)
 
 
 def _non_negative(predictions: Sequence[Float64], target: Float64, strength: float) -> Float64:

@@ -7,10 +7,12 @@ few shares of characters; words are hashed into buckets, so that no vocabulary h
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -81,10 +83,14 @@ def read_wording(texts: Iterable[str | None]) -> Wording:
     """Return style and words of N texts; None counts as an empty text."""
     cut = [(text or "")[:MOST_CHARACTERS] for text in texts]
     words = [word_buckets(text) for text in cut]
-    counts = np.array([len(w) for w in words], dtype=np.intp)
-    flat = np.array([bucket for row in words for bucket in row], dtype=np.intp)
-    style = np.array([_style(text, count) for text, count in zip(cut, counts, strict=True)])
-    return Wording(style=style.reshape(-1, NUM_STYLES), buckets=flat, counts=counts)
+    style = np.empty((len(cut), NUM_STYLES))
+    for n, text in enumerate(cut):
+        _style(text, len(words[n]), style[n])
+    return Wording(
+        style=style,
+        buckets=np.array(list(chain.from_iterable(words)), dtype=np.intp),
+        counts=np.array([len(row) for row in words], dtype=np.intp),
+    )
 
 
 def word_buckets(text: str) -> list[int]:
@@ -93,11 +99,10 @@ def word_buckets(text: str) -> list[int]:
     return list(dict.fromkeys(hashes))
 
 
-def _style(text: str, num_words: int) -> Float64:
+def _style(text: str, num_words: int, style: Float64) -> None:
+    """Write the style of one text to ``style``, shape (NUM_STYLES,)."""
     code = np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8)
-    shares = np.bincount(code, minlength=256) @ _IN_GROUP / max(len(code), 1)
-    style = np.empty(NUM_STYLES)
-    style[0] = np.log1p(len(code))
-    style[1] = np.log1p(num_words)
-    np.sqrt(shares, out=style[2:])
-    return style
+    style[0] = math.log1p(len(code))
+    style[1] = math.log1p(num_words)
+    shares = np.bincount(code, minlength=256) @ _IN_GROUP
+    np.sqrt(shares / max(len(code), 1), out=style[2:])

@@ -86,3 +86,24 @@ def argmax_quality(estimate: np.ndarray, data: TrainingSet) -> float:
     """Mean score of the models that argmax chooses; for tables without missing cells."""
     chosen = Argmax().choose(estimate, data.costs)
     return float(data.scores[np.arange(len(data)), chosen].mean())
+
+
+def crossed(num_prompts: int = 400, *, seed: int = 0) -> TrainingSet:
+    """Two models, each right where the first two features agree in sign, or where they do not.
+
+    No linear estimate tells them apart; the best one is a coin toss.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.concatenate(
+        [rng.choice([-1.0, 1.0], (num_prompts, 2)), np.zeros((num_prompts, 6))], 1
+    )
+    rows += rng.normal(scale=0.1, size=rows.shape)
+    agree = rows[:, 0] * rows[:, 1] > 0
+    data = outcomes(num_prompts, 2)
+    return change(
+        data,
+        embeddings=(rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32),
+        scores=np.column_stack([agree, ~agree]).astype(np.float32),
+        domains=None,
+        texts=None,
+    )

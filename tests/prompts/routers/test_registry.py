@@ -113,7 +113,7 @@ def test_an_unknown_setting_is_refused_with_the_known_ones() -> None:
         ("knn:k=many", "k: expected a whole number, got 'many'"),
         ("knn:k=2.5", "k: expected a whole number, got '2.5'"),
         ("knn:k=", "k: expected a whole number, got ''"),
-        ("ridge:penalty=heavy", "penalty: expected a number, got 'heavy'"),
+        ("logistic:penalty=heavy", "penalty: expected a number, got 'heavy'"),
     ],
 )
 def test_a_bad_setting_is_refused_naming_the_spec(spec: str, expected: str) -> None:

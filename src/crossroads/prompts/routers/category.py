@@ -47,7 +47,7 @@ class Category(PromptRouter):
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
             raise unknown_name("weighting of router 'category':", self.weighting, WEIGHTINGS)
-        if not self.shrink >= 0:
+        if not 0 <= self.shrink < np.inf:
             raise UsageError(f"router 'category': expected shrink >= 0, got {self.shrink!r}")
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:

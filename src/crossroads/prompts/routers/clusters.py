@@ -51,7 +51,8 @@ class Clusters(PromptRouter):
     def __post_init__(self) -> None:
         if self.estimate not in ESTIMATES:
             raise unknown_name("estimate of router 'clusters':", self.estimate, ESTIMATES)
-        if min(self.num_clusters, self.nearest) < 1 or not min(self.beta, self.shrink) >= 0:
+        is_usable = all(0 <= value < np.inf for value in (self.beta, self.shrink))
+        if min(self.num_clusters, self.nearest) < 1 or not is_usable:
             raise UsageError(
                 "router 'clusters': expected num_clusters and nearest >= 1, beta and shrink >= 0, "
                 f"got {self.settings}"

@@ -46,7 +46,7 @@ class NearestNeighbours(PromptRouter):
     def __post_init__(self) -> None:
         if self.weighting not in WEIGHTINGS:
             raise unknown_name("weighting of router 'knn':", self.weighting, WEIGHTINGS)
-        if self.k < 1 or not self.shrink >= 0:
+        if self.k < 1 or not 0 <= self.shrink < np.inf:
             raise UsageError(
                 f"router 'knn': expected k >= 1 and shrink >= 0, got k={self.k!r} and "
                 f"shrink={self.shrink!r}"

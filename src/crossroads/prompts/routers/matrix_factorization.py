@@ -1,8 +1,14 @@
-"""Bilinear in a learned vector for each model and a projection of the prompt's embedding.
+"""A vector for each model, a projection of the prompt: their product says who is right.
 
-RouteLLM's ``mf`` (Ong et al. 2024): delta(m, q) = w . (v_m * (P e_q)), trained on preferences
-between two models. Here the outcomes themselves are the targets, sigmoid(delta + b_m), so that any
-number of models is estimated; w is part of v_m.
+RouteLLM's matrix factorization router (2024, arXiv 2406.18665) scores a model by a bilinear
+function of model and prompt vectors, learned from preferences by logistic loss:
+
+    P(model k is right on x) = sigmoid(bias_k + v_k . (U^T x))
+
+Differences: learned from outcomes of all models instead of pairwise votes, so K > 2 needs no
+pairs; the paper's final layer is absorbed in v. Model vectors start at zero: the untrained router
+knows the model means only. Stops early on the contrasts between models on
+held-out prompts, all that routing needs.
 """
 
 from __future__ import annotations
@@ -13,90 +19,109 @@ import numpy as np
 import numpy.typing as npt
 
 from crossroads.core.errors import UsageError
-from crossroads.prompts.descent import Parameters, Rows, adam
+from crossroads.prompts.gradient import Parameters, adam, hold_out
 from crossroads.prompts.regression import sigmoid
 from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
+from crossroads.prompts.stacking import contrasts
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
+
+_EXTREME = 1e-3  # a mean score this near 0 or 1 is not taken as certainty
 
 
 @dataclass(kw_only=True)
 class MatrixFactorization(PromptRouter):
-    """Quality of model m = sigmoid((e - mean embedding) P v_m + b_m).
+    """Low-rank bilinear logistic model.
 
     Parameters
     ----------
-    rank : length of the model vectors, >= 1
-    rate : Adam's step, > 0
-    weight_decay : decoupled, >= 0
+    rank : length of model vectors, >= 1
+    epochs : most passes over the training prompts, >= 0
+    rate, decay, batch : of Adam
     """
 
     name = "matrix-factorization"
-    summary = "low-rank product of prompt and model vectors"
+    summary = "model vectors times a projection of the prompt"
+    needs = "embeddings and scores"
+    adding_a_model = "few examples"
 
     rank: int = 16
-    rate: float = 3e-3
-    weight_decay: float = 0.1
+    epochs: int = 30
+    rate: float = 1e-3
+    decay: float = 1.0
+    batch: int = 128
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.rate > 0 or not self.weight_decay >= 0:
+        if (
+            min(self.rank, self.batch) < 1
+            or self.epochs < 0
+            or not 0 < self.rate < np.inf
+            or not 0 <= self.decay < np.inf
+        ):
             raise UsageError(
-                "router 'matrix-factorization': expected rank >= 1, rate > 0 and weight_decay >= 0,"
-                f" got {self.settings}"
+                "router 'matrix-factorization': expected rank >= 1, batch >= 1, epochs >= 0, "
+                f"rate > 0 and decay >= 0, got {self.settings!r}"
             )
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
-        mean_K = np.clip(data.mean_scores(), 1e-3, 1 - 1e-3)
-        self._bias = np.log(mean_K / (1 - mean_K))  # starts, and falls back to, the means
-        self._offset = data.embeddings.mean(axis=0)
-        x_ND = data.embeddings - self._offset
+        mean_K = np.clip(data.mean_scores(), _EXTREME, 1.0 - _EXTREME)
+        centre_D = data.embeddings.mean(axis=0, dtype=np.float64)
+        x = (data.embeddings - centre_D).astype(np.float32)
         known_NK = np.isfinite(data.scores)
-        y_NK = np.where(known_NK, data.scores, 0.0).astype(np.float32)
-        shape = (x_ND.shape[1], self.rank)
-        start: Parameters = {
-            "projection": rng.normal(0, 1.0, shape).astype(np.float32),
-            "models": np.zeros((self.rank, y_NK.shape[1]), dtype=np.float32),
-        }
+        y = np.where(known_NK, data.scores, 0.0).astype(np.float32)
+        known = known_NK.astype(np.float32)
+        dim = x.shape[1]
+        start = [
+            rng.standard_normal((dim, self.rank)).astype(np.float32),
+            np.zeros((self.rank, y.shape[1]), dtype=np.float32),
+            np.log(mean_K / (1.0 - mean_K)).astype(np.float32),
+        ]
+        train, valid = hold_out(data.embeddings, 0.15, rng)
 
-        def logit(p: Parameters, rows: Rows) -> Float32:
-            return np.asarray(x_ND[rows] @ p["projection"] @ p["models"] + self._bias)
+        def gradient(p: Parameters, rows: Ints) -> Parameters:
+            return _gradient(p, x[rows], y[rows], known[rows])
 
-        def gradient(p: Parameters, rows: Rows) -> dict[str, npt.NDArray[np.float64]]:
-            error = (sigmoid(logit(p, rows)) - y_NK[rows]) * known_NK[rows] / len(rows)
-            x = x_ND[rows]
-            return {
-                "projection": x.T @ (error @ p["models"].T),
-                "models": (x @ p["projection"]).T @ error,
-            }
+        held_out = contrasts(data.scores[valid] - mean_K)
 
-        def loss(p: Parameters, rows: Rows) -> float:
-            z, y = logit(p, rows), y_NK[rows]
-            return float(((np.logaddexp(0, z) - y * z) * known_NK[rows]).sum() / len(rows))
+        def loss(p: Parameters) -> float:
+            found = contrasts(sigmoid(_logit(p, x[valid])) - mean_K)
+            return float(np.square((found - held_out) * known[valid]).sum())
 
-        found = adam(
+        projection, vectors, bias = adam(
             start,
             gradient,
             loss,
-            len(data),
+            train,
             rng,
             rate=self.rate,
-            weight_decay=self.weight_decay,
+            decay=self.decay,
+            batch=self.batch,
+            epochs=self.epochs,
         )
-        self._projection, self._models = found["projection"], found["models"]
+        self._projection, self._vectors = projection.astype(np.float64), vectors.astype(np.float64)
+        self._bias = bias - centre_D @ self._projection @ self._vectors
 
     def _predict(self, queries: Queries) -> Float64:
-        vector_NR = (queries.embeddings - self._offset) @ self._projection
-        return sigmoid(vector_NR @ self._models + self._bias)
+        projected_NR = queries.embeddings.astype(np.float64) @ self._projection
+        return sigmoid(projected_NR @ self._vectors + self._bias)
 
     def _state(self) -> Arrays:
-        return {
-            "projection": self._projection,
-            "models": self._models,
-            "bias": self._bias,
-            "offset": self._offset,
-        }
+        return {"projection": self._projection, "vectors": self._vectors, "bias": self._bias}
 
     def _restore(self, arrays: Arrays) -> None:
-        self._projection, self._models = arrays["projection"], arrays["models"]
-        self._bias, self._offset = arrays["bias"], arrays["offset"]
+        self._projection, self._vectors = arrays["projection"], arrays["vectors"]
+        self._bias = arrays["bias"]
+
+
+def _logit(p: Parameters, x: Float32) -> Float32:
+    return np.asarray(x @ p[0] @ p[1] + p[2], dtype=np.float32)
+
+
+def _gradient(p: Parameters, x: Float32, y: Float32, known: Float32) -> Parameters:
+    """Gradient of the mean log loss over the batch; unknown cells have none."""
+    projected = x @ p[0]
+    logit = projected @ p[1] + p[2]
+    slope = ((sigmoid(logit) - y) * known / len(x)).astype(np.float32)
+    return [x.T @ (slope @ p[1].T), projected.T @ slope, slope.sum(axis=0)]

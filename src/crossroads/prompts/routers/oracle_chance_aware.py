@@ -45,12 +45,12 @@ class OracleChanceAware(PromptRouter):
 
         Raises InputError where the chance of a blind guess is unknown.
         """
-        if queries.chance is None or queries.truth is None:
+        if queries.chance is None or queries.truth is None or np.isnan(queries.chance).any():
             raise InputError(
                 "oracle-chance-aware needs the 'chance' column (probability that a blind guess is "
-                "right, 1 / options); add it to the table or leave this router out"
+                "right, 1 / options) for every prompt; add it to the table or leave this router out"
             )
-        chance_N1 = np.clip(np.nan_to_num(queries.chance, nan=0.0), 0.0, 0.999)[:, None]
+        chance_N1 = np.clip(queries.chance, 0.0, 0.999)[:, None]
         accuracy_K = np.maximum(self._accuracy, 1e-9)
         kappa_NK = np.clip((accuracy_K - chance_N1) / (1.0 - chance_N1), 0.0, 1.0)
         knew_NK = np.clip(kappa_NK / accuracy_K, 0.0, 1.0)
