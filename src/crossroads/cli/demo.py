@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROMPTS = (
     "What is 4821 * 37?",
     "Convert 26.2 miles to kilometres.",
-    "What is the capital of France?",
+    "Which metal is liquid at room temperature?",
     "How many grams are in 3 pounds?",
     "What is the opposite of 'cold'?",
 )
@@ -47,11 +47,13 @@ START_TIMEOUT_S = 60
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 def command(once: bool, out: Path, seeds: int) -> None:
     """Do the main job on what ships with the package: compare, fit, serve, ask."""
+    # A polite end closes the server this command started, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.perf_counter()
     _step(1, "Compare routers on recorded outcomes of real language models")
     for pool in POOLS:
         _compare(pool, out / f"arena-{pool}", seeds)
-    _step(2, "Fit a router for a pool that runs on this machine, on our own measurements of it")
+    _step(2, "Fit auto for a pool that runs on this machine, on our own measurements of it")
     router = out / "router"
     _fit_local(router)
     _step(3, "Serve it behind an OpenAI-compatible endpoint and ask")
@@ -71,7 +73,7 @@ def command(once: bool, out: Path, seeds: int) -> None:
 
 
 def _step(number: int, text: str) -> None:
-    click.echo(f"\n{number}. {text}", nl=True)
+    click.echo(f"\n{number}. {text}")
 
 
 def _compare(pool: str, out: Path, seeds: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-_LIBRARIES = ("crossroads", "numpy", "scipy", "scikit-learn", "lightgbm", "pyarrow", "tokenizers")
+_LIBRARIES = ("crossroads", "numpy", "scipy", "lightgbm", "pyarrow", "tokenizers")
 
 
 def machine(libraries: Sequence[str] = _LIBRARIES) -> dict[str, Any]:

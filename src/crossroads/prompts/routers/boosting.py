@@ -4,8 +4,8 @@ LightGBM (Ke et al. 2017). Features: principal axes of the embedding, style wher
 domain probabilities where there are domains, and the mean deviation of each model in the prompt's
 nearest clusters. Labels and cluster means of training prompts are made without them.
 
-Trees are kept as LightGBM's own text in a byte array: reading it runs no code. One decision asks
-one ensemble a model: half a millisecond for ten models.
+LightGBM grows the trees; what is kept of them is arrays (:mod:`crossroads.prompts.trees`), so that
+deciding needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from crossroads.prompts.clustering import kmeans, squared_distances
 from crossroads.prompts.domain_classifier import DomainClassifier, domain_codes
 from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
 from crossroads.prompts.stacking import grouped_folds
+from crossroads.prompts.trees import Forest
 from crossroads.prompts.view import PromptReader, PromptView
 
 Float64 = npt.NDArray[np.float64]
@@ -72,8 +73,8 @@ class Boosting(PromptRouter):
         deviation_NK = data.scores - self._mean
         cluster_NK = self._learn_clusters(view, deviation_NK, fold_N, rng)
         features = _features(view, label_NC, cluster_NK)
-        self._trees = self._grow(features, deviation_NK, int(rng.integers(2**31)))
-        self._boosters = [_read_trees(text) for text in self._trees]
+        self._num_features = features.shape[1]
+        self._forest = self._grow(features, deviation_NK, int(rng.integers(2**31)))
 
     def _learn_clusters(
         self, view: PromptView, deviation_NK: Float64, fold_N: Ints, rng: np.random.Generator
@@ -92,10 +93,8 @@ class Boosting(PromptRouter):
             held_out[test] = means[home_N[test]]
         return held_out
 
-    def _grow(
-        self, features: Float64, deviation_NK: Float64, seed: int
-    ) -> list[npt.NDArray[np.uint8]]:
-        """Return the text of each model's trees; no text where its score never varies."""
+    def _grow(self, features: Float64, deviation_NK: Float64, seed: int) -> Forest:
+        """Return the trees of all models; none where a model's score never varies."""
         import lightgbm
 
         settings = {
@@ -118,16 +117,16 @@ class Boosting(PromptRouter):
         }
         # Features are binned once; a model's missing cells have weight 0.
         dataset = lightgbm.Dataset(features, params=settings)
-        texts = []
+        dumps: list[dict[str, Any]] = []
         for target in deviation_NK.T:
             known = np.isfinite(target)
-            text = ""
+            dump: dict[str, Any] = {"tree_info": []}
             if np.ptp(target[known]) > 0:
                 dataset.set_label(np.where(known, target, 0.0))
                 dataset.set_weight(known.astype(np.float64))
-                text = lightgbm.train(settings, dataset, self.trees).model_to_string()
-            texts.append(np.frombuffer(text.encode(), dtype=np.uint8))
-        return texts
+                dump = lightgbm.train(settings, dataset, self.trees).dump_model()
+            dumps.append(dump)
+        return Forest.of(dumps)
 
     def _predict(self, queries: Queries) -> Float64:
         view = self._reader.read(queries)
@@ -136,18 +135,15 @@ class Boosting(PromptRouter):
             label_NC = self._classifier.probabilities(view)
         home_N = squared_distances(view.principal, self._centres).argmin(axis=1)
         features = _features(view, label_NC, self._cluster_means[home_N])
-        estimate = np.tile(self._mean, (len(queries), 1))
-        for k, booster in enumerate(self._boosters):
-            if booster is not None:
-                estimate[:, k] += booster.predict(features, num_threads=1)
-        return estimate
+        return self._mean + self._forest.predict(features, len(self._mean))
 
     def _state(self) -> Arrays:
         return {
             "mean": self._mean,
             "centres": self._centres,
             "cluster_means": self._cluster_means,
-            **{f"trees{k}": text for k, text in enumerate(self._trees)},
+            "num_features": np.array(self._num_features),
+            **self._forest.state(),
             **self._reader.state(),
             **({} if self._classifier is None else self._classifier.state()),
         }
@@ -155,11 +151,13 @@ class Boosting(PromptRouter):
     def _restore(self, arrays: Arrays) -> None:
         self._mean, self._centres = arrays["mean"], arrays["centres"]
         self._cluster_means = arrays["cluster_means"]
-        self._trees = [arrays[f"trees{k}"] for k in range(len(self._mean))]
-        self._boosters = [_read_trees(text) for text in self._trees]
         self._reader = PromptReader.restore(arrays)
         has_domains = "domain_weights" in arrays
         self._classifier = DomainClassifier.restore(arrays) if has_domains else None
+        self._num_features = int(arrays["num_features"])
+        self._forest = Forest.restore(
+            arrays, num_features=self._num_features, num_outputs=len(self._mean)
+        )
 
 
 def _features(view: PromptView, label_NC: Float64, cluster_NK: Float64) -> Float64:
@@ -174,10 +172,3 @@ def _cluster_means(home_N: Ints, deviation_NK: Float64, num_clusters: int) -> Fl
     np.add.at(total, home_N, np.where(known_NK, deviation_NK, 0.0))
     np.add.at(count, home_N, known_NK)
     return np.asarray(total / (count + _SHRINK))
-
-
-def _read_trees(text: npt.NDArray[np.uint8]) -> Any:
-    """Return the LightGBM booster of a text; None for no text."""
-    import lightgbm
-
-    return lightgbm.Booster(model_str=text.tobytes().decode()) if len(text) else None

