@@ -77,12 +77,41 @@ def full(pool: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def throughput() -> str:
+    """CPU time of one decision, ours and the peers'."""
+    result = json.loads((RESULTS / "prompts-throughput.json").read_text("utf-8"))
+    lines = [
+        "| router | one at a time, CPU us | prompts/s on one core | in batches, CPU us | quality |"
+    ]
+    lines.append("|---|---|---|---|---|")
+    for name, row in result["crossroads"].items():
+        single, batch = row["single"]["cpu_us"], row["batch"]["cpu_us"]
+        lines.append(
+            f"| {name} | {single:.0f} | {1e6 / single:,.0f} | {batch:.1f} | {row['quality']:.3f} |"
+        )
+    for name, row in result["peers"].items():
+        single, ratio = row["single"]["cpu_us"], result["cpu_ratio_to_ours"][name]
+        quality = f"{row['quality']:.3f}" if "quality" in row else "-"
+        title = f"*{name}* ({ratio:.2g} x ours)"
+        lines.append(f"| {title} | {single:,.1f} | {1e6 / single:,.0f} | - | {quality} |")
+    encoder = result["encoder_100_words"]
+    lines.append(
+        f"| *encoding 100 words, static, on top* | {encoder['single']['cpu_us']:.0f} "
+        f"| {1e6 / encoder['single']['cpu_us']:,.0f} | {encoder['batch']['cpu_us']:.1f} | |"
+    )
+    return "\n".join(lines) + "\n"
+
+
+SPECIAL = {"overview": overview, "throughput": throughput}
+
+
 def rebuilt(page: Path) -> str:
     """Return the page's text with every measured table made anew."""
 
     def table(match: re.Match[str]) -> str:
         name = match.group(2)
-        return match.group(1) + (overview() if name == "overview" else full(name)) + match.group(3)
+        made = SPECIAL[name]() if name in SPECIAL else full(name)
+        return match.group(1) + made + match.group(3)
 
     return BLOCK.sub(table, page.read_text("utf-8"))
 

@@ -36,6 +36,12 @@ from crossroads.prompts.features import table_features
 
 ROUNDS = 5
 ROWS = 200  # prompts a round and router
+COUNTERPART = {
+    "llmrouter knn, as published": "knn",
+    "llmrouter knn, model kept in memory": "knn",
+    "routellm mf": "matrix-factorization",
+    "routellm random": "random",
+}
 RESULT = Path(__file__).parents[1] / "results" / "prompts-throughput.json"
 
 
@@ -178,9 +184,10 @@ def main() -> None:
         result["crossroads"][name]["quality"] = round(float(score_NK[judged, chosen].mean()), 4)
     if peers is not None:
         result["llmrouter_fit_seconds"] = peers.ready["llmrouter_fit"]
-        knn = result["crossroads"]["knn"]["single"]["cpu_us"]
-        result["cpu_ratio_to_our_knn"] = {
-            name: round(peer["single"]["cpu_us"] / knn, 2) for name, peer in result["peers"].items()
+        ours_us = {name: row["single"]["cpu_us"] for name, row in result["crossroads"].items()}
+        result["cpu_ratio_to_ours"] = {
+            name: round(peer["single"]["cpu_us"] / ours_us[COUNTERPART[name]], 2)
+            for name, peer in result["peers"].items()
         }
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text(json.dumps(result, indent=2) + "\n")

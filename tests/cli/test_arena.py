@@ -91,6 +91,19 @@ def test_json_is_all_there_is_on_stdout(
 
 
 @pytest.mark.usefixtures("toys")
+def test_without_prices_nothing_is_called_cheapest(
+    outcomes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [line.split(",") for line in outcomes.read_text().splitlines()]
+    unpriced = tmp_path / "unpriced.csv"
+    unpriced.write_text("\n".join(",".join([*line[:4], line[5]]) for line in lines))
+    options = ("--seeds", "1", "--jobs", "1", "--out", tmp_path / "out", "--json")
+    assert arena("prompts", "--outcomes", unpriced, *options) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["router"] for row in rows} == {"last", "best-single", "random", "oracle"}
+
+
+@pytest.mark.usefixtures("toys")
 def test_the_folder_is_named_after_the_family_by_default(
     inside: Path,
 ) -> None:
@@ -124,7 +137,7 @@ def test_options_reach_the_task(
         (["prompts", "--train-share", "1"], 2, "0<x<1"),
         (["prompts", "--encoder", "big"], 2, "'big' is not one of"),
         (["prompts", "--outcomes", "nowhere.csv"], 1, "'nowhere.csv': no such file"),
-        (["prompts", "--out", "outcomes.csv/below"], 1, "cannot write"),
+        (["prompts", "--out", "outcomes.csv/below"], 1, "cannot be written"),
         ([], 2, "Missing argument 'FAMILY'"),
     ],
 )

@@ -76,7 +76,7 @@ def test_missing_cells_are_told_and_exit_with_one(
         ({"--pool": "nowhere.yaml"}, 1, "pool 'nowhere.yaml': no such file"),
         ({"--prompts": "nowhere.csv"}, 1, "prompts 'nowhere.csv': no such file"),
         ({"--out": "out.xls"}, 2, "expected a name ending in .parquet"),
-        ({"--concurrency": "0"}, 2, "concurrency: expected at least 1"),
+        ({"--concurrency": "0"}, 2, "0 is not in the range x>=1"),
         ({"--concurrency": "many"}, 2, "'many' is not a valid integer"),
         ({"--no-such": "1"}, 2, "No such option"),
     ],

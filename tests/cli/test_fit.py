@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from crossroads.cli.fit import command
-from crossroads.prompts.artefact import ARRAYS, HEADER
+from crossroads.prompts.artefact import HEADER, arrays_name
 
 COOKING = ("bake bread", "boil rice", "fry onions", "roast a chicken", "knead the dough")
 SPACE = ("the orbit of Mars", "a lunar eclipse", "launch a rocket", "the rings of Saturn", "comets")
@@ -50,12 +50,39 @@ def test_fit_saves_a_router_and_says_how_good_it_is(tmp_path: Path) -> None:
     out = tmp_path / "router"
     done = crossroads("fit", "ridge", "--outcomes", write_table(tmp_path / "t.csv"), "--out", out)
     assert done.returncode == 0, done.stderr
-    assert {p.name for p in out.iterdir()} == {HEADER, ARRAYS}
+    arrays = arrays_name(json.loads((out / HEADER).read_text()))
+    assert {p.name for p in out.iterdir()} == {HEADER, arrays}
     assert "ridge: 2 models, 120 prompts (t.csv)" in done.stdout
     assert "held out (" in done.stdout
     assert "best single model" in done.stdout
     assert "cost per 1,000 prompts" in done.stdout
     assert done.stderr == ""  # no progress bar in a pipe
+
+
+def test_fit_names_the_cheapest_rule_as_good_as_the_best_single_model(tmp_path: Path) -> None:
+    out = tmp_path / "router"
+    table = write_table(tmp_path / "t.csv")
+    done = crossroads("fit", "ridge", "--outcomes", table, "--out", out)
+    found = json.loads((out / HEADER).read_text())["metrics"]
+    line = next(line for line in done.stdout.splitlines() if "same quality" in line)
+    assert line == (
+        f"same quality as {found['best_single']} on the held-out prompts at "
+        f"{100 * found['match_cost_ratio']:.3g} % of its cost: --rule {found['match_rule']} "
+        "(chosen on those prompts)"
+    )
+    rule = line.split("--rule ")[1].split()[0]
+    routed = crossroads("route", "--router", out, "--rule", rule, "--json", "boil rice")
+    assert json.loads(routed.stdout)["rule"] == rule
+
+
+def test_no_costs_no_cheapest_rule(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    lines = write_table(table).read_text().splitlines()
+    table.write_text("\n".join(line.rsplit(",", 1)[0] for line in lines) + "\n")
+    done = crossroads("fit", "ridge", "--outcomes", table, "--out", tmp_path / "r")
+    assert done.returncode == 0, done.stderr
+    assert "gain" in done.stdout
+    assert "same quality" not in done.stdout
 
 
 def test_fit_json_is_all_that_is_printed(tmp_path: Path) -> None:

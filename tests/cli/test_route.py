@@ -102,6 +102,20 @@ def test_a_prompt_that_is_not_utf8_is_refused(router: Path) -> None:
     assert_refused(done, 2, "not UTF-8 text")
 
 
+def test_a_seed_past_63_bits_is_wrong_usage(router: Path) -> None:
+    done = crossroads("route", "--router", router, "--seed", 2**63, "x")
+    assert_refused(done, 2, "seed: expected a whole number in [0, 2^63)")
+
+
+def test_an_altered_router_is_refused(router: Path, tmp_path: Path) -> None:
+    header = json.loads((router / HEADER).read_text())
+    for path in router.glob("*.npz"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / HEADER).write_text(json.dumps({**header, "provenance": 3}))
+    done = crossroads("route", "--router", tmp_path, "x")
+    assert_refused(done, 1, "provenance is 3", "fit the router again")
+
+
 def test_a_folder_without_a_router_is_refused(tmp_path: Path) -> None:
     done = crossroads("route", "--router", tmp_path / "none", "x")
     assert_refused(done, 1, "no such folder", "crossroads fit")

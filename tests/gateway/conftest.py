@@ -11,10 +11,22 @@ from tests.gateway.serving import FakeRouter, serving
 
 MODELS = (
     *("ok", "usage", "norole", "whole", "slow-0.3", "slow-1", "slow-30"),
-    *(f"status-{code}" for code in (302, 400, 401, 404, 429, 500, 503)),
-    *("html", "error", "hangup", "cut", "cut-0", "cut-3", "half", "stall-0", "stall-3", "midway"),
+    *(f"status-{code}" for code in (302, 400, 401, 403, 404, 429, 500, 503)),
+    *(
+        "html",
+        "error",
+        "error-401",
+        "hangup",
+        "cut",
+        "cut-0",
+        "cut-3",
+        "half",
+        "stall-0",
+        "stall-3",
+        "midway",
+    ),
     *("malformed-0", "malformed-2", "notchunk", "empty", "onlydone", "nodone", "nofinish"),
-    *("notlast", "bytes", "split", "crlf", "comments", "long-4000"),
+    *("notlast", "lingers", "bytes", "split", "crlf", "comments", "long-4000"),
 )
 SHORT = Timeouts(connect=0.5, first_byte=0.4, idle=0.4, total=2.0)
 

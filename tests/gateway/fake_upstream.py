@@ -120,7 +120,8 @@ class FakeUpstream:
         if name == "html":
             return web.Response(text="<html>It works!</html>", content_type="text/html")
         if name == "error":
-            return web.json_response({"error": ERROR})
+            code = {"code": int(argument)} if argument else {}
+            return web.json_response({"error": {**ERROR, **code}})
         if name == "hangup":
             assert request.transport is not None
             request.transport.abort()
@@ -185,6 +186,7 @@ def _portions(name: str, argument: str) -> list[bytes | float | None]:
         "onlydone": [b"data: [DONE]\n\n"],
         "nodone": [event.encode() for event in events(done=False)],
         "nofinish": [event.encode() for event in events(done=False, finish=None)],
+        "lingers": [*good, 30.0],  # says [DONE] and keeps the connection open
         "notlast": [*good[:-1], b"data: [DONE]"],  # without its empty line
         "bytes": [bytes([byte]) for byte in joined],  # splits every character and event
         "split": [p for i in range(0, len(joined), 37) for p in (joined[i : i + 37], pause / 10)],

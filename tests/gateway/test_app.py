@@ -245,6 +245,11 @@ def test_only_http_is_spoken() -> None:
         asyncio.run(gateway({"type": "websocket"}, None, None))  # type: ignore[arg-type]
 
 
+def test_a_failure_of_our_own_after_routing_says_who_failed(url: str) -> None:
+    status, headers, _ = call(url, "POST", "/v1/chat/completions", chat("faulty"))
+    assert (status, headers["x-crossroads-model"]) == (500, "faulty")
+
+
 def test_missing_identity_of_an_answer_is_filled_in() -> None:
     @dataclass
     class Bare(Faulty):

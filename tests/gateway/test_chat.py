@@ -102,12 +102,14 @@ def test_headers_tell_who_answered_and_why(url: str, stream: bool) -> None:
     assert headers["x-request-id"] == "my-request-7"
     assert headers["x-crossroads-decision-id"].startswith("dec_")
     assert 0 < float(headers["x-crossroads-overhead-ms"]) < 1000
+    assert headers["openai-processing-ms"].isdigit()
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_time_spent_waiting_for_the_upstream_is_no_overhead(url: str, stream: bool) -> None:
     headers, _ = post(url, {"model": "slow-0.3", "messages": HELLO, "stream": stream})
     assert float(headers["x-crossroads-overhead-ms"]) < 300
+    assert int(headers["openai-processing-ms"]) >= 300
     assert headers["x-crossroads-policy"] == "direct"
 
 
@@ -165,6 +167,41 @@ def test_the_clients_key_stays_here(
     assert "client-key" not in str(headers)
     client.chat.completions.create(model="renamed", messages=HELLO)
     assert "Authorization" not in upstream.requests[-1][0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_the_clients_headers_traces_and_idempotency_keys_go_upstream(
+    url: str, upstream: FakeUpstream, stream: bool
+) -> None:
+    passed_on = {
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "vendor=1,other=2",
+        "Idempotency-Key": "retry-7",
+    }
+    kept = {"Authorization": "Bearer mine", "x-api-key": "mine", "cookie": "a=mine", "x-more": "1"}
+    post(url, {"model": "ok", "messages": HELLO, "stream": stream}, **passed_on, **kept)
+    received = {name.lower(): value for name, value in upstream.requests[-1][0].items()}
+    assert {name: received.get(name.lower()) for name in passed_on} == passed_on
+    assert received["authorization"] == "Bearer upstream-key"
+    assert not {"x-api-key", "cookie", "x-more"} & set(received)
+    assert "mine" not in str(received)
+
+
+def test_a_header_that_is_not_printable_ascii_does_not_go_upstream(
+    url: str, upstream: FakeUpstream
+) -> None:
+    post(url, {"model": "ok", "messages": HELLO}, tracestate="caf\u00e9=1", traceparent="00-1")
+    received = {name.lower(): value for name, value in upstream.requests[-1][0].items()}
+    assert received.get("traceparent") == "00-1"
+    assert "tracestate" not in received
+
+
+def test_one_request_does_not_inherit_the_headers_of_another(
+    url: str, upstream: FakeUpstream
+) -> None:
+    post(url, {"model": "ok", "messages": HELLO}, traceparent="00-1")
+    post(url, {"model": "ok", "messages": HELLO})
+    assert "traceparent" not in {name.lower() for name in upstream.requests[-1][0]}
 
 
 @pytest.mark.parametrize(

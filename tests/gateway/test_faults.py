@@ -16,7 +16,7 @@ import pytest
 from crossroads.gateway.app import Gateway
 from crossroads.prompts.experts.http import HttpExpert
 from tests.gateway.fake_upstream import TEXT, FakeUpstream
-from tests.gateway.serving import serving
+from tests.gateway.serving import FakeRouter, serving
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -57,6 +57,7 @@ BEFORE_THE_FIRST_BYTE = [
     ("status-302", 502, "upstream_error"),
     ("status-400", 400, "some_code"),
     ("status-401", 502, "upstream_refused"),
+    ("status-403", 502, "upstream_refused"),
     ("status-404", 404, "some_code"),
     ("status-429", 429, "some_code"),
     ("status-500", 502, "upstream_error"),
@@ -77,6 +78,48 @@ def test_a_failure_before_the_first_byte_is_a_status(
     assert "\n" not in error["message"]
     assert headers["content-type"] == "application/json"
     assert "upstream-key" not in error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("model", "status", "code"), BEFORE_THE_FIRST_BYTE)
+def test_a_failure_after_routing_says_who_failed(
+    url: str, model: str, status: int, code: str, stream: bool
+) -> None:
+    got, headers, _ = ask(url, model, stream=stream)
+    assert (got, headers["x-crossroads-model"]) == (status, model), code
+    assert headers["x-crossroads-policy"] == "direct"
+
+
+def test_a_failure_after_a_decision_carries_the_decision(upstream: FakeUpstream) -> None:
+    experts = {"m": HttpExpert(name="m", endpoint=upstream.url, upstream_model="status-429")}
+    with serving(Gateway(experts, FakeRouter("m", "m"))) as url:
+        status, headers, _ = ask(url, "auto")
+    assert status == 429
+    assert headers["retry-after"] == "7"
+    assert headers["x-crossroads-model"] == "m"
+    assert headers["x-crossroads-policy"] == "fake argmax"
+    assert headers["x-crossroads-reason"].startswith("m has the highest estimated quality")
+    assert headers["x-crossroads-decision-id"].startswith("dec_")
+
+
+def test_a_failure_before_routing_names_no_model(url: str) -> None:
+    status, headers, _ = ask(url, "no-such-model")
+    assert status == 404
+    assert not [name for name in headers if name.startswith("x-crossroads-")]
+
+
+@pytest.mark.parametrize("model", ["status-401", "status-403", "error-401"])
+def test_nothing_an_upstream_says_about_our_key_is_relayed(url: str, model: str) -> None:
+    status, _, body = ask(url, model)
+    error = json.loads(body)["error"]
+    message = error.pop("message")
+    assert status == 502
+    assert error == {"type": "api_error", "code": "upstream_refused", "param": None}
+    assert message.startswith(f"model '{model}' at 127.0.0.1:")
+    assert message.endswith(
+        ": the upstream refused the gateway's credentials; check api_key in the pool"
+    )
+    assert "no more tokens" not in message
 
 
 @pytest.mark.parametrize(
@@ -136,7 +179,7 @@ def test_an_answer_that_is_none_is_a_bad_gateway(client: openai.OpenAI, model: s
 
 
 @pytest.mark.parametrize(
-    "model", ["nodone", "notlast", "bytes", "split", "crlf", "comments", "whole"]
+    "model", ["nodone", "notlast", "lingers", "bytes", "split", "crlf", "comments", "whole"]
 )
 def test_an_unusual_but_whole_stream_arrives_whole(url: str, model: str) -> None:
     status, _, body = ask(url, model, stream=True)

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from crossroads.core.errors import InputError, MissingExtraError, UnavailableError, UsageError
 from crossroads.models import encoders
-from crossroads.models.encoders import StaticEncoder, encoder_names, get_encoder, read_safetensors
+from crossroads.models.encoders import (
+    LONGEST_TEXT,
+    StaticEncoder,
+    encoder_names,
+    get_encoder,
+    read_safetensors,
+)
 
 TEXTS = [
     "What is the capital of France?",
@@ -150,6 +156,49 @@ def test_an_encoder_is_loaded_once() -> None:
 def test_an_unknown_encoder_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'static'"):
         get_encoder("statics")
+
+
+@pytest.mark.parametrize("name", encoder_names())
+def test_what_comes_after_the_longest_text_has_no_part_in_the_vector(name: str) -> None:
+    encoder = get_encoder(name)
+    # Spaces are no word pieces of MiniLM, so that its own bound on pieces does not hide the cut.
+    read = "bread" + " " * (LONGEST_TEXT - 10) + "flour"
+    assert len(read) == LONGEST_TEXT
+    rows = encoder.encode([read, f"{read} moons of Jupiter", f"{read[:-5]} moons of Jupiter"])
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert not np.array_equal(rows[0], rows[2])
+    np.testing.assert_array_equal(
+        encoder.encode([read + "<s> moons"])[0], encoder.encode([read])[0]
+    )
+
+
+@pytest.mark.parametrize("name", encoder_names())
+def test_no_tokenizer_sees_more_than_the_longest_text(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watching:
+        def __init__(self, inner: object) -> None:
+            self.inner, self.seen = inner, 0
+
+        def encode(self, text: str, **how: bool) -> object:
+            self.seen = max(self.seen, len(text))
+            return self.inner.encode(text, **how)  # type: ignore[attr-defined]
+
+    encoder = get_encoder(name)
+    watching = Watching(encoder._tokenizer)  # type: ignore[attr-defined]
+    monkeypatch.setattr(encoder, "_tokenizer", watching)
+    encoder.encode(["<s> word" * LONGEST_TEXT])
+    assert 0 < watching.seen <= LONGEST_TEXT
+
+
+def test_no_word_after_the_longest_text_is_split_off(
+    static: StaticEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    split = static._split
+    monkeypatch.setattr(static, "_split", lambda text: seen.append(len(text)) or split(text))
+    static.encode(["word " * LONGEST_TEXT] * 2)
+    assert seen == [LONGEST_TEXT] * 2
 
 
 def test_minilm_truncates_instead_of_failing() -> None:

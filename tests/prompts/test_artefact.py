@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from crossroads.core.errors import InputError
 from crossroads.prompts import artefact
 from crossroads.prompts.artefact import (
-    ARRAYS,
     FORMAT_VERSION,
     HEADER,
+    arrays_name,
     npz_arrays,
     npz_bytes,
     read_artefact,
@@ -35,6 +35,10 @@ def folder(tmp_path: Path) -> Path:
     place = tmp_path / "router"
     write_artefact(place, {"fact": 1}, STATE)
     return place
+
+
+def arrays_file(folder: Path) -> Path:
+    return folder / arrays_name(json.loads((folder / HEADER).read_text()))
 
 
 def test_what_is_written_reads_back(folder: Path) -> None:
@@ -71,11 +75,12 @@ def test_an_older_artefact_is_replaced(folder: Path) -> None:
     assert header["fact"] == 2
     assert set(arrays) == {"only"}
     assert [p.name for p in folder.parent.iterdir()] == ["router"]
+    assert {p.name for p in folder.iterdir()} == {HEADER, arrays_file(folder).name}
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     write_artefact(tmp_path, {}, STATE)
-    assert {p.name for p in tmp_path.iterdir()} == {HEADER, ARRAYS}
+    assert {p.name for p in tmp_path.iterdir()} == {HEADER, arrays_file(tmp_path).name}
 
 
 def test_parents_are_made(tmp_path: Path) -> None:
@@ -112,48 +117,116 @@ def test_a_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
         write_artefact(tmp_path / "router" / "inner", {}, STATE)
 
 
-def test_a_failed_write_leaves_the_older_artefact(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+STEPS = ("before the arrays", "before the header", "after the header", "while tidying")
+
+
+def break_at(step: str, error: BaseException, patch: pytest.MonkeyPatch) -> None:
+    replace, unlink = Path.replace, Path.unlink
+
+    def failing_replace(self: Path, target: Path) -> Path:
+        is_header = target.name == HEADER
+        if step == ("before the header" if is_header else "before the arrays"):
+            raise error
+        done = replace(self, target)
+        if is_header and step == "after the header":
+            raise error
+        return done
+
+    def failing_unlink(self: Path, *, missing_ok: bool = False) -> None:
+        if step == "while tidying":
+            raise error
+        unlink(self, missing_ok=missing_ok)
+
+    patch.setattr(Path, "replace", failing_replace)
+    patch.setattr(Path, "unlink", failing_unlink)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupted_write_leaves_one_whole_artefact(
+    step: str, error: BaseException, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path, *arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", refuse)
-        with pytest.raises(InputError, match="cannot be written: No space left"):
-            write_artefact(folder, {"fact": 2}, STATE)
-    assert read_artefact(folder)[0]["fact"] == 1
-    assert [p.name for p in folder.parent.iterdir()] == ["router"]
+        break_at(step, error, patch)
+        with pytest.raises((KeyboardInterrupt, InputError)):
+            write_artefact(folder, {"fact": 2}, {"only": np.ones(1)})
+    header, arrays = read_artefact(folder)
+    is_new = header["fact"] == 2
+    assert is_new == (step in STEPS[2:])
+    assert set(arrays) == ({"only"} if is_new else set(STATE))
+    write_artefact(folder, {"fact": 3}, {"third": np.ones(1)})
+    assert {p.name for p in folder.iterdir()} == {HEADER, arrays_file(folder).name}
 
 
-def test_the_older_artefact_comes_back_when_the_swap_fails(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", STEPS[:2])
+def test_an_interrupted_first_write_leaves_nothing(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename = Path.rename
-
-    def fail_for_new(self: Path, target: Path) -> Path:
-        if self.name == "new":
-            raise OSError(5, "Input/output error")
-        return rename(self, target)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", fail_for_new)
-        with pytest.raises(InputError, match="Input/output error"):
-            write_artefact(folder, {"fact": 2}, STATE)
-    assert read_artefact(folder)[0]["fact"] == 1
+        break_at(step, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            write_artefact(tmp_path / "router", {}, STATE)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_writer_leaves_no_half_artefact(tmp_path: Path) -> None:
+def test_the_system_s_refusal_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_at(STEPS[0], OSError(28, "No space left on device"), monkeypatch)
+    with pytest.raises(InputError, match="cannot be written: No space left"):
+        write_artefact(folder, {"fact": 2}, {"only": np.ones(1)})
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_a_killed_writer_leaves_the_older_artefact_and_can_be_followed(
+    last: int, folder: Path
+) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nimport numpy as np\n"
+        "import os\nfrom pathlib import Path\nimport numpy as np\n"
         "from crossroads.prompts import artefact\n"
-        "artefact._swap = lambda *a: os._exit(9)\n"
-        f"artefact.write_artefact(Path({str(tmp_path)!r}) / 'router', {{}}, {{'a': np.ones(3)}})"
+        "replace, calls = Path.replace, []\n"
+        "def step(self, target):\n"
+        "    calls.append(target)\n"
+        f"    os._exit(9) if len(calls) == {last} else replace(self, target)\n"
+        "Path.replace = step\n"
+        f"artefact.write_artefact(Path({str(folder)!r}), {{}}, {{'a': np.ones(3)}})"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
-    assert not (tmp_path / "router").exists()
-    write_artefact(tmp_path / "router", {}, STATE)
-    read_artefact(tmp_path / "router")
+    header, arrays = read_artefact(folder)
+    assert header["fact"] == 1
+    assert set(arrays) == set(STATE)
+    write_artefact(folder, {"fact": 2}, {"only": np.ones(1)})
+    assert {p.name for p in folder.iterdir()} == {HEADER, arrays_file(folder).name}
+
+
+def test_what_a_killed_first_writer_left_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / f"arrays-{'0' * 16}.npz").touch()
+    (tmp_path / f".{HEADER}.partial").touch()
+    assert f"no {HEADER} in it" in complaint(tmp_path)
+    write_artefact(tmp_path, {}, STATE)
+    assert {p.name for p in tmp_path.iterdir()} == {HEADER, arrays_file(tmp_path).name}
+
+
+def test_a_reader_overtaken_by_a_writer_reads_the_newer_artefact(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+    writes = [{"fact": 2}]
+
+    def overtaken(self: Path) -> bytes:
+        if writes:
+            write_artefact(folder, writes.pop(), {"only": np.ones(1)})
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", overtaken)
+    header, arrays = read_artefact(folder)
+    assert header["fact"] == 2
+    assert set(arrays) == {"only"}
+
+
+@pytest.mark.parametrize("digest", [None, 3, "../../secret", "AB" * 32])
+def test_a_hash_that_is_none_is_refused(digest: object, folder: Path) -> None:
+    header = {**json.loads((folder / HEADER).read_text()), "arrays_sha256": digest}
+    (folder / HEADER).write_text(json.dumps(header))
+    assert "is no hash; fit the router again" in complaint(folder)
 
 
 def complaint(folder: Path) -> str:
@@ -169,8 +242,9 @@ def test_a_missing_folder_says_how_to_make_one(tmp_path: Path) -> None:
 
 
 def test_missing_arrays_are_named(folder: Path) -> None:
-    (folder / ARRAYS).unlink()
-    assert f"{ARRAYS} cannot be read (No such file or directory); fit" in complaint(folder)
+    path = arrays_file(folder)
+    path.unlink()
+    assert f"{path.name} cannot be read (No such file or directory); fit" in complaint(folder)
 
 
 def test_a_newer_format_names_both_versions(folder: Path) -> None:
@@ -202,23 +276,24 @@ def test_any_damage_to_the_arrays_is_noticed(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as parent:
         place = Path(parent) / "router"
         write_artefact(place, {}, STATE)
-        content = bytearray((place / ARRAYS).read_bytes())
+        path = arrays_file(place)
+        content = bytearray(path.read_bytes())
         spot = data.draw(st.integers(0, len(content) - 1))
         if data.draw(st.booleans()):
             content = content[:spot]
         else:
             content[spot] ^= data.draw(st.integers(1, 255))
-        (place / ARRAYS).write_bytes(bytes(content))
+        path.write_bytes(bytes(content))
         assert "damaged or of another router" in complaint(place)
 
 
 def test_arrays_that_match_their_hash_but_are_none_are_refused(folder: Path) -> None:
     import hashlib
 
-    (folder / ARRAYS).write_bytes(b"x")
     header = json.loads((folder / HEADER).read_text())
     header["arrays_sha256"] = hashlib.sha256(b"x").hexdigest()
     (folder / HEADER).write_text(json.dumps(header))
+    arrays_file(folder).write_bytes(b"x")
     assert "is not readable" in complaint(folder)
 
 
@@ -226,4 +301,6 @@ def test_permissions_are_the_usual_ones(folder: Path) -> None:
     usual = folder.parent / "usual"
     usual.mkdir()
     assert folder.stat().st_mode == usual.stat().st_mode
+    (usual / "file").touch()
+    assert {p.stat().st_mode for p in folder.iterdir()} == {(usual / "file").stat().st_mode}
     assert artefact.KIND in (folder / HEADER).read_text()

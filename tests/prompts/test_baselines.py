@@ -11,10 +11,16 @@ from tests.prompts.toy_routers import random_table
 
 
 def test_the_chance_aware_bound_needs_a_chance_column() -> None:
-    assert baseline_names(random_table(chance=None)) == (
+    assert baseline_names(random_table(chance=None), is_priced=True) == (
         "best-single", "cheapest", "random", "oracle"
     )  # fmt: skip
-    assert baseline_names(random_table())[-1] == "oracle-chance-aware"
+    assert baseline_names(random_table(), is_priced=True)[-1] == "oracle-chance-aware"
+
+
+def test_without_prices_no_model_is_called_the_cheapest() -> None:
+    assert baseline_names(random_table(), is_priced=False) == (
+        "best-single", "random", "oracle", "oracle-chance-aware"
+    )  # fmt: skip
 
 
 def test_a_mix_of_two_models_lies_on_the_line_between_them() -> None:

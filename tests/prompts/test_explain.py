@@ -71,6 +71,19 @@ def test_a_tie_is_called_level() -> None:
     assert leads(Argmax(), quality[None], np.zeros(2), np.array([0]))[0] == 0
 
 
+def test_estimates_outside_the_unit_interval_are_read_clipped_and_so_is_the_lead() -> None:
+    names, quality, cost = ("a", "b"), np.array([1.05, -0.1]), np.array([0.01, 20.0])
+    assert reason(Argmax(), names, quality, cost, 0).endswith("quality, 1.00, 1.00 above b")
+    above = np.array([1.2, 1.1])
+    assert reason(Argmax(), names, above, cost, 0).endswith("1.00, level with b")
+    assert reason(Tradeoff(1.0), names, quality, cost, 0).endswith("more than 1 above b")
+    assert reason(MinQuality(0.9), names, quality, cost, 0) == (
+        "a is the only model estimated at 0.9 or better, 1.00"
+    )
+    assert reason(MinQuality(0.9), names, quality - 1.0, cost, 0).endswith("closest, 0.05")
+    assert reason(MinQuality(0.9), names, quality - 1.1, cost, 0).endswith("closest, 0.00")
+
+
 def test_the_only_model_needs_no_comparison() -> None:
     one = np.array([[0.2]])
     assert leads(Argmax(), one, np.zeros(1), np.array([0]))[0] == 1.0

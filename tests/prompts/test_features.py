@@ -72,9 +72,15 @@ def test_without_costs_the_training_costs_are_unknown() -> None:
     assert np.isnan(data.costs).all()
 
 
-def test_queries_hold_the_truth_only_when_asked() -> None:
-    table = toy_table()
+def test_queries_hold_the_labels_only_with_hindsight() -> None:
+    table = replace(toy_table(), chance=np.full(120, 0.25, dtype=np.float32))
     features = table_features(table)
-    assert queries(table, np.arange(5), features).truth is None
-    truth = queries(table, np.arange(5), features, with_truth=True).truth
-    np.testing.assert_array_equal(truth, table.score[:5])
+    served = queries(table, np.arange(5), features)
+    assert (served.truth, served.domains, served.chance) == (None, None, None)
+    assert served.texts is not None
+    judged = queries(table, np.arange(5), features, hindsight=True)
+    np.testing.assert_array_equal(judged.truth, table.score[:5])
+    assert judged.domains is not None
+    assert judged.domains.tolist() == ["cooking"] * 5
+    assert judged.chance is not None
+    assert judged.chance.tolist() == [0.25] * 5

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from crossroads.core.errors import CrossroadsError, InputError, UsageError, unknown_name
+from crossroads.core.statistics import bootstrap_interval
 from crossroads.models.encoders import get_encoder
 from crossroads.prompts import fitted as module
-from crossroads.prompts.artefact import ARRAYS, HEADER
+from crossroads.prompts.artefact import HEADER, arrays_name
 from crossroads.prompts.decide import Argmax
 from crossroads.prompts.fitted import FittedRouter, fit_router, load_router, save_router
+from crossroads.prompts.outcomes import OutcomeTable
 from crossroads.prompts.pool import ModelCard, Pool
+from crossroads.prompts.routers import build_router
 
 from .toy import TOYS, toy_table
 
@@ -105,6 +108,68 @@ def test_an_unknown_rule_is_refused(fitted: FittedRouter) -> None:
         fitted.route("x", rule="argmin")
 
 
+@pytest.mark.parametrize(
+    ("prompts", "problem"),
+    [
+        ("boil rice", "expected a list of texts, got one str; use route()"),
+        (b"boil rice", "got one bytes"),
+        (None, "got one NoneType"),
+        (7, "got one int"),
+        (["boil rice", 3], "number 1 is no text but int"),
+        ([b"boil rice"], "number 0 is no text but bytes"),
+        ([None], "number 0 is no text but NoneType"),
+        (np.array([["a"]]), "texts of shape (N,), got (1, 1)"),
+        (np.zeros(256), "expected numbers of shape (N, D), got float64 (256,)"),
+        (np.zeros((1, 256), dtype=complex), "expected numbers"),
+        (np.zeros((1, 3), dtype=np.float32), "3 wide, encoder 'static' makes them 256 wide"),
+        (np.array([[0.0] * 256, [np.nan] * 256]), "row 1 holds NaN or infinity"),
+        (np.full((1, 256), 1e300), "row 0 holds NaN or infinity"),
+    ],
+    ids=str,
+)
+def test_what_is_no_prompt_is_refused_on_one_line(
+    prompts: Any, problem: str, fitted: FittedRouter
+) -> None:
+    with pytest.raises(InputError) as caught:
+        fitted.decide(prompts)
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", [None, 3, b"boil rice", ["boil rice"]])
+def test_one_prompt_must_be_a_text(prompt: Any, fitted: FittedRouter) -> None:
+    with pytest.raises(InputError, match="number 0 is no text"):
+        fitted.route(prompt)
+
+
+def test_arrays_of_texts_are_texts(fitted: FittedRouter) -> None:
+    texts = ["boil rice", "rings of Saturn"]
+    for array in (np.array(texts), np.array(texts, dtype=object)):
+        assert [d.model for d in fitted.decide(array)] == ["cook", "astronomer"]
+
+
+def test_lone_surrogates_are_replaced(fitted: FittedRouter) -> None:
+    decision = fitted.route("boil rice \ud800")
+    assert decision.scores == fitted.route("boil rice \ufffd").scores
+    assert module._unicode("\ud83d\ude00 \udc00") == "\U0001f600 \ufffd"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, "1", None, True])
+def test_a_seed_is_a_small_whole_number(seed: Any, fitted: FittedRouter) -> None:
+    with pytest.raises(UsageError, match="seed: expected a whole number"):
+        fitted.route("x", seed=seed)
+    with pytest.raises(UsageError, match="seed: expected a whole number"):
+        fit_router("toy", toy_table(), seed=seed)
+
+
+@pytest.mark.parametrize("rule", [3, b"argmax", ["argmax"], Argmax])
+def test_a_rule_of_another_type_is_refused(rule: Any, fitted: FittedRouter) -> None:
+    with pytest.raises(UsageError, match="decision rule: expected text such as 'argmax'"):
+        fitted.route("x", rule=rule)
+    with pytest.raises(UsageError, match="decision rule: expected text such as 'argmax'"):
+        fit_router("toy", toy_table(), rule=rule)
+
+
 def test_no_prompt_is_no_decision(fitted: FittedRouter) -> None:
     assert fitted.decide([]) == []
 
@@ -125,16 +190,89 @@ def test_metrics_are_those_of_prompts_held_out() -> None:
     assert 1e-3 <= found["cost_usd"] <= 2e-3
 
 
-def test_the_saved_router_is_fitted_on_all_prompts() -> None:
+def uneven_table() -> OutcomeTable:
+    """Models are worse, and dearer, on the later half."""
     table = toy_table()
-    assert table.split is None
-    split = np.array(["test", *["train"] * (len(table) - 1)], dtype=object)
-    table = replace(table, split=split)
+    assert table.cost is not None
+    late = np.arange(len(table)) >= len(table) // 2
+    score, cost = table.score.copy(), table.cost.copy()
+    score[late, 0], cost[late] = 0.0, 1.0
+    return replace(table, score=score, cost=cost)
+
+
+def test_the_saved_router_is_fitted_on_all_prompts() -> None:
+    table = uneven_table()
     found = fit_router("toy", table)
-    assert found.metrics["num_test"] == 1
+    assert found.provenance["num_prompts"] == found.provenance["num_fitted"] == len(table)
+    np.testing.assert_allclose(found.router.mean, table.score.mean(axis=0), atol=1e-6)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found.mean_cost, table.cost.mean(axis=0))  # type: ignore[union-attr]
+
+
+def test_rows_marked_test_are_never_fitted_on() -> None:
+    table = uneven_table()
+    half = len(table) // 2
+    split = np.array(["train"] * half + ["test"] * (len(table) - half), dtype=object)
+    found = fit_router("toy", replace(table, split=split))
+    assert (found.metrics["num_train"], found.metrics["num_test"]) == (half, len(table) - half)
     assert found.provenance["num_prompts"] == len(table)
-    all_rows = table.score.mean(axis=0)
-    np.testing.assert_allclose(found.router.mean, all_rows, atol=1e-6)  # type: ignore[attr-defined]
+    assert found.provenance["num_fitted"] == half
+    np.testing.assert_allclose(found.router.mean, table.score[:half].mean(axis=0), atol=1e-6)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found.mean_cost, table.cost[:half].mean(axis=0))  # type: ignore[index]
+
+
+def test_a_memoriser_of_chance_does_not_look_good_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "build_router", build_router)
+    rng = np.random.default_rng(0)
+    table = toy_table(copies=60)
+    vectors = rng.standard_normal((len(table), 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    score = rng.integers(0, 2, size=table.score.shape).astype(np.float32)
+    table = replace(table, score=score, embeddings={"static": vectors})
+    found = fit_router("knn:k=1", table).metrics
+    assert found["num_test"] > 100
+    assert 0.35 < found["quality"] < 0.65
+    assert found["gain_low"] < 0 < found["gain_high"]
+
+
+def test_the_gain_s_interval_is_a_bootstrap_over_the_held_out_prompts() -> None:
+    table = toy_table(copies=30)
+    found = fit_router("blind", table, rule="tradeoff:1e9", seed=4).metrics  # the cheapest one
+    train, test = table.split_by_hash(4)
+    best = int(table.score[train].mean(axis=0).argmax())
+    low, high = bootstrap_interval(table.score[test, 2] - table.score[test, best], seed=4)
+    assert (found["gain_low"], found["gain_high"]) == pytest.approx((low, high))
+
+
+def test_the_matching_rule_is_as_good_as_the_best_single_model_and_cheapest() -> None:
+    table = toy_table(copies=30)
+    found = fit_router("toy", table).metrics
+    assert found["match_quality"] >= found["best_single_quality"]
+    assert found["match_num_test"] == found["num_test"]
+    again = fit_router("toy", table, rule=found["match_rule"]).metrics
+    assert again["quality"] == pytest.approx(found["match_quality"])
+    assert again["cost_usd"] == pytest.approx(
+        found["match_cost_ratio"] * found["best_single_cost_usd"]
+    )
+    assert again["cost_usd"] < found["cost_usd"]
+    for price in np.geomspace(1, 1e6, 60):
+        other = fit_router("toy", table, rule=f"tradeoff:{price}").metrics
+        if other["quality"] >= found["best_single_quality"]:
+            assert other["cost_usd"] >= again["cost_usd"] - 1e-12
+
+
+def test_no_matching_rule_without_a_cost_for_every_model_or_as_good_a_point() -> None:
+    table = toy_table()
+    assert table.cost is not None
+    unknown = table.cost.copy()
+    unknown[:, 1] = np.nan
+    for cost in (None, unknown, np.zeros_like(unknown)):
+        found = fit_router("toy", replace(table, cost=cost)).metrics
+        assert not [key for key in found if key.startswith("match")]
+    rows = np.arange(8)
+    score = np.column_stack([rows >= 0, rows < 0]).astype(np.float32)
+    cost = np.tile([2.0, 1.0], (8, 1))
+    wrong = np.tile([0.1, 0.9], (8, 1))
+    assert module._match(wrong, cost[0], score, cost, 0) == {}
 
 
 def test_the_same_seed_fits_the_same_router() -> None:
@@ -264,6 +402,14 @@ Change = Callable[[dict[str, Any]], object]
         (lambda h: h.update(rule="argmin"), "did you mean 'argmax'"),
         (lambda h: h.update(rule=None), "incomplete or altered"),
         (lambda h: h.update(mean_cost_usd=[1.0, "x", 2.0]), "incomplete or altered"),
+        (lambda h: h.update(mean_cost_usd=[1.0, -1.0, 2.0]), "a mean cost of -1.0"),
+        (lambda h: h.update(mean_cost_usd=[1.0, float("nan"), 2.0]), "a mean cost of nan"),
+        (lambda h: h.update(mean_cost_usd=[1.0, 10**400, 2.0]), "incomplete or altered"),
+        (lambda h: h.update(mean_cost_usd=[1.0, True, 2.0]), "a mean cost of True"),
+        (lambda h: h.update(provenance=3), "provenance is 3"),
+        (lambda h: h.update(metrics=[]), "metrics is []"),
+        (lambda h: h["encoder"].update(name=3), "encoder is 3"),
+        (lambda h: h.update(rule=3), "incomplete or altered"),
         (lambda h: h["encoder"].update(name="nostatic"), "unknown encoder 'nostatic'"),
         (lambda h: h["encoder"].update(version="other"), "fitted with encoder static other"),
     ],
@@ -284,7 +430,11 @@ def test_an_altered_header_is_refused_on_one_line(
 def test_arrays_of_another_router_are_refused(fitted: FittedRouter, tmp_path: Path) -> None:
     save_router(fitted, tmp_path / "one")
     save_router(fit_router("toy", toy_table(costs=False, copies=9)), tmp_path / "two")
-    (tmp_path / "two" / ARRAYS).replace(tmp_path / "one" / ARRAYS)
+    one, two = (
+        tmp_path / name / arrays_name(json.loads((tmp_path / name / HEADER).read_text()))
+        for name in ("one", "two")
+    )
+    two.replace(one)
     with pytest.raises(InputError, match=r"damaged or of another router than router\.json"):
         load_router(tmp_path / "one")
 

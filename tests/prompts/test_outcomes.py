@@ -79,6 +79,14 @@ def test_costs_are_tokens_times_prices_plus_the_price_of_the_call() -> None:
     assert priced.cost[0].tolist() == [3.5, 0.0]
 
 
+def test_costs_count_what_the_pools_prices_count() -> None:
+    calls = Pool(cost_unit="calls", models=PRICED.models)
+    assert (table().cost_unit, table().with_prices(PRICED).cost_unit) == ("USD", "USD")
+    priced = table().with_prices(calls)
+    assert priced.cost_unit == "calls"
+    assert priced.take(np.arange(2)).select_models(["b"]).cost_unit == "calls"
+
+
 def test_a_cell_that_was_not_run_has_no_cost() -> None:
     score = np.array([[np.nan, 1.0]], dtype=np.float32)
     tokens = np.ones((1, 2), dtype=np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,17 @@ def test_the_frontier_shows_bounds_singles_mix_and_baselines() -> None:
     }  # fmt: skip
     singles = next(series for series in plot.series if series.name == "single models")
     assert list(singles.label) == ["a", "b", "c"]
+
+
+def test_the_axis_says_what_costs_count_and_the_caption_whose_hull_it_is() -> None:
+    task = PromptTask(table=replace(random_table(), cost_unit="strong calls"))
+    plots = task.plots(run_arena(task, ["last"], seeds=1, jobs=1))
+    curves = [plot for plot in plots if isinstance(plot, CurvePlot)]
+    assert [plot.x_label for plot in curves] == ["strong calls per 1,000 prompts"] * 2
+    assert "read off the judged prompts' own hull" in curves[0].caption
+    in_dollars = titled(prompt_plots(board_of(random_table(), "last")), "Cost and quality")
+    assert isinstance(in_dollars, CurvePlot)
+    assert in_dollars.x_label == "USD per 1,000 prompts"
 
 
 def test_curves_beyond_the_first_wait_in_the_legend() -> None:

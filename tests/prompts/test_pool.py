@@ -110,6 +110,15 @@ def test_a_subset_keeps_the_order_asked_for() -> None:
         pool.subset(["d"])
 
 
+def test_prices_are_dollars_unless_the_pool_says_what_else() -> None:
+    units = {name: read_pool(name).cost_unit for name in shipped_pools()}
+    assert units.pop("routellm") == "strong calls"
+    assert set(units.values()) == {"USD"}
+    assert read_pool("routellm:weak").cost_unit == "strong calls"
+    with pytest.raises(InputError, match=r"pool p\.yaml: cost_unit: "):
+        parse_pool("cost_unit: ''\nmodels: [{name: a}]", where="p.yaml")
+
+
 def test_an_unpriced_pool_has_no_prices() -> None:
     assert not Pool.of(["a"]).has_prices
     assert read_pool("routellm").has_prices

@@ -28,6 +28,7 @@ class KnownCategory(Means):
     """Mean score of each model in the prompt's true category: category routing's best case."""
 
     name = "known-category"
+    hindsight = True  # no prompt that is served says of which category it is
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
         assert data.domains is not None

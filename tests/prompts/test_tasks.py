@@ -18,8 +18,9 @@ from crossroads.core.report import render_report, role_of
 from crossroads.prompts import tasks
 from crossroads.prompts.judge import TIMINGS
 from crossroads.prompts.outcomes import OutcomeTable
+from crossroads.prompts.router import PromptRouter, Queries
 from crossroads.prompts.tasks import PromptTask, prompt_task
-from tests.prompts.toy_routers import NAN, build_toy, make_table, random_table
+from tests.prompts.toy_routers import NAN, Means, Oracle, build_toy, make_table, random_table
 
 HALVES = ["train", "train", "test", "test"]
 
@@ -55,6 +56,36 @@ def test_figures_of_a_table_reckoned_by_hand() -> None:
     assert metrics["cost_at_equal_quality"] == pytest.approx(1)
 
 
+def test_the_arena_score_takes_the_cost_of_a_thousand_prompts() -> None:
+    scores = [[0, 1], [0, 1], [0, 1], [1, 0.5]]
+    costs = [[1e-4, 4e-4], [1e-4, 4e-4], [1e-4, 5e-4], [2e-4, 5e-4]]
+    metrics = run(PromptTask(table=make_table(scores, costs, split=HALVES)), "best-single")
+    assert metrics["cost_per_1k"] == pytest.approx(0.5)
+    # C = log2(200 / 0.5) / log2(200 / 0.0044) = 0.55867; 1.1 x 0.75 C / (0.1 x 0.75 + C).
+    assert metrics["arena_score"] == pytest.approx(0.7273549, abs=1e-6)
+
+
+def test_costs_that_are_no_dollars_are_named_and_have_no_arena_score() -> None:
+    table = random_table()
+    for unit, has_score in (("USD", True), ("strong calls", False)):
+        task = PromptTask(table=replace(table, cost_unit=unit))
+        metrics = {m.name: m for m in task.metrics}
+        assert metrics["cost_per_1k"].unit == f"{unit} / 1k"
+        assert ("arena_score" in metrics) == has_score
+        assert set(run(task, "last")) == set(metrics)
+
+
+def test_frontier_points_tell_the_tradeoff_that_reaches_them() -> None:
+    scores = [[0, 1], [0, 1], [0, 1], [1, 0.5]]
+    costs = [[0.1, 0.4], [0.1, 0.4], [0.1, 0.5], [0.2, 0.5]]
+    table = make_table(scores, costs, split=HALVES)
+    curves = PromptTask(table=table).run("oracle", 0).curves
+    # b costs 0.3 USD more in training and is better by 1 on the prompt that still goes to it.
+    expected = [[350.0, 1.0, 0.0], [150.0, 0.5, 1 / 0.3]]
+    np.testing.assert_allclose(curves["frontier"], expected)
+    np.testing.assert_allclose(curves["hull"], expected[::-1])
+
+
 def test_an_oracle_matches_the_best_single_model_for_less() -> None:
     scores = [[0, 1], [0, 1], [0, 1], [1, 0.5]]
     costs = [[0.1, 0.4], [0.1, 0.4], [0.1, 0.5], [0.2, 0.5]]
@@ -77,6 +108,34 @@ def test_only_routers_with_hindsight_see_the_answers() -> None:
     for router in ("best-single", "last", "cheapest"):
         assert not task.run(router, 0).notes["hindsight"]  # the toy asserts that truth is hidden
     assert task.run("oracle", 0).notes["hindsight"]
+
+
+def test_a_router_is_told_no_more_than_a_served_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[bool, list[Queries]] = {True: [], False: []}
+    for cls in (Means, Oracle):
+
+        def predict(self: PromptRouter, queries: Queries) -> Any:
+            seen[self.hindsight].append(queries)
+            return np.zeros((len(queries), len(self.models)))
+
+        monkeypatch.setattr(cls, "_predict", predict)
+    task = PromptTask(table=random_table())
+    for router in ("best-single", "oracle"):
+        assert set(task.run(router, 0).notes["domains"]) == {"algebra", "law"}
+    labels = ("truth", "domains", "chance")
+    assert seen[False]
+    assert all(getattr(asked, label) is None for asked in seen[False] for label in labels)
+    assert all(getattr(asked, label) is not None for asked in seen[True] for label in labels)
+
+
+def test_a_split_of_the_tables_own_is_noted() -> None:
+    table = make_table([[1, 0]] * 4, split=HALVES)
+    note = (
+        "the split is the table's own: seeds vary the router's randomness only, "
+        "intervals do not cover the choice of prompts"
+    )
+    assert note in PromptTask(table=table).notes
+    assert note not in PromptTask(table=replace(table, split=None)).notes
 
 
 def test_training_and_judging_share_no_prompt() -> None:
@@ -136,6 +195,7 @@ def test_without_prices_cost_figures_are_left_out_and_a_note_says_so() -> None:
         assert not {"cost_per_1k", "aiq", "arena_score"} & {m.name for m in task.metrics}
         assert set(run(task, "last")) == {m.name for m in task.metrics}
         assert f"no cost is known of {who}: cost figures are left out" in task.notes
+        assert "cheapest" not in task.baselines
 
 
 def test_a_single_unknown_cost_counts_at_the_models_mean() -> None:
@@ -213,6 +273,7 @@ def test_the_fingerprint_follows_whatever_could_change_a_figure() -> None:
         PromptTask(table=random_table(seed=1)),
         PromptTask(table=replace(table, cost=table.cost * 2)),
         PromptTask(table=replace(table, cost=None)),
+        PromptTask(table=replace(table, cost_unit="calls")),
         PromptTask(table=replace(table, models=("a", "b", "x"))),
         PromptTask(table=replace(table, domain=table.domain[::-1])),
         PromptTask(table=replace(table, prompt_hash=table.prompt_hash + np.uint64(1))),

@@ -80,7 +80,7 @@ def command(
     if family not in FAMILIES:
         raise UsageError(f"no arena for {family!r} yet; there is: {', '.join(FAMILIES)}")
     from crossroads.core.arena import run_arena
-    from crossroads.prompts.routers import build_router, router_names
+    from crossroads.prompts.routers import build_router
 
     wanted = _names(routers)
     for router in wanted or ():
@@ -94,14 +94,22 @@ def command(
         train_share=train_share,
     )
     folder = out or Path("runs") / f"arena-{family}"
-    # Bounds are among the task's baselines where the table allows them.
-    chosen = wanted or [name for name in router_names() if not build_router(name).hindsight]
+    chosen = wanted or _candidates()
     board = run_arena(task, chosen, seeds=seeds, out=folder, engine=engine, jobs=jobs)
     if all(row.error is not None for row in board.rows):
         raise InputError(f"no router could be run: {board.rows[0].error}")
     _show(task, board, folder, as_json=as_json)
     if any(board[router].error is not None for router in wanted or ()):
         click.get_current_context().exit(1)
+
+
+def _candidates() -> list[str]:
+    """Return every router that can be served, but the baselines: the task runs what it allows."""
+    from crossroads.prompts.baselines import BASELINES
+    from crossroads.prompts.routers import build_router, router_names
+
+    names = [name for name in router_names() if name not in BASELINES]
+    return [name for name in names if not build_router(name).hindsight]
 
 
 def _prompt_task(

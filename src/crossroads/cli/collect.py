@@ -22,7 +22,11 @@ SHOWN_FAILURES = 5
 )
 @click.option("--out", required=True, help="Outcome table to write: .parquet, .csv or .jsonl.")
 @click.option(
-    "--concurrency", type=int, default=4, show_default=True, help="Calls in flight per model."
+    "--concurrency",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Calls in flight per model.",
 )
 @click.option("--max-tokens", type=int, default=256, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True)

@@ -56,10 +56,13 @@ def command(
     """Fit ROUTER (default: auto) on recorded outcomes and save it.
 
     ROUTER is a name, or NAME:setting=value. Figures are of prompts held out from a first fit; the
-    saved router is fitted on all of them.
+    saved router is fitted on all of them. A table with a "split" column is fitted on its "train"
+    rows only.
 
     JSON: {router, out, models, encoder, rule, metrics: {quality, best_single, best_single_quality,
-    gain, gain_low, gain_high, num_train, num_test, cost_usd, best_single_cost_usd}, provenance}.
+    gain, gain_low, gain_high, num_train, num_test, cost_usd, best_single_cost_usd, match_rule,
+    match_cost_ratio, match_quality, match_num_test}, provenance}; without costs the last six of
+    the metrics are absent, the match_ ones also where no trade-off is as good as the best model.
     """
     from crossroads.prompts.artefact import check_place
     from crossroads.prompts.fitted import fit_router, save_router
@@ -105,6 +108,14 @@ def _show(fitted: FittedRouter, out: Path) -> None:
         click.echo(
             f"cost per 1,000 prompts {1000 * found['cost_usd']:.4g} USD; "
             f"best single model {1000 * found['best_single_cost_usd']:.4g} USD"
+        )
+    if "match_rule" in found:
+        every = found["match_num_test"] == found["num_test"]
+        answered = "" if every else f"{found['match_num_test']} fully answered "
+        click.echo(
+            f"same quality as {found['best_single']} on the {answered}held-out prompts at "
+            f"{100 * found['match_cost_ratio']:.3g} % of its cost: --rule {found['match_rule']} "
+            "(chosen on those prompts)"
         )
     click.echo(f"saved in {out}; try: crossroads route --router {out} --explain 'your prompt'")
 

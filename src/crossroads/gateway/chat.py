@@ -20,6 +20,7 @@ from crossroads.prompts.experts.base import (
     new_completion_id,
     wants_usage,
 )
+from crossroads.prompts.experts.http import client_headers
 
 
 class Chat:
@@ -45,6 +46,8 @@ class Chat:
     async def _answer(self, exchange: Exchange, request: dict[str, Any], started: float) -> None:
         try:
             route = await self._routing.route(request["model"], request["messages"])
+            exchange.more_headers = route.headers()  # of a failure after this point, too
+            client_headers.set(exchange.text_headers())
             relay = self._stream if request.get("stream") else self._complete
             await relay(exchange, request, route, started)
         except ExpertError as error:
@@ -59,7 +62,7 @@ class Chat:
         answer = await self._experts[route.model].complete(request)
         waited = time.perf_counter() - asked
         body = orjson.dumps(_normal_completion(answer, route.model))
-        await exchange.send_json(body, headers=_headers(route, started, waited))
+        await exchange.send_json(body, headers=_durations(started, waited))
 
     async def _stream(
         self, exchange: Exchange, request: dict[str, Any], route: Route, started: float
@@ -71,7 +74,7 @@ class Chat:
             asked = time.perf_counter()
             first = await anext(events, None)
             waited = time.perf_counter() - asked
-            await exchange.start_events(_headers(route, started, waited))
+            await exchange.start_events(_durations(started, waited))
             if first is not None:
                 await exchange.send_event(first)
             async for chunk in events:
@@ -119,9 +122,13 @@ def _kind(value: Any) -> str:
     return f"an {name}" if name == "object" else f"a {name}"
 
 
-def _headers(route: Route, started: float, waited: float) -> Headers:
-    overhead = (time.perf_counter() - started - waited) * 1e3
-    return [*route.headers(), (b"x-crossroads-overhead-ms", f"{overhead:.3f}".encode())]
+def _durations(started: float, waited: float) -> Headers:
+    """Return the time since ``started``, and what of it was not ``waited`` for the expert."""
+    passed = time.perf_counter() - started
+    return [
+        (b"openai-processing-ms", f"{passed * 1e3:.0f}".encode()),
+        (b"x-crossroads-overhead-ms", f"{(passed - waited) * 1e3:.3f}".encode()),
+    ]
 
 
 def _normal_completion(answer: Completion, model: str) -> Completion:

@@ -32,6 +32,7 @@ class Exchange:
     ----------
     method, path : as sent; the path is decoded, without query
     headers : lower-case name to value, the last one where a name is repeated
+    more_headers : sent with the response, whatever becomes of the request
     request_id : the client's own if it is printable ASCII, else a new one
     is_answered : whether the head of a response was sent
     is_over : whether the whole response was sent
@@ -46,8 +47,15 @@ class Exchange:
         given = self.headers.get(b"x-request-id", b"")
         is_usable = _REQUEST_ID.fullmatch(given) is not None
         self.request_id = given if is_usable else f"req_{uuid.uuid4().hex}".encode()
+        self.more_headers: Headers = []
         self.is_answered = False
         self.is_over = False
+
+    def text_headers(self) -> dict[str, str]:
+        """Return the request's headers as text."""
+        return {
+            name.decode("latin-1"): text.decode("latin-1") for name, text in self.headers.items()
+        }
 
     async def read_body(self, limit: int) -> bytes:
         """Return the body. Raises ApiError 413 over ``limit`` bytes, ClientGoneError."""
@@ -124,7 +132,7 @@ class Exchange:
 
     async def _send_head(self, status: int, headers: Headers) -> None:
         self.is_answered = True
-        head = [(b"x-request-id", self.request_id), *headers]
+        head = [(b"x-request-id", self.request_id), *self.more_headers, *headers]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _send_body(self, body: bytes, *, more: bool) -> None:

@@ -1,8 +1,10 @@
-"""A folder on disk that holds a header and arrays: ``router.json`` and ``arrays.npz``.
+"""A folder on disk that holds a header and arrays: ``router.json`` and ``arrays-HASH.npz``.
 
-The header carries the format's version and the hash of the arrays, so that a damaged or mixed-up
-folder is recognised. Folders are written whole beside their place and moved there. Nothing is
-pickled: arrays of Python objects are refused on writing and on reading.
+The header carries the format's version and the hash of the arrays, which also names their file: a
+damaged or mixed-up folder is recognised, and an older artefact is replaced in one step, by the
+header, with its arrays still there until then. Whoever reads meanwhile, or after a writer was
+killed, finds one whole artefact. Nothing is pickled: arrays of Python objects are refused on
+writing and on reading.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
-import tempfile
+import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +28,11 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 FORMAT_VERSION = 1
 KIND = "crossroads router"
-HEADER, ARRAYS = "router.json", "arrays.npz"
+HEADER = "router.json"
+# Arrays, and what a killed writer leaves: whatever the header does not name of these may go.
+_OURS = re.compile(
+    r"arrays(-[0-9a-f]{16})?\.npz|\.(arrays-[0-9a-f]{16}\.npz|router\.json)\.partial"
+)
 
 
 def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -53,7 +59,8 @@ def npz_arrays(data: bytes) -> Arrays:
 def write_artefact(folder: str | Path, header: Mapping[str, Any], arrays: Arrays) -> None:
     """Write the folder, replacing an older artefact there, whole or not at all.
 
-    Raises InputError where something else stands there, or the system refuses.
+    One writer at a time. Raises InputError where something else stands there, or the system
+    refuses.
     """
     folder = Path(folder).absolute()
     data = npz_bytes(arrays)
@@ -61,40 +68,58 @@ def write_artefact(folder: str | Path, header: Mapping[str, Any], arrays: Arrays
     facts = {"kind": KIND, "format_version": FORMAT_VERSION, **header, "arrays_sha256": digest}
     text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False)
     check_place(folder)
+    made = not folder.exists()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            new = partial / "new"  # made by mkdir, so that its permissions are the usual ones
-            new.mkdir()
-            (new / ARRAYS).write_bytes(data)
-            (new / HEADER).write_text(text + "\n", "utf-8")
-            _swap(new, folder, partial / "old")
+            _replace(folder / arrays_name(facts), data)
+            _replace(folder / HEADER, text.encode("utf-8") + b"\n")
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove_unnamed(folder)
+            if made and not any(folder.iterdir()):
+                folder.rmdir()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+
+
+def arrays_name(header: Mapping[str, Any]) -> str:
+    """Return the name of the file of a header's arrays. Raises ValueError where it has no hash."""
+    digest = header.get("arrays_sha256")
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError(f"arrays_sha256 {digest!r:.40} is no hash")
+    return f"arrays-{digest[:16]}.npz"
 
 
 def read_artefact(folder: str | Path) -> tuple[dict[str, Any], Arrays]:
     """Return header and arrays. Raises InputError for anything missing, damaged or too new."""
     folder = Path(folder)
-    header = _read_header(folder)
-    try:
-        data = (folder / ARRAYS).read_bytes()
-    except OSError as error:
+    header, name, data = _read_pair(folder)
+    if hashlib.sha256(data).hexdigest() != header["arrays_sha256"]:
         raise InputError(
-            f"{folder}: {ARRAYS} cannot be read ({error.strerror}); fit the router again"
-        ) from error
-    if hashlib.sha256(data).hexdigest() != header.get("arrays_sha256"):
-        raise InputError(
-            f"{folder}: {ARRAYS} is damaged or of another router than {HEADER}; "
-            "fit the router again"
+            f"{folder}: {name} is damaged or of another router than {HEADER}; fit the router again"
         )
     try:
         return header, npz_arrays(data)
     except ValueError as error:
-        raise InputError(f"{folder}: {ARRAYS} is not readable; fit the router again") from error
+        raise InputError(f"{folder}: {name} is not readable; fit the router again") from error
+
+
+def _read_pair(folder: Path) -> tuple[dict[str, Any], str, bytes]:
+    """Return the header, and the name and content of the file of its arrays."""
+    header = _read_header(folder)
+    while True:
+        try:
+            name = arrays_name(header)
+            return header, name, (folder / name).read_bytes()
+        except OSError as error:
+            newer = _read_header(folder)
+            if newer == header:
+                raise InputError(
+                    f"{folder}: {name} cannot be read ({error.strerror}); fit the router again"
+                ) from error
+            header = newer  # replaced by a writer since it was read
+        except ValueError as error:
+            raise InputError(f"{folder / HEADER}: {error}; fit the router again") from error
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
@@ -126,12 +151,12 @@ def _read_header(folder: Path) -> dict[str, Any]:
 def check_place(folder: str | Path) -> None:
     """Raise InputError where an artefact may not be written: something else stands there."""
     folder = Path(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise InputError(f"{folder}: a file stands there; give a folder for the router")
     try:
-        _read_header_kind(folder)
+        _check_ours(folder)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         # any reason will do: what is not surely ours is not replaced
         raise InputError(
@@ -139,22 +164,34 @@ def check_place(folder: str | Path) -> None:
         ) from None
 
 
-def _read_header_kind(folder: Path) -> None:
-    """Raise unless the folder holds an artefact of any version, and nothing else."""
-    header = json.loads((folder / HEADER).read_text("utf-8"))
-    others = {entry.name for entry in folder.iterdir()} - {HEADER, ARRAYS}
-    if header["kind"] != KIND or others:
+def _check_ours(folder: Path) -> None:
+    """Raise unless the folder holds an artefact of any version, part of one, or nothing."""
+    names = {entry.name for entry in folder.iterdir()}
+    if HEADER in names and json.loads((folder / HEADER).read_text("utf-8"))["kind"] != KIND:
+        raise LookupError(HEADER)
+    if not all(_OURS.fullmatch(name) for name in names - {HEADER}):
         raise LookupError(folder)
 
 
-def _swap(new: Path, folder: Path, old: Path) -> None:
-    """Put ``new`` in the place of ``folder``; the older one comes back where that fails."""
-    if not folder.exists():
-        new.rename(folder)
-        return
-    folder.rename(old)
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all, with the usual permissions."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _remove_unnamed(folder: Path) -> None:
+    """Remove what the standing header does not name: older arrays, or those of a failed write."""
+    kept = {HEADER}
     try:
-        new.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
+        kept.add(arrays_name(json.loads((folder / HEADER).read_text("utf-8"))))
+    except FileNotFoundError:
+        pass  # nothing stands here yet
+    except (OSError, ValueError, AttributeError):
+        return  # unknown what is needed
+    for entry in folder.iterdir():
+        if entry.name not in kept and _OURS.fullmatch(entry.name):
+            entry.unlink(missing_ok=True)

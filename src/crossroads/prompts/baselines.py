@@ -19,15 +19,21 @@ Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
 
 
-def baseline_names(table: OutcomeTable) -> tuple[str, ...]:
-    """Return the routers that are always run; the chance-aware bound needs a ``chance`` column."""
-    always = ("best-single", "cheapest", "random", "oracle")
-    return always if table.chance is None else (*always, "oracle-chance-aware")
+BASELINES = ("best-single", "cheapest", "random", "oracle", "oracle-chance-aware")
+
+
+def baseline_names(table: OutcomeTable, *, is_priced: bool) -> tuple[str, ...]:
+    """Return those of BASELINES that a table allows; they are always run.
+
+    Without prices no model is the cheapest; the chance-aware bound needs a ``chance`` column.
+    """
+    allowed = {"cheapest": is_priced, "oracle-chance-aware": table.chance is not None}
+    return tuple(name for name in BASELINES if allowed.get(name, True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SingleModels:
-    """Each of the K models answering every judged prompt: mean score, mean cost in USD a call."""
+    """Each of the K models answering every judged prompt: mean score, mean cost of a call."""
 
     quality: Float64  # (K,)
     cost: Float64  # (K,)

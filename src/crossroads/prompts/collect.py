@@ -129,8 +129,9 @@ def read_prompts(path: str | Path) -> list[PromptItem]:
     """Read prompts from CSV or JSON lines with the columns ``prompt_id, prompt, reference`` and,
     if wished, ``scorer, domain, split``.
 
-    Several references are a list in JSON, or parted by " | ". Raises InputError naming file, row
-    and column.
+    Several references are a list in JSON, or parted by " | ". A domain is text; numbers become
+    theirs. A split is ``train`` or ``test``, for every prompt or for none. Raises InputError naming
+    file, row and column.
     """
     path = Path(path)
     if not path.is_file():
@@ -146,7 +147,17 @@ def read_prompts(path: str | Path) -> list[PromptItem]:
         items.append(item)
     if not items:
         raise InputError(f"prompts {path}: the file holds no prompt")
+    _check_split(items, path)
     return items
+
+
+def _check_split(items: Sequence[PromptItem], path: Path) -> None:
+    without = [number for number, item in enumerate(items, start=1) if item.split is None]
+    if 0 < len(without) < len(items):
+        raise InputError(
+            f"prompts {path}: row {without[0]}: column 'split' is empty while other rows have one; "
+            "mark every prompt, or none"
+        )
 
 
 def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
@@ -187,9 +198,27 @@ def _prompt_item(row: Mapping[str, Any], where: str) -> PromptItem:
         prompt=str(row["prompt"]),
         references=tuple(str(reference).strip() for reference in references),
         scorer=scorer,
-        domain=row.get("domain") or None,
-        split=row.get("split") or None,
+        domain=_domain(row.get("domain"), where),
+        split=_split(row.get("split"), where),
     )
+
+
+def _domain(given: Any, where: str) -> str | None:
+    if given in (None, ""):
+        return None
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        raise InputError(f"{where}: column 'domain': expected text, got {given!r:.40}")
+    return str(given)
+
+
+def _split(given: Any, where: str) -> str | None:
+    if given in (None, ""):
+        return None
+    if given not in ("train", "test"):
+        raise InputError(
+            f"{where}: column 'split': expected 'train', 'test' or nothing, got {given!r:.40}"
+        )
+    return str(given)
 
 
 def collect(

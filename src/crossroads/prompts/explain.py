@@ -37,7 +37,8 @@ def reason(
 ) -> str:
     """Return one sentence that says why ``names[choice]`` was chosen."""
     # Estimates are linear and can leave [0, 1] a little; what a person reads cannot.
-    name, quality = names[choice], float(np.clip(quality_K[choice], 0.0, 1.0))
+    shown_K = np.clip(quality_K, 0.0, 1.0)
+    name, quality = names[choice], float(shown_K[choice])
     if len(names) == 1:
         return f"{name} is the only model"
     if isinstance(rule, MaxCost):
@@ -46,9 +47,9 @@ def reason(
         return _reason_min_quality(rule, name, quality_K, cost_K, choice)
     value = _values(rule, quality_K[None], cost_K)[0]
     others = np.where(np.arange(len(names)) == choice, -np.inf, value)
-    lead = value[choice] - others.max()
-    runner_up = names[int(others.argmax())]
-    distance = f"level with {runner_up}" if lead < _LEVEL else f"{lead:.2f} above {runner_up}"
+    second = int(others.argmax())
+    shown = _values(rule, shown_K[None], cost_K)[0]
+    distance = _distance(float(shown[choice] - shown[second]), names[second])
     if isinstance(rule, Tradeoff):
         return (
             f"{name} has the best estimated quality, {quality:.2f}, less {rule.price:g} times its "
@@ -57,6 +58,13 @@ def reason(
     if isinstance(rule, Argmax):
         return f"{name} has the highest estimated quality, {quality:.2f}, {distance}"
     return f"{name} was chosen by {rule}; its estimated quality is {quality:.2f}"
+
+
+def _distance(lead: float, runner_up: str) -> str:
+    if lead < _LEVEL:
+        return f"level with {runner_up}"
+    # A trade-off's value is less a price, and has no lower end.
+    return f"{lead:.2f} above {runner_up}" if lead <= 1 else f"more than 1 above {runner_up}"
 
 
 def _values(rule: DecisionRule, quality_NK: Float, cost_K: Float) -> Float:
@@ -93,8 +101,8 @@ def _reason_max_cost(rule: MaxCost, name: str, quality: float, cost_K: Float, ch
 def _reason_min_quality(
     rule: MinQuality, name: str, quality_K: Float, cost_K: Float, choice: int
 ) -> str:
-    quality = quality_K[choice]
-    if quality < rule.floor:
+    quality = float(np.clip(quality_K[choice], 0.0, 1.0))
+    if quality_K[choice] < rule.floor:
         return (
             f"no model is estimated at {rule.floor:g} or better; {name} comes closest, "
             f"{quality:.2f}"

@@ -64,14 +64,18 @@ def training_set(table: OutcomeTable, rows: Rows, features: Float32) -> Training
 
 
 def queries(
-    table: OutcomeTable, rows: Rows, features: Float32, *, with_truth: bool = False
+    table: OutcomeTable, rows: Rows, features: Float32, *, hindsight: bool = False
 ) -> Queries:
-    """Return these rows as prompts to route; ``with_truth`` only for routers with hindsight."""
+    """Return these rows as prompts to route.
+
+    Only routers with ``hindsight`` see the labels (scores, domains, chance of a blind guess): a
+    router that serves is given the prompt and nothing else.
+    """
     part = table.take(rows)
     return Queries(
         embeddings=features[rows],
         texts=part.texts,
-        domains=part.domain,
-        truth=part.score if with_truth else None,
-        chance=part.chance,
+        domains=part.domain if hindsight else None,
+        truth=part.score if hindsight else None,
+        chance=part.chance if hindsight else None,
     )

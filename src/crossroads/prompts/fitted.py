@@ -29,11 +29,13 @@ from crossroads import __version__
 from crossroads.core.decision import Decision
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.progress import Progress
+from crossroads.core.statistics import bootstrap_interval
 from crossroads.models.encoders import Encoder, get_encoder
 from crossroads.prompts.artefact import read_artefact, write_artefact
-from crossroads.prompts.decide import Argmax, DecisionRule, parse_rule
+from crossroads.prompts.decide import Argmax, DecisionRule, Tradeoff, parse_rule
 from crossroads.prompts.explain import leads, reason
 from crossroads.prompts.features import queries, table_features, training_set
+from crossroads.prompts.metrics import chosen_values, tradeoff_curve
 from crossroads.prompts.outcomes import OutcomeTable
 from crossroads.prompts.pool import Pool, describe
 from crossroads.prompts.router import PromptRouter, Queries, column_means
@@ -80,13 +82,17 @@ class FittedRouter:
     ) -> list[Decision]:
         """Decide where N prompts go: texts, or embeddings (N, D) by the router's encoder.
 
-        Raises UsageError for an unknown rule, or one that weighs costs where they are unknown.
+        Characters that are no Unicode (lone surrogates) are replaced. Raises UsageError for an
+        unknown rule, one that weighs costs where they are unknown, or a seed outside [0, 2^63);
+        InputError for prompts that are neither texts nor finite embeddings of the right width.
         """
-        if len(prompts) == 0:
-            return []
         start = time.perf_counter()
         chosen_rule = self._rule(rule)
-        quality = self.router.predict(self._queries(prompts))
+        seed = _checked_seed(seed)
+        asked = self._queries(prompts)
+        if len(asked) == 0:
+            return []
+        quality = self.router.predict(asked)
         cost = self._known_cost
         choice = chosen_rule.choose(quality, cost)
         lead = leads(chosen_rule, quality, cost, choice)
@@ -115,12 +121,30 @@ class FittedRouter:
         return self.decide([prompt], rule=rule, seed=seed)[0]
 
     def _queries(self, prompts: Sequence[str] | Float32) -> Queries:
-        if isinstance(prompts, np.ndarray) and prompts.dtype != object:
-            return Queries(embeddings=prompts)
-        texts = np.array(list(prompts), dtype=object)
+        if isinstance(prompts, np.ndarray) and prompts.dtype.kind not in "OU":
+            return Queries(embeddings=self._checked_embeddings(prompts))
+        texts = _checked_texts(prompts)
+        column = np.array(texts, dtype=object)
         if not self.router.needs_embeddings:
-            return Queries(embeddings=np.zeros((len(texts), 1), dtype=np.float32), texts=texts)
-        return Queries(embeddings=self._encoder.encode(list(prompts)), texts=texts)
+            return Queries(embeddings=np.zeros((len(texts), 1), dtype=np.float32), texts=column)
+        return Queries(embeddings=self._encoder.encode(texts), texts=column)
+
+    def _checked_embeddings(self, rows: npt.NDArray[Any]) -> Float32:
+        if rows.ndim != 2 or rows.dtype.kind not in "fiu":
+            raise InputError(
+                f"embeddings: expected numbers of shape (N, D), got {rows.dtype} {rows.shape}"
+            )
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            rows = rows.astype(np.float32, copy=False)
+        if self.router.needs_embeddings and rows.shape[1] != self._encoder.dim:
+            raise InputError(
+                f"embeddings: {rows.shape[1]} wide, encoder {self.encoder!r} makes them "
+                f"{self._encoder.dim} wide; encode the prompts with it, or give their texts"
+            )
+        wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(wrong):
+            raise InputError(f"embeddings: row {wrong[0]} holds NaN or infinity")
+        return rows
 
     @cached_property
     def _encoder(self) -> Encoder:
@@ -137,6 +161,10 @@ class FittedRouter:
         if rule is None:
             rule = self.rule
         parsed = parse_rule(rule) if isinstance(rule, str) else rule
+        if isinstance(parsed, type) or not callable(getattr(parsed, "choose", None)):
+            raise UsageError(
+                f"decision rule: expected text such as 'argmax', or a rule, got {parsed!r:.40}"
+            )
         unknown = ~np.isfinite(self.mean_cost)
         if unknown.any() and not isinstance(parsed, Argmax):
             missing = [name for name, gone in zip(self.models, unknown, strict=True) if gone]
@@ -169,15 +197,22 @@ def fit_router(
 ) -> FittedRouter:
     """Fit a router (``knn``, ``knn:k=20``, ``auto``) on an outcome table.
 
-    It is first fitted on 70 % of the prompts (or on the rows marked ``train``) and measured on the
-    rest, then fitted again on all of them. ``metrics`` are those of the held-out prompts under
-    ``rule``: ``quality`` and ``cost_usd`` per call of the choices; ``best_single``, the model best
-    in training, with its quality and cost; ``gain`` over it with a 95 % interval (normal, paired by
-    prompt). Prompts for which the chosen or the best single model was not run are not counted.
+    It is first fitted on 70 % of the prompts and measured on the rest, then fitted again on all of
+    them. Where the table has a ``split`` column, it is fitted on the rows marked ``train`` only,
+    measured on the others, and kept as it is.
 
-    Raises UsageError for an unknown router or setting, or one that needs hindsight; InputError
-    where the table cannot be learnt from.
+    ``metrics`` are those of the held-out prompts under ``rule``: ``quality`` and ``cost_usd`` per
+    call of the choices; ``best_single``, the model best in training, with its quality and cost;
+    ``gain`` over it with a 95 % interval (bootstrap over prompts, paired). Prompts for which the
+    chosen or the best single model was not run are not counted. ``match_rule`` is the cheapest
+    trade-off as good as the best single model on the ``match_num_test`` held-out prompts that every
+    model answered at a known cost, with its quality there, ``match_quality``, and its cost as a
+    multiple of that model's, ``match_cost_ratio``; absent without costs, or where none is as good.
+
+    Raises UsageError for an unknown router, setting or rule, a router that needs hindsight, or a
+    seed outside [0, 2^63); InputError where the table cannot be learnt from.
     """
+    seed = _checked_seed(seed)
     router = build_router(spec)
     if router.hindsight:
         raise UsageError(
@@ -205,9 +240,13 @@ def fit_router(
         router.fit(data, seed=seed)
         return fitted
 
-    metrics = _measure(fit(build_router(spec), train), table, train, test, features)
-    final = fit(router, np.arange(len(table)))
-    return dataclasses.replace(final, metrics=metrics, provenance=_provenance(table, seed))
+    final = fit(router, train)
+    metrics = _measure(final, table, train, test, features=features, seed=seed)
+    if table.split is None:
+        final = fit(build_router(spec), np.arange(len(table)))
+    num_fitted = len(table if table.split is None else train)
+    provenance = {**_provenance(table, seed), "num_fitted": num_fitted}
+    return dataclasses.replace(final, rule=str(rule), metrics=metrics, provenance=provenance)
 
 
 def _features(
@@ -219,7 +258,13 @@ def _features(
 
 
 def _measure(
-    fitted: FittedRouter, table: OutcomeTable, train: Ints, test: Ints, features: Float32
+    fitted: FittedRouter,
+    table: OutcomeTable,
+    train: Ints,
+    test: Ints,
+    *,
+    features: Float32,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the metrics of :func:`fit_router`."""
     judged = table.take(test)
@@ -232,14 +277,14 @@ def _measure(
     if not both.any():
         raise InputError("no held-out prompt was answered by the chosen and the best single model")
     gain = (routed - single)[both].astype(np.float64)
-    half = 1.96 * float(gain.std()) / np.sqrt(len(gain))
+    low, high = bootstrap_interval(gain, seed=seed)
     metrics: dict[str, Any] = {
         "quality": float(routed[both].mean()),
         "best_single": table.models[best],
         "best_single_quality": float(single[both].mean()),
         "gain": float(gain.mean()),
-        "gain_low": float(gain.mean() - half),
-        "gain_high": float(gain.mean() + half),
+        "gain_low": low,
+        "gain_high": high,
         "num_train": len(train),
         "num_test": int(both.sum()),
     }
@@ -251,7 +296,44 @@ def _measure(
         for name, usd in spent.items():
             if np.isfinite(usd[both]).all():
                 metrics[name] = float(usd[both].mean())
+        if np.isfinite(fitted.mean_cost).all():
+            known = judged.complete & np.isfinite(judged.cost).all(axis=1)
+            scores, costs = judged.score[known], judged.cost[known]
+            metrics |= _match(estimate[known], fitted.mean_cost, scores, costs, best)
     return metrics
+
+
+def _match(
+    estimate_NK: Float64, mean_cost_K: Float64, score_NK: Float32, cost_NK: Float64, single: int
+) -> dict[str, Any]:
+    """Return the cheapest trade-off that is as good as model ``single``; empty where none is."""
+    if len(score_NK) == 0 or not cost_NK[:, single].mean() > 0:
+        return {}
+    goal = float(score_NK[:, single].mean(dtype=np.float64)) - 1e-9  # sums are rounded
+    curve = tradeoff_curve(estimate_NK, mean_cost_K, score_NK, cost_NK)
+    for point in np.argsort(curve.cost, kind="stable"):
+        if curve.quality[point] < goal:
+            continue
+        rule = Tradeoff(_price_between(*curve.price[point : point + 2].tolist()))
+        choice = rule.choose(estimate_NK, mean_cost_K)
+        quality = float(chosen_values(score_NK, choice).mean())
+        if quality >= goal:  # as the rule decides, whatever rounding does to the sweep
+            cost = chosen_values(cost_NK, choice).mean() / cost_NK[:, single].mean()
+            return {
+                "match_rule": str(rule),
+                "match_cost_ratio": float(cost),
+                "match_quality": quality,
+                "match_num_test": len(score_NK),
+            }
+    return {}
+
+
+def _price_between(low: float, high: float | None = None) -> float:
+    """Return the price of fewest digits well inside an operating point's interval."""
+    high = 2 * low if high is None else high
+    middle = (low + high) / 2
+    rounded = (float(f"{middle:.{digits}g}") for digits in range(1, 17))
+    return next((price for price in rounded if low < price < high), middle)
 
 
 def _provenance(table: OutcomeTable, seed: int) -> dict[str, Any]:
@@ -265,6 +347,35 @@ def _provenance(table: OutcomeTable, seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _checked_seed(seed: object) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
+        raise UsageError(f"seed: expected a whole number in [0, 2^63), got {seed!r:.40}")
+    return int(seed)
+
+
+def _checked_texts(prompts: object) -> list[str]:
+    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence | np.ndarray):
+        remedy = "; use route() for one prompt" if isinstance(prompts, str) else ""
+        raise InputError(
+            f"prompts: expected a list of texts, got one {type(prompts).__name__}{remedy}"
+        )
+    if isinstance(prompts, np.ndarray) and prompts.ndim != 1:
+        raise InputError(f"prompts: expected texts of shape (N,), got {prompts.shape}")
+    for n, text in enumerate(prompts):
+        if not isinstance(text, str):
+            raise InputError(f"prompts: number {n} is no text but {type(text).__name__}")
+    return [_unicode(text) for text in prompts]
+
+
+def _unicode(text: str) -> str:
+    """Return the text with every surrogate that is not half of a pair replaced."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def save_router(fitted: FittedRouter, folder: str | Path) -> None:
@@ -303,7 +414,7 @@ def load_router(folder: str | Path) -> FittedRouter:
         encoder = header["encoder"]["version"]
     except ValidationError as error:
         raise InputError(f"{folder}: pool: {describe(error)}; fit the router again") from error
-    except (LookupError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
         raise _incomplete(folder, error) from error
     except ValueError as error:
         if isinstance(error, InputError | UsageError):
@@ -332,9 +443,16 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Fit
     models = tuple(facts["models"])
     pool = Pool.model_validate(header["pool"])
     parse_rule(header["rule"])
-    cost = [np.nan if usd is None else float(usd) for usd in header["mean_cost_usd"]]
+    cost = [_saved_cost(usd) for usd in header["mean_cost_usd"]]
     if pool.names != models or len(cost) != len(models):
         raise ValueError("pool, costs and models disagree")
+    for key, value, kind in (
+        ("metrics", header["metrics"], dict),
+        ("provenance", header["provenance"], dict),
+        ("encoder", header["encoder"]["name"], str),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{key} is {value!r:.20}")
     return FittedRouter(
         router=cls.restore(models=models, settings=settings, arrays=arrays),
         pool=pool,
@@ -344,6 +462,14 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Fit
         metrics=header["metrics"],
         provenance=header["provenance"],
     )
+
+
+def _saved_cost(usd: Any) -> float:
+    if usd is None:
+        return float("nan")
+    if isinstance(usd, bool | str) or not 0 <= float(usd) < float("inf"):
+        raise ValueError(f"a mean cost of {usd!r:.20}")
+    return float(usd)
 
 
 def _incomplete(folder: str | Path, error: Exception) -> InputError:

@@ -37,6 +37,7 @@ Curves = dict[str, list[list[float]]]
 
 CURVE_POINTS = 100  # kept of each sweep: enough to draw, small enough to keep
 TIMED_DECISIONS = 64
+DOLLARS = "USD"  # the unit the arena score is defined in
 TIMINGS = ("latency_us_p50", "cpu_us")  # the metrics that differ from run to run
 
 QUALITY = (
@@ -58,10 +59,9 @@ COST = (
     Metric(
         name="cost_per_1k",
         title="cost",
-        unit="USD / 1k",
         higher_is_better=False,
         digits=4,
-        help="USD per 1,000 prompts at that choice",
+        help="cost of 1,000 prompts at that choice",
     ),
     Metric(
         name="aiq",
@@ -75,22 +75,25 @@ COST = (
         unit="points",
         digits=2,
         headline=False,
-        help="AIQ above mixing single models at random at equal cost",
+        help="AIQ minus the AIQ of mixing single models at random",
     ),
     Metric(
         name="cost_at_equal_quality",
         title="match cost",
         unit="x",
         higher_is_better=False,
-        help="cost that reaches the best single model's quality, over that model's cost",
+        help=(
+            "cost that reaches the best single model's quality, over that model's cost; read off "
+            "the judged prompts' own hull, so the trade-off is picked with hindsight"
+        ),
     ),
-    Metric(
-        name="arena_score",
-        title="arena score",
-        digits=4,
-        headline=False,
-        help="RouterArena's score of quality and cost, in [0, 1]",
-    ),
+)
+ARENA_SCORE = Metric(
+    name="arena_score",
+    title="arena score",
+    digits=4,
+    headline=False,
+    help="RouterArena's score of quality and cost in USD, in [0, 1]",
 )
 REGRET = (
     Metric(
@@ -145,16 +148,30 @@ LATENCY = (
 )
 
 
+def cost_metrics(unit: str) -> tuple[Metric, ...]:
+    """Return the metrics of a table with costs in this unit."""
+    cost, *others = COST
+    score = (ARENA_SCORE,) if unit == DOLLARS else ()
+    return (replace(cost, unit=f"{unit} / 1k"), *others, *score)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """One seed: what may be learnt from, and what is judged."""
 
     training: TrainingSet
-    queries: Queries
+    queries: Queries  # as a router with hindsight may see them; see ``asked``
     score: Float32  # (N, K), no NaN
-    cost: Float64 | None  # (N, K) USD, no NaN
+    cost: Float64 | None  # (N, K) in cost_unit, no NaN
+    cost_unit: str
     expected_cost: Float64  # (K,) mean cost in training, all the rule knows; 0 without prices
     best_single: int  # by mean score in training
+
+    def asked(self, *, hindsight: bool) -> Queries:
+        """Return the judged prompts; what a served prompt does not carry only with hindsight."""
+        if hindsight:
+            return self.queries
+        return replace(self.queries, truth=None, domains=None, chance=None)
 
 
 def judge(
@@ -182,7 +199,11 @@ def judge(
 def _judge_cost(
     split: Split, cost: Float64, estimate_NK: Float, choice_N: Ints, worth_NK: Float
 ) -> tuple[dict[str, float], Curves]:
-    """Return the metrics that need prices, and the curves (USD per 1,000 prompts, quality)."""
+    """Return the metrics that need prices, and the curves.
+
+    Their points are (cost of 1,000 prompts, quality); those of the frontier and of its hull go on
+    with lambda, quality per unit of cost, as in the rule ``tradeoff:LAMBDA``.
+    """
     quality = float(chosen_values(worth_NK, choice_N).mean())
     cost_per_1k = 1000 * float(chosen_values(cost, choice_N).mean())
     singles = SingleModels.of(split.score, cost)
@@ -194,21 +215,23 @@ def _judge_cost(
     own = aiq(sweep.cost, sweep.quality, low, high) if ranged else float("nan")
     mixed = aiq(singles.cost, singles.quality, low, high) if ranged else float("nan")
     best = split.best_single
-    metrics = {
+    found = {
         "cost_per_1k": cost_per_1k,
         "aiq": 100 * own,
         "gain_over_mix": 100 * (own - mixed),
         "cost_at_equal_quality": relative_cost_at_quality(
             hull, float(singles.quality[best]), float(singles.cost[best])
         ),
-        "arena_score": arena_score(quality, cost_per_1k) if cost_per_1k > 0 else float("nan"),
     }
+    if split.cost_unit == DOLLARS:
+        is_paid = cost_per_1k > 0
+        found["arena_score"] = arena_score(quality, cost_per_1k) if is_paid else float("nan")
     curves = {
-        "frontier": _points(sweep.cost, sweep.quality),
-        "hull": _points(hull.cost, hull.quality),
+        "frontier": _points(sweep.cost, sweep.quality, sweep.price),
+        "hull": _points(hull.cost, hull.quality, sweep.price[hull.index]),
         "singles": [[1000 * c, q] for c, q in zip(singles.cost, singles.quality, strict=True)],
     }
-    return metrics, curves
+    return found, curves
 
 
 def _two_models(split: Split, estimate_NK: Float, worth_NK: Float) -> dict[str, float]:
@@ -219,10 +242,11 @@ def _two_models(split: Split, estimate_NK: Float, worth_NK: Float) -> dict[str, 
     return {"apgr": apgr(*outcome), "cpt50": cpt(*outcome, 0.5), "cpt80": cpt(*outcome, 0.8)}
 
 
-def _points(cost: Float64, quality: Float64) -> list[list[float]]:
+def _points(cost: Float64, quality: Float64, price: Float64) -> list[list[float]]:
     """Thin a curve to CURVE_POINTS, first and last kept."""
     kept = np.unique(np.linspace(0, len(cost) - 1, CURVE_POINTS).round().astype(int))
-    return [[float(1000 * c), float(q)] for c, q in zip(cost[kept], quality[kept], strict=True)]
+    rows = np.column_stack([1000 * cost[kept], quality[kept], price[kept]])
+    return [[float(value) for value in row] for row in rows]
 
 
 def time_decisions(

@@ -1,7 +1,7 @@
 """What a routing is worth: quality, cost, regret, trade-off curves, arena score, recovered gap.
 
 N prompts, K models. A routing is a vector of chosen columns, shape (N,); outcomes are the scores in
-[0, 1] and the costs in USD of every model on every prompt, shape (N, K), without NaN.
+[0, 1] and the costs of every model on every prompt, shape (N, K), without NaN.
 
 Sources: RouterArena (2025; arena score); RouteLLM, Ong et al. 2024 (performance gap recovered,
 call-performance threshold); RouterBench, Hu et al. 2024 (cost-quality hull).
@@ -70,8 +70,8 @@ def arena_score(
 class Curve:
     """Operating points of one router, from quality at any price to the cheapest model.
 
-    ``price`` (lambda, quality per USD) is 0 at the first point and grows; ``cost`` (USD per call)
-    and ``quality`` are means over the judged prompts; all shape (P,).
+    ``price`` (lambda, quality per unit of cost) is 0 at the first point and grows; ``cost`` (of a
+    call) and ``quality`` are means over the judged prompts; all shape (P,).
     """
 
     price: Float64
@@ -135,7 +135,8 @@ def _next_switch(estimate_nK: Float, cost_nK: Float, at_n: Ints) -> tuple[Float6
 def relative_cost_at_quality(hull: Hull, quality: float, cost: float) -> float:
     """Return the smallest hull cost that reaches ``quality``, as a multiple of ``cost``.
 
-    inf where the hull never reaches it, NaN for a cost of 0.
+    inf where the hull never reaches it, NaN for a cost of 0. A hull of judged prompts picks its
+    operating point with hindsight: served, the trade-off has to be set beforehand.
     """
     if cost <= 0:
         return float("nan")

@@ -52,7 +52,8 @@ class OutcomeTable:
     score : float32, shape (N, K); quality in [0, 1], NaN = not run
     prompt_hash : uint64, shape (N,); :func:`prompt_hash` of the text (of the id where no text is)
     texts : array of str or None, shape (N,); an empty text is one that is not known
-    cost : float64, shape (N, K), USD; NaN = unknown
+    cost : float64, shape (N, K), in ``cost_unit``; NaN = unknown
+    cost_unit : what the costs count: USD, or the unit of the pool that priced the table
     input_tokens, output_tokens, latency_s : float32, shape (N, K), or None
     domain, difficulty, split : array of str or None, shape (N,)
     chance : float32, shape (N,), or None
@@ -66,6 +67,7 @@ class OutcomeTable:
     prompt_hash: npt.NDArray[np.uint64]
     texts: Strings | None = None
     cost: Float64 | None = None
+    cost_unit: str = "USD"
     input_tokens: Float32 | None = None
     output_tokens: Float32 | None = None
     latency_s: Float32 | None = None
@@ -113,7 +115,7 @@ class OutcomeTable:
         return replace(self, models=tuple(names), **changes)
 
     def with_prices(self, pool: Pool) -> OutcomeTable:
-        """Return the table with costs computed from the pool's prices.
+        """Return the table with costs computed from the pool's prices, in the pool's unit.
 
         The cost of a cell is NaN where its model has a price per token and the table lacks the
         count, and where the model was not run. Models absent from the pool raise UsageError.
@@ -125,7 +127,8 @@ class OutcomeTable:
                 _countable(self.input_tokens, k, card.price_in),
                 _countable(self.output_tokens, k, card.price_out),
             )
-        return replace(self, cost=np.where(np.isnan(self.score), np.nan, cost))
+        cost = np.where(np.isnan(self.score), np.nan, cost)
+        return replace(self, cost=cost, cost_unit=pool.cost_unit)
 
     def split_by_hash(
         self, seed: int, train_share: float = 0.7

@@ -16,15 +16,15 @@ Float64 = npt.NDArray[np.float64]
 GRID = 80  # points of a drawn hull
 SHOWN_CURVES = 5  # routers drawn at first; the others wait in the legend
 BEST_SINGLE = "best-single"
-COST_AXIS = "USD per 1,000 prompts"
 
 
-def prompt_plots(board: Leaderboard) -> list[Plot]:
+def prompt_plots(board: Leaderboard, *, cost_unit: str = "USD") -> list[Plot]:
     """Return the plots the board's cells have data for."""
+    cost_axis = f"{cost_unit} per 1,000 prompts"
     ran = [row for row in board.rows if row.error is None]
     plots: list[Plot] = []
     if any("hull" in row.cells[0].curves for row in ran):
-        plots += [_frontier(ran), _over_mix(ran)]
+        plots += [_frontier(ran, cost_axis), _over_mix(ran, cost_axis)]
     if any(role_of(row) == "router" for row in ran):
         plots.append(_gain(ran))
         if any("aiq" in row.metrics for row in ran):
@@ -36,7 +36,7 @@ def prompt_plots(board: Leaderboard) -> list[Plot]:
     return plots
 
 
-def _frontier(rows: Sequence[Row]) -> CurvePlot:
+def _frontier(rows: Sequence[Row], cost_axis: str) -> CurvePlot:
     singles = np.mean([cell.curves["singles"] for cell in rows[0].cells], axis=0)
     grid = _grid(singles[:, 0])
     series = [
@@ -66,18 +66,19 @@ def _frontier(rows: Sequence[Row]) -> CurvePlot:
     return CurvePlot(
         title="Cost and quality",
         caption=(
-            "What each router reaches as the price put on a dollar is swept: hull of the operating "
-            "points, mean over seeds. Single models and their random mix are the bar to clear; "
-            "bounds decide with hindsight. Names in the legend switch curves on and off."
+            "What each router reaches as the weight of cost is swept: hull of the operating "
+            "points, mean over seeds, read off the judged prompts' own hull: which trade-off lands "
+            "at a budget is known only afterwards. Single models and their random mix are the bar "
+            "to clear; bounds decide with hindsight. Names in the legend switch curves on and off."
         ),
-        x_label=COST_AXIS,
+        x_label=cost_axis,
         y_label="quality",
         series=series,
         log_x=True,
     )
 
 
-def _over_mix(rows: Sequence[Row]) -> CurvePlot:
+def _over_mix(rows: Sequence[Row], cost_axis: str) -> CurvePlot:
     """The frontier again, seen from the random mix: here the routers can be told apart."""
     singles = np.mean([cell.curves["singles"] for cell in rows[0].cells], axis=0)
     grid = _grid(singles[:, 0])
@@ -95,7 +96,7 @@ def _over_mix(rows: Sequence[Row]) -> CurvePlot:
             "Quality above choosing at random between single models at the same mean cost, mean "
             "over seeds: the height between a router's curve and the dotted line above."
         ),
-        x_label=COST_AXIS,
+        x_label=cost_axis,
         y_label="points of quality",
         series=series,
         log_x=True,
@@ -117,8 +118,8 @@ def _drawn(rows: Sequence[Row], *, bounds: bool) -> list[tuple[Row, bool]]:
 
 
 def _hull_quality(cell: Cell, curve: str, grid: Float64) -> Float64:
-    """Return the hull of a curve of (cost, quality) points on the grid; NaN left of its start."""
-    cost, quality = np.array(cell.curves[curve]).T
+    """Return the hull of a curve's (cost, quality, ...) points on the grid; NaN left of it."""
+    cost, quality = np.array(cell.curves[curve]).T[:2]
     return hull_quality_at(upper_hull(cost, quality), grid)
 
 

@@ -4,6 +4,7 @@
 
     name: my-pool
     note: list prices of October 2026
+    cost_unit: USD              # what the prices count; leave out for dollars
     models:
       - name: small-model
         description: fast, good at short factual questions
@@ -66,6 +67,7 @@ class Pool(BaseModel):
 
     name: str = "pool"
     note: str = ""
+    cost_unit: str = Field(default="USD", min_length=1, description="what the prices count")
     models: tuple[ModelCard, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -94,7 +96,12 @@ class Pool(BaseModel):
 
     def subset(self, names: Sequence[str], *, name: str | None = None) -> Pool:
         """Return the pool of these models, in the order given. Unknown names raise UsageError."""
-        return Pool(name=name or self.name, note=self.note, models=tuple(self[n] for n in names))
+        return Pool(
+            name=name or self.name,
+            note=self.note,
+            cost_unit=self.cost_unit,
+            models=tuple(self[n] for n in names),
+        )
 
     def tagged(self, tag: str) -> Pool:
         """Return the pool of the models that carry a tag. Raises UsageError where none does."""

@@ -28,12 +28,12 @@ from crossroads.prompts.baselines import baseline_names
 from crossroads.prompts.decide import Argmax
 from crossroads.prompts.features import queries, table_features, training_set
 from crossroads.prompts.judge import (
-    COST,
     LATENCY,
     QUALITY,
     REGRET,
     TWO_MODELS,
     Split,
+    cost_metrics,
     judge,
     model_shares,
     quality_by_domain,
@@ -118,13 +118,13 @@ class PromptTask:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        cost = COST if self.is_priced else ()
+        cost = cost_metrics(self.table.cost_unit) if self.is_priced else ()
         two = TWO_MODELS if len(self.table.models) == 2 else ()
         return (*QUALITY, *cost, *REGRET, *two, *LATENCY)
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        return baseline_names(self.table)
+        return baseline_names(self.table, is_priced=self.is_priced)
 
     @property
     def description(self) -> str:
@@ -164,6 +164,11 @@ class PromptTask:
                 f"{gaps:,} of {len(table):,} prompts were not answered by every model: "
                 "a missing answer counts as wrong, at the model's mean cost"
             )
+        if table.split is not None:
+            found.append(
+                "the split is the table's own: seeds vary the router's randomness only, "
+                "intervals do not cover the choice of prompts"
+            )
         if not self.is_priced:
             which = "any model" if table.cost is None else ", ".join(self.unpriced)
             found.append(f"no cost is known of {which}: cost figures are left out")
@@ -182,6 +187,7 @@ class PromptTask:
         """Digest of the table, the settings, this library's code and the versions it runs on."""
         digest = hashlib.blake2b(digest_size=10)
         settings = [self.pool, self.encoder, self.train_share, self.missing, self.table.models]
+        settings.append(self.table.cost_unit)
         digest.update(json.dumps([_code_digest(), machine()["versions"], *settings]).encode())
         arrays = {n: v for n, v in vars(self.table).items() if isinstance(v, np.ndarray)}
         for name, array in [*arrays.items(), ("features", self._features)]:
@@ -206,7 +212,7 @@ class PromptTask:
         started = time.perf_counter()
         built.fit(split.training, seed=seed)
         fit_seconds = time.perf_counter() - started
-        asked = replace(split.queries, truth=split.score if built.hindsight else None)
+        asked = split.asked(hindsight=built.hindsight)
         started = time.perf_counter()
         estimate = built.predict(asked)
         choice = Argmax().choose(estimate, split.expected_cost)
@@ -227,7 +233,7 @@ class PromptTask:
                 "best_single": self.table.models[split.best_single],
                 "models": list(self.table.models),
                 "shares": model_shares(self.table.models, choice),
-                "domains": quality_by_domain(asked.domains, chosen_values(worth, choice)),
+                "domains": quality_by_domain(split.queries.domains, chosen_values(worth, choice)),
             },
         )
 
@@ -235,7 +241,7 @@ class PromptTask:
         """Return the frontier, the gains, the domains and the latencies."""
         from crossroads.prompts.plots import prompt_plots
 
-        return prompt_plots(board)
+        return prompt_plots(board, cost_unit=self.table.cost_unit)
 
     @property
     def _features(self) -> Float32:
@@ -261,9 +267,10 @@ class PromptTask:
         training = training_set(filled, train, self._features)
         return Split(
             training=training,
-            queries=queries(filled, test, self._features),
+            queries=queries(filled, test, self._features, hindsight=True),
             score=score[test],
             cost=test_cost,
+            cost_unit=self.table.cost_unit,
             expected_cost=expected,
             best_single=int(training.mean_scores().argmax()),
         )

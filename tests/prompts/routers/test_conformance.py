@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import re
@@ -26,7 +27,6 @@ BLIND = [name for name in NAMES if not router_class(name).needs_embeddings]
 SIGHTED = [name for name in NAMES if router_class(name).needs_embeddings]
 LEARNERS = [name for name in NAMES if router_class(name).method != "none"]
 HEAVY = {"sklearn", "lightgbm", "torch", "transformers", "pandas"}
-MAY_LOAD = {"boosting": {"sklearn", "lightgbm", "pandas"}}  # its trees live in LightGBM
 
 every_router = pytest.mark.parametrize("name", NAMES)
 
@@ -202,6 +202,13 @@ def test_domains_are_not_needed_to_serve(name: str) -> None:
 
 
 @every_router
+def test_the_true_domains_change_no_estimate(name: str) -> None:
+    masked = dataclasses.replace(asked(name), domains=None)
+    told = dataclasses.replace(masked, domains=outcomes(50, seed=1).domains)
+    np.testing.assert_array_equal(usual(name).predict(masked), usual(name).predict(told))
+
+
+@every_router
 @pytest.mark.parametrize("domains", [["one"] * 40, [None, "two"] * 20, [str(i) for i in range(40)]])
 def test_odd_domains_are_no_obstacle(name: str, domains: list[Any]) -> None:
     learn(name, change(outcomes(40), domains=np.array(domains, dtype=object)))
@@ -344,7 +351,7 @@ def test_another_process_serves_the_same_without_training_libraries(
     )
     estimate = np.load(tmp_path / "estimate.npy", allow_pickle=False)
     np.testing.assert_allclose(estimate, router.predict(prompts), rtol=0, atol=1e-9)
-    assert not HEAVY & set(json.loads(done.stdout)) - MAY_LOAD.get(name, set())
+    assert not HEAVY & set(json.loads(done.stdout))
 
 
 @every_router

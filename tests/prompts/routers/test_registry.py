@@ -126,7 +126,7 @@ def test_a_bad_setting_is_refused_naming_the_spec(spec: str, expected: str) -> N
     ("spec", "known"),
     [
         ("knn:weighting=gaussian", "triangular, uniform"),
-        ("category:weighting=harsh", "given, hard, soft"),
+        ("category:weighting=harsh", "hard, soft"),
         ("clusters:estimate=median", "mean, rank"),
         ("auto:members=linear+wrods", "domains, landmarks, linear, words"),
     ],

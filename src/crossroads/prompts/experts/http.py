@@ -15,6 +15,8 @@ any other status                       502     upstream_error
 200 with something else than an answer 502     upstream_invalid
 stream cut, empty or malformed         502     upstream_cut, upstream_empty, upstream_invalid
 =====================================  ======  ==================================================
+
+What an upstream says when it refuses our key is never passed on: it often quotes the key, masked.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -47,9 +51,19 @@ T = TypeVar("T")
 _SAME_STATUS = frozenset({400, 404, 408, 409, 413, 422, 429})
 _OVERLOADED = frozenset({503, 529})
 _OUR_KEY = frozenset({401, 403})
+_OUR_KEY_CODES = frozenset({"401", "403", "invalid_api_key"})  # where the status was 200
 _TYPES = {404: "not_found_error", 429: "rate_limit_error"}
 _PORTION = 1 << 16  # bytes asked for at a time of an answer of unknown length
+_LINGER = 0.1  # seconds after a stream's [DONE] in which its body should end
 _EXCERPT = 200  # characters of a foreign body that an error message quotes
+
+PASSED_ON = ("traceparent", "tracestate", "idempotency-key")
+"""Names of the headers of a client's request that its upstream gets, too; never a key."""
+
+client_headers: ContextVar[Mapping[str, str]] = ContextVar(
+    "client_headers", default=MappingProxyType({})
+)
+"""Headers of the request the running task works for; of these, ``PASSED_ON`` go upstream."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +169,9 @@ class HttpExpert:
                 code=None,
             ) from error
         try:
-            call = self._session.post(self._url, data=body, allow_redirects=False)
+            call = self._session.post(
+                self._url, data=body, headers=_passed_on(), allow_redirects=False
+            )
             response = await self._in_time(call, deadline, self.timeouts.first_byte, "answer")
         except aiohttp.ClientError as error:
             raise self._unavailable(error) from error
@@ -231,6 +247,7 @@ class HttpExpert:
         async for event in self._events(response, deadline):
             if event.data == "[DONE]":
                 progress.done = True
+                await _read_end(response)
                 break
             chunk = self._chunk(event)
             progress.note(chunk)
@@ -273,17 +290,15 @@ class HttpExpert:
 
     async def _refusal(self, response: aiohttp.ClientResponse, deadline: float) -> ExpertError:
         """Turn a response of another status than 200 into an error."""
+        status = response.status
+        if status in _OUR_KEY:
+            return self._refused()
         body = await self._read_body(response, deadline)
         answer = _json_object(body) or {}
         given = answer.get("error", answer)
         given = given if isinstance(given, Mapping) else {"message": given}
         message = given.get("message") or _excerpt(body) or response.reason
-        status = response.status
         text = f"status {status}: {message}"
-        if status in _OUR_KEY:
-            return self._error(
-                f"{text}; check api_key of model {self.name!r}", code="upstream_refused"
-            )
         if status not in _SAME_STATUS and status not in _OVERLOADED:
             return self._error(text)
         own_type = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
@@ -299,10 +314,19 @@ class HttpExpert:
     def _reported(self, given: Any) -> ExpertError:
         """An error object where an answer was due."""
         fields = given if isinstance(given, Mapping) else {"message": given}
+        if _text(fields.get("code")) in _OUR_KEY_CODES:
+            return self._refused()
         return self._error(
             str(fields.get("message") or "an error without a message"),
             type=_text(fields.get("type")) or "api_error",
             code=_text(fields.get("code")) or "upstream_error",
+        )
+
+    def _refused(self) -> ExpertError:
+        """Our key was refused. The upstream's own words may show it, and stay here."""
+        return self._error(
+            "the upstream refused the gateway's credentials; check api_key in the pool",
+            code="upstream_refused",
         )
 
     def _unavailable(self, error: aiohttp.ClientError) -> ExpertError:
@@ -349,6 +373,23 @@ def _host(url: str) -> str | None:
         return None
     is_http = parts.scheme in {"http", "https"} and parts.hostname
     return f"{parts.hostname}{port}" if is_http else None
+
+
+async def _read_end(response: aiohttp.ClientResponse) -> None:
+    """Read the end of a body that often arrives just after [DONE]: else its connection is lost."""
+    with suppress(TimeoutError, aiohttp.ClientError):
+        async with asyncio.timeout(_LINGER):
+            await response.content.read(1)
+
+
+def _passed_on() -> dict[str, str]:
+    given = client_headers.get()
+    values = {name: given.get(name, "") for name in PASSED_ON}
+    return {
+        name: text
+        for name, text in values.items()
+        if text and text.isascii() and text.isprintable()
+    }
 
 
 def _json_object(data: bytes | str) -> dict[str, Any] | None:

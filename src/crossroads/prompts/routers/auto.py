@@ -150,7 +150,7 @@ class Auto(PromptRouter):
         return linear_design(view, label_NC)
 
     def _predict(self, queries: Queries) -> Float64:
-        estimate = np.tile(self._intercept, (len(queries), 1))
+        estimate = np.zeros((len(queries), 1)) + self._intercept
         if not self._weights:
             return estimate
         view = self._reader.read(queries)

@@ -19,7 +19,7 @@ from crossroads.prompts.view import PromptReader
 
 Float64 = npt.NDArray[np.float64]
 
-WEIGHTINGS = ("soft", "hard", "given")
+WEIGHTINGS = ("soft", "hard")
 _FOLDS = 4
 
 
@@ -31,8 +31,7 @@ class Category(PromptRouter):
 
     Parameters
     ----------
-    weighting : ``soft`` averages over categories, ``hard`` takes the likeliest, ``given`` takes the
-        prompt's own domain label and is the model means where it has none that was seen
+    weighting : ``soft`` averages over categories, ``hard`` takes the likeliest
     shrink : weight of the model's overall mean, in prompts, >= 0
     """
 
@@ -52,16 +51,11 @@ class Category(PromptRouter):
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
         assert data.domains is not None  # checked by fit()
-        self._mean = data.mean_scores()
         code_N, num_domains = domain_codes(data.domains)
         self._averages = self._average(data, code_N, num_domains)
-        self._names = data.domains.astype(np.str_)
-        # One name a row of the table; rarer domains beyond the classifier's limit share the last.
-        self._names, first = np.unique(self._names, return_index=True)
-        self._codes = code_N[first]
         self._classifier: DomainClassifier | None = None
         self._reader = PromptReader()
-        if num_domains > 1 and self.weighting != "given":
+        if num_domains > 1:
             view = self._reader.fit(data)
             fold_N = grouped_folds(data.embeddings, _FOLDS, rng)
             self._classifier = DomainClassifier().fit(view, code_N, num_domains, fold_N)
@@ -72,14 +66,11 @@ class Category(PromptRouter):
         is_in_CN = (code_N == np.arange(num_domains)[:, None]).astype(np.float64)
         known_NK = np.isfinite(data.scores)
         total_CK = is_in_CN @ np.where(known_NK, data.scores, 0.0)
+        count_CK = is_in_CN @ known_NK.astype(np.float64)
         shrink = max(self.shrink, 1e-9)
-        return np.asarray(
-            (total_CK + shrink * self._mean) / (is_in_CN @ known_NK.astype(np.float64) + shrink)
-        )
+        return np.asarray((total_CK + shrink * data.mean_scores()) / (count_CK + shrink))
 
     def _predict(self, queries: Queries) -> Float64:
-        if self.weighting == "given":
-            return self._given(queries)
         if self._classifier is None:
             return np.repeat(self._averages[:1], len(queries), axis=0)
         probability_NC = self._classifier.probabilities(self._reader.read(queries))
@@ -87,30 +78,14 @@ class Category(PromptRouter):
             return np.asarray(self._averages[probability_NC.argmax(axis=1)])
         return np.asarray(probability_NC @ self._averages)
 
-    def _given(self, queries: Queries) -> Float64:
-        estimate = np.tile(self._mean, (len(queries), 1))
-        if queries.domains is not None:
-            asked = queries.domains.astype(np.str_)
-            place = np.minimum(np.searchsorted(self._names, asked), len(self._names) - 1)
-            seen = self._names[place] == asked
-            estimate[seen] = self._averages[self._codes[place[seen]]]
-        return estimate
-
     def _state(self) -> Arrays:
         learned = {} if self._classifier is None else self._classifier.state()
         if learned:
             learned |= self._reader.state()
-        return {
-            "mean": self._mean,
-            "averages": self._averages,
-            "names": self._names,
-            "codes": self._codes,
-            **learned,
-        }
+        return {"averages": self._averages, **learned}
 
     def _restore(self, arrays: Arrays) -> None:
-        self._mean, self._averages = arrays["mean"], arrays["averages"]
-        self._names, self._codes = arrays["names"], arrays["codes"]
+        self._averages = arrays["averages"]
         self._classifier = None
         if "domain_weights" in arrays:
             self._classifier = DomainClassifier.restore(arrays)
