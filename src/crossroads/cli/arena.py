@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from crossroads.cli.options import comma_separated
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.progress import progress_bar
 
@@ -82,13 +83,13 @@ def command(
     from crossroads.core.arena import run_arena
     from crossroads.prompts.routers import build_router
 
-    wanted = _names(routers)
+    wanted = comma_separated(routers, "--routers")
     for router in wanted or ():
         build_router(router)  # refuse a wrong name before minutes of encoding
     task = _prompt_task(
         outcomes,
         pool=pool,
-        models=_names(models),
+        models=comma_separated(models, "--models"),
         encoder=encoder,
         missing=missing,
         train_share=train_share,
@@ -161,13 +162,3 @@ def _show(task: Task, board: Leaderboard, folder: Path, *, as_json: bool) -> Non
     if board.reused:
         click.echo(f"{board.reused} cells of an earlier run in {folder / 'cells'} were used again")
     click.echo(f"report  {report}\nfigures {figures}")
-
-
-def _names(text: str | None) -> list[str] | None:
-    """Split ``A,B``; None where the option was not given or names nothing."""
-    if text is None:
-        return None
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise UsageError(f"expected names separated by commas, got {text!r}")
-    return names

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from crossroads.core.errors import UsageError
+from crossroads.cli.options import comma_separated
 from crossroads.core.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def command(
 
     check_place(out)  # before any time is spent
     cards = None if pool is None else read_pool(pool)
-    table = read_outcomes(outcomes, pool=cards, models=_names(models))
+    table = read_outcomes(outcomes, pool=cards, models=comma_separated(models, "--models"))
     with progress_bar("encoding prompts") as progress:
         fitted = fit_router(
             router, table, pool=cards, encoder=encoder, rule=rule, seed=seed, progress=progress
@@ -118,13 +118,3 @@ def _show(fitted: FittedRouter, out: Path) -> None:
             "(chosen on those prompts)"
         )
     click.echo(f"saved in {out}; try: crossroads route --router {out} --explain 'your prompt'")
-
-
-def _names(text: str | None) -> list[str] | None:
-    """Split ``A,B``; None where the option was not given."""
-    if text is None:
-        return None
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        raise UsageError(f"--models: expected names separated by commas, got {text!r}")
-    return names
