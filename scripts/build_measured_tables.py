@@ -64,7 +64,8 @@ def full(pool: str) -> str:
     lines = ["| router | quality | gain, points | AIQ | over mix, points | match cost | CPU us |"]
     lines.append("|---|---|---|---|---|---|---|")
     for row in leaderboard(pool)["rows"]:
-        kind = " (baseline)" if row["baseline"] else ""
+        is_bound = row["router"].startswith("oracle")
+        kind = " (bound)" if is_bound else " (baseline)" if row["baseline"] else ""
         cells = (
             figure(row, "quality", ".4f"),
             figure(row, "gain_over_best_single", "+.2f"),

@@ -55,10 +55,13 @@ def test_a_model_called_auto_something_is_served_by_its_name() -> None:
     assert route(Routing(["auto:x"], FakeRouter("a", "b")), "auto:x") == Route("auto:x")
 
 
-def test_messages_without_text_are_routed_as_an_empty_prompt() -> None:
+@pytest.mark.parametrize("content", ["", "  ", 5, None, []])
+def test_there_is_nothing_to_route_by_without_text(content: Any) -> None:
     router = FakeRouter("a", "b")
-    assert route(Routing(["a", "b"], router), "auto", [{"role": "user"}]).model == "b"
-    assert router.asked == [("", None)]
+    with pytest.raises(ApiError, match="No message holds text"):
+        route(Routing(["a"], router), "auto", [{"role": "user", "content": content}])
+    assert router.asked == []
+    assert route(Routing(["a"], router), "a", [{"role": "user"}]) == Route("a")
 
 
 @pytest.mark.parametrize("model", ["", "AUTO", "autos", "a:argmax"])

@@ -332,9 +332,11 @@ def test_without_costs_only_argmax_can_decide() -> None:
     assert decision.model == "cook"
     assert decision.predicted_cost_usd is None
     assert "cost_usd" not in found.metrics
-    with pytest.raises(UsageError, match="the cost of 'cook' is unknown; fit with a pool"):
+    with pytest.raises(
+        UsageError, match="the cost of 'cook' is unknown; fit on a table with costs"
+    ):
         found.route("boil rice", rule="max-cost:1")
-    with pytest.raises(UsageError, match="unknown; fit with a pool"):
+    with pytest.raises(UsageError, match="unknown; fit on a table with costs"):
         fit_router("toy", toy_table(costs=False), rule="tradeoff:1")
 
 

@@ -56,6 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     except CrossroadsError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
     except click.ClickException as error:
         click.echo(f"error: {' '.join(error.format_message().split())}", err=True)
         sys.exit(2)

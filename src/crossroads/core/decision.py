@@ -1,7 +1,7 @@
 """A decision: who goes where, with what weight, and why.
 
-:class:`Decision` records one routed item (a prompt, a truck) with everything needed to explain and
-replay it. :class:`TokenChoice`, :class:`ExpertChoice` and :class:`Dense` are the three forms of a
+``Decision`` records one routed item (a prompt, a truck) with everything needed to explain and
+replay it. ``TokenChoice``, ``ExpertChoice`` and ``Dense`` are the three forms of a
 batch of weighted decisions under capacity (one layer of a mixture of experts), with the conversions
 between them and the reference of applying each. The sparse forms are the interface of the neural
 rooms; the arrays here are numpy and the code is written to be read, not to be fast.
@@ -35,7 +35,7 @@ class Decision:
     ----------
     chosen : names of the targets, best first (one for ordinary routing)
     scores : estimated quality of every target, by name
-    rule : the decision rule that was applied, as text that :func:`parse_rule` reads back
+    rule : the decision rule that was applied, as text that ``parse_rule`` reads back
     reason : one sentence a person can read
     propensity : probability with which the rule would pick ``chosen`` (1 for deterministic rules)
     predicted_quality : estimated quality of the first choice, in [0, 1]

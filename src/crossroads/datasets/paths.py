@@ -1,7 +1,7 @@
 """Where the development data sets are: ``CROSSROADS_DATA``, else ``../shared/data``.
 
 The second is beside the checkout. Nothing in the product needs these folders. Loaders and tests
-that read them call :func:`data_folder`, whose error names the folder that is missing and the
+that read them call ``data_folder``, whose error names the folder that is missing and the
 variable to set.
 """
 

@@ -39,7 +39,7 @@ class Limits(_Section):
 
 
 class TimeoutSettings(_Section):
-    """Seconds; see :class:`crossroads.prompts.experts.http.Timeouts` for the first four."""
+    """Seconds; see ``crossroads.prompts.experts.http.Timeouts`` for the first four."""
 
     connect: float = Field(default=5.0, gt=0)
     first_byte: float = Field(default=120.0, gt=0)

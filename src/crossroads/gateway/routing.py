@@ -20,7 +20,7 @@ _LONGEST_REASON = 300  # characters
 
 
 class Router(Protocol):
-    """What the gateway needs of :class:`crossroads.prompts.fitted.FittedRouter`."""
+    """What the gateway needs of ``crossroads.prompts.fitted.FittedRouter``."""
 
     def route(self, prompt: str, *, rule: str | None = None, seed: int = 0) -> Decision: ...
 
@@ -98,7 +98,14 @@ class Routing:
                 code="model_not_found",
                 param="model",
             )
-        return await self._decide(last_user_text(messages), rule or self._rule)
+        text = last_user_text(messages)
+        if not text.strip():
+            raise ApiError(
+                "No message holds text to route by; give the user's message a text, or name a "
+                "model in place of 'auto'.",
+                param="messages",
+            )
+        return await self._decide(text, rule or self._rule)
 
     async def _decide(self, text: str, rule: str | None) -> Route:
         assert self._router is not None

@@ -236,7 +236,7 @@ _ENCODERS: dict[str, Callable[[], Any]] = {"static": StaticEncoder, "minilm": Mi
 
 
 def encoder_names() -> list[str]:
-    """Return the names :func:`get_encoder` knows."""
+    """Return the names ``get_encoder`` knows."""
     return list(_ENCODERS)
 
 

@@ -4,7 +4,7 @@ Each finished cell is appended to ``OUT.partial.jsonl`` and synced to the disk b
 a collection that is killed loses nothing that was answered, and running the same command again
 continues it. A cell whose expert fails stays missing (a failure is not a wrong answer) and is asked
 again next time. The table itself is written once, at the end, in the outcome contract of
-:mod:`crossroads.prompts.outcomes`; scores and costs are computed then, from the kept answers.
+``crossroads.prompts.outcomes``; scores and costs are computed then, from the kept answers.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PromptItem:
     ----------
     prompt_id, prompt : as in the outcome table
     references : right answers; any of them will do
-    scorer : how answers are compared with them (:mod:`crossroads.prompts.scorers`)
+    scorer : how answers are compared with them (``crossroads.prompts.scorers``)
     domain, split : carried over to the outcome table
     """
 

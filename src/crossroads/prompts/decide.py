@@ -122,7 +122,7 @@ def parse_rule(text: str) -> DecisionRule:
 
 
 def _spell(rule: str, value: float) -> str:
-    """Write a rule so that :func:`parse_rule` reads back exactly the same number."""
+    """Write a rule so that ``parse_rule`` reads back exactly the same number."""
     return f"{rule}:{np.format_float_positional(value, trim='-')}"
 
 

@@ -121,7 +121,7 @@ class DomainClassifier:
 
     @classmethod
     def restore(cls, arrays: Arrays) -> DomainClassifier:
-        """Rebuild from :meth:`state`."""
+        """Rebuild from ``state``."""
         classifier = cls()
         classifier._weights = arrays["domain_weights"]
         classifier._num_domains = classifier._weights.shape[1]

@@ -5,7 +5,7 @@ its answer was, the category, the hash of the question and its static embedding.
 demonstration and the first arena run on. The figures are replayed outcomes of 2024 models, with
 costs estimated from answer lengths and declared list prices; the table's ``source`` says so.
 
-Coding (see :func:`pack_lengths` and :func:`pack_unit_rows`): answer lengths in logarithmic steps of
+Coding (see ``pack_lengths`` and ``pack_unit_rows``): answer lengths in logarithmic steps of
 one byte, within 4 %; embeddings as int8 with one float16 scale per row, cosine above 0.9999.
 """
 
@@ -109,7 +109,7 @@ def pack_lengths(characters: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
 
 
 def unpack_lengths(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Invert :func:`pack_lengths`, within 4 % up to 100,000 characters."""
+    """Invert ``pack_lengths``, within 4 % up to 100,000 characters."""
     values = np.exp((np.arange(256) - 2) * _LOG_STEP)
     values[NOT_RUN], values[_EMPTY] = np.nan, 0.0
     return np.asarray(values.astype(np.float32)[codes])
@@ -128,7 +128,7 @@ def pack_unit_rows(
 def unpack_unit_rows(
     codes: npt.NDArray[np.int8], scale: npt.NDArray[np.float16]
 ) -> npt.NDArray[np.float32]:
-    """Invert :func:`pack_unit_rows` and scale the rows to length one again (zero rows stay)."""
+    """Invert ``pack_unit_rows`` and scale the rows to length one again (zero rows stay)."""
     rows = codes.astype(np.float32) * scale.astype(np.float32)[:, None]
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(np.divide(rows, norms, out=rows, where=norms > 0))

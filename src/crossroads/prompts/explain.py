@@ -1,6 +1,6 @@
 """Why a rule chose a model: how clear the choice was, and one sentence to say so.
 
-The lead is what :class:`~crossroads.core.decision.Decision` calls confidence: the first choice's
+The lead is what ``crossroads.core.decision.Decision`` calls confidence: the first choice's
 advantage over the runner-up in the rule's own value, clipped to [0, 1]. For ``min-quality``, whose
 value is a price, it is the estimated quality in excess of the floor.
 """

@@ -1,8 +1,8 @@
 """A fitted router: what decides where a prompt goes, with all it needs to decide again elsewhere.
 
-:func:`fit_router` learns from an outcome table and measures the result on prompts held out,
-:func:`save_router` and :func:`load_router` keep it in a folder (no pickle), and
-:class:`FittedRouter` decides.
+``fit_router`` learns from an outcome table and measures the result on prompts held out,
+``save_router`` and ``load_router`` keep it in a folder (no pickle), and
+``FittedRouter`` decides.
 
 The predicted cost of a decision is the chosen model's mean cost per call over the prompts it was
 fitted on: the length of the prompt at hand is not considered.
@@ -57,7 +57,7 @@ class FittedRouter:
     encoder : name of the text encoder it was fitted with
     mean_cost : float64 (K,), USD per call; NaN = unknown
     rule : default decision rule, as text
-    metrics : measured on held-out prompts, see :func:`fit_router`
+    metrics : measured on held-out prompts, see ``fit_router``
     provenance : table, prompts, seed, versions, date
     """
 
@@ -170,7 +170,8 @@ class FittedRouter:
             missing = [name for name, gone in zip(self.models, unknown, strict=True) if gone]
             raise UsageError(
                 f"decision rule {str(parsed)!r} weighs costs, but the cost of {missing[0]!r} is "
-                "unknown; fit with a pool that has prices (--pool), or use argmax"
+                "unknown; fit on a table with costs, or with token counts and a priced pool "
+                "(--pool), or use argmax"
             )
         return parsed
 
@@ -266,7 +267,7 @@ def _measure(
     features: Float32,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the metrics of :func:`fit_router`."""
+    """Return the metrics of ``fit_router``."""
     judged = table.take(test)
     best = int(column_means(table.score[train]).argmax())
     estimate = fitted.router.predict(queries(table, test, features))
@@ -379,7 +380,7 @@ def _unicode(text: str) -> str:
 
 
 def save_router(fitted: FittedRouter, folder: str | Path) -> None:
-    """Write the router to a folder, whole or not at all (:mod:`crossroads.prompts.artefact`).
+    """Write the router to a folder, whole or not at all (``crossroads.prompts.artefact``).
 
     API keys are kept only where they name an environment variable (``${MY_KEY}``).
     """
@@ -403,7 +404,7 @@ def save_router(fitted: FittedRouter, folder: str | Path) -> None:
 
 
 def load_router(folder: str | Path) -> FittedRouter:
-    """Read a router that :func:`save_router` wrote, and load its encoder.
+    """Read a router that ``save_router`` wrote, and load its encoder.
 
     Raises InputError for a missing, damaged or too new folder, UsageError where the router is not
     installed, MissingExtraError or UnavailableError where its encoder is not.

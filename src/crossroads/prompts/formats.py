@@ -1,6 +1,6 @@
 """The file formats of outcome tables: Parquet, CSV and JSON lines, to and from the long form.
 
-Each reader returns a :class:`~crossroads.prompts.long_form.LongTable` that can say where a row
+Each reader returns a ``crossroads.prompts.long_form.LongTable`` that can say where a row
 stands, or raises InputError on one line that names the file, the place and the remedy.
 """
 

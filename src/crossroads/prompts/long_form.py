@@ -1,6 +1,6 @@
-"""From long Arrow tables to :class:`OutcomeTable`, with every check a wrong file can fail.
+"""From long Arrow tables to ``OutcomeTable``, with every check a wrong file can fail.
 
-A :class:`LongTable` has text columns as dictionaries of strings, number columns as float64, null
+A ``LongTable`` has text columns as dictionaries of strings, number columns as float64, null
 where a cell is empty. Each complaint names the file, the line or row, the column, what was found
 there and what to do, on one line.
 """

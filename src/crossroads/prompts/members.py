@@ -90,7 +90,7 @@ def fit_words(
 ) -> tuple[npt.NDArray[np.float32], Float64]:
     """Return a table of word weights (NUM_BUCKETS, K) and predictions out of fold (N, K).
 
-    Words weigh by their rarity; predictions are :meth:`Wording.sums` of the table.
+    Words weigh by their rarity; predictions are ``Wording.sums`` of the table.
     """
     words = wording.matrix()
     frequency = np.bincount(wording.buckets, minlength=words.shape[1])

@@ -185,7 +185,7 @@ def apgr(
 ) -> float:
     """Return the average performance gap recovered: 0.5 for a random preference.
 
-    The trapezoid over :func:`gap_recovered`. It exceeds 1 where the models are complementary and
+    The trapezoid over ``gap_recovered``. It exceeds 1 where the models are complementary and
     the preference is good.
     """
     fraction, pgr = gap_recovered(weak_scores, strong_scores, preference_for_strong, steps=steps)

@@ -2,23 +2,21 @@
 
 Long form (Parquet, CSV or JSON lines; one row per prompt and model):
 
-===============  ========  =====================================================================
-column           required  meaning
-===============  ========  =====================================================================
-prompt_id        yes       identifies the prompt
-prompt           no        its text (needed to fit a router unless the table carries embeddings)
-model            yes       name of the model that answered
-score            yes       quality in [0, 1]; empty = not run
-input_tokens     no        tokens sent
-output_tokens    no        tokens received
-cost             no        USD paid; computed from a pool's prices and the token counts if absent
-latency_s        no        seconds until the whole answer was there
-domain           no        category of the prompt
-difficulty       no        free label
-split            no        ``train`` / ``test`` for every prompt: used instead of hashing
-response         no        the answer; never needed, not kept in memory
-chance           no        probability that a blind guess is right (multiple choice: 1 / options)
-===============  ========  =====================================================================
+| column | required | meaning |
+|---|---|---|
+| ``prompt_id`` | yes | identifies the prompt |
+| ``prompt`` | no | its text (needed to fit a router unless the table carries embeddings) |
+| ``model`` | yes | name of the model that answered |
+| ``score`` | yes | quality in [0, 1]; empty = not run |
+| ``input_tokens`` | no | tokens sent |
+| ``output_tokens`` | no | tokens received |
+| ``cost`` | no | USD paid; computed from a pool's prices and the token counts if absent |
+| ``latency_s`` | no | seconds until the whole answer was there |
+| ``domain`` | no | category of the prompt |
+| ``difficulty`` | no | free label |
+| ``split`` | no | train / test for every prompt: used instead of hashing |
+| ``response`` | no | the answer; never needed, not kept in memory |
+| ``chance`` | no | probability that a blind guess is right (multiple choice: 1 / options) |
 
 In memory the table is dense: N prompts x K models, NaN where a model was not run on a prompt.
 """
@@ -43,14 +41,14 @@ Strings = npt.NDArray[np.object_]
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeTable:
-    """N prompts x K models. Build it with :func:`crossroads.prompts.read_outcomes`.
+    """N prompts x K models. Build it with ``crossroads.prompts.read_outcomes``.
 
     Attributes
     ----------
     prompt_ids : array of str, shape (N,)
     models : tuple of str, length K
     score : float32, shape (N, K); quality in [0, 1], NaN = not run
-    prompt_hash : uint64, shape (N,); :func:`prompt_hash` of the text (of the id where no text is)
+    prompt_hash : uint64, shape (N,); ``prompt_hash`` of the text (of the id where no text is)
     texts : array of str or None, shape (N,); an empty text is one that is not known
     cost : float64, shape (N, K), in ``cost_unit``; NaN = unknown
     cost_unit : what the costs count: USD, or the unit of the pool that priced the table

@@ -1,7 +1,7 @@
 """Reading and writing outcome tables: Parquet, CSV, JSON lines, data set folders, shipped tables.
 
 A file is read whole, checked, and only then returned; a wrong one raises InputError on one line
-that names the file, the place, the column and the remedy (:mod:`crossroads.prompts.long_form`).
+that names the file, the place, the column and the remedy (``crossroads.prompts.long_form``).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def read_outcomes(
     Parameters
     ----------
     source : ``.parquet``, ``.csv`` or ``.jsonl`` file (the last two also ``.gz``) in the long form
-        of :mod:`crossroads.prompts.outcomes`; a folder of a known data set
-        (:mod:`crossroads.datasets.layouts`); or ``mmlu-pro``, ``mmlu-pro:small`` (``:served``,
+        of ``crossroads.prompts.outcomes``; a folder of a known data set
+        (``crossroads.datasets.layouts``); or ``mmlu-pro``, ``mmlu-pro:small`` (``:served``,
         ``:complete``), ``local``
     pool : prices; every model of the table must be in it. Shipped tables and data set folders have
         a pool of their own, whose models they are reduced to

@@ -1,11 +1,11 @@
 """The contract every prompt router obeys.
 
 A router estimates, for each prompt, how good every model of the pool would be. It knows nothing of
-prices, budgets or thresholds: those belong to the decision rule (:mod:`crossroads.prompts.decide`),
+prices, budgets or thresholds: those belong to the decision rule (``crossroads.prompts.decide``),
 so that any router can be swept, calibrated, compared and served alike.
 
 A router is one module in ``crossroads/prompts/routers/`` with one public subclass of
-:class:`PromptRouter`, a keyword-only dataclass whose fields are its settings::
+``PromptRouter``, a keyword-only dataclass whose fields are its settings::
 
     @dataclass(kw_only=True)
     class NearestNeighbours(PromptRouter):
@@ -143,7 +143,7 @@ class PromptRouter(ABC):
     def restore(
         cls, *, models: tuple[str, ...], settings: Mapping[str, Any], arrays: Arrays
     ) -> Self:
-        """Rebuild a fitted router from its settings and :meth:`state`."""
+        """Rebuild a fitted router from its settings and ``state``."""
         router = cls(**settings)
         router.models = tuple(models)
         router._restore(arrays)

@@ -171,7 +171,10 @@ class PromptTask:
             )
         if not self.is_priced:
             which = "any model" if table.cost is None else ", ".join(self.unpriced)
-            found.append(f"no cost is known of {which}: cost figures are left out")
+            found.append(
+                f"no cost is known of {which} (that takes a 'cost' column, or token counts and a "
+                "priced pool): cost figures are left out"
+            )
         elif table.cost is not None:
             unknown = int((np.isnan(table.cost) & ~np.isnan(table.score)).sum())
             if unknown:

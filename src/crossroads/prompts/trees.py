@@ -100,7 +100,7 @@ class Forest:
 
     @classmethod
     def restore(cls, arrays: Arrays, *, num_features: int, num_outputs: int) -> Self:
-        """Rebuild from :meth:`state`. Raises InputError for trees that lead nowhere."""
+        """Rebuild from ``state``. Raises InputError for trees that lead nowhere."""
         forest = cls(**{name: arrays[f"trees_{name}"] for name in _ARRAYS})
         sizes = {len(getattr(forest, name)) for name in _ARRAYS[:5]}
         if len(sizes) > 1 or len(forest.root) != len(forest.owner):

@@ -24,7 +24,7 @@ _STYLE_LIMIT = 4.0  # standard deviations: an unheard-of style is not extrapolat
 
 @dataclass(frozen=True, kw_only=True)
 class PromptView:
-    """N prompts as seen by a fitted :class:`PromptReader`.
+    """N prompts as seen by a fitted ``PromptReader``.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class PromptReader:
         style = np.zeros((len(centred), NUM_STYLES))
         if wording is not None:
             style = (wording.style - self._style_mean) * self._style_scale
-            style = np.clip(style, -_STYLE_LIMIT, _STYLE_LIMIT)
+            style = np.minimum(np.maximum(style, -_STYLE_LIMIT), _STYLE_LIMIT)
         return PromptView(
             centred=centred, principal=centred @ self._axes, style=style, wording=wording
         )
@@ -91,7 +91,7 @@ class PromptReader:
 
     @classmethod
     def restore(cls, arrays: Arrays) -> PromptReader:
-        """Rebuild from :meth:`state`."""
+        """Rebuild from ``state``."""
         reader = cls()
         reader._mean, reader._axes = arrays["reader_mean"], arrays["reader_axes"]
         reader._style_mean, reader._style_scale = arrays["reader_style"]

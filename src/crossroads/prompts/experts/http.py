@@ -1,6 +1,6 @@
 """An expert behind an OpenAI-compatible HTTP endpoint.
 
-Every way such an endpoint can fail becomes one :class:`ExpertError` that says what happened, where,
+Every way such an endpoint can fail becomes one ``ExpertError`` that says what happened, where,
 and which status the gateway's client should see:
 
 =====================================  ======  ==================================================

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct in this process: a small language model that needs no key and no network.
 
-``xllamacpp`` runs the weights of :mod:`crossroads.models.smollm2`. What this module arranges around
+``xllamacpp`` runs the weights of ``crossroads.models.smollm2``. What this module arranges around
 it:
 
 - one thread and passive waiting: the library's threads spin at every barrier, and two of them on a

@@ -13,7 +13,7 @@ Members, each a ridge regression on its own view of the prompt, hence shrunk tow
 ``linear``     embedding, style and labels
 ``words``      hashed words, where the table has texts
 
-The weights w are learned out of fold (:mod:`crossroads.prompts.stacking`). The best single model
+The weights w are learned out of fold (``crossroads.prompts.stacking``). The best single model
 gets the smallest bonus under which leaving it pays by a standard error out of fold. Where nothing
 does, ``auto`` is the best single model at argmax, and its estimates still tell the other decision
 rules which cheaper model suits a prompt. The estimate of the best single model is therefore high by

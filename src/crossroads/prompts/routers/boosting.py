@@ -4,7 +4,7 @@ LightGBM (Ke et al. 2017). Features: principal axes of the embedding, style wher
 domain probabilities where there are domains, and the mean deviation of each model in the prompt's
 nearest clusters. Labels and cluster means of training prompts are made without them.
 
-LightGBM grows the trees; what is kept of them is arrays (:mod:`crossroads.prompts.trees`), so that
+LightGBM grows the trees; what is kept of them is arrays (``crossroads.prompts.trees``), so that
 deciding needs NumPy alone.
 """
 
