@@ -103,7 +103,25 @@ def throughput() -> str:
     return "\n".join(lines) + "\n"
 
 
-SPECIAL = {"overview": overview, "throughput": throughput}
+def levels() -> str:
+    """What `auto` was to reach and what it reached, level by level."""
+    result = json.loads((RESULTS / "prompts-auto-levels.json").read_text("utf-8"))
+    lines = [
+        "| case | embedding | figure | aim | measured | on each seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["levels"]:
+        if row["metric"].endswith(("_us", "_us_p50")):
+            continue  # speed is in a table of its own
+        seeds = ", ".join("-" if s is None else f"{s:g}" for s in row["per_seed"])
+        measured = "never" if row["measured"] is None else f"{row['measured']:.4g}"
+        mark = "" if row["reached"] else " (**missed**)"
+        figures = f"{row['metric']} | {row['wanted']:g} | {measured}{mark} | {seeds}"
+        lines.append(f"| {row['case']} | {row['encoder']} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+SPECIAL = {"overview": overview, "throughput": throughput, "levels": levels}
 
 
 def rebuilt(page: Path) -> str:
