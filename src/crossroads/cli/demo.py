@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PROMPTS = (
     "What is 4821 * 37?",
     "Convert 26.2 miles to kilometres.",
-    "Which metal is liquid at room temperature?",
+    "Which ocean lies between Europe and America?",
     "How many grams are in 3 pounds?",
     "What is the opposite of 'cold'?",
 )
