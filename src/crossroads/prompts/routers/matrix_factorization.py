@@ -44,7 +44,6 @@ class MatrixFactorization(PromptRouter):
 
     name = "matrix-factorization"
     summary = "model vectors times a projection of the prompt"
-    needs = "embeddings and scores"
     adding_a_model = "few examples"
 
     rank: int = 16

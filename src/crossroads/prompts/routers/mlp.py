@@ -38,7 +38,6 @@ class Perceptron(PromptRouter):
 
     name = "mlp"
     summary = "small neural network on the embedding"
-    needs = "embeddings and scores"
 
     hidden: int = 128
     epochs: int = 30

@@ -34,7 +34,6 @@ class Ridge(PromptRouter):
 
     name = "ridge"
     summary = "linear regression of each model's score"
-    needs = "embeddings and scores"
 
     penalties: tuple[float, ...] = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
     folds: int = 5

@@ -1,4 +1,4 @@
-"""The claims of the prompt family that can be measured here; one function per system."""
+"""RouterArena: the arena score recomputed from published accuracy and cost."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LEADERBOARD = (
 TOLERANCE_POINTS = 0.06
 
 
-def routerarena(full: bool) -> Verdict:
-    """RouterArena: the arena score recomputed from published accuracy and cost.
+def verify(full: bool) -> Verdict:
+    """Recompute the arena score of the public leaderboard.
 
     Nothing is fitted and nothing is random, so the long run is the short one.
     """
