@@ -69,7 +69,9 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         if words[0] == "make":
             assert words[1] in targets, shlex.join(words)
         if words[0] == "crossroads" and words[1:] and not words[1].startswith("-"):
-            command = cli.get_command(click.Context(cli), words[1])
+            command: click.Command | None = cli.get_command(click.Context(cli), words[1])
+            if isinstance(command, click.Group) and words[2:]:
+                command = command.get_command(click.Context(command), words[2])
             assert command is not None, shlex.join(words)
             given = {word.split("=")[0] for word in words[2:] if word.startswith("--")}
             known = {option for parameter in command.params for option in parameter.opts}

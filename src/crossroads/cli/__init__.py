@@ -2,46 +2,36 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 
 import click
 
 from crossroads import __version__
+from crossroads.cli.lazy import LazyGroup
 from crossroads.core.errors import CrossroadsError
 
-# name -> (module, one-line help). The help stands here so that --help imports no command.
 _COMMANDS = {
-    "list": ("list", "Show the catalogue of systems and routers."),
-    "verify": ("verify", "Measure a paper's claim here and give a verdict."),
-    "arena": ("arena", "Compare routers on your outcomes: quality, cost, latency."),
-    "collect": ("collect", "Run prompts through a pool of models and score the answers."),
-    "fit": ("fit", "Fit a router on an outcome table and save it."),
-    "route": ("route", "Ask a fitted router where a prompt should go, and why."),
-    "serve": ("serve", "Serve a fitted router behind an OpenAI-compatible endpoint."),
-    "demo": ("demo", "Compare, fit, serve and ask, on what ships with the package."),
-    "doctor": ("doctor", "Check this installation: extras, models, data, ports."),
+    "list": ("crossroads.cli.list", "Show the catalogue of systems and routers."),
+    "verify": ("crossroads.cli.verify", "Measure a paper's claim here and give a verdict."),
+    "arena": ("crossroads.cli.arena", "Compare routers on your outcomes: quality, cost, latency."),
+    "collect": (
+        "crossroads.cli.collect",
+        "Run prompts through a pool of models and score the answers.",
+    ),
+    "fit": ("crossroads.cli.fit", "Fit a router on an outcome table and save it."),
+    "route": ("crossroads.cli.route", "Ask a fitted router where a prompt should go, and why."),
+    "serve": (
+        "crossroads.cli.serve",
+        "Serve a fitted router behind an OpenAI-compatible endpoint.",
+    ),
+    "demo": ("crossroads.cli.demo", "Compare, fit, serve and ask, on what ships with the package."),
+    "doctor": ("crossroads.cli.doctor", "Check this installation: extras, models, data, ports."),
 }
 
 
-class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"crossroads.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-
 @click.group(
-    cls=_LazyGroup,
+    cls=LazyGroup,
+    lazy=_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="crossroads")

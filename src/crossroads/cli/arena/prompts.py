@@ -1,4 +1,4 @@
-"""``crossroads arena``: compare routers, print the leaderboard, write the report."""
+"""``crossroads arena prompts``: compare routers, print the leaderboard, write the report."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING
 import click
 
 from crossroads.cli.options import comma_separated
-from crossroads.core.errors import InputError, UsageError
+from crossroads.core.errors import InputError
 from crossroads.core.progress import progress_bar
 
 if TYPE_CHECKING:
     from crossroads.core.arena import Leaderboard, Task
     from crossroads.prompts.tasks import Missing
 
-FAMILIES = ("prompts",)
+FAMILY = "prompts"
 DEFAULT_OUTCOMES = "mmlu-pro:served"
 
 
-@click.command()
-@click.argument("family")
+@click.command("prompts")
 @click.option(
     "--outcomes",
     metavar="F",
@@ -54,11 +53,10 @@ DEFAULT_OUTCOMES = "mmlu-pro:served"
     default=0.7,
     show_default=True,
 )
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="runs/arena-FAMILY")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help=f"runs/arena-{FAMILY}")
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON only.")
 def command(
     *,
-    family: str,
     outcomes: str,
     pool: str | None,
     models: str | None,
@@ -72,14 +70,12 @@ def command(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare the routers of FAMILY (today: prompts) on recorded outcomes.
+    """Compare routers of prompts on recorded outcomes.
 
     Prints the leaderboard and writes report.html and leaderboard.json. A run that was stopped
     continues: finished cells are kept in the output folder. Exit code 1 when a router named in
     --routers could not be run. JSON: see crossroads.core.arena.leaderboard_schema().
     """
-    if family not in FAMILIES:
-        raise UsageError(f"no arena for {family!r} yet; there is: {', '.join(FAMILIES)}")
     from crossroads.core.arena import run_arena
     from crossroads.prompts.routers import build_router
 
@@ -94,7 +90,7 @@ def command(
         missing=missing,
         train_share=train_share,
     )
-    folder = out or Path("runs") / f"arena-{family}"
+    folder = out or Path("runs") / f"arena-{FAMILY}"
     chosen = wanted or _candidates()
     board = run_arena(task, chosen, seeds=seeds, out=folder, engine=engine, jobs=jobs)
     if all(row.error is not None for row in board.rows):

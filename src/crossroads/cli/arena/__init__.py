@@ -1,0 +1,26 @@
+"""``crossroads arena``: one command per family, and those around a leaderboard."""
+
+from __future__ import annotations
+
+import click
+
+from crossroads.cli.lazy import LazyGroup
+from crossroads.core.errors import UsageError
+
+_COMMANDS = {
+    "prompts": ("crossroads.cli.arena.prompts", "Prompts to language models, on an outcome table."),
+}
+
+
+class _Families(LazyGroup):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
+            raise UsageError(f"no arena for {args[0]!r} yet; there is: {', '.join(_COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Families, lazy=_COMMANDS)
+def command() -> None:
+    """Compare routers on your outcomes: quality, cost, latency, with their uncertainty."""
