@@ -72,7 +72,7 @@ def test_the_table_is_an_outcome_table(tmp_path: Path, suffix: str) -> None:
     assert list(table.domain) == ["a", "u"]
     assert report.failures == ()
     assert report.models["units"] == pytest.approx(
-        {"score": 0.5, "cost_usd": 1.0, "latency_s": report.models["units"]["latency_s"]}
+        {"score": 0.5, "cost": 1.0, "latency_s": report.models["units"]["latency_s"]}
     )
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 

@@ -46,7 +46,11 @@ def test_the_axis_says_what_costs_count_and_the_caption_whose_hull_it_is() -> No
     task = PromptTask(table=replace(random_table(), cost_unit="strong calls"))
     plots = task.plots(run_arena(task, ["last"], seeds=1, jobs=1))
     curves = [plot for plot in plots if isinstance(plot, CurvePlot)]
-    assert [plot.x_label for plot in curves] == ["strong calls per 1,000 prompts"] * 2
+    assert [plot.x_label for plot in curves] == [
+        "strong calls per 1,000 prompts",
+        "strong calls per 1,000 prompts",
+        "estimated quality of the chosen model",
+    ]
     assert "read off the judged prompts' own hull" in curves[0].caption
     in_dollars = titled(prompt_plots(board_of(random_table(), "last")), "Cost and quality")
     assert isinstance(in_dollars, CurvePlot)

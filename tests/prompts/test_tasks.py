@@ -16,7 +16,7 @@ from crossroads.core.arena import run_arena
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.report import render_report, role_of
 from crossroads.prompts import tasks
-from crossroads.prompts.judge import TIMINGS
+from crossroads.prompts.arena_metrics import TIMINGS
 from crossroads.prompts.outcomes import OutcomeTable
 from crossroads.prompts.router import PromptRouter, Queries
 from crossroads.prompts.tasks import PromptTask, prompt_task
@@ -350,7 +350,9 @@ def test_an_arena_of_prompts_has_a_board_and_a_page(tmp_path: Path) -> None:
     }  # fmt: skip
     assert board.evidence == "replayed outcomes"
     plots = task.plots(board)
-    assert [plot.kind for plot in plots] == ["curves", "curves", "bars", "bars", "heat", "bars"]
+    assert [plot.kind for plot in plots] == [
+        "curves", "curves", "bars", "bars", "heat", "heat", "curves", "bars",
+    ]  # fmt: skip
     assert "replayed outcomes" in render_report(board, plots)
     again = run_arena(task, ["last", "last:margin=2"], seeds=2, out=tmp_path, jobs=1)
     assert again.reused == 14

@@ -20,7 +20,7 @@ from crossroads.prompts.wording import NUM_BUCKETS, Wording
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
-_MOST_DOMAINS = 64  # a column with more values is no category; the rarer ones become one
+MOST_DOMAINS = 64  # a column with more values is no category; the rarer ones become one
 _SMOOTHING = 0.3  # added to every word count
 _STYLE_WEIGHT = 0.07  # brings a standardised style to the size of an embedding's coordinate
 _WORDS_WEIGHT = 0.3  # the same for word log-odds of unit spread
@@ -38,7 +38,7 @@ def domain_codes(domains: npt.NDArray[np.object_]) -> tuple[Ints, int]:
     )
     rank = np.empty(len(names), dtype=np.intp)
     rank[np.argsort(-counts, kind="stable")] = np.arange(len(names))
-    num_domains = min(len(names), _MOST_DOMAINS)
+    num_domains = min(len(names), MOST_DOMAINS)
     return np.minimum(rank[code_N.ravel()], num_domains - 1), num_domains
 
 

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crossroads.core.arena import Metric
-from crossroads.core.preference import aiq, upper_hull
+from crossroads.core.calibration.scores import (
+    area_under_risk_coverage,
+    brier,
+    coverage_at_risk,
+    expected_calibration_error,
+    reliability_curve,
+)
+from crossroads.core.preference import aiq, hull_quality_at, upper_hull
+from crossroads.prompts.arena_metrics import DOLLARS
 from crossroads.prompts.baselines import SingleModels
 from crossroads.prompts.decide import Argmax
 from crossroads.prompts.metrics import (
@@ -27,159 +34,31 @@ from crossroads.prompts.metrics import (
     relative_cost_at_quality,
     tradeoff_curve,
 )
-from crossroads.prompts.router import PromptRouter, Queries, TrainingSet
+from crossroads.prompts.router import PromptRouter, Queries
+from crossroads.prompts.splits import Split
 
 Float = npt.NDArray[np.floating[Any]]
-Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Curves = dict[str, list[list[float]]]
 
 CURVE_POINTS = 100  # kept of each sweep: enough to draw, small enough to keep
 TIMED_DECISIONS = 64
-DOLLARS = "USD"  # the unit the arena score is defined in
-TIMINGS = ("latency_us_p50", "cpu_us")  # the metrics that differ from run to run
-
-QUALITY = (
-    Metric(
-        name="quality",
-        title="quality",
-        digits=4,
-        help="mean score of the model of highest estimated quality",
-    ),
-    Metric(
-        name="gain_over_best_single",
-        title="gain",
-        unit="points",
-        digits=2,
-        help="100 x quality above the single model that was best in training",
-    ),
-)
-COST = (
-    Metric(
-        name="cost_per_1k",
-        title="cost",
-        higher_is_better=False,
-        digits=4,
-        help="cost of 1,000 prompts at that choice",
-    ),
-    Metric(
-        name="aiq",
-        title="AIQ",
-        digits=2,
-        help="100 x mean quality over all budgets from the cheapest to the dearest single model",
-    ),
-    Metric(
-        name="gain_over_mix",
-        title="over mix",
-        unit="points",
-        digits=2,
-        headline=False,
-        help="AIQ minus the AIQ of mixing single models at random",
-    ),
-    Metric(
-        name="cost_at_equal_quality",
-        title="match cost",
-        unit="x",
-        higher_is_better=False,
-        help=(
-            "cost that reaches the best single model's quality, over that model's cost; read off "
-            "the judged prompts' own hull, so the trade-off is picked with hindsight"
-        ),
-    ),
-)
-ARENA_SCORE = Metric(
-    name="arena_score",
-    title="arena score",
-    digits=4,
-    headline=False,
-    help="RouterArena's score of quality and cost in USD, in [0, 1]",
-)
-REGRET = (
-    Metric(
-        name="regret",
-        title="regret",
-        higher_is_better=False,
-        digits=4,
-        headline=False,
-        help="quality missing to a choice with hindsight",
-    ),
-)
-TWO_MODELS = (
-    Metric(
-        name="apgr",
-        title="APGR",
-        headline=False,
-        help="average performance gap recovered between weak and strong model; random 0.5",
-    ),
-    Metric(
-        name="cpt50",
-        title="CPT 50",
-        higher_is_better=False,
-        headline=False,
-        help="share of strong calls that recovers half the gap",
-    ),
-    Metric(
-        name="cpt80",
-        title="CPT 80",
-        higher_is_better=False,
-        headline=False,
-        help="share of strong calls that recovers 80% of the gap",
-    ),
-)
-LATENCY = (
-    Metric(
-        name="latency_us_p50",
-        title="latency",
-        unit="us",
-        higher_is_better=False,
-        digits=0,
-        help="median time of one decision alone, features given",
-    ),
-    Metric(
-        name="cpu_us",
-        title="CPU",
-        unit="us",
-        higher_is_better=False,
-        digits=0,
-        headline=False,
-        help="mean CPU time of one decision alone, features given",
-    ),
-)
-
-
-def cost_metrics(unit: str) -> tuple[Metric, ...]:
-    """Return the metrics of a table with costs in this unit."""
-    cost, *others = COST
-    score = (ARENA_SCORE,) if unit == DOLLARS else ()
-    return (replace(cost, unit=f"{unit} / 1k"), *others, *score)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """One seed: what may be learnt from, and what is judged."""
-
-    training: TrainingSet
-    queries: Queries  # as a router with hindsight may see them; see ``asked``
-    score: Float32  # (N, K), no NaN
-    cost: Float64 | None  # (N, K) in cost_unit, no NaN
-    cost_unit: str
-    expected_cost: Float64  # (K,) mean cost in training, all the rule knows; 0 without prices
-    best_single: int  # by mean score in training
-
-    def asked(self, *, hindsight: bool) -> Queries:
-        """Return the judged prompts; what a served prompt does not carry only with hindsight."""
-        if hindsight:
-            return self.queries
-        return replace(self.queries, truth=None, domains=None, chance=None)
 
 
 def judge(
-    split: Split, estimate_NK: Float, choice_N: Ints, worth_NK: Float
+    split: Split,
+    estimate_NK: Float,
+    choice_N: Ints,
+    worth_NK: Float,
+    *,
+    checked: bool = True,
 ) -> tuple[dict[str, float], Curves]:
     """Return the metrics of a choice and the curves of the estimates behind it.
 
     ``worth_NK`` is what each choice is credited with: the scores, or for a bound its own figures.
+    ``checked`` says whether the estimates are claims that can be held against the scores; those of
+    a bound are the scores.
     """
     quality = float(chosen_values(worth_NK, choice_N).mean())
     best = float(split.score[:, split.best_single].mean(dtype=np.float64))
@@ -188,12 +67,37 @@ def judge(
         "gain_over_best_single": 100 * (quality - best),
         "regret": regret(split.score, choice_N) if worth_NK is split.score else float("nan"),
     }
+    curves: Curves = {}
+    if checked:
+        calibration, curves = _calibration(split, estimate_NK, choice_N, 1 - best)
+        metrics |= calibration
     if split.score.shape[1] == 2:
         metrics |= _two_models(split, estimate_NK, worth_NK)
     if split.cost is None:
-        return metrics, {}
-    cost_metrics, curves = _judge_cost(split, split.cost, estimate_NK, choice_N, worth_NK)
-    return metrics | cost_metrics, curves
+        return metrics, curves
+    found, cost_curves = _judge_cost(split, split.cost, estimate_NK, choice_N, worth_NK)
+    return metrics | found, curves | cost_curves
+
+
+def _calibration(
+    split: Split, estimate_NK: Float, choice_N: Ints, best_single_risk: float
+) -> tuple[dict[str, float], Curves]:
+    """Return how far the estimate of the chosen model can be believed.
+
+    The curve's points are (mean estimate, mean score, prompts) of each bin.
+    """
+    estimate_N = chosen_values(estimate_NK, choice_N)
+    score_N = chosen_values(split.score, choice_N)
+    claim_N, loss_N = np.clip(estimate_N, 0.0, 1.0), 1 - score_N
+    curve = reliability_curve(claim_N, score_N)
+    metrics = {
+        "ece": expected_calibration_error(claim_N, score_N),
+        "brier": brier(claim_N, score_N),
+        "aurc": area_under_risk_coverage(estimate_N, loss_N),
+        "coverage_at_half_risk": coverage_at_risk(estimate_N, loss_N, best_single_risk / 2),
+    }
+    bins = np.column_stack([curve.probability, curve.frequency, curve.count])
+    return metrics, {"reliability": [[float(value) for value in row] for row in bins]}
 
 
 def _judge_cost(
@@ -222,6 +126,7 @@ def _judge_cost(
         "cost_at_equal_quality": relative_cost_at_quality(
             hull, float(singles.quality[best]), float(singles.cost[best])
         ),
+        "gain_at_equal_cost": 100 * (quality - _mix_quality(singles, cost_per_1k / 1000)),
     }
     if split.cost_unit == DOLLARS:
         is_paid = cost_per_1k > 0
@@ -232,6 +137,12 @@ def _judge_cost(
         "singles": [[1000 * c, q] for c, q in zip(singles.cost, singles.quality, strict=True)],
     }
     return found, curves
+
+
+def _mix_quality(singles: SingleModels, cost: float) -> float:
+    """Return what a random mix reaches at a mean cost; below the cheapest model it is that one."""
+    hull = singles.hull
+    return float(hull_quality_at(hull, max(cost, float(hull.cost[0]))))
 
 
 def _two_models(split: Split, estimate_NK: Float, worth_NK: Float) -> dict[str, float]:
@@ -278,13 +189,13 @@ def model_shares(models: Sequence[str], choice: Ints) -> dict[str, float]:
     return {model: float(share) for model, share in zip(models, counts, strict=True) if share > 0}
 
 
-def quality_by_domain(
-    domains: npt.NDArray[np.object_] | None, quality_N: Float64
+def quality_by(
+    groups: npt.NDArray[np.object_] | None, quality_N: Float64
 ) -> Mapping[str, Mapping[str, float]]:
-    """Return {domain: {quality, count}}, empty without domains."""
-    if domains is None:
+    """Return {group: {quality, count}}, empty without groups."""
+    if groups is None:
         return {}
-    names, which = np.unique(domains.astype(np.str_), return_inverse=True)
+    names, which = np.unique(groups.astype(np.str_), return_inverse=True)
     counts = np.bincount(which)
     means = np.bincount(which, weights=quality_N) / counts
     return {

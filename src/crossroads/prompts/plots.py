@@ -1,4 +1,4 @@
-"""The plots of a prompt arena: frontier, gains, AIQ, domains, latency."""
+"""The plots of a prompt arena: frontier, gains, AIQ, breakdowns, calibration, latency."""
 
 from __future__ import annotations
 
@@ -16,6 +16,21 @@ Float64 = npt.NDArray[np.float64]
 GRID = 80  # points of a drawn hull
 SHOWN_CURVES = 5  # routers drawn at first; the others wait in the legend
 BEST_SINGLE = "best-single"
+# kind of breakdown in a cell's notes -> title and caption of its heat map
+BREAKDOWNS = {
+    "domains": (
+        "Gain by domain",
+        "Points of quality above the best single model in each domain, mean over seeds. "
+        "Colours saturate so that one far-off cell does not hide the others.",
+    ),
+    "difficulties": (
+        "Gain by difficulty",
+        "Points of quality above the best single model at each difficulty, mean over seeds. Where "
+        "the table has no such column, a prompt is easy if at least two thirds of the pool solve "
+        "it and hard if at most one third does: known only afterwards, a breakdown and no signal.",
+    ),
+}
+_ORDER = {"easy": -3, "medium": -2, "hard": -1}
 
 
 def prompt_plots(board: Leaderboard, *, cost_unit: str = "USD") -> list[Plot]:
@@ -29,8 +44,12 @@ def prompt_plots(board: Leaderboard, *, cost_unit: str = "USD") -> list[Plot]:
         plots.append(_gain(ran))
         if any("aiq" in row.metrics for row in ran):
             plots.append(_aiq(ran))
-        if any(row.router == BEST_SINGLE and row.cells[0].notes["domains"] for row in ran):
-            plots.append(_domains(ran))
+        plots += [
+            _gain_by(ran, kind)
+            for kind in BREAKDOWNS
+            if any(row.router == BEST_SINGLE and row.cells[0].notes.get(kind) for row in ran)
+        ]
+        plots.append(_reliability(ran))
     if ran:
         plots.append(_latency(ran))
     return plots
@@ -180,19 +199,18 @@ def _aiq(rows: Sequence[Row]) -> BarPlot:
     )
 
 
-def _domains(rows: Sequence[Row]) -> HeatMap:
+def _gain_by(rows: Sequence[Row], kind: str) -> HeatMap:
     best = next(row for row in rows if row.router == BEST_SINGLE)
-    columns = sorted(best.cells[0].notes["domains"])
+    found = set().union(*(cell.notes[kind] for cell in best.cells))
+    columns = sorted(found, key=lambda name: (_ORDER.get(name, 0), name))
     routers = [row for row in rows if role_of(row) == "router"]
-    base = _domain_quality(best, columns)
-    gains = [100 * (_domain_quality(row, columns) - base) for row in routers]
+    base = _quality_by(best, kind, columns)
+    gains = [100 * (_quality_by(row, kind, columns) - base) for row in routers]
     size = np.abs(gains)
+    title, caption = BREAKDOWNS[kind]
     return HeatMap(
-        title="Gain by domain",
-        caption=(
-            "Points of quality above the best single model in each domain, mean over seeds. "
-            "Colours saturate so that one far-off cell does not hide the others."
-        ),
+        title=title,
+        caption=caption,
         unit="points",
         rows=[row.router for row in routers],
         columns=columns,
@@ -202,13 +220,69 @@ def _domains(rows: Sequence[Row]) -> HeatMap:
     )
 
 
-def _domain_quality(row: Row, columns: Sequence[str]) -> Float64:
-    """Mean over seeds; NaN where a seed judged no prompt of the domain."""
-    per_seed = [
-        [cell.notes["domains"].get(c, {"quality": np.nan})["quality"] for c in columns]
-        for cell in row.cells
-    ]
-    return np.asarray(np.mean(per_seed, axis=0), dtype=np.float64)
+def _quality_by(row: Row, kind: str, columns: Sequence[str]) -> Float64:
+    """Mean over the seeds that judged a prompt of the group; NaN where none did."""
+    per_seed = np.array(
+        [
+            [cell.notes[kind].get(c, {"quality": np.nan})["quality"] for c in columns]
+            for cell in row.cells
+        ]
+    )
+    known = np.isfinite(per_seed)
+    total = np.where(known, per_seed, 0.0).sum(axis=0)
+    counts = known.sum(axis=0)
+    return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
+
+
+def _reliability(rows: Sequence[Row]) -> CurvePlot:
+    """Mean score against mean estimate of the chosen model, seeds pooled bin by bin."""
+    series = []
+    routers = [row for row in rows if role_of(row) == "router"]
+    routers.sort(key=lambda row: _mean(row, "ece", np.inf))
+    for n, row in enumerate(routers):
+        estimate, score, count = _pooled_bins(row)
+        series.append(
+            Series(
+                name=row.router,
+                x=list(estimate),
+                y=list(score),
+                marks=True,
+                label=[f"{row.router}: {int(c)} prompts" for c in count],
+                hidden=n >= SHOWN_CURVES,
+            )
+        )
+    series.append(Series(name="perfect", x=[0.0, 1.0], y=[0.0, 1.0], role="reference"))
+    return CurvePlot(
+        title="Can the estimates be believed?",
+        caption=(
+            "Mean score of the chosen model against what the router estimated, prompts in 15 bins "
+            "of equal width, seeds pooled; best calibrated routers drawn first. Below the diagonal "
+            "a router promises too much. Estimates that are no probabilities are clipped to [0, 1]."
+        ),
+        x_label="estimated quality of the chosen model",
+        y_label="mean score",
+        series=series,
+    )
+
+
+def _mean(row: Row, metric: str, default: float) -> float:
+    value = row.metrics[metric].mean if metric in row.metrics else None
+    return default if value is None else value
+
+
+def _pooled_bins(row: Row) -> tuple[Float64, Float64, Float64]:
+    """Return (mean estimate, mean score, prompts) of each bin that any seed filled."""
+    bins = [np.array(cell.curves["reliability"]) for cell in row.cells]
+    points = np.concatenate(bins)
+    which = np.minimum((points[:, 0] * 15).astype(int), 14)
+    count = np.bincount(which, weights=points[:, 2], minlength=15)
+    filled = count > 0
+    estimate, score = (
+        np.bincount(which, weights=points[:, c] * points[:, 2], minlength=15)[filled]
+        / count[filled]
+        for c in (0, 1)
+    )
+    return estimate, score, count[filled].astype(np.float64)
 
 
 def _latency(rows: Sequence[Row]) -> BarPlot:

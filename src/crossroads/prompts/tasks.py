@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,25 +25,26 @@ import crossroads
 from crossroads.core.arena import Cell, Leaderboard, Metric
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.provenance import machine
-from crossroads.prompts.baselines import baseline_names
-from crossroads.prompts.decide import Argmax
-from crossroads.prompts.features import queries, table_features, training_set
-from crossroads.prompts.judge import (
+from crossroads.prompts.arena_metrics import (
+    CALIBRATION,
     LATENCY,
     QUALITY,
     REGRET,
+    ROBUSTNESS,
     TWO_MODELS,
-    Split,
     cost_metrics,
-    judge,
-    model_shares,
-    quality_by_domain,
-    time_decisions,
 )
+from crossroads.prompts.baselines import baseline_names
+from crossroads.prompts.decide import Argmax
+from crossroads.prompts.features import queries, table_features, training_set
+from crossroads.prompts.judge import judge, model_shares, quality_by, time_decisions
 from crossroads.prompts.metrics import chosen_values
 from crossroads.prompts.outcomes import OutcomeTable
+from crossroads.prompts.perturbed import PerturbedPrompts, perturb_prompts
 from crossroads.prompts.router import Queries, column_means
+from crossroads.prompts.routerarena.difficulty import difficulty_levels
 from crossroads.prompts.routers import build_router
+from crossroads.prompts.splits import Split, SplitBy, split_rows
 
 if TYPE_CHECKING:
     from crossroads.core.progress import Progress
@@ -61,21 +63,28 @@ def prompt_task(
     pool: str = "",
     encoder: str = "static",
     train_share: float = 0.7,
+    split_by: SplitBy = "prompt",
+    max_train: int | None = None,
     missing: Missing = "drop",
+    num_perturbed: int = 300,
     remarks: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> PromptTask:
     """Return the task of a table, encoding its prompts first where it carries no embeddings.
 
-    ``progress`` is told of texts encoded and in all. Raises InputError where there is neither text
-    nor embeddings.
+    ``num_perturbed`` prompts, chosen by hash, are also encoded with their texts perturbed; 0, or a
+    table without texts, leaves robustness out. ``progress`` is told of texts encoded and in all.
+    Raises InputError where there is neither text nor embeddings.
     """
     return PromptTask(
         table=replace(table, embeddings={encoder: table_features(table, encoder, progress)}),
+        perturbed=perturb_prompts(table, encoder, num_perturbed),
         name=name,
         pool=pool,
         encoder=encoder,
         train_share=train_share,
+        split_by=split_by,
+        max_train=max_train,
         missing=missing,
         remarks=tuple(remarks),
     )
@@ -90,6 +99,9 @@ class PromptTask:
     table : carries the embeddings of ``encoder``
     name, pool : what the table and the pool of models are called in reports
     train_share : share of prompts to learn from, in (0, 1); a ``split`` column overrules it
+    split_by : ``prompt``, or ``domain`` to judge on domains that nobody has learnt from
+    max_train : most prompts to learn from
+    perturbed : prompts whose texts were perturbed, to see which choices stay
     missing : ``drop`` judges on the prompts every model was run on; ``wrong`` counts a model that
         was not run as score 0 at its mean cost, in training as well
     remarks : added to the notes, for instance where the prices come from
@@ -100,6 +112,9 @@ class PromptTask:
     pool: str = ""
     encoder: str = "static"
     train_share: float = 0.7
+    split_by: SplitBy = "prompt"
+    max_train: int | None = None
+    perturbed: PerturbedPrompts | None = None
     missing: Missing = "drop"
     remarks: tuple[str, ...] = ()
 
@@ -111,6 +126,10 @@ class PromptTask:
             raise UsageError(f"missing: expected drop or wrong, got {self.missing!r}")
         if not 0 < self.train_share < 1:
             raise UsageError(f"train share: expected between 0 and 1, got {self.train_share!r}")
+        if self.split_by not in get_args(SplitBy):
+            raise UsageError(f"split: expected prompt or domain, got {self.split_by!r}")
+        if self.max_train is not None and self.max_train < 1:
+            raise UsageError(f"max train: expected at least 1, got {self.max_train!r}")
         if self.encoder not in self.table.embeddings:
             raise InputError(
                 f"the table carries no {self.encoder!r} embeddings; build the task by prompt_task()"
@@ -120,7 +139,8 @@ class PromptTask:
     def metrics(self) -> tuple[Metric, ...]:
         cost = cost_metrics(self.table.cost_unit) if self.is_priced else ()
         two = TWO_MODELS if len(self.table.models) == 2 else ()
-        return (*QUALITY, *cost, *REGRET, *two, *LATENCY)
+        robustness = () if self.perturbed is None else ROBUSTNESS
+        return (*QUALITY, *cost, *REGRET, *two, *LATENCY, *CALIBRATION, *robustness)
 
     @property
     def baselines(self) -> tuple[str, ...]:
@@ -130,10 +150,14 @@ class PromptTask:
     def description(self) -> str:
         n, k = self.table.score.shape
         pool = f" of pool {self.pool}" if self.pool else ""
-        if self.table.split is None:
+        if self.split_by == "domain":
+            split = f"about {1 - self.train_share:.0%} judged, all of domains not learnt from"
+        elif self.table.split is None:
             split = f"{self.train_share:.0%} to learn from, split by hash of the prompt"
         else:
             split = "split as the table says"
+        if self.max_train is not None:
+            split += f", at most {self.max_train:,} to learn from"
         source = f"{self.table.source}; " if self.table.source else ""
         return f"{source}{n:,} prompts x {k} models{pool}; {split}; {self.encoder} embeddings"
 
@@ -164,7 +188,7 @@ class PromptTask:
                 f"{gaps:,} of {len(table):,} prompts were not answered by every model: "
                 "a missing answer counts as wrong, at the model's mean cost"
             )
-        if table.split is not None:
+        if table.split is not None and self.split_by == "prompt":
             found.append(
                 "the split is the table's own: seeds vary the router's randomness only, "
                 "intervals do not cover the choice of prompts"
@@ -179,6 +203,11 @@ class PromptTask:
             unknown = int((np.isnan(table.cost) & ~np.isnan(table.score)).sum())
             if unknown:
                 found.append(f"{unknown:,} answers of unknown cost count at the model's mean cost")
+        if self.perturbed is not None:
+            found.append(
+                f"robustness is read off {len(self.perturbed):,} prompts perturbed by rules "
+                "(typos, grammar, synonyms, reordering), not by a language model"
+            )
         found.append(
             "latency is the routing decision alone with the prompt's features given; "
             "encoding the prompt comes on top"
@@ -189,10 +218,12 @@ class PromptTask:
     def fingerprint(self) -> str:
         """Digest of the table, the settings, this library's code and the versions it runs on."""
         digest = hashlib.blake2b(digest_size=10)
-        settings = [self.pool, self.encoder, self.train_share, self.missing, self.table.models]
-        settings.append(self.table.cost_unit)
+        settings: list[Any] = [self.pool, self.encoder, self.train_share, self.missing]
+        settings += [self.split_by, self.max_train, self.table.models, self.table.cost_unit]
         digest.update(json.dumps([_code_digest(), machine()["versions"], *settings]).encode())
         arrays = {n: v for n, v in vars(self.table).items() if isinstance(v, np.ndarray)}
+        if self.perturbed is not None:
+            arrays["perturbed"] = self.perturbed.embeddings
         for name, array in [*arrays.items(), ("features", self._features)]:
             # Arrays of text hold references: their bytes say nothing.
             plain = (
@@ -210,7 +241,7 @@ class PromptTask:
 
     def run(self, router: str, seed: int) -> Cell:
         """Fit one router on the training side of a seed's split and judge it on the other."""
-        split = self._split(seed)
+        split = self.split_of(seed)
         built = build_router(router)
         started = time.perf_counter()
         built.fit(split.training, seed=seed)
@@ -223,9 +254,18 @@ class PromptTask:
         # A bound that admits lucky guesses states what a right choice is worth; see the router.
         credit: Callable[[Queries], Float64] | None = getattr(built, "credit", None)
         worth = split.score if credit is None else np.asarray(credit(asked), dtype=np.float64)
-        metrics, curves = judge(split, estimate, choice, worth)
+        blind = not built.hindsight
+        metrics, curves = judge(split, estimate, choice, worth, checked=blind)
+        if blind and self.perturbed is not None:
+            metrics["robustness"] = self.perturbed.robustness(built, split, choice)
+        undefined = {metric.name: math.nan for metric in self.metrics if metric.name not in metrics}
+        value = chosen_values(worth, choice)
         return Cell(
-            metrics={**metrics, **time_decisions(built, asked, split.expected_cost)},
+            metrics={
+                **undefined,
+                **metrics,
+                **time_decisions(built, asked, split.expected_cost),
+            },
             fit_seconds=fit_seconds,
             decide_seconds=decide_seconds,
             curves=curves,
@@ -236,7 +276,8 @@ class PromptTask:
                 "best_single": self.table.models[split.best_single],
                 "models": list(self.table.models),
                 "shares": model_shares(self.table.models, choice),
-                "domains": quality_by_domain(split.queries.domains, chosen_values(worth, choice)),
+                "domains": quality_by(split.queries.domains, value),
+                "difficulties": quality_by(split.difficulty, value),
             },
         )
 
@@ -246,12 +287,25 @@ class PromptTask:
 
         return prompt_plots(board, cost_unit=self.table.cost_unit)
 
+    def _difficulty(self, score_NK: Float32, test: Ints) -> npt.NDArray[np.object_]:
+        """Return the table's own levels, else how large a share of the pool solves each prompt."""
+        if self.table.difficulty is not None:
+            return self.table.difficulty[test]
+        return np.array(difficulty_levels(score_NK), dtype=object)
+
     @property
     def _features(self) -> Float32:
         return self.table.embeddings[self.encoder]
 
-    def _split(self, seed: int) -> Split:
-        train, test = self.table.split_by_hash(seed, self.train_share)
+    def split_of(self, seed: int) -> Split:
+        """Return what one seed learns from and is judged on."""
+        train, test = split_rows(
+            self.table,
+            seed,
+            by=self.split_by,
+            train_share=self.train_share,
+            max_train=self.max_train,
+        )
         score, cost = self.table.score, self.table.cost if self.is_priced else None
         if self.missing == "wrong":
             score = np.nan_to_num(score, nan=0.0)
@@ -269,6 +323,8 @@ class PromptTask:
         filled = replace(self.table, score=score, cost=cost)
         training = training_set(filled, train, self._features)
         return Split(
+            rows=test,
+            difficulty=self._difficulty(score[test], test),
             training=training,
             queries=queries(filled, test, self._features, hindsight=True),
             score=score[test],

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from crossroads.cli.options import comma_separated
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.progress import progress_bar
 
 if TYPE_CHECKING:
     from crossroads.core.arena import Leaderboard, Task
+    from crossroads.prompts.splits import SplitBy
     from crossroads.prompts.tasks import Missing
 
 FAMILY = "prompts"
@@ -53,6 +54,23 @@ DEFAULT_OUTCOMES = "mmlu-pro:served"
     default=0.7,
     show_default=True,
 )
+@click.option(
+    "--split",
+    "split_by",
+    type=click.Choice(["prompt", "domain"]),
+    default="prompt",
+    show_default=True,
+    help="Judge on prompts not learnt from, or on whole domains not learnt from.",
+)
+@click.option("--max-train", type=click.IntRange(1), help="Learn from at most so many prompts.")
+@click.option(
+    "--experiment",
+    type=click.Choice(["routing", "pool-change"]),
+    default="routing",
+    show_default=True,
+    help="pool-change: a model leaves the pool, and comes back with few outcomes.",
+)
+@click.option("--newcomer", metavar="M", help="That model; the one best in training.")
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help=f"runs/arena-{FAMILY}")
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON only.")
 def command(
@@ -67,6 +85,10 @@ def command(
     jobs: int | None,
     missing: Missing,
     train_share: float,
+    split_by: SplitBy,
+    max_train: int | None,
+    experiment: str,
+    newcomer: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -79,6 +101,8 @@ def command(
     from crossroads.core.arena import run_arena
     from crossroads.prompts.routers import build_router
 
+    if newcomer is not None and experiment == "routing":
+        raise UsageError("--newcomer names a model for --experiment pool-change; give that too")
     wanted = comma_separated(routers, "--routers")
     for router in wanted or ():
         build_router(router)  # refuse a wrong name before minutes of encoding
@@ -89,6 +113,10 @@ def command(
         encoder=encoder,
         missing=missing,
         train_share=train_share,
+        split_by=split_by,
+        max_train=max_train,
+        experiment=experiment,
+        newcomer=newcomer,
     )
     folder = out or Path("runs") / f"arena-{FAMILY}"
     chosen = wanted or _candidates()
@@ -117,24 +145,32 @@ def _prompt_task(
     encoder: str,
     missing: Missing,
     train_share: float,
+    split_by: SplitBy,
+    max_train: int | None,
+    experiment: str,
+    newcomer: str | None,
 ) -> Task:
     from crossroads.prompts.pool import read_pool
+    from crossroads.prompts.pool_change import PoolChangeTask
     from crossroads.prompts.readers import read_outcomes
     from crossroads.prompts.tasks import prompt_task
 
     cards = None if pool is None else read_pool(pool)
     table = read_outcomes(outcomes, pool=cards, models=models)
     with progress_bar("encoding prompts") as progress:
-        return prompt_task(
+        task = prompt_task(
             table,
             name=Path(outcomes).name or outcomes,
             pool="" if cards is None else cards.name,
             encoder=encoder,
             train_share=train_share,
+            split_by=split_by,
+            max_train=max_train,
             missing=missing,
             remarks=(cards.note,) if cards is not None and cards.note else (),
             progress=progress,
         )
+    return task if experiment == "routing" else PoolChangeTask(base=task, newcomer=newcomer)
 
 
 def _show(task: Task, board: Leaderboard, folder: Path, *, as_json: bool) -> None:

@@ -60,6 +60,7 @@ class Auto(PromptRouter):
 
     name = "auto"
     summary = "stacked estimators; the best single model where nothing beats it"
+    uses_domains = True
 
     members: tuple[str, ...] = MEMBERS
     landmarks: int = 400

@@ -46,6 +46,7 @@ class Boosting(PromptRouter):
 
     name = "boosting"
     summary = "boosted trees on a few features"
+    uses_domains = True
 
     trees: int = 40
     leaves: int = 7

@@ -38,6 +38,7 @@ class Category(PromptRouter):
     name = "category"
     summary = "predicted category, then each model's mean score in it"
     needs_domains = True
+    axis = "domain"
     adding_a_model = "few examples"
 
     weighting: str = "soft"

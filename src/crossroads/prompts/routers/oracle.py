@@ -23,6 +23,7 @@ class Oracle(PromptRouter):
     needs_embeddings = False
     method = "none"
     needs = "the outcomes to come"
+    adding_a_model = "free"
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
         pass

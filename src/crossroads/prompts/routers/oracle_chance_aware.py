@@ -33,6 +33,7 @@ class OracleChanceAware(PromptRouter):
     needs_embeddings = False
     method = "none"
     needs = "the outcomes to come"
+    adding_a_model = "few examples"
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
         self._accuracy = data.mean_scores()

@@ -1,13 +1,4 @@
-"""Scorers: how right an answer is, given the reference; from 0 to 1.
-
-===========  =======================================================================================
-name         an answer scores 1 when
-===========  =======================================================================================
-exact        it equals a reference, case, punctuation and white space aside
-contains     a reference occurs in it as whole words, case and punctuation aside
-numeric      its final number equals the reference; ``numeric:0.01`` allows 1 % of the reference
-choice       the option letter it settles on is the reference
-===========  =======================================================================================
+"""Scorers that compare words, numbers and letters.
 
 Where a prompt has several references, any of them will do. ``contains`` forgives an answer that
 names several candidates; prefer ``exact`` or ``choice`` where that matters.
@@ -17,15 +8,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
-from crossroads.core.errors import UsageError, unknown_name
 from crossroads.prompts.experts.numerals import NUMBER_WORDS, read_words
-
-Scorer = Callable[[str, Sequence[str]], float]
-
-DEFAULT_SCORER = "contains"
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _NUMBER = rf"[-+]?(?:{_DIGITS}(?:\.[0-9]+)?|\.[0-9]+)(?:/[1-9][0-9]*)?"
@@ -40,24 +26,6 @@ _FINAL_LETTER = re.compile(
 )
 _FIRST_LETTER = re.compile(r"\W{0,3}(?P<letter>[A-Za-z])(?:[).:\]*]|\s*$)")
 _LONE_LETTER = re.compile(r"(?<![A-Za-z'])(?P<letter>[A-Z])(?![A-Za-z'])")
-
-
-def parse_scorer(text: str) -> Scorer:
-    """Return the scorer of a name such as ``exact`` or ``numeric:0.01``. Raises UsageError."""
-    name, _, argument = text.partition(":")
-    if name not in _SCORERS:
-        raise unknown_name("scorer", name, _SCORERS)
-    if name != "numeric":
-        if argument:
-            raise UsageError(f"scorer {text!r}: {name} takes no argument; write {name}")
-        return _SCORERS[name]
-    try:
-        tolerance = float(argument or 0)
-    except ValueError:
-        tolerance = -1.0
-    if not 0 <= tolerance < 1:
-        raise UsageError(f"scorer {text!r}: expected numeric:TOLERANCE with 0 <= TOLERANCE < 1")
-    return lambda answer, references: numeric(answer, references, tolerance=tolerance)
 
 
 def exact(answer: str, references: Sequence[str]) -> float:
@@ -130,11 +98,3 @@ def _number_in_words(text: str) -> Fraction | None:
         if start < end:
             return read_words(words[start:end])
     return None
-
-
-_SCORERS: dict[str, Scorer] = {
-    "exact": exact,
-    "contains": contains,
-    "numeric": numeric,
-    "choice": choice,
-}

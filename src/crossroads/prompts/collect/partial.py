@@ -1,0 +1,53 @@
+"""The file of finished cells, from which an interrupted collection continues."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from crossroads.core.errors import InputError
+
+
+class PartialFile:
+    """Finished cells, one JSON object a line, each on the disk before ``append`` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> dict[str, dict[str, Any]]:
+        """Return the finished cells by key; a torn last line is cut off."""
+        if not self.path.exists():
+            return {}
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        cells = {}
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                cell = orjson.loads(line)
+                cells[cell["cell"]] = cell
+            except (orjson.JSONDecodeError, TypeError, KeyError) as error:
+                raise InputError(
+                    f"{self.path}: line {number} is damaged; delete that line, or the file to "
+                    "start again"
+                ) from error
+        return cells
+
+    def append(self, cell: Mapping[str, Any]) -> None:
+        """Add a finished cell. Raises InputError where the disk does not take it."""
+        try:
+            with self.path.open("ab") as file:
+                file.write(orjson.dumps(cell) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
