@@ -41,7 +41,8 @@ def test_the_report_is_json_on_stdout(tmp_path: Path, prompts: str, tools: str) 
     assert ended.return_value == 0
     report = json.loads(ended.stdout)
     assert set(report) == {
-        *("num_prompts", "num_cells", "num_reused", "failures", "models", "seconds", "out")
+        *("num_prompts", "num_cells", "num_finished", "num_reused", "num_unasked", "failures"),
+        *("unscored", "models", "judges", "cost_unit", "seconds", "out"),
     }
     assert report["models"]["calculator"]["score"] == 0.5
     assert report["out"] == out
@@ -66,8 +67,9 @@ def test_missing_cells_are_told_and_exit_with_one(
     assert ended.value.code == 1
     shown = capsys.readouterr()
     assert "2 of 4 cells" in shown.out
-    assert "missing: a x far: model 'far' at 127.0.0.1:9: no connection" in shown.err
-    assert "2 cells are missing; run the same command again" in shown.err
+    assert shown.err.count("\n") == 2
+    assert "failed: far: 2; first a: model 'far' at 127.0.0.1:9: no connection" in shown.err
+    assert "the table is not complete; run the same command again" in shown.err
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from crossroads.core.errors import InputError, UsageError
 from crossroads.prompts.budget import (
     PacedBudget,
     SpendCurve,
+    calibrated,
+    decide,
     expected_quality,
     expected_spend,
     fit_budget,
@@ -280,6 +282,37 @@ def test_a_curve_refuses_what_is_below_its_end() -> None:
     assert curve.rule(1.0).share == 1.0
     with pytest.raises(InputError, match="less than the cheapest"):
         curve.rule(0.9)
+
+
+def test_a_finer_curve_comes_closer_to_the_best_quality() -> None:
+    rng = np.random.default_rng(0)
+    quality, cost = rng.random((400, 5)), rng.uniform(1e-4, 1e-2, 5)
+    usd = affordable(np.tile(cost, (400, 1)), 0.3)
+    best = expected_quality(fit_budget(quality, cost, usd), quality, cost)
+    rules = [spend_curve(quality, cost, points=points).rule(usd) for points in (4, 64)]
+    coarse, fine = (expected_quality(rule, quality, cost) for rule in rules)
+    assert coarse < fine <= best
+    assert fine == pytest.approx(best, abs=1e-3)
+
+
+def test_a_budget_becomes_a_rule_with_a_curve_and_stays_a_wish_without() -> None:
+    rows = [[0.0, 2.0], [10.0, 1.0]]
+    assert calibrated(Budget(1.5), rows) == BudgetRule(1.5, 0.0, 10.0, 0.5)
+    assert calibrated(Budget(1.5), None) == Budget(1.5)
+    assert calibrated(Tradeoff(3.0), rows) == Tradeoff(3.0)
+
+
+def test_deciding_reports_how_likely_each_choice_was() -> None:
+    quality, cost = np.tile([0.4, 0.7], (50, 1)), np.array([1.0, 2.0])
+    asked = Queries(embeddings=np.arange(50, dtype=np.float32)[:, None])
+    rule = fit_budget(quality, cost, 1.25)
+    choice, probability = decide(rule, quality, cost, asked, seed=5)
+    assert set(choice) == {0, 1}
+    assert probability == pytest.approx(np.where(choice == 0, 0.75, 0.25))
+    assert (decide(rule, quality, cost, asked, seed=5)[0] == choice).all()
+    choice, probability = decide(Tradeoff(0.0), quality, cost, asked)
+    assert (choice == 1).all()
+    assert (probability == 1).all()
 
 
 @settings(deadline=None)

@@ -105,7 +105,7 @@ def test_training_keeps_what_held_out_prompts_confirm() -> None:
 
     found, scale = train_scaled(
         data, lambda: start, raw, gradient, np.random.default_rng(0),
-        rate=0.05, decay=0.0, batch=32, epochs=10,
+        rate=0.05, decay=0.0, epochs=10,
     )  # fmt: skip
     estimate = scale(data.embeddings @ found[0])
     mean = data.mean_scores()

@@ -85,12 +85,19 @@ def test_a_column_of_texts_where_models_belong_is_refused_before_memory_runs_out
     assert "3 prompts x 3 models are too many cells" in message
 
 
+def test_costs_of_two_units_are_refused(tmp_path: Path) -> None:
+    rows = ["1,a,1,0.1,EUR", "2,a,1,0.1,USD"]
+    message = complaint(tmp_path, *rows, header="prompt_id,model,score,cost,cost_unit")
+    assert "line 3, column 'cost_unit': expected 'EUR' as in the rows before" in message
+
+
 CELLS = {
     "prompt_id": st.sampled_from(["1", "2", "3", "", " "]),
     "prompt": st.sampled_from(["one", "two", "", "a,b", 'x"y', "l\nm"]),
     "model": st.sampled_from(["a", "b", "", "NA"]),
     "score": st.sampled_from(["1", "0", "0.5", "", "-1", "2", "nan", "x", "1e400", " 1"]),
     "cost": st.sampled_from(["", "0.1", "-1", "inf", "nan", "cheap"]),
+    "cost_unit": st.sampled_from(["USD", "EUR", ""]),
     "output_tokens": st.sampled_from(["", "3", "-3", "1e30", "1e40"]),
     "split": st.sampled_from(["train", "test", "", "dev"]),
     "chance": st.sampled_from(["", "0.25", "2"]),

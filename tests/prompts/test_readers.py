@@ -31,6 +31,7 @@ def write(folder: Path, text: str, name: str = "t.csv") -> Path:
 
 def assert_same(read: OutcomeTable, written: OutcomeTable) -> None:
     assert read.models == written.models
+    assert read.cost is None or read.cost_unit == written.cost_unit
     assert read.prompt_hash.tolist() == written.prompt_hash.tolist()
     for name in ARRAYS:
         one, other = getattr(read, name), getattr(written, name)
@@ -76,6 +77,7 @@ def tables(draw: st.DrawFn) -> OutcomeTable:
         prompt_hash=np.array([prompt_hash(k) for k in keys], dtype=np.uint64),
         texts=None if texts is None else np.array(texts, dtype=object),
         cost=cells(1e-3),
+        cost_unit=draw(st.sampled_from(["USD", "EUR"])),
         input_tokens=single(cells(100)),
         output_tokens=single(cells(100)),
         latency_s=single(cells(3)),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossroads.cli.options import comma_separated
+from crossroads.core.errors import UsageError
 from crossroads.core.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
     help="What turns a prompt into features: static or minilm.",
 )
 @click.option("--rule", default="argmax", show_default=True, help="Decision rule used by default.")
+@click.option(
+    "--calibrate",
+    metavar="M",
+    help="Keep some prompts from the router to learn which of its choices to trust: sdm or index.",
+)
+@click.option(
+    "--level",
+    type=float,
+    help="Accuracy asked of trusted choices, above 0.5; 0.95 if absent. Needs --calibrate.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
     "--out",
@@ -49,6 +60,8 @@ def command(
     models: str | None,
     encoder: str,
     rule: str,
+    calibrate: str | None,
+    level: float | None,
     seed: int,
     out: Path,
     as_json: bool,
@@ -59,22 +72,41 @@ def command(
     saved router is fitted on all of them. A table with a "split" column is fitted on its "train"
     rows only.
 
+    --calibrate adds a verifier: crossroads route then says whether to accept the choice, escalate
+    it, or abstain. The router learns from fewer prompts and is kept as it was measured.
+
     JSON: {router, out, models, encoder, rule, metrics: {quality, best_single, best_single_quality,
     gain, gain_low, gain_high, num_train, num_test, cost_usd, best_single_cost_usd, match_rule,
     match_cost_ratio, match_quality, match_num_test}, provenance}; without costs the last six of
     the metrics are absent, the match_ ones also where no trade-off is as good as the best model.
+    With --calibrate, metrics.verification: {method, level, num_calibrated, num_test, right,
+    accepted, accepted_right, escalated, abstained, quality_escalated, fallback, least_similarity}.
     """
+    from crossroads.core.calibration.region import check_level
     from crossroads.prompts.artefact import check_place
     from crossroads.prompts.fitted import fit_router, save_router
     from crossroads.prompts.pool import read_pool
     from crossroads.prompts.readers import read_outcomes
+    from crossroads.prompts.verification import check_method
 
+    method = None if calibrate is None else check_method(calibrate)
+    if level is not None and method is None:
+        raise UsageError("--level says how sure a verifier must be; add --calibrate sdm")
+    asked = check_level(0.95 if level is None else level)
     check_place(out)  # before any time is spent
     cards = None if pool is None else read_pool(pool)
     table = read_outcomes(outcomes, pool=cards, models=comma_separated(models, "--models"))
-    with progress_bar("encoding prompts") as progress:
+    with progress_bar("fitting") as progress:
         fitted = fit_router(
-            router, table, pool=cards, encoder=encoder, rule=rule, seed=seed, progress=progress
+            router,
+            table,
+            pool=cards,
+            encoder=encoder,
+            rule=rule,
+            calibrate=method,
+            level=asked,
+            seed=seed,
+            progress=progress,
         )
     save_router(fitted, out)
     if as_json:
@@ -117,4 +149,22 @@ def _show(fitted: FittedRouter, out: Path) -> None:
             f"{100 * found['match_cost_ratio']:.3g} % of its cost: --rule {found['match_rule']} "
             "(chosen on those prompts)"
         )
+    if "verification" in found:
+        _show_verification(found["verification"])
     click.echo(f"saved in {out}; try: crossroads route --router {out} --explain 'your prompt'")
+
+
+def _show_verification(found: dict[str, Any]) -> None:
+    start = f"verification ({found['method']}, level {found['level']:g}): "
+    if found["least_similarity"] is None:
+        click.echo(
+            f"{start}no kind of prompt reaches the level: every choice will be escalated to "
+            f"{found['fallback']} or abstained from; lower --level, or use a better router"
+        )
+        return
+    right = "none" if found["accepted_right"] is None else f"{100 * found['accepted_right']:.1f} %"
+    click.echo(
+        f"{start}{100 * found['accepted']:.1f} % of {found['num_test']} held-out choices accepted, "
+        f"right among them {right}, among all {100 * found['right']:.1f} %; "
+        f"quality {found['quality_escalated']:.4f} with the others sent to {found['fallback']}"
+    )

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from crossroads.core.catalog import families, load_cards
-from crossroads.core.errors import unknown_name
+from crossroads.core.errors import CrossroadsError, UsageError, unknown_name
 
 ROUTERS = "routers"  # the family under which prompt routers are listed
 _COLUMNS = {
@@ -22,30 +22,69 @@ _COLUMNS = {
     "status": "status",
 }
 _KEYS = ("name", "family", "title", "arxiv", "status", "verify")
+_ROUTER_COLUMNS = {
+    "name": "name",
+    "about": "what it does",
+    "timing": "decides",
+    "method": "method",
+    "axis": "axis",
+    "knowledge": "learns from",
+    "adding_a_model": "new model",
+}
+_PLACES = ("timing", "method", "axis", "needs", "adding_a_model")
+_BY = {"timing": "timing", "method": "method", "axis": "axis", "needs": "needs"}
+_BY["adding-a-model"] = "adding_a_model"
 
 
 @click.command("list")
 @click.argument("family", required=False)
+@click.option(
+    "--by", type=click.Choice(list(_BY)), help='Group the routers; only with the family "routers".'
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def command(family: str | None, as_json: bool) -> None:
-    """Show the 56 published systems, or those of one FAMILY; "routers" shows the prompt routers.
+def command(family: str | None, by: str | None, as_json: bool) -> None:
+    """Show the published systems, or those of one FAMILY; "routers" shows the prompt routers.
 
     A system is "verified" when `crossroads verify` can measure its claim, else "planned"; a router
-    is "available". JSON: a list of {name, family, title, arxiv, status, verify}.
+    is "available", or "broken" where it cannot be loaded. JSON: a list of {name, family, title,
+    arxiv, status, verify}; of routers also {timing, method, axis, needs, adding_a_model, knowledge,
+    hindsight}, null where broken.
     """
     known = [*families(), ROUTERS]
     if family is not None and family not in known:
         raise unknown_name("family", family, known)
+    if by is not None and family != ROUTERS:
+        raise UsageError("--by groups routers; write: crossroads list routers --by " + by)
     if family == ROUTERS:
-        rows = _routers()
-    else:
-        rows = [row for row in _systems() if family in (None, row["family"])]
+        _list_routers(by, as_json=as_json)
+        return
+    rows = [row for row in _systems() if family in (None, row["family"])]
     if as_json:
         click.echo(json.dumps([{key: row[key] for key in _KEYS} for row in rows], indent=2))
         return
-    _print_table(rows)
+    _print_table(rows, _COLUMNS)
     if family is None:
         click.echo("\nPrompt routers to fit and serve today: crossroads list routers", err=True)
+
+
+def _list_routers(by: str | None, *, as_json: bool) -> None:
+    rows = _routers()
+    if by is not None:
+        from crossroads.prompts.taxonomy import ATTRIBUTES
+
+        order = [*ATTRIBUTES[_BY[by]], None]
+        rows.sort(key=lambda row: order.index(row[_BY[by]]))
+    if as_json:
+        keys = (*_KEYS, *_PLACES, "knowledge", "hindsight")
+        click.echo(json.dumps([{key: row[key] for key in keys} for row in rows], indent=2))
+        return
+    columns = dict(_ROUTER_COLUMNS)
+    if by is not None:  # what they are grouped by stands first
+        columns = {_BY[by]: columns.pop(_BY[by], by), **columns}
+    _print_table(rows, columns)
+    for row in rows:
+        if row["status"] == "broken":
+            click.echo(f"router {row['name']!r} cannot be loaded: {row['problem']}", err=True)
 
 
 def _systems() -> list[dict[str, Any]]:
@@ -64,22 +103,31 @@ def _systems() -> list[dict[str, Any]]:
 
 
 def _routers() -> list[dict[str, Any]]:
+    """Return one row a router; one that cannot be loaded is listed all the same."""
     from crossroads.prompts.routers import router_names
+    from crossroads.prompts.taxonomy import place
 
     rows = []
     for name in router_names():
         about = _first_line(name)
-        rows.append(
-            {
-                "name": name,
-                "family": ROUTERS,
-                "title": about,
-                "about": about,
-                "arxiv": "",
-                "status": "available",
-                "verify": "",
-            }
-        )
+        row: dict[str, Any] = dict.fromkeys((*_PLACES, "knowledge", "hindsight"))
+        row |= {
+            "name": name,
+            "family": ROUTERS,
+            "title": about,
+            "about": about,
+            "arxiv": "",
+            "status": "available",
+            "verify": "",
+        }
+        try:
+            at = place(name)
+        except (ImportError, AttributeError, CrossroadsError) as error:
+            row |= {"status": "broken", "problem": " ".join(str(error).split())}
+        else:
+            row |= {key: getattr(at, key) for key in (*_PLACES, "knowledge", "hindsight")}
+            row["about"] = at.summary or about
+        rows.append(row)
     return rows
 
 
@@ -92,16 +140,16 @@ def _first_line(router: str) -> str:
     return docstring.partition("\n")[0].rstrip(".")
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
+def _print_table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for key, heading in _COLUMNS.items():
+    for key, heading in columns.items():
         table.add_column(heading, no_wrap=key != "about")
     for row in rows:
-        style = "dim" if row["status"] == "planned" else None
-        table.add_row(*(row[key] for key in _COLUMNS), style=style)
+        style = "dim" if row["status"] in {"planned", "broken"} else None
+        table.add_row(*(row[key] or "-" for key in columns), style=style)
     console = Console()
     # A pipe has no edge to wrap at; this is wide enough for every row on one line.
-    (console if console.is_terminal else Console(width=160)).print(table)
+    (console if console.is_terminal else Console(width=200)).print(table)

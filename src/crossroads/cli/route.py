@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from crossroads.core.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from crossroads.core.decision import Decision
     from crossroads.prompts.fitted import FittedRouter
 
@@ -39,7 +42,11 @@ def command(
     """Say where PROMPT should go, and why. A PROMPT of - is read from standard input.
 
     JSON: {model, scores: {model: quality}, rule, confidence, predicted_cost (USD or null),
-    predicted_quality, seconds, reason, propensity, router, version, seed}.
+    predicted_quality, seconds, reason, propensity, router, version, seed}; where the router was
+    fitted with --calibrate also verification: {answer (accept, escalate, abstain, or null under
+    another rule than the calibrated one), reason, escalate_to (model or null), level, probability,
+    prediction (1 right, 0 wrong), similarity, distance, exemplars: [{id, distance, label,
+    matches}]}.
     """
     from crossroads.prompts.fitted import load_router
 
@@ -52,6 +59,8 @@ def command(
         _explain(decision, fitted)
     else:
         click.echo(f"{decision.model}\n{decision.reason}")
+        if "verification" in decision.details:
+            click.echo(_answer(decision.details["verification"]))
 
 
 def _read_prompt(prompt: str) -> str:
@@ -83,7 +92,16 @@ def _facts(decision: Decision) -> dict[str, object]:
         "router": decision.router,
         "version": decision.version,
         "seed": decision.seed,
+        **{key: decision.details[key] for key in ("verification",) if key in decision.details},
     }
+
+
+def _answer(found: Mapping[str, Any]) -> str:
+    """Return the verifier's answer as one line."""
+    if found["answer"] is None:
+        return f"not verified: {found['reason']}"
+    other = f"; ask {found['escalate_to']}" if found["escalate_to"] else ""
+    return f"{found['answer']} (level {found['level']:g}): {found['reason']}{other}"
 
 
 def _explain(decision: Decision, fitted: FittedRouter) -> None:
@@ -100,6 +118,8 @@ def _explain(decision: Decision, fitted: FittedRouter) -> None:
         table.add_row(mark, name, f"{score:.3f}", f"{cost[name]:.3g}" if known else "unknown")
     console = Console()
     console.print(table, highlight=False, markup=False)
+    if "verification" in decision.details:
+        _explain_verification(console, decision.details["verification"])
     console.print(
         f"{decision.reason}\nrule {decision.rule}, confidence {decision.confidence:.2f}, "
         f"{1e6 * decision.seconds:.0f} us, router {decision.router} {decision.version}, fitted on: "
@@ -108,3 +128,18 @@ def _explain(decision: Decision, fitted: FittedRouter) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _explain_verification(console: Console, found: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    if found.get("exemplars"):
+        table = Table("nearest calibrated prompts", "the choice was", box=None)
+        table.add_column("distance", justify="right")
+        table.add_column("supports", justify="right")
+        for example in found["exemplars"]:
+            was = {0: "wrong", 1: "right"}.get(example["label"], "not to be trusted")
+            supports = "yes" if example["matches"] else "no"
+            table.add_row(example["id"], was, f"{example['distance']:.3f}", supports)
+        console.print(table, highlight=False, markup=False)
+    console.print(_answer(found), highlight=False, markup=False, soft_wrap=True)

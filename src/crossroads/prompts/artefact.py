@@ -26,7 +26,7 @@ from crossroads.core.errors import InputError
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # newest that is read; 2 added the verifier, 1 is a router alone
 KIND = "crossroads router"
 HEADER = "router.json"
 # Arrays, and what a killed writer leaves: whatever the header does not name of these may go.
@@ -56,16 +56,23 @@ def npz_arrays(data: bytes) -> Arrays:
         raise ValueError("not an npz file") from error
 
 
-def write_artefact(folder: str | Path, header: Mapping[str, Any], arrays: Arrays) -> None:
+def write_artefact(
+    folder: str | Path,
+    header: Mapping[str, Any],
+    arrays: Arrays,
+    *,
+    format_version: int = FORMAT_VERSION,
+) -> None:
     """Write the folder, replacing an older artefact there, whole or not at all.
 
-    One writer at a time. Raises InputError where something else stands there, or the system
-    refuses.
+    ``format_version`` is the least one that holds the content, so that older versions read what
+    they can. One writer at a time. Raises InputError where something else stands there, or the
+    system refuses.
     """
     folder = Path(folder).absolute()
     data = npz_bytes(arrays)
     digest = hashlib.sha256(data).hexdigest()
-    facts = {"kind": KIND, "format_version": FORMAT_VERSION, **header, "arrays_sha256": digest}
+    facts = {"kind": KIND, "format_version": format_version, **header, "arrays_sha256": digest}
     text = json.dumps(facts, indent=2, allow_nan=False, ensure_ascii=False)
     check_place(folder)
     made = not folder.exists()

@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from crossroads.core.errors import InputError
-from crossroads.prompts.decide import BudgetRule, Tradeoff
+from crossroads.prompts.decide import Budget, BudgetRule, DecisionRule, Tradeoff
+from crossroads.prompts.metrics import tradeoff_curve
 from crossroads.prompts.outcomes import prompt_hash, unit_hash
 from crossroads.prompts.router import Queries
 
@@ -164,21 +165,45 @@ def spend_curve(
     if points < 2:
         raise InputError(f"spend curve: expected at least 2 points, got {points!r}")
     quality, cost, spent = _checked(quality_NK, cost_NK, spent_NK)
-    cheapest = _mean_at(cost.argmin(axis=1), spent)
-    dearest = _mean_at(Tradeoff(0.0).choose(quality, cost), spent)
-    prices = {0.0}
-    if dearest > cheapest * (1 + _ROUNDING):
-        # Both ends of each step are kept, so that a steep step is not smeared over its neighbours.
-        for usd in np.linspace(dearest, cheapest, max(points // 2, 2))[1:]:
-            at = fit_budget(quality, cost, float(usd), spent_NK=spent)
-            prices |= {at.low_price, at.high_price}
+    sweep = tradeoff_curve(quality, cost, quality, spent)
+    # An operating point holds from its price to the next one; rounding spares what lies between.
+    until = np.append(sweep.price[1:], 2 * sweep.price[-1])
+    prices = np.append(0.0, (sweep.price[1:] + until[1:]) / 2)
+    falling = np.minimum.accumulate(sweep.cost)
+    # Both ends of each step are kept, so that a steep step is not smeared over its neighbours.
+    targets = np.linspace(falling[0], falling[-1], max(points // 2, 2))
+    after = np.searchsorted(-falling, -targets, side="left").clip(max=len(falling) - 1)
     kept: list[tuple[float, float]] = []
-    for price in sorted(prices):
-        usd_at = _mean_at(Tradeoff(price).choose(quality, cost), spent)
-        if not kept or usd_at < kept[-1][1]:
-            kept.append((price, usd_at))
+    for i in np.unique(np.concatenate([[0, len(falling) - 1], after, np.maximum(after - 1, 0)])):
+        usd = _mean_at(Tradeoff(float(prices[i])).choose(quality, cost), spent)
+        if not kept or (prices[i] > kept[-1][0] and usd < kept[-1][1]):
+            kept.append((float(prices[i]), usd))
     pairs = np.array(kept)
     return SpendCurve(price=pairs[:, 0], usd=pairs[:, 1])
+
+
+def calibrated(rule: DecisionRule, curve: Sequence[Sequence[float]] | None) -> DecisionRule:
+    """Return the rule itself, or for a plain ``Budget`` the calibrated one of these curve rows.
+
+    Without a curve a plain budget stays as it is and refuses to decide. Raises InputError where the
+    budget is less than the cheapest model costs, or the rows are no curve.
+    """
+    if isinstance(rule, Budget) and curve is not None:
+        return SpendCurve.from_rows(curve).rule(rule.usd)
+    return rule
+
+
+def decide(
+    rule: DecisionRule, quality_NK: Float, cost_NK: Float, asked: Queries, *, seed: int = 0
+) -> tuple[Ints, Float64]:
+    """Return the choices under any rule and the probability with which each was made, both (N,).
+
+    A calibrated budget draws by prompt and seed (``prompt_draws``); the other rules draw nothing.
+    """
+    if not isinstance(rule, BudgetRule):
+        return rule.choose(quality_NK, cost_NK), np.ones(len(quality_NK))
+    choice = rule.choose(quality_NK, cost_NK, prompt_draws(asked, seed))
+    return choice, np.asarray(rule.propensity(quality_NK, cost_NK, choice), dtype=np.float64)
 
 
 def prompt_draws(asked: Queries, seed: int = 0) -> Float64:

@@ -122,7 +122,6 @@ def train_scaled(
     *,
     rate: float,
     decay: float,
-    batch: int,
     epochs: int,
 ) -> tuple[Parameters, ScaledLogits]:
     """Train raw outputs with Adam; stop on, and scale by, prompts held out of the training ones.
@@ -146,6 +145,7 @@ def train_scaled(
         scale, raw_VK = scaled(p)
         return contrast_error(scale(raw_VK), score_VK, mean_K)
 
+    batch = min(max(len(train) // 40, 16), 128)  # few prompts: small batches, for enough steps
     found = adam(
         start(), gradient, loss, train, rng, rate=rate, decay=decay, batch=batch, epochs=epochs
     )

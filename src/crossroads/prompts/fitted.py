@@ -26,24 +26,33 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from crossroads import __version__
+from crossroads.core.calibration.region import check_level
 from crossroads.core.decision import Decision
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.progress import Progress
-from crossroads.core.statistics import bootstrap_interval
 from crossroads.models.encoders import Encoder, get_encoder
 from crossroads.prompts.artefact import read_artefact, write_artefact
-from crossroads.prompts.decide import Argmax, DecisionRule, Tradeoff, parse_rule
+from crossroads.prompts.decide import Argmax, DecisionRule, parse_rule
 from crossroads.prompts.explain import leads, reason
-from crossroads.prompts.features import queries, table_features, training_set
-from crossroads.prompts.metrics import chosen_values, tradeoff_curve
+from crossroads.prompts.features import table_features, training_set
+from crossroads.prompts.measuring import known_costs, measure
 from crossroads.prompts.outcomes import OutcomeTable
 from crossroads.prompts.pool import Pool, describe
+from crossroads.prompts.route_verification import (
+    Routed,
+    RouteVerifier,
+    calibration_split,
+    fit_route_verifier,
+)
 from crossroads.prompts.router import PromptRouter, Queries, column_means
 from crossroads.prompts.routers import build_router, router_class
+from crossroads.prompts.verification import Method, check_method
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+
+_VERIFIER = "verifier."  # begins the names of its arrays in an artefact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,7 @@ class FittedRouter:
     rule : default decision rule, as text
     metrics : measured on held-out prompts, see ``fit_router``
     provenance : table, prompts, seed, versions, date
+    verifier : says which choices can be trusted; None where the router was not calibrated
     """
 
     router: PromptRouter
@@ -68,6 +78,7 @@ class FittedRouter:
     rule: str = Argmax.rule
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    verifier: RouteVerifier | None = None
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -96,6 +107,7 @@ class FittedRouter:
         cost = self._known_cost
         choice = chosen_rule.choose(quality, cost)
         lead = leads(chosen_rule, quality, cost, choice)
+        details = self._details(asked, choice, str(chosen_rule))
         shared: dict[str, Any] = {
             "rule": str(chosen_rule),
             "router": self.router.name,
@@ -110,6 +122,7 @@ class FittedRouter:
                 reason=reason(chosen_rule, self.models, quality[n], cost, int(choice[n])),
                 confidence=float(lead[n]),
                 propensity=1.0,
+                details=details[n],
             )
             for n in range(len(quality))
         ]
@@ -125,7 +138,7 @@ class FittedRouter:
             return Queries(embeddings=self._checked_embeddings(prompts))
         texts = _checked_texts(prompts)
         column = np.array(texts, dtype=object)
-        if not self.router.needs_embeddings:
+        if not self._needs_embeddings:
             return Queries(embeddings=np.zeros((len(texts), 1), dtype=np.float32), texts=column)
         return Queries(embeddings=self._encoder.encode(texts), texts=column)
 
@@ -136,7 +149,7 @@ class FittedRouter:
             )
         with np.errstate(over="ignore"):  # what overflows is refused below
             rows = rows.astype(np.float32, copy=False)
-        if self.router.needs_embeddings and rows.shape[1] != self._encoder.dim:
+        if self._needs_embeddings and rows.shape[1] != self._encoder.dim:
             raise InputError(
                 f"embeddings: {rows.shape[1]} wide, encoder {self.encoder!r} makes them "
                 f"{self._encoder.dim} wide; encode the prompts with it, or give their texts"
@@ -146,16 +159,17 @@ class FittedRouter:
             raise InputError(f"embeddings: row {wrong[0]} holds NaN or infinity")
         return rows
 
+    @property
+    def _needs_embeddings(self) -> bool:
+        return self.router.needs_embeddings or self.verifier is not None
+
     @cached_property
     def _encoder(self) -> Encoder:
         return get_encoder(self.encoder)
 
     @cached_property
     def _known_cost(self) -> Float64:
-        """Mean cost for the rules: unknown ones count as the dearest, zero where all are."""
-        known = np.isfinite(self.mean_cost)
-        dearest = self.mean_cost[known].max() if known.any() else 0.0
-        return np.where(known, self.mean_cost, dearest)
+        return known_costs(self.mean_cost)
 
     def _rule(self, rule: str | DecisionRule | None) -> DecisionRule:
         if rule is None:
@@ -175,6 +189,14 @@ class FittedRouter:
             )
         return parsed
 
+    def _details(self, asked: Queries, choice: Ints, rule: str) -> list[dict[str, Any]]:
+        """Return the details of each decision: the verifier's answer, where there is one."""
+        if self.verifier is None:
+            return [{} for _ in choice]
+        chosen = [self.models[k] for k in choice]
+        answers = self.verifier.judge(asked.embeddings, chosen, rule)
+        return [{"verification": answer} for answer in answers]
+
     def _choice(self, quality_K: Float64, choice: int) -> dict[str, Any]:
         """Return the fields of a decision that say what was chosen."""
         cost = float(self.mean_cost[choice])
@@ -193,6 +215,8 @@ def fit_router(
     pool: Pool | None = None,
     encoder: str = "static",
     rule: str = Argmax.rule,
+    calibrate: Method | None = None,
+    level: float = 0.95,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> FittedRouter:
@@ -202,6 +226,11 @@ def fit_router(
     them. Where the table has a ``split`` column, it is fitted on the rows marked ``train`` only,
     measured on the others, and kept as it is.
 
+    With ``calibrate``, 40 % of the training prompts are kept from the router and teach a verifier
+    which of its choices are right, at ``level`` (``crossroads.prompts.route_verification``). The
+    verifier is measured on the held-out prompts, and the router is kept as it is: fitted again, it
+    would make choices that nobody calibrated.
+
     ``metrics`` are those of the held-out prompts under ``rule``: ``quality`` and ``cost_usd`` per
     call of the choices; ``best_single``, the model best in training, with its quality and cost;
     ``gain`` over it with a 95 % interval (bootstrap over prompts, paired). Prompts for which the
@@ -210,10 +239,13 @@ def fit_router(
     model answered at a known cost, with its quality there, ``match_quality``, and its cost as a
     multiple of that model's, ``match_cost_ratio``; absent without costs, or where none is as good.
 
-    Raises UsageError for an unknown router, setting or rule, a router that needs hindsight, or a
-    seed outside [0, 2^63); InputError where the table cannot be learnt from.
+    Raises UsageError for an unknown router, setting, rule or calibration, a router that needs
+    hindsight, or a seed outside [0, 2^63); InputError where the table cannot be learnt from.
     """
     seed = _checked_seed(seed)
+    if calibrate is not None:
+        check_method(calibrate)
+        check_level(level)
     router = build_router(spec)
     if router.hindsight:
         raise UsageError(
@@ -224,8 +256,13 @@ def fit_router(
     if not table.has_costs and pool.has_prices:
         table = table.with_prices(pool)
     table = table.take(np.flatnonzero(np.isfinite(table.score).any(axis=1)))
-    features = _features(router, table, encoder, progress)
+    if router.needs_embeddings or calibrate is not None:
+        features = table_features(table, encoder, progress)
+    else:
+        features = np.zeros((len(table), 1), dtype=np.float32)
     train, test = table.split_by_hash(seed)
+    if calibrate is not None:
+        train, held = calibration_split(table, train, seed)
 
     def fit(router: PromptRouter, rows: Ints) -> FittedRouter:
         data = training_set(table, rows, features)
@@ -242,20 +279,47 @@ def fit_router(
         return fitted
 
     final = fit(router, train)
-    metrics = _measure(final, table, train, test, features=features, seed=seed)
-    if table.split is None:
+    chosen_rule = final._rule(None)
+    metrics = measure(
+        router,
+        chosen_rule,
+        final.mean_cost,
+        table,
+        train=train,
+        test=test,
+        features=features,
+        seed=seed,
+    )
+    num_fitted, verifier = len(train), None
+    if calibrate is not None:
+        asked = Routed(
+            router=router,
+            rule=chosen_rule,
+            cost=known_costs(final.mean_cost),
+            table=table,
+            features=features,
+        )
+        verifier, found = fit_route_verifier(
+            asked,
+            calibration=held,
+            test=test,
+            fallback=metrics["best_single"],
+            method=calibrate,
+            level=level,
+            seed=seed,
+            progress=progress,
+        )
+        metrics["verification"] = found
+    elif table.split is None:
         final = fit(build_router(spec), np.arange(len(table)))
-    num_fitted = len(table if table.split is None else train)
-    provenance = {**_provenance(table, seed), "num_fitted": num_fitted}
-    return dataclasses.replace(final, rule=str(rule), metrics=metrics, provenance=provenance)
-
-
-def _features(
-    router: PromptRouter, table: OutcomeTable, encoder: str, progress: Progress | None
-) -> Float32:
-    if router.needs_embeddings:
-        return table_features(table, encoder, progress)
-    return np.zeros((len(table), 1), dtype=np.float32)
+        num_fitted = len(table)
+    return dataclasses.replace(
+        final,
+        rule=str(rule),
+        metrics=metrics,
+        provenance={**_provenance(table, seed), "num_fitted": num_fitted},
+        verifier=verifier,
+    )
 
 
 def _provenance(table: OutcomeTable, seed: int) -> dict[str, Any]:
@@ -306,7 +370,8 @@ def save_router(fitted: FittedRouter, folder: str | Path) -> None:
     API keys are kept only where they name an environment variable (``${MY_KEY}``).
     """
     router = fitted.router
-    encoder = fitted._encoder.version if router.needs_embeddings else None
+    encoder = fitted._encoder.version if fitted._needs_embeddings else None
+    arrays = router.state()
     header = {
         "router": {
             "name": router.name,
@@ -321,7 +386,11 @@ def save_router(fitted: FittedRouter, folder: str | Path) -> None:
         "metrics": dict(fitted.metrics),
         "provenance": dict(fitted.provenance),
     }
-    write_artefact(folder, header, router.state())
+    if fitted.verifier is not None:
+        header["verifier"], more = fitted.verifier.state()
+        arrays |= {f"{_VERIFIER}{name}": array for name, array in more.items()}
+    version = 1 if fitted.verifier is None else 2
+    write_artefact(folder, header, arrays, format_version=version)
 
 
 def load_router(folder: str | Path) -> FittedRouter:
@@ -342,7 +411,7 @@ def load_router(folder: str | Path) -> FittedRouter:
         if isinstance(error, InputError | UsageError):
             raise
         raise _incomplete(folder, error) from error
-    if fitted.router.needs_embeddings and fitted._encoder.version != encoder:
+    if fitted._needs_embeddings and fitted._encoder.version != encoder:
         raise InputError(
             f"{folder}: fitted with encoder {fitted.encoder} {encoder}, "
             f"this installation has {fitted._encoder.version}; fit the router again"
@@ -375,8 +444,12 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Fit
     ):
         if not isinstance(value, kind):
             raise TypeError(f"{key} is {value!r:.20}")
+    own = {name: array for name, array in arrays.items() if not name.startswith(_VERIFIER)}
+    more = {name.removeprefix(_VERIFIER): arrays[name] for name in arrays.keys() - own.keys()}
+    facts = header.get("verifier")  # absent from what older versions wrote
     return FittedRouter(
-        router=cls.restore(models=models, settings=settings, arrays=arrays),
+        router=cls.restore(models=models, settings=settings, arrays=own),
+        verifier=None if facts is None else RouteVerifier.restore(facts, more),
         pool=pool,
         encoder=header["encoder"]["name"],
         mean_cost=np.array(cost),

@@ -347,6 +347,8 @@ def to_long(table: OutcomeTable) -> Any:
         if cells is not None:
             flat = cells[rows, columns].astype(np.float64)
             arrays[name] = pa.array(flat, from_pandas=True)
+    if table.cost is not None and table.cost_unit != OutcomeTable.cost_unit:
+        arrays["cost_unit"] = pa.array([table.cost_unit] * len(rows), pa.large_string())
     return pa.table(arrays)
 
 

@@ -22,7 +22,7 @@ REQUIRED = ("prompt_id", "model", "score")
 PER_PROMPT = ("prompt", "domain", "difficulty", "split", "chance")
 PER_CELL = ("cost", "input_tokens", "output_tokens", "latency_s")
 NUMBERS = ("score", "chance", *PER_CELL)
-STRINGS = ("prompt_id", "model", "prompt", "domain", "difficulty", "split")
+STRINGS = ("prompt_id", "model", "prompt", "domain", "difficulty", "split", "cost_unit")
 COLUMNS = (*STRINGS, *NUMBERS)  # "response" is allowed and never read
 
 MOST_CELLS = 2**28  # prompts x models; beyond it the dense table no longer fits in memory
@@ -103,6 +103,7 @@ def densify(
         prompt_hash=_hashes(prompt_ids, text["prompt"]),
         texts=_replace_none(text["prompt"]),
         cost=cells["cost"],
+        cost_unit=_cost_unit(long),
         input_tokens=_float32(cells["input_tokens"]),
         output_tokens=_float32(cells["output_tokens"]),
         latency_s=_float32(cells["latency_s"]),
@@ -269,6 +270,22 @@ def _check_split(long: LongTable, split: npt.NDArray[np.object_] | None, prompt_
             f"expected 'train' or 'test', got {split[wrong[0]]!r:.60}; "
             "mark every prompt, or drop the column",
         )
+
+
+def _cost_unit(long: LongTable) -> str:
+    """Return the one unit the costs count, dollars where none is named."""
+    if "cost_unit" not in long.columns.column_names:
+        return OutcomeTable.cost_unit
+    codes, names = _encode(long, "cost_unit")
+    if len(names) > 1:
+        row = int(np.flatnonzero(codes == 1)[0])
+        long.fail(
+            row,
+            "cost_unit",
+            f"expected {names[0]!r:.40} as in the rows before, got {names[1]!r:.40}; convert the "
+            "costs to one unit",
+        )
+    return str(names[0]) if len(names) else OutcomeTable.cost_unit
 
 
 def _scatter(

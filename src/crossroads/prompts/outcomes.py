@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -80,6 +80,10 @@ class OutcomeTable:
         return len(self.prompt_ids)
 
     @property
+    def has_texts(self) -> bool:
+        return self.texts is not None
+
+    @property
     def has_costs(self) -> bool:
         return self.cost is not None
 
@@ -96,7 +100,7 @@ class OutcomeTable:
         changes["embeddings"] = {name: e[rows] for name, e in self.embeddings.items()}
         return replace(self, **changes)
 
-    def select_models(self, names: Sequence[str]) -> OutcomeTable:
+    def select_models(self, names: Sequence[str]) -> Self:
         """Return the table of these models, in the order given; unknown names raise UsageError."""
         for name in names:
             if name not in self.models:

@@ -23,6 +23,7 @@ Ints = npt.NDArray[np.int64]
 
 # The order of the splits' hashes would choose prompts that seed 0 learns from.
 _ORDER = 2_000_003
+_SPARE = 8  # times as many prompts are looked at as are perturbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +52,26 @@ def perturb_prompts(table: OutcomeTable, encoder: str, num: int) -> PerturbedPro
 
     Raises UsageError for an unknown encoder.
     """
-    if table.texts is None or num == 0:
+    if not table.has_texts or num == 0:
         return None
-    has_text = np.flatnonzero([bool(text) for text in table.texts])
-    order = np.argsort(unit_hash(table.prompt_hash[has_text], _ORDER), kind="stable")
-    rows = np.sort(has_text[order[:num]])
+    order = np.argsort(unit_hash(table.prompt_hash, _ORDER), kind="stable")
+    candidates = np.sort(order[: _SPARE * num])  # a table may lack the texts of some prompts
+    texts = table.take(candidates).texts
+    assert texts is not None
+    has_text = np.array([bool(text) for text in texts])
+    rank = np.argsort(order)
+    rows = candidates[has_text]
+    rows = np.sort(rows[np.argsort(rank[rows])][:num])
     if len(rows) == 0:
         return None
+    text_of = dict(zip(candidates.tolist(), texts, strict=True))
     kinds = list(GENERATORS)
-    texts = [
-        perturb(str(table.texts[row]), kinds[n % len(kinds)], seed=0) for n, row in enumerate(rows)
+    changed = [
+        perturb(str(text_of[row]), kinds[n % len(kinds)], seed=0)
+        for n, row in enumerate(rows.tolist())
     ]
     return PerturbedPrompts(
         rows=rows,
-        texts=np.array(texts, dtype=object),
-        embeddings=encode_cached(get_encoder(encoder), texts, None),
+        texts=np.array(changed, dtype=object),
+        embeddings=encode_cached(get_encoder(encoder), changed, None),
     )

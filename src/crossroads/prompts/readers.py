@@ -18,6 +18,7 @@ from crossroads.core.files import replacing
 from crossroads.datasets.layouts import recognise
 from crossroads.prompts import embedded
 from crossroads.prompts.formats import FORMATS, read_long, row_number, to_long, typed, write_long
+from crossroads.prompts.logs import find_logs, read_logs
 from crossroads.prompts.long_form import LongTable, densify
 from crossroads.prompts.outcomes import OutcomeTable
 from crossroads.prompts.pool import Pool, read_pool
@@ -38,7 +39,8 @@ def read_outcomes(
     ----------
     source : ``.parquet``, ``.csv`` or ``.jsonl`` file (the last two also ``.gz``) in the long form
         of ``crossroads.prompts.outcomes``; a folder of a known data set
-        (``crossroads.datasets.layouts``); or ``mmlu-pro``, ``mmlu-pro:small`` (``:served``,
+        (``crossroads.datasets.layouts``); a log of another harness or a folder of such logs
+        (``crossroads.prompts.logs``); or ``mmlu-pro``, ``mmlu-pro:small`` (``:served``,
         ``:complete``), ``local``
     pool : prices; every model of the table must be in it. Shipped tables and data set folders have
         a pool of their own, whose models they are reduced to
@@ -55,6 +57,8 @@ def read_outcomes(
         return _read_local(pool, models)
     path = Path(source)
     try:
+        if path.exists() and find_logs(path):
+            return read_logs([path], pool=pool, models=models)
         if path.is_dir():
             return _read_folder(path, pool, models)
         if not path.exists():

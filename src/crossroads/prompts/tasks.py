@@ -45,6 +45,7 @@ from crossroads.prompts.router import Queries, column_means
 from crossroads.prompts.routerarena.difficulty import difficulty_levels
 from crossroads.prompts.routers import build_router
 from crossroads.prompts.splits import Split, SplitBy, split_rows
+from crossroads.prompts.staging import StagedTable
 
 if TYPE_CHECKING:
     from crossroads.core.progress import Progress
@@ -222,9 +223,13 @@ class PromptTask:
         settings += [self.split_by, self.max_train, self.table.models, self.table.cost_unit]
         digest.update(json.dumps([_code_digest(), machine()["versions"], *settings]).encode())
         arrays = {n: v for n, v in vars(self.table).items() if isinstance(v, np.ndarray)}
+        arrays["features"] = self._features
+        if isinstance(self.table, StagedTable):  # its digest stands for all of its arrays
+            digest.update(self.table.digest.encode())
+            arrays = {}
         if self.perturbed is not None:
             arrays["perturbed"] = self.perturbed.embeddings
-        for name, array in [*arrays.items(), ("features", self._features)]:
+        for name, array in arrays.items():
             # Arrays of text hold references: their bytes say nothing.
             plain = (
                 "\0".join(map(str, array)).encode() if array.dtype == object else array.tobytes()

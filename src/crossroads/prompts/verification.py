@@ -2,8 +2,7 @@
 
 A ``Verifier`` learns from labelled vectors which predictions are reliable at a stated level and
 answers for new ones, with the nearest labelled examples as evidence. It knows nothing of routers:
-``RouteVerifier`` asks it about a router's choices, with the label "the chosen model answered
-right".
+``crossroads.prompts.route_verification`` asks it about a router's choices.
 
 The estimator is that of Similarity-Distance-Magnitude Activations (2025); ``calibration="index"``
 is the earlier one of Universal Verification (arXiv 2502.20167).
@@ -15,8 +14,8 @@ is not recognised as foreign; and with labels hardly better than chance nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +39,6 @@ Method = Literal["sdm", "index"]
 Answer = Literal["accept", "escalate", "abstain"]
 
 METHODS: tuple[str, ...] = get_args(Method)
-WRONG, RIGHT = 0, 1  # classes of "the chosen model answered right"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +66,7 @@ class Verification:
     Attributes
     ----------
     answer : ``accept``, ``escalate`` (known ground, not reliable enough) or ``abstain`` (out of
-        distribution: no similar labelled example)
+        distribution: the nearest labelled example does not match, or lies too far)
     prediction : class the verifier predicts
     probability : of that class, at the cautious end of its band
     similarity : q, nearest neighbours in a row that match
@@ -143,8 +141,7 @@ class Verifier:
 
         Raises InputError for rows that cannot be learnt from, UsageError for an unknown method.
         """
-        if method not in METHODS:
-            raise unknown_name("calibration", method, METHODS)
+        check_method(method)
         label = np.asarray(labels, dtype=np.int64)
         if ids is not None and len(ids) != len(label):
             raise InputError(f"verifier: {len(ids)} ids for {len(label)} labels")
@@ -291,81 +288,16 @@ class Verifier:
         return cls._of(estimators, ids=arrays["ids"], **kept)
 
 
+def check_method(name: str) -> Method:
+    """Return the calibration of this name. Raises UsageError with the nearest spelling."""
+    if name not in METHODS:
+        raise unknown_name("calibration", name, METHODS)
+    return cast(Method, name)
+
+
 def balanced_rows(label_N: Ints, most_per_class: int, rng: np.random.Generator) -> Ints:
     """Return rows with as many of each class present as of the rarest, in ascending order."""
     classes, counts = np.unique(label_N, return_counts=True)
     size = min(int(counts.min(initial=most_per_class)), most_per_class)
     picks = [rng.permutation(np.flatnonzero(label_N == c))[:size] for c in classes]
     return np.sort(np.concatenate(picks)) if picks else np.zeros(0, np.int64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RouteVerifier:
-    """Answers whether a router's choice under one decision rule will be right.
-
-    Attributes
-    ----------
-    verifier : of the classes wrong (0) and right (1), accepting right
-    rule : the decision rule whose choices it was calibrated on, as text
-    fallback : model to escalate to: the best single one in training
-    """
-
-    verifier: Verifier
-    rule: str
-    fallback: str
-
-    def judge(self, embeddings: Float, chosen: Sequence[str], rule: str) -> list[dict[str, Any]]:
-        """Return the answers as plain data, one for each choice.
-
-        ``escalate_to`` names the model to ask where the choice was not accepted; None where it is
-        the chosen one itself. Under another rule than the calibrated one there is no answer.
-        """
-        if rule != self.rule:
-            reason = f"calibrated for rule {self.rule}, not for {rule}"
-            return [{"answer": None, "reason": reason} for _ in chosen]
-        return [
-            self._judged(found, model)
-            for found, model in zip(self.verifier.verify(embeddings), chosen, strict=True)
-        ]
-
-    def _judged(self, found: Verification, model: str) -> dict[str, Any]:
-        other = None if found.accepted or model == self.fallback else self.fallback
-        reason = explain(found, is_empty=self.verifier.is_empty)
-        return {**found.to_dict(), "reason": reason, "escalate_to": other}
-
-    def state(self) -> tuple[dict[str, Any], Arrays]:
-        """Return plain facts and arrays without Python objects."""
-        facts, arrays = self.verifier.state()
-        return {**facts, "rule": self.rule, "fallback": self.fallback}, arrays
-
-    @classmethod
-    def restore(cls, facts: dict[str, Any], arrays: Arrays) -> Self:
-        """Rebuild it from ``state``. Raises LookupError, ValueError or TypeError for damage."""
-        return cls(
-            verifier=Verifier.restore(facts, arrays),
-            rule=str(facts["rule"]),
-            fallback=str(facts["fallback"]),
-        )
-
-    def with_rule(self, rule: str) -> RouteVerifier:
-        """Return it under the rule's exact spelling."""
-        return replace(self, rule=rule)
-
-
-def explain(found: Verification, *, is_empty: bool = False) -> str:
-    """Return one sentence that says why a choice was accepted or not."""
-    if found.answer == "accept":
-        return (
-            f"predicted right with probability {found.probability:.3f}, and the {found.similarity} "
-            "nearest calibrated prompts agree"
-        )
-    if is_empty:
-        return f"no region of prompts reaches level {found.level:g}: nothing is accepted"
-    if found.answer == "abstain":
-        return "unlike the calibrated prompts: no similar one was predicted rightly"
-    if found.prediction == WRONG:
-        return f"predicted wrong, with probability {found.probability:.3f}"
-    return (
-        f"predicted right, but outside the region of level {found.level:g} "
-        f"(similarity {found.similarity}, distance {found.distance:.2f})"
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -53,15 +55,23 @@ def test_the_cost_is_never_below_that_of_the_answer_alone(
     assert ((played.num_calls_N == 1) <= np.isclose(played.cost_N, alone)).all()
 
 
+def answer(column: int, usd: float, prompt: str) -> tuple[str, float]:
+    return f"answer {column}", usd
+
+
+def judge(accept_K: list[float], prompt: str, answer: str, column: int) -> float:
+    return accept_K[column]
+
+
 @given(recorded())
 def test_live_models_that_answer_as_recorded_give_the_replay(
     case: tuple[Cascade, np.ndarray, np.ndarray],
 ) -> None:
     cascade, acceptance, cost = case
     played = cascade.replay(acceptance, cost)
-    for n in range(len(cost)):
-        models = [lambda _, k=k: (f"answer {k}", float(cost[n, k])) for k in range(cost.shape[1])]
-        asked = cascade.ask("prompt", models, lambda p, a, k: float(acceptance[n, k]))
+    for n, (cost_K, accept_K) in enumerate(zip(cost.tolist(), acceptance.tolist(), strict=True)):
+        models = [partial(answer, k, usd) for k, usd in enumerate(cost_K)]
+        asked = cascade.ask("prompt", models, partial(judge, accept_K))
         assert asked.model == played.chosen_N[n]
         assert asked.answer == f"answer {asked.model}"
         assert asked.cost_usd == pytest.approx(played.cost_N[n])

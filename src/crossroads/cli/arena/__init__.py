@@ -9,6 +9,14 @@ from crossroads.core.errors import UsageError
 
 _COMMANDS = {
     "prompts": ("crossroads.cli.arena.prompts", "Prompts to language models, on an outcome table."),
+    "submit": (
+        "crossroads.cli.arena.submit",
+        "Judge a submission to a RouterArena leaderboard.",
+    ),
+    "leaderboard": (
+        "crossroads.cli.arena.leaderboard",
+        "Show a RouterArena leaderboard.",
+    ),
 }
 
 

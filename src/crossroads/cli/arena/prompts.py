@@ -13,10 +13,12 @@ from crossroads.core.progress import progress_bar
 
 if TYPE_CHECKING:
     from crossroads.core.arena import Leaderboard, Task
+    from crossroads.prompts.outcomes import OutcomeTable
     from crossroads.prompts.splits import SplitBy
     from crossroads.prompts.tasks import Missing
 
 FAMILY = "prompts"
+STREAMED_TRAIN = 20_000  # prompts: some routers keep all of them in memory
 DEFAULT_OUTCOMES = "mmlu-pro:served"
 
 
@@ -62,7 +64,16 @@ DEFAULT_OUTCOMES = "mmlu-pro:served"
     show_default=True,
     help="Judge on prompts not learnt from, or on whole domains not learnt from.",
 )
-@click.option("--max-train", type=click.IntRange(1), help="Learn from at most so many prompts.")
+@click.option(
+    "--stream/--no-stream",
+    default=None,
+    help="Read a Parquet table in batches and keep it on disk, in --out; from 4 million rows on.",
+)
+@click.option(
+    "--max-train",
+    type=click.IntRange(1),
+    help="Learn from at most so many prompts; 20,000 of a streamed table.",
+)
 @click.option(
     "--experiment",
     type=click.Choice(["routing", "pool-change"]),
@@ -86,6 +97,7 @@ def command(
     missing: Missing,
     train_share: float,
     split_by: SplitBy,
+    stream: bool | None,
     max_train: int | None,
     experiment: str,
     newcomer: str | None,
@@ -106,6 +118,7 @@ def command(
     wanted = comma_separated(routers, "--routers")
     for router in wanted or ():
         build_router(router)  # refuse a wrong name before minutes of encoding
+    folder = out or Path("runs") / f"arena-{FAMILY}"
     task = _prompt_task(
         outcomes,
         pool=pool,
@@ -117,8 +130,9 @@ def command(
         max_train=max_train,
         experiment=experiment,
         newcomer=newcomer,
+        stage=folder if stream is not False else None,
+        stream=stream is True,
     )
-    folder = out or Path("runs") / f"arena-{FAMILY}"
     chosen = wanted or _candidates()
     board = run_arena(task, chosen, seeds=seeds, out=folder, engine=engine, jobs=jobs)
     if all(row.error is not None for row in board.rows):
@@ -149,14 +163,26 @@ def _prompt_task(
     max_train: int | None,
     experiment: str,
     newcomer: str | None,
+    stage: Path | None,
+    stream: bool,
 ) -> Task:
     from crossroads.prompts.pool import read_pool
     from crossroads.prompts.pool_change import PoolChangeTask
     from crossroads.prompts.readers import read_outcomes
+    from crossroads.prompts.staging import should_stream, stage_outcomes
     from crossroads.prompts.tasks import prompt_task
 
     cards = None if pool is None else read_pool(pool)
-    table = read_outcomes(outcomes, pool=cards, models=models)
+    remarks = [cards.note] if cards is not None and cards.note else []
+    if stage is not None and (stream or should_stream(Path(outcomes))):
+        with progress_bar("reading outcomes") as progress:
+            table: OutcomeTable = stage_outcomes(
+                Path(outcomes), stage, encoder=encoder, pool=cards, models=models, progress=progress
+            )
+        max_train = max_train or STREAMED_TRAIN
+        remarks.append("read in batches; scores, costs and embeddings stay on disk")
+    else:
+        table = read_outcomes(outcomes, pool=cards, models=models)
     with progress_bar("encoding prompts") as progress:
         task = prompt_task(
             table,
@@ -167,7 +193,7 @@ def _prompt_task(
             split_by=split_by,
             max_train=max_train,
             missing=missing,
-            remarks=(cards.note,) if cards is not None and cards.note else (),
+            remarks=remarks,
             progress=progress,
         )
     return task if experiment == "routing" else PoolChangeTask(base=task, newcomer=newcomer)

@@ -51,7 +51,7 @@ class Estimate:
     distance : float64 (N,), d
     nearest_distance : float64 (N,), L2 in exemplar space
     probability : float64 (N, C), the activation
-    effective : float64 (N,), q'; below 1 is out of distribution
+    effective : float64 (N,), q'
     lower_probability, lower_effective : the same with d at the lower end of its sampling band
     admitted : bool (N,), inside the region at the lower end
     """
@@ -69,8 +69,11 @@ class Estimate:
 
     @property
     def out_of_distribution(self) -> Bools:
-        """Shape (N,): no similar support point at all."""
-        return np.asarray(self.effective < 1)
+        """Shape (N,): the nearest support point does not match, or all are too far.
+
+        The second, a distance of 0, is our addition: such a point is never admitted either.
+        """
+        return np.asarray((self.effective < 1) | (self.distance == 0))
 
 
 @dataclass(frozen=True, kw_only=True)

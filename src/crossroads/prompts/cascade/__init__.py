@@ -14,7 +14,7 @@ from crossroads.prompts.cascade.calibrate import (
     fit_cascade,
 )
 from crossroads.prompts.cascade.chain import Asked, Call, Cascade, Replay
-from crossroads.prompts.cascade.replay import Contest, compare_with_routing
+from crossroads.prompts.cascade.replay import Contest, compare_with_routing, routing_frontier
 from crossroads.prompts.cascade.verifier import LengthVerifier
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "chains",
     "compare_with_routing",
     "fit_cascade",
+    "routing_frontier",
 ]

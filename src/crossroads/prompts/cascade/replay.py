@@ -1,7 +1,8 @@
 """Cascades against deciding beforehand and against single models, on recorded outcomes.
 
-Every figure is replayed: no model is asked. All contestants are swept over their operating points
-on the same test prompts, and the cost of a cascade is the sum of the calls it makes.
+Every figure is replayed: no model is asked. All operating points, thresholds and prices alike, are
+chosen on calibration prompts and played on the same test prompts; the cost of a cascade is the sum
+of the calls it makes.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossroads.core.preference import aiq
+from crossroads.core.preference import aiq, upper_hull
 from crossroads.prompts.baselines import SingleModels
 from crossroads.prompts.cascade.calibrate import Calibrated
+from crossroads.prompts.decide import DecisionRule, Tradeoff
 from crossroads.prompts.metrics import chosen_values, tradeoff_curve
 
 Float = npt.NDArray[np.floating[Any]]
@@ -29,6 +31,7 @@ class Contest:
     Attributes
     ----------
     cascade_cost, cascade_quality, cascade_calls : (P,) mean sum of costs, score, models asked
+    routing_cost, routing_quality : (R,) the same of deciding beforehand
     cascade_aiq, routing_aiq, singles_aiq : of cascades, of routing beforehand, and of mixing
         single models at random, over budgets from the cheapest to the dearest single model
     """
@@ -36,13 +39,26 @@ class Contest:
     cascade_cost: Float64
     cascade_quality: Float64
     cascade_calls: Float64
+    routing_cost: Float64
+    routing_quality: Float64
     cascade_aiq: float
     routing_aiq: float
     singles_aiq: float
 
 
+def routing_frontier(
+    estimate_NK: Float, expected_cost_K: Float, score_NK: Float, cost_NK: Float
+) -> tuple[Tradeoff, ...]:
+    """Return the trade-offs on the cost-quality hull of calibration prompts, by rising cost."""
+    sweep = tradeoff_curve(estimate_NK, expected_cost_K, score_NK, cost_NK)
+    until = np.append(sweep.price[1:], 2 * sweep.price[-1])  # a point holds up to the next switch
+    hull = upper_hull(sweep.cost, sweep.quality)
+    return tuple(Tradeoff(float(sweep.price[i] + until[i]) / 2) for i in hull.index)
+
+
 def compare_with_routing(
     cascades: Sequence[Calibrated],
+    rules: Sequence[DecisionRule],
     *,
     acceptance_NK: Float,
     estimate_NK: Float,
@@ -50,25 +66,27 @@ def compare_with_routing(
     score_NK: Float,
     cost_NK: Float,
 ) -> Contest:
-    """Replay calibrated cascades, and the trade-offs of a router's estimates, on test prompts.
+    """Replay calibrated cascades, and decision rules on a router's estimates, on test prompts.
 
     ``acceptance_NK`` judges the answers, ``estimate_NK`` is made before them; scores and costs are
-    recorded, (N, K), without NaN.
+    recorded, (N, K), without NaN. ``cascade_frontier`` and ``routing_frontier`` give the
+    contestants.
     """
-    costs, qualities, calls = [], [], []
-    for calibrated in cascades:
-        played = calibrated.cascade.replay(acceptance_NK, cost_NK)
-        costs.append(float(played.cost_N.mean()))
-        qualities.append(float(chosen_values(score_NK, played.chosen_N).mean()))
-        calls.append(float(played.num_calls_N.mean()))
+    played = [c.cascade.replay(acceptance_NK, cost_NK) for c in cascades]
+    chosen = [rule.choose(estimate_NK, expected_cost_K) for rule in rules]
+    cascade_cost = np.array([p.cost_N.mean() for p in played])
+    cascade_quality = np.array([chosen_values(score_NK, p.chosen_N).mean() for p in played])
+    routing_cost = np.array([chosen_values(cost_NK, c).mean() for c in chosen])
+    routing_quality = np.array([chosen_values(score_NK, c).mean() for c in chosen])
     singles = SingleModels.of(score_NK, cost_NK)
-    low, high = singles.cost_range
-    sweep = tradeoff_curve(estimate_NK, expected_cost_K, score_NK, cost_NK)
+    budgets = singles.cost_range
     return Contest(
-        cascade_cost=np.array(costs),
-        cascade_quality=np.array(qualities),
-        cascade_calls=np.array(calls),
-        cascade_aiq=aiq(costs, qualities, low, high),
-        routing_aiq=aiq(sweep.cost, sweep.quality, low, high),
-        singles_aiq=aiq(singles.cost, singles.quality, low, high),
+        cascade_cost=cascade_cost,
+        cascade_quality=cascade_quality,
+        cascade_calls=np.array([p.num_calls_N.mean() for p in played]),
+        routing_cost=routing_cost,
+        routing_quality=routing_quality,
+        cascade_aiq=aiq(cascade_cost, cascade_quality, *budgets),
+        routing_aiq=aiq(routing_cost, routing_quality, *budgets),
+        singles_aiq=aiq(singles.cost, singles.quality, *budgets),
     )

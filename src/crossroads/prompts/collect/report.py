@@ -23,6 +23,7 @@ class CollectReport:
     Attributes
     ----------
     num_cells : prompts x models
+    num_finished : cells that were answered, in this run or before
     num_reused : cells an earlier run had finished
     num_unasked : calls that were not made because the money was spent
     failures : calls that failed; their cells are missing from the table, or without a grade
@@ -37,6 +38,7 @@ class CollectReport:
 
     num_prompts: int
     num_cells: int
+    num_finished: int
     num_reused: int
     num_unasked: int
     failures: tuple[Failure, ...]

@@ -58,6 +58,7 @@ def collect(
     report = CollectReport(
         num_prompts=len(prompts),
         num_cells=len(calls),
+        num_finished=len(answers),
         num_reused=num_reused,
         num_unasked=caller.num_unasked,
         failures=tuple(caller.failures),

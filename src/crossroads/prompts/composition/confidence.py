@@ -42,7 +42,8 @@ def choose_threshold(confidence_N: Float, routed_N: Float, general_N: Float) -> 
 
     ``routed_N`` and ``general_N`` are the scores of the category's expert and of the general one on
     validation prompts; rows with NaN are left out. 0 sends nobody, inf everybody; among equals the
-    larger tau, which is the more cautious. Raises InputError for lengths that disagree.
+    larger tau, which is the more cautious. A gain within one standard error is none: then tau is 0.
+    Raises InputError for lengths that disagree.
     """
     sure, routed, general = (
         np.asarray(a, dtype=np.float64) for a in (confidence_N, routed_N, general_N)
@@ -61,6 +62,7 @@ def choose_threshold(confidence_N: Float, routed_N: Float, general_N: Float) -> 
     is_cut = np.concatenate([[True], sure[1:] > sure[:-1], [True]])
     cuts = np.flatnonzero(is_cut)
     best = int(cuts[total[cuts] >= total[cuts].max() - 1e-9][-1])
-    if best == 0:
+    sent = np.where(np.arange(len(gain)) < best, gain, 0.0)
+    if total[best] <= 0 or sent.mean() * np.sqrt(len(sent)) < sent.std():
         return 0.0
     return np.inf if best == len(sure) else float(sure[best - 1] + sure[best]) / 2

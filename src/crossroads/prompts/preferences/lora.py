@@ -19,6 +19,7 @@ from crossroads.core.errors import InputError
 from crossroads.core.files import replacing
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+FIRST_LAYER = 10  # of 30: what is below stays as it is, and needs no backward pass
 
 
 class LoraLinear(nn.Module):
@@ -41,17 +42,18 @@ class LoraLinear(nn.Module):
 def add_lora(
     model: nn.Module,
     *,
-    rank: int = 8,
-    alpha: float = 16.0,
+    rank: int = 12,
+    alpha: float = 24.0,
     targets: Sequence[str] = TARGETS,
+    first_layer: int = FIRST_LAYER,
     seed: int = 0,
 ) -> dict[str, nn.Parameter]:
-    """Wrap the linear layers named by ``targets`` in place; return the adapter's parameters.
+    """Wrap linear layers of a Llama model in place; return the adapter's parameters.
 
-    Raises InputError where no layer has such a name.
+    ``targets`` are their names in each decoder layer from ``first_layer`` on. Raises InputError where no layer has such a name.
     """
     generator = torch.Generator().manual_seed(seed)
-    for parent in list(model.modules()):
+    for parent in list(model.get_submodule("model.layers")[first_layer:].modules()):
         for name in targets:
             base = getattr(parent, name, None)
             if isinstance(base, nn.Linear):
@@ -92,7 +94,11 @@ def load_lora(path: Path, model: nn.Module) -> dict[str, Any]:
             arrays = {name: file[name] for name in file.files}
         facts: dict[str, Any] = json.loads(arrays.pop("facts").tobytes())
         parameters = add_lora(
-            model, rank=facts["rank"], alpha=facts["alpha"], targets=facts["targets"]
+            model,
+            rank=facts["rank"],
+            alpha=facts["alpha"],
+            targets=facts["targets"],
+            first_layer=facts["first_layer"],
         )
         with torch.no_grad():
             for name, parameter in parameters.items():

@@ -13,8 +13,8 @@ from crossroads.prompts.preferences.conversation import Turn
 from crossroads.prompts.preferences.policies import Policy
 
 _HEAD = """<|im_start|>system
-Pick the route whose description covers the user's newest request. If none does, or the request \
-is settled, the route is "other". Reply {{"route":"<name>"}} with an exact name.<|im_end|>
+Name the route whose description fits the user's latest request. If none fits or the request \
+is settled: {{"route":"other"}}.<|im_end|>
 <|im_start|>user
 <routes>
 [{routes}]

@@ -1,8 +1,8 @@
 """Synthetic conversations with the policy of every user turn, from templates and real prompts.
 
 A dialogue is a run of spans, each about one subject; a span is one or two user turns, the second
-a new question of the subject or a bare follow-up. The policies on offer are drawn anew for every
-dialogue, with natural or made-up names, so that a model must read the descriptions. In a share of
+a new question of the subject or a bare follow-up. The policies on offer are drawn anew for
+every few dialogues, with natural or made-up names, so that a model must read the descriptions. In a share of
 dialogues the asked subject is on no offered policy, or the last turn says thanks: route ``other``.
 
 Differs from the paper: its 43,000 conversations are written and checked by language models.
@@ -19,7 +19,6 @@ from crossroads.prompts.preferences.conversation import Turn
 from crossroads.prompts.preferences.policies import OTHER, Policy
 from crossroads.prompts.preferences.subjects import FAMILY, subject_policy
 
-MOST_CHARS = 320  # of one question, about 80 tokens
 Prompts = Mapping[str, Sequence[str]]  # questions by subject
 
 
@@ -87,7 +86,8 @@ class Recipe:
     Attributes
     ----------
     num_policies : least and most on offer
-    num_spans : least and most
+    num_spans : drawn from these, all alike
+    most_chars : of one question, about four times its tokens
     absent : chance that the last span's subject is on no policy
     settled : chance that the last user turn says thanks
     continued : chance that a span has a second user turn, half of them bare follow-ups
@@ -96,8 +96,9 @@ class Recipe:
     """
 
     wording: Wording = TRAIN_WORDING
-    num_policies: tuple[int, int] = (3, 6)
-    num_spans: tuple[int, int] = (1, 2)
+    num_policies: tuple[int, int] = (3, 5)
+    num_spans: tuple[int, ...] = (1, 1, 2)
+    most_chars: int = 200
     absent: float = 0.14
     settled: float = 0.06
     continued: float = 0.15
@@ -106,7 +107,7 @@ class Recipe:
 
 
 SINGLE_TURN = Recipe(
-    wording=TEST_WORDING, num_policies=(5, 5), num_spans=(1, 1), absent=0.2, settled=0.0,
+    wording=TEST_WORDING, num_policies=(5, 5), num_spans=(1,), most_chars=320, absent=0.2, settled=0.0,
     continued=0.0, fine=0.0, neutral=0.0,
 )  # fmt: skip
 DRIFT = replace(SINGLE_TURN, num_spans=(2, 3), absent=0.2, settled=0.3, continued=0.5)
@@ -122,54 +123,61 @@ def draw_policies(
     return tuple(subject_policy(subjects[i]) for i in chosen)
 
 
-def draw_dialogue(
+def draw_dialogues(
     prompts: Prompts,
     recipe: Recipe,
     rng: np.random.Generator,
+    count: int,
     *,
     policies: tuple[Policy, ...] | None = None,
-) -> Dialogue:
-    """Return a dialogue over subjects of ``prompts``.
+) -> list[Dialogue]:
+    """Return dialogues over subjects of ``prompts`` that share one route set.
 
-    ``policies`` fixes the route set (coarse, named by subject); by default it is drawn.
+    ``policies`` fixes it (coarse, named by subject); by default it is drawn.
     """
-    subjects = list(prompts)
     if policies is None:
-        policies = draw_policies(recipe, subjects, rng)
-    offered = [policy.name for policy in policies]
-    spans = _spans(recipe, subjects, offered, rng)
+        policies = draw_policies(recipe, list(prompts), rng)
     action = str(rng.choice(list(recipe.wording.actions))) if rng.random() < recipe.fine else None
+    offered = _with_action(policies, action, recipe.wording, rng)
+    new_names = _names(recipe, [policy.name for policy in offered], rng)
+    route_of = {
+        coarse.name: new_names[fine.name] for coarse, fine in zip(policies, offered, strict=False)
+    }
+    renamed = tuple(replace(policy, name=new_names[policy.name]) for policy in offered)
+    return [_dialogue(prompts, recipe, action, renamed, route_of, rng) for _ in range(count)]
+
+
+def _dialogue(
+    prompts: Prompts,
+    recipe: Recipe,
+    action: str | None,
+    policies: tuple[Policy, ...],
+    route_of: Mapping[str, str],
+    rng: np.random.Generator,
+) -> Dialogue:
     turns: list[Turn] = []
     routes: list[str] = []
-    for subject in spans:
+    for subject in _spans(recipe, list(prompts), list(route_of), rng):
         for text, reply in _span(prompts[subject], recipe, action, rng):
             turns += [Turn("user", text), Turn("assistant", reply)]
-            routes.append(subject if subject in offered else OTHER)
+            routes.append(route_of.get(subject, OTHER))
     if rng.random() < recipe.settled:
         turns.append(Turn("user", str(rng.choice(recipe.wording.thanks))))
         routes.append(OTHER)
     else:
         turns.pop()  # the last reply: the dialogue ends with the user
-    named = _with_action(policies, spans, action, recipe.wording, rng)
-    new_names = _names(recipe, [policy.name for policy in named], rng)
-    coarse = dict(zip(offered, (policy.name for policy in named), strict=False))
-    return Dialogue(
-        policies=tuple(replace(policy, name=new_names[policy.name]) for policy in named),
-        turns=tuple(turns),
-        routes=tuple(r if r == OTHER else new_names[coarse[r]] for r in routes),
-    )
+    return Dialogue(policies=policies, turns=tuple(turns), routes=tuple(routes))
 
 
-def question_text(prompt: str) -> str:
-    """Return an exam question without its ``Answer:``, cut at ``MOST_CHARS`` characters."""
-    return prompt.removesuffix("Answer:").strip()[:MOST_CHARS]
+def question_text(prompt: str, most_chars: int) -> str:
+    """Return an exam question without its ``Answer:``, cut at ``most_chars`` characters."""
+    return prompt.removesuffix("Answer:").strip()[:most_chars]
 
 
 def _spans(
     recipe: Recipe, subjects: Sequence[str], offered: Sequence[str], rng: np.random.Generator
 ) -> list[str]:
-    least, most = recipe.num_spans
-    spans = [str(rng.choice(offered)) for _ in range(int(rng.integers(least, most + 1)))]
+    spans = [str(rng.choice(offered)) for _ in range(int(rng.choice(recipe.num_spans)))]
     taken = {FAMILY[subject] for subject in offered}
     foreign = [subject for subject in subjects if FAMILY[subject] not in taken]
     if foreign and rng.random() < recipe.absent:
@@ -183,15 +191,17 @@ def _span(
     """Return the user's texts of one span, each with the assistant's reply."""
     wording = recipe.wording
     frames = wording.requests if action is None else wording.actions[action][1]
-    question = str(rng.choice(questions))
-    said = [(str(rng.choice(frames)).format(q=question_text(question)), _reply(question, rng))]
+
+    def ask() -> tuple[str, str]:
+        question = str(rng.choice(questions))
+        text = question_text(question, recipe.most_chars)
+        return str(rng.choice(frames)).format(q=text), _reply(question, rng)
+
+    said = [ask()]
     if rng.random() < recipe.continued:
-        if rng.random() < 0.5:
-            said.append((str(rng.choice(wording.followups)), _reply(question, rng)))
-        else:
-            more = str(rng.choice(questions))
-            text = str(rng.choice(frames)).format(q=question_text(more))
-            said.append((text, _reply(more, rng)))
+        is_bare = rng.random() < 0.5
+        followup = (str(rng.choice(wording.followups)), said[0][1])
+        said.append(followup if is_bare else ask())
     return said
 
 
@@ -199,23 +209,18 @@ def _reply(question: str, rng: np.random.Generator) -> str:
     """Return one of the question's own options: what is asked counts, not what is true."""
     options = [line[3:] for line in question.splitlines() if line[1:3] == ". "]
     answer = str(rng.choice(options)) if options else "It depends."
-    return str(rng.choice(_REPLIES)).format(a=answer[:80])
+    return str(rng.choice(_REPLIES)).format(a=answer[:40])
 
 
 def _with_action(
-    policies: tuple[Policy, ...],
-    spans: Sequence[str],
-    action: str | None,
-    wording: Wording,
-    rng: np.random.Generator,
+    policies: tuple[Policy, ...], action: str | None, wording: Wording, rng: np.random.Generator
 ) -> list[Policy]:
-    """Return the policies, narrowed to an action; one rival of the last span has another."""
+    """Return the policies narrowed to an action, and a rival: the first with another action."""
     if action is None:
         return list(policies)
-    fine = [_narrow(policy, action, wording) for policy in policies]
     rival = str(rng.choice([name for name in wording.actions if name != action]))
-    source = next((policy for policy in policies if policy.name == spans[-1]), policies[0])
-    return [*fine, _narrow(source, rival, wording)]
+    fine = [_narrow(policy, action, wording) for policy in policies]
+    return [*fine, _narrow(policies[0], rival, wording)]
 
 
 def _narrow(policy: Policy, action: str, wording: Wording) -> Policy:

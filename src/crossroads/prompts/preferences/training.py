@@ -1,7 +1,7 @@
 """Train the adapter: next-token cross-entropy on the answer, given routes and conversation.
 
 Batches are drawn from the recipe as they are needed, each from its own seed, so that a run that
-stops at any step goes on with what it would have seen. The checkpoint holds adapter and optimiser.
+stopped goes on with what it would have seen. The checkpoint holds adapter and optimiser.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from crossroads.core.errors import InputError
 from crossroads.core.files import replacing
 from crossroads.core.progress import Progress
 from crossroads.prompts.preferences import prompt
-from crossroads.prompts.preferences.lora import TARGETS, add_lora, lora_parameters
-from crossroads.prompts.preferences.synthetic import Prompts, Recipe, draw_dialogue
+from crossroads.prompts.preferences.lora import FIRST_LAYER, TARGETS, add_lora, lora_parameters
+from crossroads.prompts.preferences.synthetic import Prompts, Recipe, draw_dialogues
 
 _IGNORED = -100  # label of a token that is not predicted
+_WIDTH = 64  # tokens
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 
 
@@ -32,21 +33,22 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 class TrainingSettings:
     """Optimisation: AdamW, linear warm-up, linear decay to zero, gradients clipped at norm 1."""
 
-    steps: int = 300
-    batch: int = 8
+    steps: int = 64
+    route_sets: int = 4
+    conversations: int = 4  # with each route set
     learning_rate: float = 1e-3
-    warmup: int = 20
-    rank: int = 8
-    alpha: float = 16.0
+    warmup: int = 6
+    rank: int = 12
+    alpha: float = 24.0
     seed: int = 0
-    checkpoint_every: int = 25
+    checkpoint_every: int = 8
     recipe: Recipe = field(default_factory=Recipe)
 
     def facts(self) -> dict[str, Any]:
         """Return plain data for the adapter's file, without the wording."""
         facts = asdict(self)
         facts["recipe"].pop("wording")
-        return {**facts, "targets": list(TARGETS)}
+        return {**facts, "targets": list(TARGETS), "first_layer": FIRST_LAYER}
 
 
 def train(
@@ -79,8 +81,7 @@ def train(
     for step in range(done, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * _schedule(step, settings)
-        ids_BT, labels_BT = draw_batch(tokenizer, prompts, settings, step)
-        loss = answer_loss(model, ids_BT, labels_BT)
+        loss = answer_loss(model, draw_batch(tokenizer, prompts, settings, step))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -95,41 +96,87 @@ def train(
     return losses
 
 
-def draw_batch(
-    tokenizer: Any, prompts: Prompts, settings: TrainingSettings, step: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and labels of one step, shape (B, T), padded on the right."""
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B route sets, each with its conversations behind it in one row of T tokens.
+
+    Attributes
+    ----------
+    ids_BT, labels_BT : tokens, and those to predict (-100 elsewhere)
+    positions_BT : every conversation starts where the routes end
+    mask_B1TT : bool; True where a token (third axis) may look at another (last axis): the routes
+        and its own conversation, never a neighbour's
+    """
+
+    ids_BT: torch.Tensor
+    labels_BT: torch.Tensor
+    positions_BT: torch.Tensor
+    mask_B1TT: torch.Tensor
+
+
+def draw_batch(tokenizer: Any, prompts: Prompts, settings: TrainingSettings, step: int) -> Batch:
+    """Return the batch of one step; the routes' tokens are computed once for a whole row.
+
+    T is a multiple of 64, since every new shape costs the matrix library a preparation.
+    """
     rng = np.random.default_rng([settings.seed, step])
-    rows = []
-    for _ in range(settings.batch):
-        dialogue = draw_dialogue(prompts, settings.recipe, rng)
+    rows = [_row(tokenizer, prompts, settings, rng) for _ in range(settings.route_sets)]
+    width = math.ceil(max(len(row[0]) for row in rows) / _WIDTH) * _WIDTH
+    shape = (len(rows), width)
+    ids_BT = torch.zeros(shape, dtype=torch.long)
+    labels_BT = torch.full(shape, _IGNORED)
+    positions_BT = torch.zeros(shape, dtype=torch.long)
+    part_BT = torch.full(shape, -1)  # 0 the routes, then 1, 2, ... the conversations; -1 padding
+    for target, number in ((ids_BT, 0), (labels_BT, 1), (positions_BT, 2), (part_BT, 3)):
+        for row, values in zip(target, rows, strict=True):
+            row[: len(values[number])] = torch.tensor(values[number])
+    is_seen_BTT = (part_BT[:, None, :] == 0) | (part_BT[:, None, :] == part_BT[:, :, None])
+    mask_BTT = is_seen_BTT & torch.ones(width, width, dtype=torch.bool).tril()
+    return Batch(
+        ids_BT=ids_BT, labels_BT=labels_BT, positions_BT=positions_BT, mask_B1TT=mask_BTT[:, None]
+    )
+
+
+def _row(
+    tokenizer: Any, prompts: Prompts, settings: TrainingSettings, rng: np.random.Generator
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return tokens, labels, positions and parts of one route set with its conversations."""
+    dialogues = draw_dialogues(prompts, settings.recipe, rng, settings.conversations)
+    ids = _encode(tokenizer, prompt.head(dialogues[0].policies))
+    start = len(ids)
+    labels, positions, parts = [_IGNORED] * start, list(range(start)), [0] * start
+    for number, dialogue in enumerate(dialogues, start=1):
         turns, route = dialogue.until(dialogue.num_user_turns - 1)
-        asked = _ids(tokenizer, prompt.head(dialogue.policies)) + _ids(
-            tokenizer, prompt.tail(turns)
-        )
-        answer = _ids(tokenizer, prompt.name_text(route))
-        rows.append((asked + answer, [_IGNORED] * len(asked) + answer))
-    longest = max(len(ids) for ids, _ in rows)
-    ids_BT = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows])
-    labels_BT = torch.tensor([lab + [_IGNORED] * (longest - len(lab)) for _, lab in rows])
-    return ids_BT, labels_BT
+        asked = _encode(tokenizer, prompt.tail(turns))
+        answer = _encode(tokenizer, prompt.name_text(route))
+        length = len(asked) + len(answer)
+        ids += asked + answer
+        labels += [_IGNORED] * len(asked) + answer
+        positions += range(start, start + length)
+        parts += [number] * length
+    return ids, labels, positions, parts
 
 
-def answer_loss(model: Any, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def answer_loss(model: Any, batch: Batch) -> torch.Tensor:
     """Return the mean cross-entropy over labelled tokens, in nats.
 
     Only labelled positions reach the vocabulary: 49,152 logits for every token would cost more
-    than the network. Padding is on the right, where causal attention never looks.
+    than the network.
     """
-    hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    is_asked_BT = labels_BT[:, 1:] != _IGNORED
+    hidden_BTD = model.model(
+        input_ids=batch.ids_BT,
+        position_ids=batch.positions_BT,
+        attention_mask=batch.mask_B1TT,
+        use_cache=False,
+    ).last_hidden_state
+    next_BT = batch.labels_BT[:, 1:]
+    is_asked_BT = next_BT != _IGNORED
     logits = nn.functional.linear(hidden_BTD[:, :-1][is_asked_BT], model.lm_head.weight)
-    return nn.functional.cross_entropy(logits.float(), labels_BT[:, 1:][is_asked_BT])
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
+    return nn.functional.cross_entropy(logits.float(), next_BT[is_asked_BT])
 
 
 def _schedule(step: int, settings: TrainingSettings) -> float:

@@ -185,5 +185,20 @@ def deferral_curve(score_NK: Float, cost_NK: Float) -> tuple[list[float], list[f
     What perfect foresight reaches at every price of quality; no router on these models is above it.
     """
     sweep = tradeoff_curve(np.asarray(score_NK, np.float64), cost_NK, score_NK, cost_NK)
-    hull = upper_hull(1000 * sweep.cost, sweep.quality)
+    # Costs are sums of differences: what should be 0 may be a rounding error away from it.
+    hull = upper_hull(np.maximum(np.round(1000 * sweep.cost, 12), 0.0), sweep.quality)
     return hull.cost.tolist(), hull.quality.tolist()
+
+
+def best_reachable_score(score_NK: Float, cost_NK: Float, *, points: int = 2001) -> float:
+    """Return the arena score of the best point of the oracle's line: no router exceeds it.
+
+    The score grows with accuracy and falls with cost, so that its maximum over everything that can
+    be reached lies on that line, which is searched at ``points`` places besides its corners.
+    """
+    cost, accuracy = (np.array(axis) for axis in deferral_curve(score_NK, cost_NK))
+    places = np.union1d(np.linspace(cost[0], cost[-1], points), cost)
+    return max(
+        arena_score(min(float(a), 1.0), float(c))
+        for c, a in zip(places, np.interp(places, cost, accuracy), strict=True)
+    )

@@ -145,6 +145,8 @@ def _meteor(answer: str, reference: str) -> float:
 
 def _chess(answer: str, reference: str) -> float:
     wanted = _move(reference)
+    if wanted.isdigit():  # the result of a game, put as options
+        return _choice(answer, wanted)
     return float(bool(wanted) and _move(boxed(answer) or "") == wanted)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from crossroads.core.errors import InputError, UsageError, unknown_name
+from crossroads.core.errors import UsageError, unknown_name
 from crossroads.prompts.composition.classify import CLASSIFIERS, CategoryModel
 from crossroads.prompts.composition.compose import category_means
 from crossroads.prompts.composition.confidence import MEASURES, choose_threshold, confidence
@@ -109,13 +109,13 @@ class CompositionOfExperts(PromptRouter):
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
         assert data.domains is not None  # checked by fit()
         self._sizes = self._size(data.models)
-        self._categories, code_N = self._labels(data)
+        code_N, self._categories = category_codes(data.domains)
         fold_N = grouped_folds(data.embeddings, _FOLDS, rng)
         self._model = CategoryModel(self.classifier)
         probability_NC = self._model.fit(data, code_N, len(self._categories), fold_N)
         self._threshold = 0.0
         if self.robust:
-            self._threshold = self._validate(data.scores, code_N, probability_NC, fold_N)
+            self._threshold = self._validate(data, code_N, probability_NC, fold_N)
         member_NC = self._members(code_N, probability_NC)
         self._worth = self._worths(data.scores, member_NC)
         weight = member_NC.sum(axis=0)
@@ -123,15 +123,6 @@ class CompositionOfExperts(PromptRouter):
             unsure_N = confidence(probability_NC, self.confidence) < self._threshold
             weight = np.append(member_NC[~unsure_N].sum(axis=0), unsure_N.sum())
         self._kept = self._keep(self._worth, weight)
-
-    def _labels(self, data: TrainingSet) -> tuple[tuple[str, ...], Ints]:
-        assert data.domains is not None
-        if all(d is None or not str(d).strip() for d in data.domains):
-            raise InputError(
-                "router 'composition': no prompt has a category; fill the 'domain' column of some"
-            )
-        code_N, names = category_codes(data.domains)
-        return names, code_N
 
     def _size(self, models: tuple[str, ...]) -> Float64:
         if not self.budget:
@@ -143,7 +134,7 @@ class CompositionOfExperts(PromptRouter):
         """How far each prompt belongs to each category, for averaging scores: (N, C)."""
         columns = np.arange(probability_NC.shape[1])
         if self.weighting == "hard":
-            return (_likeliest(probability_NC)[:, None] == columns).astype(np.float64)
+            return np.asarray(_likeliest(probability_NC)[:, None] == columns, dtype=np.float64)
         given_NC = (code_N[:, None] == columns).astype(np.float64)
         return np.asarray(np.where((code_N >= 0)[:, None], given_NC, probability_NC))
 
@@ -161,28 +152,54 @@ class CompositionOfExperts(PromptRouter):
         return np.isin(np.arange(worth_CK.shape[1]), found.kept)
 
     def _validate(
+        self, data: TrainingSet, code_N: Ints, probability_NC: Float64, fold_N: Ints
+    ) -> float:
+        """Choose the threshold on prompts of known and of left-out categories, both held out.
+
+        Every fold serves once as new prompts of known categories, every category once as prompts
+        of a category that classifier and mapping have not seen.
+        """
+        trials = []
+        for j in np.unique(fold_N):
+            rest, held = np.flatnonzero(fold_N != j), np.flatnonzero(fold_N == j)
+            if len(rest):
+                known = (data.scores[rest], code_N[rest], probability_NC[rest])
+                trials.append(self._trial(*known, data.scores[held], probability_NC[held]))
+        num_categories = probability_NC.shape[1]
+        for j in range(min(_FOLDS, num_categories)):
+            is_out = code_N % _FOLDS == j  # of the categories by size, so that groups are alike
+            rest, held = np.flatnonzero(~is_out & (code_N >= 0)), np.flatnonzero(is_out)
+            if len(np.unique(code_N[rest])) > 1:
+                part = data.take(rest)
+                names, code_n = np.unique(code_N[rest], return_inverse=True)
+                model = CategoryModel(self.classifier)
+                out_of_fold = model.fit(part, code_n, len(names), fold_N[rest])
+                left_out = data.take(held)
+                asked = Queries(embeddings=left_out.embeddings, texts=left_out.texts)
+                known = (part.scores, code_n, out_of_fold)
+                trials.append(self._trial(*known, left_out.scores, model.probabilities(asked)))
+        if not trials:
+            return 0.0
+        sure, routed, general = (np.concatenate(column) for column in zip(*trials, strict=True))
+        return choose_threshold(sure, routed, general)
+
+    def _trial(
         self,
         score_NK: npt.NDArray[np.float32],
         code_N: Ints,
         probability_NC: Float64,
-        fold_N: Ints,
-    ) -> float:
-        """Choose the threshold on prompts that neither classifier nor mapping was made from."""
+        held_score_nK: npt.NDArray[np.float32],
+        held_nC: Float64,
+    ) -> tuple[Float64, Float64, Float64]:
+        """Map on N prompts; return confidence, routed and general score of n held-out ones."""
         member_NC = self._members(code_N, probability_NC)
-        routed_N = np.full(len(score_NK), np.nan)
-        general_N = np.full(len(score_NK), np.nan)
-        for j in np.unique(fold_N):
-            rest, held = np.flatnonzero(fold_N != j), np.flatnonzero(fold_N == j)
-            if len(rest) == 0:
-                continue
-            worth = self._worths(score_NK[rest], member_NC[rest])
-            kept = self._keep(worth, np.append(member_NC[rest].sum(axis=0), 1.0))
-            worth = np.where(kept, worth, -np.inf)
-            chosen = self._estimate(probability_NC[held], worth[:-1]).argmax(axis=1)
-            routed_N[held] = score_NK[held, chosen]
-            general_N[held] = score_NK[held, worth[-1].argmax()]
-        sure_N = confidence(probability_NC, self.confidence)
-        return choose_threshold(sure_N, routed_N, general_N)
+        worth = self._worths(score_NK, member_NC)
+        kept = self._keep(worth, np.append(member_NC.sum(axis=0), 1.0))
+        worth = np.where(kept, worth, -1.0)
+        rows = np.arange(len(held_nC))
+        routed = held_score_nK[rows, self._estimate(held_nC, worth[:-1]).argmax(axis=1)]
+        general = held_score_nK[rows, worth[-1].argmax()]
+        return confidence(held_nC, self.confidence), np.asarray(routed), np.asarray(general)
 
     def _estimate(self, probability_NC: Float64, worth_CK: Float64) -> Float64:
         if self.weighting == "hard":

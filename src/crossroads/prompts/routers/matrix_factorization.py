@@ -14,6 +14,7 @@ held-out prompts, all that routing needs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,7 @@ class MatrixFactorization(PromptRouter):
             )
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
+        vars(self).pop("_product", None)
         mean_K = np.clip(data.mean_scores(), _EXTREME, 1.0 - _EXTREME)
         centre_D = data.embeddings.mean(axis=0, dtype=np.float64)
         x = (data.embeddings - centre_D).astype(np.float32)
@@ -102,9 +104,21 @@ class MatrixFactorization(PromptRouter):
         self._projection, self._vectors = projection.astype(np.float64), vectors.astype(np.float64)
         self._bias = bias - centre_D @ self._projection @ self._vectors
 
-    def _predict(self, queries: Queries) -> Float64:
-        projected_NR = queries.embeddings.astype(np.float64) @ self._projection
-        return sigmoid(projected_NR @ self._vectors + self._bias)
+    @cached_property
+    def _product(self) -> tuple[Float32, Float32]:
+        """Half of U V, shape (D, K), and of the bias: one product a decision instead of two."""
+        product = 0.5 * (self._projection @ self._vectors)
+        return product.astype(np.float32), (0.5 * self._bias).astype(np.float32)
+
+    def _predict(self, queries: Queries) -> Float32:
+        product_DK, bias_K = self._product
+        # sigmoid(z) = (1 + tanh(z / 2)) / 2, in place: a decision takes a few microseconds.
+        estimate = queries.embeddings @ product_DK
+        estimate += bias_K
+        np.tanh(estimate, out=estimate)
+        estimate += 1.0
+        estimate *= 0.5
+        return estimate
 
     def _state(self) -> Arrays:
         return {"projection": self._projection, "vectors": self._vectors, "bias": self._bias}

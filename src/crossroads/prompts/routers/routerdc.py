@@ -19,6 +19,7 @@ and nothing to learn stays with that model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,6 @@ Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
 _TINY = np.float32(1e-6)
-_BATCH = 128
 
 
 @dataclass(kw_only=True)
@@ -61,7 +61,7 @@ class DualContrastive(PromptRouter):
     weight: float = 1.0
     clusters: int = 8
     epochs: int = 15
-    rate: float = 1e-3
+    rate: float = 3e-3
 
     def __post_init__(self) -> None:
         if (
@@ -84,7 +84,8 @@ class DualContrastive(PromptRouter):
         shapes = ((x.shape[1], self.dim), (len(self.models), self.dim))
 
         def start() -> Parameters:
-            return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+            spread = 1.0 / np.sqrt(x.shape[1])
+            return [rng.normal(scale=spread, size=s).astype(np.float32) for s in shapes]
 
         def gradient(p: Parameters, rows: Ints) -> Parameters:
             companion = companions(cluster_N[rows], rng)
@@ -98,11 +99,10 @@ class DualContrastive(PromptRouter):
             rng,
             rate=self.rate,
             decay=0.0,
-            batch=_BATCH,
             epochs=self.epochs,
         )
 
-    def _cosines(self, x: npt.NDArray[np.floating], p: Parameters) -> Float64:
+    def _cosines(self, x: npt.NDArray[np.floating[Any]], p: Parameters) -> Float64:
         unit_x = _unit(x.astype(np.float64) @ p[0].astype(np.float64))[0]
         return np.asarray(unit_x @ _unit(p[1].astype(np.float64))[0].T)
 
@@ -151,7 +151,7 @@ def model_contrast(logit_NK: Float32, good_NK: Float32) -> tuple[float, Float32]
     """Return mean loss and slopes (N, K); ``good_NK`` > 0 marks good models, < 0 bad ones."""
     gain = np.maximum(good_NK, 0.0)
     bad = np.where(good_NK < 0, logit_NK, -np.inf)
-    has_bad = np.isfinite(bad).any(axis=1, keepdims=True)
+    has_bad = np.asarray(np.isfinite(bad).any(axis=1, keepdims=True))
     gain = gain * has_bad
     total, share_NK = _log_total(bad, has_bad)
     excess = np.where(has_bad, total - logit_NK, 0.0)
@@ -164,7 +164,8 @@ def prompt_contrast(logit_NN: Float32, cluster_N: Ints, companion_N: Ints) -> tu
     """Return mean loss and slopes (N, N); prompts without companion or outsider have none."""
     rows = np.arange(len(logit_NN))
     outside = np.where(cluster_N[:, None] != cluster_N[None, :], logit_NN, -np.inf)
-    counts = np.isfinite(outside).any(axis=1, keepdims=True) & (companion_N != rows)[:, None]
+    counts = np.isfinite(outside).any(axis=1, keepdims=True)
+    counts = np.asarray(counts & (companion_N != rows)[:, None])
     total, share_NN = _log_total(outside, counts)
     excess = np.where(counts[:, 0], total[:, 0] - logit_NN[rows, companion_N], 0.0)
     pull = counts[:, 0] * sigmoid(excess) / max(len(rows), 1)
@@ -183,7 +184,7 @@ def _log_total(logit_NM: Float32, counts_N1: npt.NDArray[np.bool_]) -> tuple[Flo
     return np.log(total) + highest, np.where(counts_N1, exponent / total, 0.0)
 
 
-def _unit(rows: npt.NDArray[np.floating]) -> tuple[npt.NDArray, npt.NDArray]:
+def _unit(rows: npt.NDArray[np.floating[Any]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return unit rows and lengths (n, 1), no less than 0.000001."""
     length = np.maximum(np.sqrt(np.square(rows).sum(axis=1, keepdims=True)), _TINY)
     return rows / length, length

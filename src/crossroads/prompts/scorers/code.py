@@ -73,7 +73,8 @@ def extract_code(answer: str) -> str:
     """Return the longest block fenced as Python, else the longest fenced block, else the text."""
     blocks = _BLOCK.findall(answer)
     python = [body for language, body in blocks if language.lower() in _PYTHON]
-    return max(python or [body for _, body in blocks] or [answer], key=len)
+    bodies: list[str] = python or [body for _, body in blocks] or [answer]
+    return max(bodies, key=len)
 
 
 def _run(job: bytes, seconds: float) -> bytes:

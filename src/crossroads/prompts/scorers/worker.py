@@ -149,7 +149,7 @@ def serve() -> None:
         module, function = _JOBS[job]
         try:
             answer = {"result": getattr(importlib.import_module(module), function)(*arguments)}
-        except Exception as error:  # whatever a library says of a strange text
+        except Exception as error:  # noqa: BLE001 - whatever a library says of a strange text
             answer = {"refused": f"{type(error).__name__}: {error}"}
         sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
         sys.stdout.buffer.flush()

@@ -1,0 +1,72 @@
+"""``crossroads arena leaderboard``: show a board that submissions were judged on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from crossroads.cli.arena.submit import DEFAULT_BOARD
+
+
+@click.command("leaderboard")
+@click.option(
+    "--board",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_BOARD,
+    show_default=True,
+    help="The folder crossroads arena submit wrote.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON only.")
+def command(*, board: Path, as_json: bool) -> None:
+    """Show the submissions of a board, best arena score first.
+
+    JSON: {data, evidence, num_rows, notes, rows: [{rank, router_name, models, submitted,
+    arena_score, accuracy, cost_per_1k_usd, num_rows, num_failed, optimality, robustness, latency,
+    breakdown, notes}]}; what was not measured is null.
+    """
+    from crossroads.prompts.routerarena.board import read_board
+    from crossroads.prompts.routerarena.page import JSON_NAME, PAGE_NAME, read_leaderboard
+
+    facts = read_board(board)
+    has_rows = (board / JSON_NAME).exists()
+    content = read_leaderboard(board) if has_rows else {**_empty(facts), "rows": []}
+    if as_json:
+        click.echo(json.dumps(content, indent=2))
+        return
+    _show(content)
+    if has_rows:
+        click.echo(f"page {board / PAGE_NAME}")
+
+
+def _empty(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: facts[name] for name in ("data", "evidence", "num_rows", "notes")}
+
+
+def _show(content: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from crossroads.core.report import format_figure
+    from crossroads.prompts.routerarena.page import METRICS, metric_values
+
+    shown = [metric for metric in METRICS if metric.headline]
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("", justify="right")
+    table.add_column("router", overflow="fold")
+    for metric in shown:
+        table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
+    for row in content["rows"]:
+        values = metric_values(row)
+        figures = (format_figure(metric, values[metric.name]) for metric in shown)
+        table.add_row(f"{row['rank']} ", row["router_name"], *figures)
+    console = Console(highlight=False, markup=False)
+    heading = f"{content['data']}, {content['num_rows']} rows ({content['evidence']})"
+    console.print(heading, style="bold", soft_wrap=True)
+    console.print(table)
+    for note in content["notes"]:
+        click.echo(f"note: {note}")

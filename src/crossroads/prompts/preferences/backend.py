@@ -1,0 +1,86 @@
+"""What chooses a policy: three back ends behind one method.
+
+``matcher``  cosine between the latest intent and the policies' texts
+``scorer``   SmolLM2-135M as published, names scored by their likelihood
+``tuned``    the same with the low-rank adapter that ships
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from crossroads.core.errors import UsageError, unknown_name
+from crossroads.prompts.preferences.conversation import Turn
+from crossroads.prompts.preferences.policies import Policy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouteChoice:
+    """A policy's name or ``other``, and what it was chosen by.
+
+    ``scores`` holds every policy and ``other``; higher is better, the scale is the back end's own.
+    """
+
+    route: str
+    scores: Mapping[str, float]
+
+    @property
+    def margin(self) -> float:
+        """Lead of the chosen route over the best of the rest, never negative."""
+        rest = [score for name, score in self.scores.items() if name != self.route]
+        return max(self.scores[self.route] - max(rest), 0.0) if rest else 0.0
+
+
+class Backend(Protocol):
+    """Chooses among policies it has never seen; nothing is fitted to a route set."""
+
+    name: str
+    version: str
+
+    def choose(self, policies: Sequence[Policy], turns: Sequence[Turn]) -> RouteChoice: ...
+
+
+def _matcher(**settings: Any) -> Backend:
+    from crossroads.prompts.preferences.matcher import PolicyMatcher
+
+    return PolicyMatcher(**settings)
+
+
+def _scorer(**settings: Any) -> Backend:
+    from crossroads.prompts.preferences.scorer import load_scorer
+
+    return load_scorer(**settings)
+
+
+def _tuned(**settings: Any) -> Backend:
+    from crossroads.prompts.preferences.scorer import load_tuned
+
+    return load_tuned(**settings)
+
+
+_BACKENDS: dict[str, Callable[..., Backend]] = {
+    "matcher": _matcher,
+    "scorer": _scorer,
+    "tuned": _tuned,
+}
+
+
+def backend_names() -> list[str]:
+    """Return the names ``get_backend`` knows."""
+    return list(_BACKENDS)
+
+
+def get_backend(name: str = "matcher", **settings: Any) -> Backend:
+    """Return a back end under its settings.
+
+    Raises UsageError for an unknown name or setting, MissingExtraError and UnavailableError where
+    what it needs is not installed.
+    """
+    if name not in _BACKENDS:
+        raise unknown_name("preference back end", name, _BACKENDS)
+    try:
+        return _BACKENDS[name](**settings)
+    except TypeError as error:
+        raise UsageError(f"preference back end {name!r}: {error}") from None

@@ -1,0 +1,147 @@
+"""Item response theory with a learned interaction of ability and difficulty.
+
+NIRT-Router of IRT-Router (2025, arXiv 2506.01048), after neural cognitive diagnosis: on each of R
+latent skills, a model's ability is held against the prompt's difficulty where the prompt needs the
+skill, and a network that never decreases in any ability turns the margins into a chance of success:
+
+    h_k = relevance(x) * (theta_k - difficulty(x))
+    P(model k is right on x) = sigmoid(|w| . tanh(|W| h_k + c) + bias_k)
+
+with relevance and difficulty the sigmoid and the linear form of linear maps of x. Differences: a
+frozen embedding and free abilities, as in ``mirt``; the paper's relevance of skills comes from
+clusters that a language model named; bias_k holds the mean score, so that the network has only what
+the prompt changes to learn. The outcome is scaled on held-out prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crossroads.core.errors import UsageError
+from crossroads.prompts.calibration import ScaledLogits, log_odds, train_scaled
+from crossroads.prompts.gradient import Parameters
+from crossroads.prompts.regression import sigmoid
+from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
+
+Float = npt.NDArray[np.floating[Any]]
+Float64 = npt.NDArray[np.float64]
+
+_BLOCK = 1024  # prompts at a time: bounds the margins of all models held in memory
+_ARRAYS = ("relevance", "difficulty", "ability", "hidden", "offset", "output", "bias")
+
+
+@dataclass(kw_only=True)
+class NeuralResponse(PromptRouter):
+    """Monotone network over skill margins.
+
+    Parameters
+    ----------
+    skills : latent dimensions, >= 1
+    hidden : units of the interaction network, >= 1
+    epochs : most passes over the training prompts, >= 0
+    rate, decay : of Adam, > 0 and >= 0
+    """
+
+    name = "nirt"
+    summary = "item response theory with a monotone interaction network"
+    adding_a_model = "few examples"
+
+    skills: int = 8
+    hidden: int = 8
+    epochs: int = 12
+    rate: float = 5e-3
+    decay: float = 0.3
+
+    def __post_init__(self) -> None:
+        if (
+            min(self.skills, self.hidden) < 1
+            or self.epochs < 0
+            or not 0 < self.rate < np.inf
+            or not 0 <= self.decay < np.inf
+        ):
+            raise UsageError(
+                "router 'nirt': expected skills >= 1, hidden >= 1, epochs >= 0, rate > 0 and "
+                f"decay >= 0, got {self.settings!r}"
+            )
+
+    def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
+        x = data.embeddings.astype(np.float32)
+        known_NK = np.isfinite(data.scores).astype(np.float32)
+        y_NK = np.where(known_NK > 0, data.scores, 0.0).astype(np.float32)
+
+        def start() -> Parameters:
+            dim, skills, hidden = x.shape[1], self.skills, self.hidden
+            shapes: list[Float] = [
+                rng.normal(size=(dim, skills)),
+                rng.normal(size=(dim, skills)),
+                rng.normal(scale=0.3, size=(len(self.models), skills)),
+                rng.normal(scale=1.0 / np.sqrt(skills), size=(skills, hidden)),
+                rng.normal(scale=0.3, size=hidden),
+                rng.normal(scale=1.0 / np.sqrt(hidden), size=hidden),
+                log_odds(data.mean_scores()),
+            ]
+            return [part.astype(np.float32) for part in shapes]
+
+        found, self._scale = train_scaled(
+            data,
+            start,
+            lambda p, rows: interaction(p, x[rows]),
+            lambda p, rows: interaction_gradient(p, x[rows], y_NK[rows], known_NK[rows]),
+            rng,
+            rate=self.rate,
+            decay=self.decay,
+            epochs=self.epochs,
+        )
+        self._parts = [part.astype(np.float64) for part in found]
+
+    def _predict(self, queries: Queries) -> Float64:
+        x = queries.embeddings.astype(np.float64)
+        blocks = [interaction(self._parts, x[i : i + _BLOCK]) for i in range(0, len(x), _BLOCK)]
+        return self._scale(np.concatenate([np.zeros((0, len(self.models))), *blocks]))
+
+    def _state(self) -> Arrays:
+        return {**dict(zip(_ARRAYS, self._parts, strict=True)), **self._scale.state()}
+
+    def _restore(self, arrays: Arrays) -> None:
+        self._parts = [arrays[name] for name in _ARRAYS]
+        self._scale = ScaledLogits.restore(arrays)
+
+
+def interaction(p: list[Any], x_ND: Float) -> Float:
+    """Return the logits of the module's equation, shape (N, K)."""
+    return _forward(p, x_ND)[-1]
+
+
+def _forward(p: list[Any], x_ND: Float) -> tuple[Float, Float, Float, Float]:
+    """Return relevance (N, R), margins (N, K, R), hidden units (N, K, H) and logits (N, K)."""
+    relevance_NR = sigmoid(x_ND @ p[0]).astype(x_ND.dtype)
+    margin_NKR = p[2][None, :, :] - (x_ND @ p[1])[:, None, :]
+    unit_NKH = np.tanh((relevance_NR[:, None, :] * margin_NKR) @ np.abs(p[3]) + p[4])
+    return relevance_NR, margin_NKR, unit_NKH, unit_NKH @ np.abs(p[5]) + p[6]
+
+
+def interaction_gradient(p: list[Any], x_ND: Float, y_NK: Float, known_NK: Float) -> list[Any]:
+    """Return the gradient of the mean log loss of a batch; unknown cells have none."""
+    relevance_NR, margin_NKR, unit_NKH, logit_NK = _forward(p, x_ND)
+    slope_NK = ((sigmoid(logit_NK) - y_NK) * known_NK / len(x_ND)).astype(p[0].dtype)
+    output = np.einsum("nk,nkh->h", slope_NK, unit_NKH) * np.sign(p[5])
+    back_NKH = slope_NK[:, :, None] * np.abs(p[5]) * (1.0 - np.square(unit_NKH))
+    pressed_NKR = relevance_NR[:, None, :] * margin_NKR
+    num_skills, num_hidden = p[3].shape
+    hidden = pressed_NKR.reshape(-1, num_skills).T @ back_NKH.reshape(-1, num_hidden)
+    pressure_NKR = back_NKH @ np.abs(p[3]).T
+    moved_NKR = pressure_NKR * relevance_NR[:, None, :]
+    wanted_NR = (pressure_NKR * margin_NKR).sum(axis=1) * relevance_NR * (1.0 - relevance_NR)
+    return [
+        x_ND.T @ wanted_NR,
+        -x_ND.T @ moved_NKR.sum(axis=1),
+        moved_NKR.sum(axis=0),
+        hidden * np.sign(p[3]),
+        back_NKH.sum(axis=(0, 1)),
+        output,
+        slope_NK.sum(axis=0),
+    ]
