@@ -34,13 +34,16 @@ def build(folder: Path) -> dict[str, npt.NDArray[Any]]:
     rows = [questions[i] for i in ids]
     texts = [q["question"] for q in rows]
     key = np.array([q["answer"] for q in rows], dtype=object)[:, None]
+    subjects = sorted({q["src"] for q in rows})
     categories = sorted({q["category"] for q in rows})
     embedding, scale = pack_unit_rows(StaticEncoder().encode(texts))
     return {
         "models": np.array(models),
         "categories": np.array(categories),
+        "subjects": np.array(subjects),
         "id": np.array(ids, dtype=np.uint16),
         "category": np.array([categories.index(q["category"]) for q in rows], dtype=np.uint8),
+        "subject": np.array([subjects.index(q["src"]) for q in rows], dtype=np.uint8),
         "num_options": np.array([len(q["options"]) for q in rows], dtype=np.uint8),
         "input_chars": np.array([q["input_chars"] for q in rows], dtype=np.uint16),
         "prompt_hash": np.array([prompt_hash(text) for text in texts], dtype=np.uint64),

@@ -232,3 +232,35 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
     done = crossroads("fit", "ridge", "--outcomes", table, "--out", out)
     assert_refused(done, 1, "something else than a fitted router")
     assert (out / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--calibrate", "sdn"], 2, "did you mean 'sdm'?"),
+        (["--level", "0.9"], 2, "add --calibrate sdm"),
+        (["--calibrate", "sdm", "--level", "0.4"], 1, "level: expected a share in (0.5, 1]"),
+        (["--calibrate", "sdm"], 1, "router's choice is right on all"),
+    ],
+)
+def test_calibration_that_makes_no_sense_is_refused(
+    options: list[str], code: int, words: str, tmp_path: Path
+) -> None:
+    table = write_table(tmp_path / "t.csv")
+    out = tmp_path / "router"
+    done = crossroads("fit", "ridge", "--outcomes", table, "--out", out, *options)
+    assert_refused(done, code, words)
+    assert not out.exists()
+
+
+def test_fit_says_plainly_when_nothing_can_be_trusted(tmp_path: Path) -> None:
+    lines = ["prompt_id,prompt,model,score"]
+    for n in range(200):  # right or wrong by a coin that no prompt shows
+        coin = (n * 2654435761 >> 7) % 2
+        lines.append(f"p{n},question {n % 10} no {n},able,{coin}")
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(lines) + "\n", "utf-8")
+    out = tmp_path / "router"
+    done = crossroads("fit", "best-single", "--outcomes", table, "--out", out, "--calibrate", "sdm")
+    assert done.returncode == 0, done.stderr
+    assert "no kind of prompt reaches the level: every choice will be escalated" in done.stdout

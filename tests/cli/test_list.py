@@ -13,8 +13,10 @@ from crossroads.core.catalog import families, load_cards
 from crossroads.core.errors import UsageError
 from crossroads.prompts import routers
 from crossroads.prompts.routers import router_names
+from crossroads.prompts.taxonomy import ATTRIBUTES, place
 
 KEYS = {"name", "family", "title", "arxiv", "status", "verify"}
+PLACE_KEYS = {"timing", "method", "axis", "needs", "adding_a_model", "knowledge", "hindsight"}
 
 
 def listed(*arguments: str) -> list[dict[str, str]]:
@@ -62,11 +64,42 @@ def test_an_unknown_family_meets_the_nearest_spelling() -> None:
         CliRunner().invoke(command, ["prompt"], catch_exceptions=False)
 
 
-def test_a_router_is_described_by_its_module_without_importing_it(
+def test_a_router_that_cannot_be_loaded_is_listed_by_its_module_and_named_on_stderr(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = '"""Sends all to the first model.\n\nMore."""\nraise ImportError("imported")\n'
+    source = '"""Sends all to the first model.\n\nMore."""\nraise ImportError("no wheels")\n'
     (tmp_path / "first_model.py").write_text(source, "utf-8")
     monkeypatch.setattr(routers, "__path__", [*routers.__path__, str(tmp_path)])
     (row,) = [row for row in listed("routers") if row["name"] == "first-model"]
     assert row["title"] == "Sends all to the first model"
+    assert row["status"] == "broken"
+    assert {row[key] for key in PLACE_KEYS} == {None}
+    result = CliRunner().invoke(command, ["routers", "--by", "axis"], catch_exceptions=False)
+    assert "router 'first-model' cannot be loaded: no wheels" in result.stderr
+    assert result.stdout.splitlines()[-1].split()[:2] == ["-", "first-model"]
+
+
+def test_routers_are_listed_with_their_places_in_the_scheme() -> None:
+    for row in listed("routers"):
+        assert row.keys() == KEYS | PLACE_KEYS
+        at = place(row["name"])
+        assert {key: row[key] for key in PLACE_KEYS} == {k: getattr(at, k) for k in PLACE_KEYS}
+
+
+@pytest.mark.parametrize("by", ["timing", "method", "axis", "needs", "adding-a-model"])
+def test_grouping_keeps_every_router_and_the_order_of_the_scheme(by: str) -> None:
+    attribute = by.replace("-", "_")
+    rows = listed("routers", "--by", by)
+    assert sorted(row["name"] for row in rows) == router_names()
+    ranks = [ATTRIBUTES[attribute].index(row[attribute]) for row in rows]
+    assert ranks == sorted(ranks)
+    result = CliRunner().invoke(command, ["routers", "--by", by], catch_exceptions=False)
+    assert len(result.stdout.splitlines()) == 1 + len(rows)
+    assert [line.split("  ")[0] for line in result.stdout.splitlines()[1:]] == [
+        row[attribute] for row in rows
+    ]
+
+
+def test_only_routers_are_grouped() -> None:
+    with pytest.raises(UsageError, match="crossroads list routers --by method"):
+        CliRunner().invoke(command, ["--by", "method"], catch_exceptions=False)

@@ -127,4 +127,55 @@ def test_a_newer_router_is_refused_with_both_versions(router: Path, tmp_path: Pa
     header = json.loads((router / HEADER).read_text())
     (tmp_path / HEADER).write_text(json.dumps({**header, "format_version": 7}))
     done = crossroads("route", "--router", tmp_path, "x")
-    assert_refused(done, 1, "format 7", "up to 1", "upgrade crossroads")
+    assert_refused(done, 1, "format 7", "up to 2", "upgrade crossroads")
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A router whose choice is right on colours and wrong on numbers, and what fit printed."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    lines = ["prompt_id,prompt,model,score"]
+    for n in range(500):
+        colours = n % 2
+        words = ("red", "green", "blue", "white") if colours else ("one", "two", "three", "four")
+        text = " ".join(words[(n // 2 >> shift) % 4] for shift in (0, 2, 4, 6))
+        lines += [f"p{n},{text} {n},able,{colours}", f"p{n},{text} {n},idle,0"]
+    (folder / "t.csv").write_text("\n".join(lines) + "\n", "utf-8")
+    out = folder / "router"
+    arguments = ["--outcomes", folder / "t.csv", "--out", out, "--calibrate", "sdm"]
+    done = crossroads("fit", "ridge", *arguments, "--level", "0.9")
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout.decode()
+
+
+def test_fit_says_how_many_choices_can_be_trusted(calibrated: tuple[Path, str]) -> None:
+    line = next(line for line in calibrated[1].splitlines() if line.startswith("verification"))
+    assert line.startswith("verification (sdm, level 0.9): ")
+    assert "held-out choices accepted, right among them" in line
+
+
+def test_route_shows_the_answer_of_a_calibrated_router(calibrated: tuple[Path, str]) -> None:
+    out, _ = calibrated
+    plain = crossroads("route", "--router", out, "one four two three").stdout.decode()
+    assert plain.splitlines()[2].split()[0] in {"escalate", "abstain"}
+    shown = crossroads("route", "--router", out, "--explain", "red green blue red 7")
+    assert "nearest calibrated prompts" in shown.stdout.decode()
+    assert "accept (level 0.9)" in shown.stdout.decode()
+    found = json.loads(crossroads("route", "--router", out, "--json", "red green").stdout)
+    assert set(found["verification"]) == {
+        "answer",
+        "prediction",
+        "probability",
+        "similarity",
+        "distance",
+        "level",
+        "exemplars",
+        "reason",
+        "escalate_to",
+    }
+    assert set(found["verification"]["exemplars"][0]) == {"id", "distance", "label", "matches"}
+
+
+def test_route_without_a_verifier_shows_no_answer(router: Path) -> None:
+    done = crossroads("route", "--router", router, "--json", "a lunar eclipse")
+    assert "verification" not in json.loads(done.stdout)

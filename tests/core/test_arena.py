@@ -290,3 +290,27 @@ def test_an_existing_ray_cluster_keeps_its_size(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     run_arena(ToyTask(), [], seeds=1, engine="ray", jobs=3)
     assert "num_cpus" not in ray.options
+
+
+@pytest.mark.slow
+def test_a_local_ray_runs_the_same_cells_as_this_machine(tmp_path: Path) -> None:
+    """In a process of its own: Ray leaves threads and signal handlers behind."""
+    pytest.importorskip("ray")
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    code = (
+        "import json, sys; from crossroads.core.arena import run_arena;"
+        "from tests.core.toy_task import ToyTask;"
+        "names = ['better', 'refused'];"
+        "boards = [run_arena(ToyTask(), names, seeds=2, engine=e, jobs=2, out=o)"
+        " for e, o in (('ray', sys.argv[1]), ('local', None))];"
+        "print(json.dumps([[row.to_dict() for row in board.rows] for board in boards]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        check=False, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    on_ray, local = json.loads(done.stdout.splitlines()[-1])
+    assert on_ray == local
+    assert [row["router"] for row in on_ray] == ["better", "base", "refused"]
+    assert len(list(tmp_path.rglob("[01].json"))) == 4  # the refused one leaves no cell

@@ -300,6 +300,8 @@ def test_a_budget_becomes_a_rule_with_a_curve_and_stays_a_wish_without() -> None
     assert calibrated(Budget(1.5), rows) == BudgetRule(1.5, 0.0, 10.0, 0.5)
     assert calibrated(Budget(1.5), None) == Budget(1.5)
     assert calibrated(Tradeoff(3.0), rows) == Tradeoff(3.0)
+    with pytest.raises(UsageError, match=r"'budget:0\.5': budget: 0\.5 USD a call is less than"):
+        calibrated(Budget(0.5), rows)
 
 
 def test_deciding_reports_how_likely_each_choice_was() -> None:

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossroads.prompts.decide import Argmax, DecisionRule, MaxCost, MinQuality, Tradeoff
+from crossroads.prompts.decide import (
+    Argmax,
+    BudgetRule,
+    DecisionRule,
+    MaxCost,
+    MinQuality,
+    Tradeoff,
+)
 from crossroads.prompts.explain import leads, reason
 
 NAMES = ("cheap", "middle", "dear")
@@ -127,3 +134,12 @@ def test_every_choice_has_a_lead_in_the_unit_interval_and_one_sentence(
         assert names[choice[n]] in text
         assert "\n" not in text
     np.testing.assert_array_equal(quality, before)
+
+
+def test_a_budget_is_given_as_the_aim() -> None:
+    rule = BudgetRule(0.002, 1.0, 2.0, 0.5)
+    said = reason(rule, ("a", "b"), np.array([0.25, 0.5]), np.array([1e-3, 2e-3]), 0)
+    assert said == (
+        "a was chosen to spend 0.002 USD a call on average; its estimated quality is 0.25"
+    )
+    assert leads(rule, np.array([[0.25, 0.5]]), np.array([1e-3, 2e-3]), np.array([0])) == [0.0]

@@ -14,6 +14,7 @@ from crossroads.core.statistics import bootstrap_interval
 from crossroads.models.encoders import get_encoder
 from crossroads.prompts import fitted as module
 from crossroads.prompts.artefact import HEADER, arrays_name
+from crossroads.prompts.checking import unicode_text
 from crossroads.prompts.decide import Argmax
 from crossroads.prompts.fitted import FittedRouter, fit_router, load_router, save_router
 from crossroads.prompts.outcomes import OutcomeTable
@@ -151,7 +152,7 @@ def test_arrays_of_texts_are_texts(fitted: FittedRouter) -> None:
 def test_lone_surrogates_are_replaced(fitted: FittedRouter) -> None:
     decision = fitted.route("boil rice \ud800")
     assert decision.scores == fitted.route("boil rice \ufffd").scores
-    assert module._unicode("\ud83d\ude00 \udc00") == "\U0001f600 \ufffd"
+    assert unicode_text("\ud83d\ude00 \udc00") == "\U0001f600 \ufffd"
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0, "1", None, True])
@@ -457,4 +458,31 @@ def test_a_missing_encoder_is_named_when_the_router_is_loaded(
     monkeypatch.setattr(encoders, "package_folder", lambda name: None)
     encoders.get_encoder.cache_clear()
     with pytest.raises(CrossroadsError, match="pip install wordllama"):
+        load_router(tmp_path)
+
+
+def test_a_budget_is_met_on_average_and_survives_saving(tmp_path: Path) -> None:
+    fitted = fit_router("toy", toy_table(copies=60), rule="budget:0.0008")
+    texts = [str(t) for t in toy_table(copies=60).texts]
+    decisions = fitted.decide(texts)
+    spent = np.mean([d.predicted_cost_usd for d in decisions])
+    assert spent == pytest.approx(8e-4, rel=0.15)
+    assert {d.rule for d in decisions} == {str(fitted._rule(None))}
+    assert any(d.propensity < 1 for d in decisions)
+    assert "0.0008 USD a call on average" in decisions[0].reason
+    save_router(fitted, tmp_path)
+    again = load_router(tmp_path).decide(texts)
+    assert [d.model for d in again] == [d.model for d in decisions]
+
+
+def test_a_budget_below_the_cheapest_model_is_refused() -> None:
+    with pytest.raises(InputError, match="less than the cheapest"):
+        fit_router("toy", toy_table(), rule="budget:0.00001")
+
+
+def test_a_damaged_spend_curve_is_refused(tmp_path: Path) -> None:
+    save_router(fit_router("toy", toy_table()), tmp_path)
+    header = json.loads((tmp_path / HEADER).read_text())
+    (tmp_path / HEADER).write_text(json.dumps({**header, "spend_curve": [[1, 2]]}))
+    with pytest.raises(InputError, match="spend curve"):
         load_router(tmp_path)

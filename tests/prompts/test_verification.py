@@ -68,6 +68,15 @@ def test_a_saved_verifier_answers_alike(verifier: Verifier) -> None:
     assert again.verify(x) == verifier.verify(x)
 
 
+def test_a_damaged_state_is_refused(verifier: Verifier) -> None:
+    facts, arrays = verifier.state()
+    for wrong in ({"num_estimators": 0}, {"method": "sdn"}):
+        with pytest.raises(ValueError, match="a verifier of"):
+            Verifier.restore({**facts, **wrong}, arrays)
+    with pytest.raises(KeyError):
+        Verifier.restore({**facts, "num_estimators": 9}, arrays)
+
+
 def test_a_repellent_is_heard_without_retraining(verifier: Verifier) -> None:
     x, _ = clouds(200, seed=1)
     accepted = x[verifier.accepts(x)][:1]

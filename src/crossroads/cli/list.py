@@ -31,6 +31,7 @@ _ROUTER_COLUMNS = {
     "knowledge": "learns from",
     "adding_a_model": "new model",
 }
+_WHOLE = {"name", "family", "arxiv", "status"}  # columns that are never wrapped
 _PLACES = ("timing", "method", "axis", "needs", "adding_a_model")
 _BY = {"timing": "timing", "method": "method", "axis": "axis", "needs": "needs"}
 _BY["adding-a-model"] = "adding_a_model"
@@ -146,10 +147,10 @@ def _print_table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key, heading in columns.items():
-        table.add_column(heading, no_wrap=key != "about")
+        table.add_column(heading, no_wrap=key in _WHOLE)
     for row in rows:
         style = "dim" if row["status"] in {"planned", "broken"} else None
         table.add_row(*(row[key] or "-" for key in columns), style=style)
     console = Console()
     # A pipe has no edge to wrap at; this is wide enough for every row on one line.
-    (console if console.is_terminal else Console(width=200)).print(table)
+    (console if console.is_terminal else Console(width=300)).print(table)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 @click.option(
     "--rule",
     metavar="R",
-    help="argmax, tradeoff:PRICE, max-cost:USD or min-quality:FLOOR; the router's own if absent.",
+    help="argmax, tradeoff:PRICE, max-cost:USD, min-quality:FLOOR or budget:USD (on average); "
+    "the router's own if absent.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--explain", is_flag=True, help="Show the estimate and the cost of every model.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -319,7 +320,8 @@ def _execute_on_ray(
     if started_here:
         # An existing cluster (RAY_ADDRESS) decides itself how many cells it runs at a time.
         size = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": jobs, "include_dashboard": False}
-        ray.init(runtime_env={"env_vars": _ONE_THREAD}, log_to_driver=False, **size)
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        ray.init(runtime_env={"env_vars": _ONE_THREAD}, **quiet, **size)
     try:
         attempt = ray.remote(num_cpus=1)(_attempt)
         shared_task = ray.put(task)

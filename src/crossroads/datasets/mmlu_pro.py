@@ -72,6 +72,7 @@ def load(folder: Path) -> Any:
             "prompt_id": [str(i) for i in ids],
             "prompt": [q["question"] for q in rows],
             "domain": [q["category"] for q in rows],
+            "subject": [q["src"] for q in rows],
             "chance": [1 / len(q["options"]) for q in rows],
         },
         per_cell={

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from crossroads.core.errors import InputError, MissingExtraError, unknown_name
+from crossroads.core.errors import InputError, unknown_name
 from crossroads.datasets import common
 
 FILES = ("sub10_two_models.csv.gz",)
@@ -173,7 +173,8 @@ def _records(path: Path) -> Iterator[Mapping[str, Any]]:
         raise InputError(f"rows {str(path)!r}: expected a .json, .jsonl or .parquet file")
     try:
         text = path.read_text("utf-8")
-        lines = [line for line in text.splitlines() if line.strip()]
+        # Not splitlines(), which also parts a text at the separators of paragraphs it may hold.
+        lines = [line for line in text.split("\n") if line.strip()]
         found = json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a JSON file in UTF-8") from error
@@ -186,11 +187,9 @@ def _records(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _parquet_records(path: Path) -> Iterator[Mapping[str, Any]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", extra="all") from error
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         yield from pq.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:

@@ -16,6 +16,7 @@ from crossroads.gateway.errors import ApiError
 from crossroads.gateway.routing import AUTO, Router, Routing
 from crossroads.gateway.wire import ClientGoneError, Exchange, Receive, Scope, Send
 from crossroads.prompts.experts.base import Expert
+from crossroads.prompts.preferences.router import PreferenceRouter
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Gateway:
     ----------
     experts : by model name
     router : chooses among them for the model ``auto``; None to serve named models only
+    preferences : decides for plain ``auto`` in the router's place; None without policies
     rule : decision rule in place of the router's own
     api_key : expected as a bearer token; None to let everybody in
     body_limit : largest request body, in bytes
@@ -47,12 +49,13 @@ class Gateway:
         experts: Mapping[str, Expert],
         router: Router | None = None,
         *,
+        preferences: PreferenceRouter | None = None,
         rule: str | None = None,
         api_key: str | None = None,
         body_limit: int = DEFAULT_BODY_LIMIT,
     ) -> None:
         self._experts = experts
-        self._routing = Routing(list(experts), router, rule=rule)
+        self._routing = Routing(list(experts), router, preferences=preferences, rule=rule)
         self._chat = Chat(experts, self._routing, body_limit=body_limit)
         self._authorization = None if api_key is None else f"Bearer {api_key}".encode()
         self._created = int(time.time())

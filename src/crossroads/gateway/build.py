@@ -12,6 +12,9 @@ from crossroads.prompts.experts.http import Timeouts
 from crossroads.prompts.experts.registry import build_expert
 from crossroads.prompts.fitted import FittedRouter, load_router
 from crossroads.prompts.pool import Pool, read_pool
+from crossroads.prompts.preferences.backend import get_backend
+from crossroads.prompts.preferences.policies import Preferences
+from crossroads.prompts.preferences.router import PreferenceRouter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,7 @@ def build_gateway(config: ServeConfig) -> Built:
         )
     router = None if config.router is None else load_router(config.router)
     pool = _pool(config, router)
+    preferences = _preferences(config, pool)
     waits = config.timeouts
     timeouts = Timeouts(
         connect=waits.connect, first_byte=waits.first_byte, idle=waits.idle, total=waits.total
@@ -44,11 +48,28 @@ def build_gateway(config: ServeConfig) -> Built:
     gateway = Gateway(
         {card.name: build_expert(card, timeouts=timeouts) for card in pool},
         router,
+        preferences=preferences,
         rule=config.rule,
         api_key=config.api_key or None,
         body_limit=config.limits.body_bytes,
     )
-    return Built(gateway=gateway, models=pool.names, router=router.router.name if router else None)
+    name = "preferences" if preferences else router.router.name if router else None
+    return Built(gateway=gateway, models=pool.names, router=name)
+
+
+def _preferences(config: ServeConfig, pool: Pool) -> PreferenceRouter | None:
+    """Return what decides by policies, every model of which the pool can reach."""
+    section = config.preferences
+    if section is None:
+        return None
+    preferences = Preferences.parse({"default": section.default, "policies": section.policies})
+    missing = [name for name in preferences.model_names if name not in pool.names]
+    if missing:
+        raise InputError(
+            f"preferences name model {missing[0]!r}, which pool {pool.name!r} lacks; "
+            f"add a card for it, or choose among {', '.join(pool.names)}"
+        )
+    return PreferenceRouter(preferences, get_backend(section.backend, **section.options))
 
 
 def _pool(config: ServeConfig, router: FittedRouter | None) -> Pool:
@@ -58,7 +79,7 @@ def _pool(config: ServeConfig, router: FittedRouter | None) -> Pool:
     else:
         assert router is not None
         pool = router.pool
-    if router is not None and AUTO in pool.names:
+    if (router is not None or config.preferences is not None) and AUTO in pool.names:
         raise InputError(
             f"pool {pool.name!r} has a model named {AUTO!r}, which asks the router; rename it"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from crossroads.gateway.errors import ApiError, Headers, from_expert
-from crossroads.gateway.routing import Route, Routing
+from crossroads.gateway.routing import PREFERENCES, Route, Routing
 from crossroads.gateway.wire import Exchange
 from crossroads.prompts.experts.base import (
     Chunk,
@@ -45,7 +45,10 @@ class Chat:
 
     async def _answer(self, exchange: Exchange, request: dict[str, Any], started: float) -> None:
         try:
-            route = await self._routing.route(request["model"], request["messages"])
+            preferences = (
+                request.pop(PREFERENCES, None) if self._routing.has_preferences else None
+            )
+            route = await self._routing.route(request["model"], request["messages"], preferences)
             exchange.more_headers = route.headers()  # of a failure after this point, too
             client_headers.set(exchange.text_headers())
             relay = self._stream if request.get("stream") else self._complete

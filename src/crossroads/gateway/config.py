@@ -10,6 +10,10 @@
     api_key: ${CROSSROADS_API_KEY}
     limits: {body_bytes: 8388608}
     timeouts: {connect: 5, first_byte: 120, idle: 60, total: 600, drain: 30}   # seconds
+    preferences:                 # policies decide for "auto" in place of a fitted router
+      default: small-model
+      policies:
+        - {name: code, description: writing or mending programs, model: code-model}
 """
 
 from __future__ import annotations
@@ -48,6 +52,15 @@ class TimeoutSettings(_Section):
     drain: float = Field(default=30.0, gt=0, description="for requests in flight at a stop")
 
 
+class PreferenceSettings(_Section):
+    """Policies in plain language; see ``crossroads.prompts.preferences``."""
+
+    default: str = Field(min_length=1, description="model of what no policy fits")
+    policies: list[dict[str, Any]] = Field(min_length=1, description="name, description, model")
+    backend: str = Field(default="matcher", description="matcher, scorer or tuned")
+    options: dict[str, Any] = Field(default_factory=dict, description="settings of the back end")
+
+
 class ServeConfig(_Section):
     """Everything ``crossroads serve`` can be told."""
 
@@ -59,6 +72,7 @@ class ServeConfig(_Section):
     api_key: str | None = Field(default=None, description="usually ${CROSSROADS_API_KEY}")
     limits: Limits = Limits()
     timeouts: TimeoutSettings = TimeoutSettings()
+    preferences: PreferenceSettings | None = None
 
     @property
     def is_exposed(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which expert answers a request: the one it names, or the one a fitted router chooses."""
+"""Which expert answers a request: the one it names, or the one a router or policies choose."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from crossroads.core.decision import Decision
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.gateway.errors import ApiError, Headers
 from crossroads.prompts.experts.base import last_user_text
+from crossroads.prompts.preferences.policies import Preferences
+from crossroads.prompts.preferences.router import ROUTER, PreferenceRouter
 
 AUTO = "auto"
+PREFERENCES = "routing_preferences"  # field of a request that brings its own policies
 _LONGEST_REASON = 300  # characters
 
 
@@ -43,9 +46,10 @@ class Route:
                 "policy": f"{decision.router} {decision.rule}",
                 "reason": decision.reason,
                 "confidence": f"{decision.confidence:.4f}",
-                "predicted-quality": f"{decision.predicted_quality:.4f}",
                 "decision-id": f"dec_{uuid.uuid4().hex}",
             }
+            if decision.router != ROUTER:  # policies say who should answer, not how well
+                values["predicted-quality"] = f"{decision.predicted_quality:.4f}"
             if decision.predicted_cost_usd is not None:
                 values["predicted-cost-usd"] = _plain(decision.predicted_cost_usd)
         return [(f"x-crossroads-{name}".encode(), _one_line(text)) for name, text in values.items()]
@@ -54,21 +58,28 @@ class Route:
 class Routing:
     """Maps a request's ``model`` to a route.
 
-    ``auto`` asks the router, ``auto:<rule>`` asks it under another decision rule, a model's name
-    takes that model.
+    ``auto`` asks the policies where there are any and else the router, ``auto:<rule>`` asks the
+    router under another decision rule, a model's name takes that model.
 
     Parameters
     ----------
     models : names that can be asked for
     router : decides for ``auto``; None to offer named models only
+    preferences : decides for plain ``auto`` in the router's place
     rule : decision rule in place of the router's own
     """
 
     def __init__(
-        self, models: Sequence[str], router: Router | None = None, *, rule: str | None = None
+        self,
+        models: Sequence[str],
+        router: Router | None = None,
+        *,
+        preferences: PreferenceRouter | None = None,
+        rule: str | None = None,
     ) -> None:
         self._models = frozenset(models)
         self._router = router
+        self._preferences = preferences
         self._rule = rule
         # Decisions take well under a millisecond of processor time but must not hold up the event
         # loop; one thread keeps them in order and needs no router to be safe for more.
@@ -76,10 +87,18 @@ class Routing:
 
     @property
     def has_router(self) -> bool:
-        return self._router is not None
+        """Whether ``auto`` can be asked for."""
+        return self._router is not None or self._preferences is not None
 
-    async def route(self, model: str, messages: Any) -> Route:
-        """Return where a request goes. Raises ApiError: 404 unknown model, 400 unknown rule."""
+    @property
+    def has_preferences(self) -> bool:
+        return self._preferences is not None
+
+    async def route(self, model: str, messages: Any, preferences: Any = None) -> Route:
+        """Return where a request goes; ``preferences`` are the request's own policies, if any.
+
+        Raises ApiError: 404 unknown model, 400 unknown rule and malformed preferences.
+        """
         if model in self._models:
             return Route(model)
         name, _, rule = model.partition(":")
@@ -90,6 +109,8 @@ class Routing:
                 code="model_not_found",
                 param="model",
             )
+        if self._preferences is not None and not rule:
+            return await self._by_policy(self._preferences, messages, preferences)
         if self._router is None:
             raise ApiError(
                 "No router is loaded, so 'auto' cannot be served; start the server with --router, "
@@ -106,6 +127,27 @@ class Routing:
                 param="messages",
             )
         return await self._decide(text, rule or self._rule)
+
+    async def _by_policy(self, router: PreferenceRouter, messages: Any, own: Any) -> Route:
+        override = None
+        if own is not None:
+            try:
+                override = Preferences.parse(
+                    own, default=router.preferences.default, where=PREFERENCES
+                )
+            except InputError as error:
+                raise ApiError(str(error), param=PREFERENCES) from error
+            unknown = [name for name in override.model_names if name not in self._models]
+            if unknown:
+                raise ApiError(
+                    f"{PREFERENCES}: the model {unknown[0]!r} does not exist; "
+                    "GET /v1/models lists those that do.",
+                    param=PREFERENCES,
+                )
+        decision = await asyncio.get_running_loop().run_in_executor(
+            self._thread, lambda: router.decide(messages, override=override)
+        )
+        return Route(decision.model, decision)
 
     async def _decide(self, text: str, rule: str | None) -> Route:
         assert self._router is not None

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.prompts.decide import Budget, BudgetRule, DecisionRule, Tradeoff
 from crossroads.prompts.metrics import tradeoff_curve
 from crossroads.prompts.outcomes import prompt_hash, unit_hash
@@ -185,12 +185,16 @@ def spend_curve(
 def calibrated(rule: DecisionRule, curve: Sequence[Sequence[float]] | None) -> DecisionRule:
     """Return the rule itself, or for a plain ``Budget`` the calibrated one of these curve rows.
 
-    Without a curve a plain budget stays as it is and refuses to decide. Raises InputError where the
-    budget is less than the cheapest model costs, or the rows are no curve.
+    Without a curve a plain budget stays as it is and refuses to decide. Raises UsageError where the
+    budget is less than the cheapest model costs, InputError where the rows are no curve.
     """
-    if isinstance(rule, Budget) and curve is not None:
-        return SpendCurve.from_rows(curve).rule(rule.usd)
-    return rule
+    if not isinstance(rule, Budget) or curve is None:
+        return rule
+    known = SpendCurve.from_rows(curve)
+    try:
+        return known.rule(rule.usd)
+    except InputError as error:
+        raise UsageError(f"decision rule {str(rule)!r}: {error}") from error
 
 
 def decide(

@@ -94,6 +94,7 @@ def decode(arrays: dict[str, npt.NDArray[Any]]) -> OutcomeTable:
         input_tokens=asked / np.float32(CHARS_PER_TOKEN),
         output_tokens=characters / np.float32(CHARS_PER_TOKEN),
         domain=arrays["categories"].astype(object)[arrays["category"]],
+        subject=arrays["subjects"].astype(object)[arrays["subject"]],
         chance=(1 / arrays["num_options"]).astype(np.float32),
         embeddings={"static": unpack_unit_rows(arrays["embedding"], arrays["embedding_scale"])},
         source=SOURCE,

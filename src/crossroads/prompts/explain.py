@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossroads.prompts.decide import Argmax, DecisionRule, MaxCost, MinQuality, Tradeoff
+from crossroads.prompts.decide import (
+    Argmax,
+    BudgetRule,
+    DecisionRule,
+    MaxCost,
+    MinQuality,
+    Tradeoff,
+)
 
 Float = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -57,7 +64,12 @@ def reason(
         )
     if isinstance(rule, Argmax):
         return f"{name} has the highest estimated quality, {quality:.2f}, {distance}"
-    return f"{name} was chosen by {rule}; its estimated quality is {quality:.2f}"
+    aim = (
+        f"to spend {rule.usd:g} USD a call on average"
+        if isinstance(rule, BudgetRule)
+        else f"by {rule}"
+    )
+    return f"{name} was chosen {aim}; its estimated quality is {quality:.2f}"
 
 
 def _distance(lead: float, runner_up: str) -> str:

@@ -59,6 +59,7 @@ def training_set(table: OutcomeTable, rows: Rows, features: Float32) -> Training
         scores=part.score,
         costs=costs,
         domains=part.domain,
+        subjects=part.subject,
         texts=part.texts,
     )
 

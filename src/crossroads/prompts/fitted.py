@@ -32,9 +32,11 @@ from crossroads.core.errors import InputError, UsageError
 from crossroads.core.progress import Progress
 from crossroads.models.encoders import Encoder, get_encoder
 from crossroads.prompts.artefact import read_artefact, write_artefact
-from crossroads.prompts.decide import Argmax, DecisionRule, parse_rule
+from crossroads.prompts.budget import SpendCurve, decide, spend_curve
+from crossroads.prompts.checking import checked_embeddings, checked_seed, checked_texts
+from crossroads.prompts.decide import Argmax, Budget, DecisionRule, parse_rule
 from crossroads.prompts.explain import leads, reason
-from crossroads.prompts.features import table_features, training_set
+from crossroads.prompts.features import queries, table_features, training_set
 from crossroads.prompts.measuring import known_costs, measure
 from crossroads.prompts.outcomes import OutcomeTable
 from crossroads.prompts.pool import Pool, describe
@@ -69,6 +71,7 @@ class FittedRouter:
     metrics : measured on held-out prompts, see ``fit_router``
     provenance : table, prompts, seed, versions, date
     verifier : says which choices can be trusted; None where the router was not calibrated
+    spend : what the rule ``budget:USD`` is calibrated by; None where costs are unknown or equal
     """
 
     router: PromptRouter
@@ -79,6 +82,7 @@ class FittedRouter:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     verifier: RouteVerifier | None = None
+    spend: SpendCurve | None = None
 
     @cached_property
     def models(self) -> tuple[str, ...]:
@@ -99,13 +103,13 @@ class FittedRouter:
         """
         start = time.perf_counter()
         chosen_rule = self._rule(rule)
-        seed = _checked_seed(seed)
+        seed = checked_seed(seed)
         asked = self._queries(prompts)
         if len(asked) == 0:
             return []
         quality = self.router.predict(asked)
         cost = self._known_cost
-        choice = chosen_rule.choose(quality, cost)
+        choice, propensity = decide(chosen_rule, quality, cost, asked, seed=seed)
         lead = leads(chosen_rule, quality, cost, choice)
         details = self._details(asked, choice, str(chosen_rule))
         shared: dict[str, Any] = {
@@ -121,7 +125,7 @@ class FittedRouter:
                 **self._choice(quality[n], int(choice[n])),
                 reason=reason(chosen_rule, self.models, quality[n], cost, int(choice[n])),
                 confidence=float(lead[n]),
-                propensity=1.0,
+                propensity=float(propensity[n]),
                 details=details[n],
             )
             for n in range(len(quality))
@@ -135,29 +139,14 @@ class FittedRouter:
 
     def _queries(self, prompts: Sequence[str] | Float32) -> Queries:
         if isinstance(prompts, np.ndarray) and prompts.dtype.kind not in "OU":
-            return Queries(embeddings=self._checked_embeddings(prompts))
-        texts = _checked_texts(prompts)
+            dim = self._encoder.dim if self._needs_embeddings else None
+            rows = checked_embeddings(prompts, encoder=self.encoder, dim=dim)
+            return Queries(embeddings=rows)
+        texts = checked_texts(prompts)
         column = np.array(texts, dtype=object)
         if not self._needs_embeddings:
             return Queries(embeddings=np.zeros((len(texts), 1), dtype=np.float32), texts=column)
         return Queries(embeddings=self._encoder.encode(texts), texts=column)
-
-    def _checked_embeddings(self, rows: npt.NDArray[Any]) -> Float32:
-        if rows.ndim != 2 or rows.dtype.kind not in "fiu":
-            raise InputError(
-                f"embeddings: expected numbers of shape (N, D), got {rows.dtype} {rows.shape}"
-            )
-        with np.errstate(over="ignore"):  # what overflows is refused below
-            rows = rows.astype(np.float32, copy=False)
-        if self._needs_embeddings and rows.shape[1] != self._encoder.dim:
-            raise InputError(
-                f"embeddings: {rows.shape[1]} wide, encoder {self.encoder!r} makes them "
-                f"{self._encoder.dim} wide; encode the prompts with it, or give their texts"
-            )
-        wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if len(wrong):
-            raise InputError(f"embeddings: row {wrong[0]} holds NaN or infinity")
-        return rows
 
     @property
     def _needs_embeddings(self) -> bool:
@@ -187,6 +176,8 @@ class FittedRouter:
                 "unknown; fit on a table with costs, or with token counts and a priced pool "
                 "(--pool), or use argmax"
             )
+        if isinstance(parsed, Budget) and self.spend is not None:
+            return self.spend.rule(parsed.usd)
         return parsed
 
     def _details(self, asked: Queries, choice: Ints, rule: str) -> list[dict[str, Any]]:
@@ -239,10 +230,13 @@ def fit_router(
     model answered at a known cost, with its quality there, ``match_quality``, and its cost as a
     multiple of that model's, ``match_cost_ratio``; absent without costs, or where none is as good.
 
+    Where costs are known, the spend at every trade-off is kept, by estimates on held-out (with
+    ``calibrate``: on calibration) prompts, so that a rule ``budget:USD`` can be met on average.
+
     Raises UsageError for an unknown router, setting, rule or calibration, a router that needs
     hindsight, or a seed outside [0, 2^63); InputError where the table cannot be learnt from.
     """
-    seed = _checked_seed(seed)
+    seed = checked_seed(seed)
     if calibrate is not None:
         check_method(calibrate)
         check_level(level)
@@ -279,6 +273,10 @@ def fit_router(
         return fitted
 
     final = fit(router, train)
+    unlearnt = test if calibrate is None else held
+    estimate = router.predict(queries(table, unlearnt, features))
+    final = dataclasses.replace(final, spend=_spend(estimate, final.mean_cost))
+    spend = final.spend
     chosen_rule = final._rule(None)
     metrics = measure(
         router,
@@ -319,7 +317,14 @@ def fit_router(
         metrics=metrics,
         provenance={**_provenance(table, seed), "num_fitted": num_fitted},
         verifier=verifier,
+        spend=spend,
     )
+
+
+def _spend(estimate_NK: Float64, mean_cost_K: Float64) -> SpendCurve | None:
+    if np.isfinite(mean_cost_K).all() and mean_cost_K.max() > mean_cost_K.min():
+        return spend_curve(estimate_NK, mean_cost_K)
+    return None
 
 
 def _provenance(table: OutcomeTable, seed: int) -> dict[str, Any]:
@@ -333,35 +338,6 @@ def _provenance(table: OutcomeTable, seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _checked_seed(seed: object) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 1 << 63:
-        raise UsageError(f"seed: expected a whole number in [0, 2^63), got {seed!r:.40}")
-    return int(seed)
-
-
-def _checked_texts(prompts: object) -> list[str]:
-    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence | np.ndarray):
-        remedy = "; use route() for one prompt" if isinstance(prompts, str) else ""
-        raise InputError(
-            f"prompts: expected a list of texts, got one {type(prompts).__name__}{remedy}"
-        )
-    if isinstance(prompts, np.ndarray) and prompts.ndim != 1:
-        raise InputError(f"prompts: expected texts of shape (N,), got {prompts.shape}")
-    for n, text in enumerate(prompts):
-        if not isinstance(text, str):
-            raise InputError(f"prompts: number {n} is no text but {type(text).__name__}")
-    return [_unicode(text) for text in prompts]
-
-
-def _unicode(text: str) -> str:
-    """Return the text with every surrogate that is not half of a pair replaced."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def save_router(fitted: FittedRouter, folder: str | Path) -> None:
@@ -386,6 +362,8 @@ def save_router(fitted: FittedRouter, folder: str | Path) -> None:
         "metrics": dict(fitted.metrics),
         "provenance": dict(fitted.provenance),
     }
+    if fitted.spend is not None:
+        header["spend_curve"] = fitted.spend.to_rows()
     if fitted.verifier is not None:
         header["verifier"], more = fitted.verifier.state()
         arrays |= {f"{_VERIFIER}{name}": array for name, array in more.items()}
@@ -446,10 +424,11 @@ def _rebuild(header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Fit
             raise TypeError(f"{key} is {value!r:.20}")
     own = {name: array for name, array in arrays.items() if not name.startswith(_VERIFIER)}
     more = {name.removeprefix(_VERIFIER): arrays[name] for name in arrays.keys() - own.keys()}
-    facts = header.get("verifier")  # absent from what older versions wrote
+    facts, spend = header.get("verifier"), header.get("spend_curve")  # absent from older ones
     return FittedRouter(
         router=cls.restore(models=models, settings=settings, arrays=own),
         verifier=None if facts is None else RouteVerifier.restore(facts, more),
+        spend=None if spend is None else SpendCurve.from_rows(spend),
         pool=pool,
         encoder=header["encoder"]["name"],
         mean_cost=np.array(cost),

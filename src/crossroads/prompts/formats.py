@@ -333,6 +333,7 @@ def to_long(table: OutcomeTable) -> Any:
     for name, values in (
         ("prompt", table.texts),
         ("domain", table.domain),
+        ("subject", table.subject),
         ("difficulty", table.difficulty),
         ("split", table.split),
     ):

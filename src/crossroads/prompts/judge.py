@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -165,7 +164,7 @@ def time_decisions(
 ) -> dict[str, float]:
     """Time single decisions on up to TIMED_DECISIONS prompts spread over the queries."""
     rows = np.unique(np.linspace(0, len(queries) - 1, TIMED_DECISIONS).astype(int))
-    singles = [_one(queries, row) for row in rows]
+    singles = [queries.take(slice(row, row + 1)) for row in rows]
     rule = Argmax()
     rule.choose(router.predict(singles[0]), expected_cost)  # the first call warms caches
     wall: list[float] = []
@@ -176,11 +175,6 @@ def time_decisions(
         wall.append(time.perf_counter() - started)
     cpu = time.process_time() - cpu_started
     return {"latency_us_p50": 1e6 * float(np.median(wall)), "cpu_us": 1e6 * cpu / len(singles)}
-
-
-def _one(queries: Queries, row: int) -> Queries:
-    parts = {n: v[row : row + 1] for n, v in vars(queries).items() if v is not None}
-    return replace(queries, **parts)
 
 
 def model_shares(models: Sequence[str], choice: Ints) -> dict[str, float]:

@@ -19,10 +19,10 @@ from crossroads.prompts.outcomes import OutcomeTable, prompt_hash
 from crossroads.prompts.pool import Pool
 
 REQUIRED = ("prompt_id", "model", "score")
-PER_PROMPT = ("prompt", "domain", "difficulty", "split", "chance")
+PER_PROMPT = ("prompt", "domain", "subject", "difficulty", "split", "chance")
 PER_CELL = ("cost", "input_tokens", "output_tokens", "latency_s")
 NUMBERS = ("score", "chance", *PER_CELL)
-STRINGS = ("prompt_id", "model", "prompt", "domain", "difficulty", "split", "cost_unit")
+STRINGS = ("prompt_id", "model", "prompt", "domain", "subject", "difficulty", "split", "cost_unit")
 COLUMNS = (*STRINGS, *NUMBERS)  # "response" is allowed and never read
 
 MOST_CELLS = 2**28  # prompts x models; beyond it the dense table no longer fits in memory
@@ -88,7 +88,7 @@ def densify(
     _check_repeats(long, cell_of)
     text = {
         name: _text_per_prompt(long, name, prompt_of, shape[0])
-        for name in ("prompt", "domain", "difficulty", "split")
+        for name in ("prompt", "domain", "subject", "difficulty", "split")
     }
     _check_split(long, text["split"], prompt_of)
     chance = _number_per_prompt(long, values.get("chance"), prompt_of, shape[0])
@@ -108,6 +108,7 @@ def densify(
         output_tokens=_float32(cells["output_tokens"]),
         latency_s=_float32(cells["latency_s"]),
         domain=_replace_none(text["domain"]),
+        subject=_replace_none(text["subject"]),
         difficulty=_replace_none(text["difficulty"]),
         split=text["split"],
         chance=_float32(chance),

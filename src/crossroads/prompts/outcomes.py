@@ -13,6 +13,7 @@ Long form (Parquet, CSV or JSON lines; one row per prompt and model):
 | ``cost`` | no | USD paid; computed from a pool's prices and the token counts if absent |
 | ``latency_s`` | no | seconds until the whole answer was there |
 | ``domain`` | no | category of the prompt |
+| ``subject`` | no | finer label: subject, data set, customer; learnt from where there is one |
 | ``difficulty`` | no | free label |
 | ``split`` | no | train / test for every prompt: used instead of hashing |
 | ``response`` | no | the answer; never needed, not kept in memory |
@@ -53,7 +54,7 @@ class OutcomeTable:
     cost : float64, shape (N, K), in ``cost_unit``; NaN = unknown
     cost_unit : what the costs count: USD, or the unit of the pool that priced the table
     input_tokens, output_tokens, latency_s : float32, shape (N, K), or None
-    domain, difficulty, split : array of str or None, shape (N,)
+    domain, subject, difficulty, split : array of str or None, shape (N,)
     chance : float32, shape (N,), or None
     embeddings : encoder name -> float32, shape (N, D), rows of unit length
     source : what the table is and where it came from, shown wherever its figures are shown
@@ -70,6 +71,7 @@ class OutcomeTable:
     output_tokens: Float32 | None = None
     latency_s: Float32 | None = None
     domain: Strings | None = None
+    subject: Strings | None = None
     difficulty: Strings | None = None
     split: Strings | None = None
     chance: Float32 | None = None

@@ -43,7 +43,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 class TrainingSet:
     """What a router may learn from: N prompts, K models, D features.
 
-    ``scores`` holds NaN where a model was not run. ``domains`` and ``texts`` may be absent.
+    ``scores`` holds NaN where a model was not run. ``domains``, ``subjects`` (finer labels) and
+    ``texts`` may be absent.
     """
 
     models: tuple[str, ...]
@@ -51,6 +52,7 @@ class TrainingSet:
     scores: npt.NDArray[np.float32]  # (N, K) in [0, 1], NaN = not run
     costs: npt.NDArray[np.float64]  # (N, K) USD, NaN = unknown
     domains: npt.NDArray[np.object_] | None = None  # (N,)
+    subjects: npt.NDArray[np.object_] | None = None  # (N,)
     texts: npt.NDArray[np.object_] | None = None  # (N,)
 
     def __len__(self) -> int:
@@ -86,6 +88,11 @@ class Queries:
 
     def __len__(self) -> int:
         return len(self.embeddings)
+
+    def take(self, rows: slice | npt.NDArray[Any]) -> Queries:
+        """Return these prompts."""
+        parts = {name: value[rows] for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(self, **parts)
 
 
 class PromptRouter(ABC):
@@ -171,7 +178,7 @@ class PromptRouter(ABC):
             raise InputError(
                 f"router {self.name!r}: {k} score columns for {len(data.models)} models"
             )
-        for name in ("embeddings", "costs", "domains", "texts"):
+        for name in ("embeddings", "costs", "domains", "subjects", "texts"):
             column = getattr(data, name)
             if column is not None and len(column) != n:
                 raise InputError(

@@ -21,7 +21,7 @@ Float64 = npt.NDArray[np.float64]
 
 TEXTS = "prompts.arrow"
 BATCH = 1 << 16  # rows read at a time
-_CODED = ("domain", "difficulty", "split")
+_CODED = ("domain", "subject", "difficulty", "split")
 _PRICED = ("input_tokens", "output_tokens")
 
 

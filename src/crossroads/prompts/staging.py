@@ -33,7 +33,7 @@ from crossroads.prompts.stage_writer import TEXTS, StageWriter, batches, read_na
 STREAMED_ROWS = 4_000_000  # files with more rows are streamed unless asked otherwise
 _ABOUT = "stage.json"
 _MAPPED = ("score", "cost", "prompt_hash", "embeddings")
-_CODED = ("domain", "difficulty", "split")
+_CODED = ("domain", "subject", "difficulty", "split")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ from crossroads.prompts.judge import judge, model_shares, quality_by, time_decis
 from crossroads.prompts.metrics import chosen_values
 from crossroads.prompts.outcomes import OutcomeTable
 from crossroads.prompts.perturbed import PerturbedPrompts, perturb_prompts
-from crossroads.prompts.router import Queries, column_means
+from crossroads.prompts.router import PromptRouter, Queries, column_means
 from crossroads.prompts.routerarena.difficulty import difficulty_levels
 from crossroads.prompts.routers import build_router
 from crossroads.prompts.splits import Split, SplitBy, split_rows
@@ -55,6 +55,8 @@ Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Missing = Literal["drop", "wrong"]
+
+BLOCK = 16_384  # prompts decided at a time
 
 
 def prompt_task(
@@ -253,7 +255,7 @@ class PromptTask:
         fit_seconds = time.perf_counter() - started
         asked = split.asked(hindsight=built.hindsight)
         started = time.perf_counter()
-        estimate = built.predict(asked)
+        estimate = _predict(built, asked)
         choice = Argmax().choose(estimate, split.expected_cost)
         decide_seconds = (time.perf_counter() - started) / len(asked)
         # A bound that admits lucky guesses states what a right choice is worth; see the router.
@@ -338,6 +340,12 @@ class PromptTask:
             expected_cost=expected,
             best_single=int(training.mean_scores().argmax()),
         )
+
+
+def _predict(router: PromptRouter, asked: Queries) -> Float64:
+    """Return the estimates, made block by block: what routers derive from prompts is large."""
+    blocks = [asked.take(slice(i, i + BLOCK)) for i in range(0, len(asked), BLOCK)]
+    return np.concatenate([router.predict(block) for block in blocks])
 
 
 def _expected_cost(cost: Float64 | None, train: Ints, num_models: int) -> Float64:

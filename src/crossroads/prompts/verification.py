@@ -284,6 +284,8 @@ class Verifier:
             start = f"{j}."
             own = {k.removeprefix(start): a for k, a in arrays.items() if k.startswith(start)}
             estimators.append(SdmEstimator.restore(own))
+        if not estimators or facts["method"] not in METHODS:
+            raise ValueError(f"a verifier of {len(estimators)} estimators by {facts['method']!r}")
         kept = {name: facts[name] for name in ("method", "accepting", "all_agree")}
         return cls._of(estimators, ids=arrays["ids"], **kept)
 

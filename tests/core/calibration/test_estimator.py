@@ -166,3 +166,21 @@ def test_a_class_of_copies_only_is_refused() -> None:
     x = np.repeat(np.eye(2, dtype=np.float32), 4, axis=0)
     with pytest.raises(InputError, match="too few distinct rows"):
         fit_estimators(x, np.repeat([0, 1], 4), num_classes=2, settings=SETTINGS)
+
+
+def test_three_classes_are_told_apart_and_each_reaches_the_level() -> None:
+    def three(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        x, _ = clouds(count, gap=0.0, seed=seed)
+        label = np.arange(count) % 3
+        x[np.arange(count), label] += 8
+        return x, label
+
+    x, label = three(900, 0)
+    best = fit_estimators(x, label, num_classes=3, level=0.9, settings=SETTINGS)[0]
+    fresh, truth = three(300, 1)
+    found = best.estimate(fresh)
+    assert found.probability.shape == (300, 3)
+    for c in range(3):
+        admitted = found.admitted & (truth == c)
+        assert admitted.any()
+        assert (found.prediction[admitted] == c).mean() > 0.9

@@ -25,7 +25,7 @@ def test_with_a_perfect_verifier_a_cascade_beats_blind_routing_and_mixing() -> N
     contest = compare_with_routing(
         frontier,
         routing_frontier(estimate, cost[0], score, cost),
-        acceptance_NK=score,
+        acceptance=score,
         estimate_NK=estimate,
         expected_cost_K=cost[0],
         score_NK=score,
@@ -47,7 +47,7 @@ def test_with_no_verifier_at_all_a_cascade_is_no_better_than_mixing() -> None:
     contest = compare_with_routing(
         frontier,
         [Tradeoff(0.0), Tradeoff(1.0)],
-        acceptance_NK=blind,
+        acceptance=blind,
         estimate_NK=np.tile([0.5, 1.0], (100, 1)),
         expected_cost_K=cost[0],
         score_NK=score,

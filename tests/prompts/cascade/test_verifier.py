@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crossroads.core.errors import InputError
-from crossroads.prompts.cascade import LengthVerifier
+from crossroads.prompts.cascade import LengthVerifier, agreement, cascade_frontier
 
 
 def answers(n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,6 +74,26 @@ def test_what_cannot_be_learnt_from_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=problem):
         LengthVerifier().fit(np.full((3, 2), 0.5), tokens, score)
+
+
+def test_agreement_is_the_share_of_earlier_answers_that_are_the_same() -> None:
+    answers = np.array([["A", "A", "A", "B"], ["A", "B", "A", "C"], ["", "", None, None]], object)
+    accept = agreement(answers, (1, 0, 2))
+    assert accept.tolist() == [[1, 0, 1, 0], [0, 0, 0.5, 0], [0, 0, 0, 0]]
+
+
+def test_models_that_agree_only_where_they_are_right_make_a_perfect_verifier() -> None:
+    truth = np.arange(60) % 4
+    first = np.where(np.arange(60) % 2, truth, truth + 10)
+    second = np.where(np.arange(60) % 2, truth, truth + 20)
+    answers = np.column_stack([first, second, truth])
+    score, cost = (answers == truth[:, None]).astype(float), np.tile([1.0, 2.0, 9.0], (60, 1))
+    orders = [(0,), (2,), (0, 1, 2)]
+    frontier = cascade_frontier(score, cost, lambda o: agreement(answers, o), orders=orders)
+    best = frontier[-1]
+    assert best.quality == 1.0
+    assert best.cost == pytest.approx(1 + 2 + 9 / 2)
+    assert best.cascade.order == (0, 1, 2)
 
 
 def test_a_penalty_is_positive() -> None:

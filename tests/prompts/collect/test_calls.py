@@ -9,9 +9,18 @@ import pytest
 from aiohttp import web
 
 from crossroads.core.errors import UsageError
-from crossroads.prompts.collect import CollectReport, CollectSettings, PromptItem, collect, estimate
+from crossroads.prompts.collect import (
+    CollectReport,
+    CollectSettings,
+    PromptItem,
+    calls,
+    collect,
+    estimate,
+)
+from crossroads.prompts.collect.limits import RateLimiter
 from crossroads.prompts.pool import ModelCard, Pool
 from tests.prompts.collect.replies import Replies
+from tests.prompts.collect.test_limits import Time
 
 
 def items(count: int, **fields: Any) -> list[PromptItem]:
@@ -27,6 +36,24 @@ def pool_of(upstream: Replies, *names: str, **fields: Any) -> Pool:
 
 def run(pool: Pool, prompts: list[PromptItem], out: Path, **settings: Any) -> CollectReport:
     return collect(pool, prompts, out, settings=CollectSettings(backoff=0.001, **settings))
+
+
+def test_calls_of_one_model_keep_to_its_bound_and_others_to_the_general_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[Time] = []
+
+    def build(**bounds: Any) -> RateLimiter:
+        times.append(Time())
+        return RateLimiter(clock=times[-1].clock, sleep=times[-1].sleep, **bounds)
+
+    monkeypatch.setattr(calls, "RateLimiter", build)
+    with Replies(lambda body: "yes") as upstream:
+        bounds = {"b": 2, "*": 3}
+        pool = pool_of(upstream, "a", "b")
+        report = run(pool, items(6), tmp_path / "o.csv", requests_per_minute=bounds)
+    assert report.is_complete
+    assert [time.now for time in times] == [60, 120]  # 3 + 3 calls, and 2 + 2 + 2
 
 
 def test_a_model_that_asks_to_wait_gets_its_time_and_then_answers(tmp_path: Path) -> None:

@@ -21,8 +21,14 @@ QUICK = CollectSettings(backoff=0.001)
 GRADE = "Reasons.\nscore: 0.5"
 
 
-def judged(grade: str | web.Response) -> Any:
+def judged(grade: str) -> Any:
     return lambda body: grade if body["model"] == "judge" else "an answer"
+
+
+def refusing(body: dict[str, Any]) -> str | web.Response:
+    """Answer every prompt and grade nothing."""
+    is_grading = "You grade" in body["messages"][0]["content"]
+    return web.Response(status=400) if is_grading else "an answer"
 
 
 def test_a_judge_grades_with_question_references_and_answer_before_it(tmp_path: Path) -> None:
@@ -67,10 +73,10 @@ def test_a_judge_that_fails_is_asked_again_by_the_next_run_and_only_the_judge(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "o.csv"
-    with Replies(judged(web.Response(status=400))) as upstream:
+    with Replies(refusing) as upstream:
         pool = pool_of(upstream, "a", "judge")
         one = [PromptItem(prompt_id="p", prompt="q", references=("r",), scorer="judge:judge")]
-        first = collect(pool.subset(["a", "judge"]), one, out, settings=QUICK)
+        first = collect(pool, one, out, settings=QUICK)
         assert first.models["a"]["score"] is None
         assert "gave no grade" in first.unscored[0].error
         assert first.out is None

@@ -31,7 +31,7 @@ def few(cluster: np.ndarray, count: int = 5) -> np.ndarray:
 @METHODS
 def test_a_few_labels_reach_the_whole_of_their_cluster(method: str) -> None:
     rows, cluster = clusters(300)
-    grown = expand_labels(rows, few(cluster, 20), 3, method=method)
+    grown = expand_labels(rows, few(cluster, 20), 3, method=method, share=1.0)
     labelled = grown.code >= 0
     assert grown.coverage > 0.9
     assert (grown.code[labelled] == cluster[labelled]).mean() > 0.98
@@ -50,16 +50,21 @@ def test_given_labels_are_kept_and_certain(method: str, seed: int, share: float)
     assert (grown.code[given_N] == code[given_N]).all()
     assert (grown.confidence[given_N] == 1.0).all()
     assert ((grown.confidence >= 0) & (grown.confidence <= 1 + 1e-9)).all()
-    assert ((grown.code >= 0) == (grown.confidence >= 0.5)).all()
 
 
 @METHODS
-def test_where_certainty_is_asked_for_nobody_is_labelled_by_guess(method: str) -> None:
-    rows, cluster = clusters(60)
+def test_each_category_adopts_its_most_confident_and_no_more_than_its_share(method: str) -> None:
+    rows, cluster = clusters(150)
     code = few(cluster)
-    grown = expand_labels(rows, code, 3, method=method, min_confidence=1.0)
-    assert (grown.code[grown.confidence < 1.0] == -1).all()
-    assert expand_labels(rows, code, 3, method=method, min_confidence=0.0).coverage == 1.0
+    grown = expand_labels(rows, code, 3, method=method, share=0.3)
+    new = (grown.code >= 0) & (code < 0)
+    assert np.bincount(grown.code[new], minlength=3).tolist() == [15, 15, 15]
+    for category in range(3):
+        mine = np.flatnonzero((code < 0) & (cluster == category))
+        left = np.setdiff1d(mine, np.flatnonzero(new))
+        adopted = np.intersect1d(mine, np.flatnonzero(grown.code == category))
+        assert grown.confidence[adopted].min() >= grown.confidence[left].max() - 1e-9
+    assert (expand_labels(rows, code, 3, method=method, share=0.0).code == code).all()
 
 
 def test_a_prompt_nothing_leads_to_stays_unlabelled() -> None:
@@ -74,8 +79,8 @@ def test_what_cannot_be_expanded_is_refused() -> None:
     rows, cluster = clusters(12)
     with pytest.raises(UsageError, match="unknown label expansion 'spred'; did you mean 'spread'"):
         expand_labels(rows, cluster, 3, method="spred")
-    with pytest.raises(UsageError, match=r"min_confidence in \[0, 1\], got 2"):
-        expand_labels(rows, cluster, 3, min_confidence=2)
+    with pytest.raises(UsageError, match=r"share in \[0, 1\], got 2"):
+        expand_labels(rows, cluster, 3, share=2)
     with pytest.raises(InputError, match="no prompt is labelled"):
         expand_labels(rows, np.full(12, -1), 3)
 

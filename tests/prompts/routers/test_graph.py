@@ -61,10 +61,12 @@ def test_tasks_tell_apart_what_no_line_does() -> None:
 
 
 def test_on_noise_it_stays_near_the_means() -> None:
-    data, unseen = outcomes(600, skill=0.5), outcomes(100, seed=1)
-    router = build_router("graph").fit(data)
-    off = router.predict(queries(unseen, router)) - data.scores.mean(axis=0)
-    assert np.sqrt(np.square(off).mean()) < 0.1
+    unseen, off = outcomes(100, seed=1), []
+    for seed in range(4):
+        data = outcomes(600, skill=0.5, seed=seed + 10)
+        router = build_router("graph").fit(data, seed=seed)
+        off.append(router.predict(queries(unseen, router)) - data.scores.mean(axis=0))
+    assert np.sqrt(np.square(off).mean()) < 0.15
 
 
 @pytest.mark.parametrize("setting", ["dim=0", "tasks=0", "rate=0", "decay=-1", "epochs=-1"])

@@ -80,7 +80,7 @@ def test_missing_facts_are_named() -> None:
     pool = Pool.of(["a", "b"])
     with pytest.raises(InputError, match="no parameters for a, b; add the field 'parameters'"):
         size(pool)
-    with pytest.raises(InputError, match="model 'a' needs a tag released:YYYY-MM-DD.*has none"):
+    with pytest.raises(InputError, match=r"model 'a' needs a tag released:YYYY-MM-DD.*has none"):
         recency(pool)
     odd = Pool(models=(ModelCard(name="a", tags=("released:soon",)),))
     with pytest.raises(InputError, match="has 'soon'"):

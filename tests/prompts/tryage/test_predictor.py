@@ -8,10 +8,10 @@ from crossroads.prompts.tryage.predictor import (
     LossPredictor,
     Training,
     _gradient,
-    _start,
     fit_predictor,
     routed_loss,
 )
+from tests.prompts.routers.slopes import check_gradient
 
 
 def toy(num_prompts: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -78,26 +78,15 @@ def test_the_gradient_is_that_of_half_the_mean_squared_error() -> None:
     rng = np.random.default_rng(7)
     x, y = rng.normal(size=(6, 4)), rng.normal(size=(6, 3))
     known = (rng.random((6, 3)) < 0.7).astype(np.float64)
-    p = [layer.astype(np.float64) for layer in _start(4, 5, 3, rng)]
-    p[1], p[2] = rng.normal(size=5), rng.normal(size=(5, 3))
+    parts = [rng.normal(size=shape) for shape in ((4, 5), (5,), (5, 3))]
 
-    def loss() -> float:
-        nothing = LossPredictor(
+    def loss(p: list[np.ndarray]) -> float:
+        plain = LossPredictor(
             mean=np.zeros(3), spread=np.ones(3), centre=np.zeros(4), scale=1.0, layers=tuple(p)
         )
-        return float((np.square(nothing.predict(x) - y) * known).sum() / (2 * len(x)))
+        return float((np.square(plain.predict(x) - y) * known).sum() / (2 * len(x)))
 
-    slopes = _gradient(p, x, y, known)  # type: ignore[arg-type]
-    for layer, slope in zip(p, slopes, strict=True):
-        flat, direction = layer.reshape(-1), slope.reshape(-1)
-        for i in range(len(flat)):
-            kept, step = flat[i], 1e-6
-            flat[i] = kept + step
-            above = loss()
-            flat[i] = kept - step
-            numeric = (above - loss()) / (2 * step)
-            flat[i] = kept
-            assert direction[i] == pytest.approx(numeric, rel=1e-4, abs=1e-7)
+    check_gradient(loss, parts, _gradient(parts, x, y, known))  # type: ignore[arg-type]
 
 
 def test_routed_loss_chooses_only_among_known_losses() -> None:

@@ -12,8 +12,9 @@ from crossroads.core.errors import UsageError
 from crossroads.core.progress import progress_bar
 
 if TYPE_CHECKING:
-    from crossroads.prompts.routerarena.board import Board, Outcome
+    from crossroads.prompts.routerarena.board import Board
     from crossroads.prompts.routerarena.submission import Submission
+    from crossroads.prompts.routerarena.submitting import Outcome
 
 DEFAULT_BOARD = Path("runs/routerarena")
 
@@ -142,8 +143,8 @@ def _prepare(
 def _submit(
     board: Board, submission: Submission, *, force: bool, jobs: int | None, max_tokens: int
 ) -> Outcome:
-    from crossroads.prompts.routerarena.board import submit
     from crossroads.prompts.routerarena.inference import InferenceSettings
+    from crossroads.prompts.routerarena.submitting import submit
 
     with progress_bar("answers") as progress:
         return submit(

@@ -114,7 +114,9 @@ def nearest_points(query_QM: Float32, support: Support, count: int) -> tuple[Int
     """Return the nearest support points of each query, (Q, count), and their L2 distances."""
     squared_QS = _squared_distances(query_QM, support)
     count = min(count, len(support))
-    order = np.argsort(squared_QS, axis=1, kind="stable")[:, :count]
+    part = np.sort(np.argpartition(squared_QS, count - 1, axis=1)[:, :count])
+    inside = np.argsort(np.take_along_axis(squared_QS, part, axis=1), axis=1, kind="stable")
+    order = np.take_along_axis(part, inside, axis=1)
     distance = np.sqrt(np.take_along_axis(squared_QS, order, axis=1).astype(np.float64))
     return order.astype(np.int64), distance
 

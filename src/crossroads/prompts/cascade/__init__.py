@@ -15,7 +15,7 @@ from crossroads.prompts.cascade.calibrate import (
 )
 from crossroads.prompts.cascade.chain import Asked, Call, Cascade, Replay
 from crossroads.prompts.cascade.replay import Contest, compare_with_routing, routing_frontier
-from crossroads.prompts.cascade.verifier import LengthVerifier
+from crossroads.prompts.cascade.verifier import LengthVerifier, agreement
 
 __all__ = [
     "Asked",
@@ -25,6 +25,7 @@ __all__ = [
     "Contest",
     "LengthVerifier",
     "Replay",
+    "agreement",
     "cascade_frontier",
     "chains",
     "compare_with_routing",

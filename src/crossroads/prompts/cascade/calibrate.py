@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.preference import upper_hull
-from crossroads.prompts.cascade.chain import Cascade, checked
+from crossroads.prompts.cascade.chain import Acceptance, Cascade, acceptance_of, checked
 
 Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
@@ -96,18 +96,18 @@ def fit_cascade(
 def cascade_frontier(
     score_NK: Float,
     cost_NK: Float,
-    acceptance_NK: Float,
+    acceptance: Acceptance,
     *,
     orders: Iterable[Sequence[int]],
 ) -> tuple[Calibrated, ...]:
     """Return the cascades on the cost-quality hull of all these orders, by rising cost.
 
     Mixing neighbours at random reaches everything between them. Parameters and errors as
-    ``fit_cascade``; ``chains`` lists orders.
+    ``fit_cascade``; ``chains`` lists orders, ``acceptance`` may be a function of the order.
     """
     found: list[Calibrated] = []
     for order in orders:
-        grid = _judge(score_NK, cost_NK, acceptance_NK, tuple(order))
+        grid = _judge(score_NK, cost_NK, acceptance_of(acceptance, order), tuple(order))
         hull = upper_hull(grid.cost, grid.quality)
         found.extend(grid.at(int(i)) for i in hull.index)
     if not found:

@@ -18,6 +18,10 @@ Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+Acceptance = Float | Callable[[tuple[int, ...]], Float]
+"""What a verifier says of each model's answer, (N, K); or that, as a function of a cascade's order,
+for verifiers that compare an answer with those before it."""
+
 Ask = Callable[[str], tuple[str, float]]
 """Sends a prompt to a model; returns its answer and what the call cost in USD."""
 
@@ -145,6 +149,11 @@ class Cascade:
 
 def _acceptance(call: Call) -> float:
     return -np.inf if call.acceptance is None else call.acceptance
+
+
+def acceptance_of(acceptance: Acceptance, order: Sequence[int]) -> Float:
+    """Return the acceptance of the answers in a cascade of this order, (N, K)."""
+    return acceptance(tuple(order)) if callable(acceptance) else acceptance
 
 
 def checked(acceptance_NK: Float, cost_NK: Float, order: Sequence[int]) -> tuple[Float64, Float64]:

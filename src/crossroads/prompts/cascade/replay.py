@@ -17,6 +17,7 @@ import numpy.typing as npt
 from crossroads.core.preference import aiq, upper_hull
 from crossroads.prompts.baselines import SingleModels
 from crossroads.prompts.cascade.calibrate import Calibrated
+from crossroads.prompts.cascade.chain import Acceptance, acceptance_of
 from crossroads.prompts.decide import DecisionRule, Tradeoff
 from crossroads.prompts.metrics import chosen_values, tradeoff_curve
 
@@ -60,7 +61,7 @@ def compare_with_routing(
     cascades: Sequence[Calibrated],
     rules: Sequence[DecisionRule],
     *,
-    acceptance_NK: Float,
+    acceptance: Acceptance,
     estimate_NK: Float,
     expected_cost_K: Float,
     score_NK: Float,
@@ -68,11 +69,13 @@ def compare_with_routing(
 ) -> Contest:
     """Replay calibrated cascades, and decision rules on a router's estimates, on test prompts.
 
-    ``acceptance_NK`` judges the answers, ``estimate_NK`` is made before them; scores and costs are
-    recorded, (N, K), without NaN. ``cascade_frontier`` and ``routing_frontier`` give the
-    contestants.
+    ``acceptance``, (N, K) or a function of a cascade's order, judges the answers; ``estimate_NK`` is
+    made before them; scores and costs are recorded, (N, K), without NaN. ``cascade_frontier`` and
+    ``routing_frontier`` give the contestants.
     """
-    played = [c.cascade.replay(acceptance_NK, cost_NK) for c in cascades]
+    played = [
+        c.cascade.replay(acceptance_of(acceptance, c.cascade.order), cost_NK) for c in cascades
+    ]
     chosen = [rule.choose(estimate_NK, expected_cost_K) for rule in rules]
     cascade_cost = np.array([p.cost_N.mean() for p in played])
     cascade_quality = np.array([chosen_values(score_NK, p.chosen_N).mean() for p in played])

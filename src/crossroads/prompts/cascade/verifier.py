@@ -1,4 +1,7 @@
-"""A verifier that ships with the data: how long an answer is betrays how sure the model was.
+"""Two verifiers that need no model of their own: agreement between answers, and their length.
+
+Two models that give the same answer are more often right than either alone: self-consistency, with
+different models in place of repeated samples. The answers are paid for on the way anyhow.
 
 A language model that is lost rambles, repeats itself or stops at once, so the length of an answer,
 against the model's usual one, says something about whether it is right. It is known only after the
@@ -8,6 +11,7 @@ the project's own; stronger verifiers plug in as any array of acceptance scores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +25,27 @@ Float64 = npt.NDArray[np.float64]
 
 _EDGE = 0.01  # estimates are clipped this far from 0 and 1 before taking log odds
 _FAR = 4.0  # standard deviations: lengths unheard of are not extrapolated further
+
+
+def agreement(answers_NK: npt.NDArray[Any], order: Sequence[int]) -> Float64:
+    """Return, for each model in a cascade, the share of the answers before its own that equal it.
+
+    Parameters
+    ----------
+    answers_NK : answers in a form that can be compared (a letter, a number); None and the empty
+        text agree with nothing
+    order : columns in the order asked; the first one has nothing to agree with
+
+    Returns acceptance of shape (N, K), 0 for models that are not in the cascade.
+    """
+    acceptance = np.zeros(answers_NK.shape)
+    is_answer = np.array([[a is not None and a != "" for a in row] for row in answers_NK.tolist()])
+    for stage, column in enumerate(order):
+        earlier = list(order[:stage])
+        if earlier:
+            same = np.asarray(answers_NK[:, earlier] == answers_NK[:, [column]], dtype=bool)
+            acceptance[:, column] = (same & is_answer[:, [column]]).mean(axis=1)
+    return acceptance
 
 
 class LengthVerifier:

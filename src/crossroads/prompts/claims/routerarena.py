@@ -53,10 +53,11 @@ LEADERBOARD = (
 # The board rounds accuracy to 0.01 % and cost to 0.01 USD; that alone moves a score by this much.
 TOLERANCE_POINTS = 0.06
 SEEDS = (0, 1, 2)
-ROUTER = "ridge"
+ROUTER = "knn"
 NUM_FULL = 8400  # rows of the full split
 
 Ints = npt.NDArray[np.int64]
+Features = npt.NDArray[np.float32]
 
 
 def verify(full: bool) -> Verdict:
@@ -71,7 +72,7 @@ def verify(full: bool) -> Verdict:
         "median_error_points": round(float(np.median(error)), 4),
         "single_models": _single_models(table),
         "oracle_best": round(100 * best_reachable_score(table.score, _costs(table)), 2),
-        "routers": [_routers(table, seed) for seed in SEEDS],
+        "routers": _routers(table),
         "robustness": [_robustness(table, seed, 200 if full else 50) for seed in SEEDS],
         "seconds_for_8400_rows": _seconds_of_scoring(table),
     }
@@ -155,11 +156,15 @@ def _single_models(table: OutcomeTable) -> dict[str, dict[str, float]]:
     }
 
 
-def _routers(table: OutcomeTable, seed: int) -> dict[str, Any]:
-    """Return arena scores on held-out prompts with a text, and the best reachable there."""
+def _routers(table: OutcomeTable) -> list[dict[str, Any]]:
     assert table.texts is not None
-    table = table.take(np.array([bool(text) for text in table.texts]))
-    features = table_features(table, "static")
+    told = table.take(np.array([bool(text) for text in table.texts]))
+    features = table_features(told, "static")
+    return [_held_out(told, features, seed) for seed in SEEDS]
+
+
+def _held_out(table: OutcomeTable, features: Features, seed: int) -> dict[str, Any]:
+    """Return arena scores on held-out prompts, and the best reachable there."""
     train, test = table.split_by_hash(seed)
     data = training_set(table, train, features)
     router = build_router(ROUTER).fit(data, seed=seed)

@@ -174,6 +174,7 @@ def measure_seed(library: Library, seed: int) -> dict[str, Any]:
         .predict(library.embeddings[test])
         .argmin(axis=1),
         "cards": choose_by_card(larger, texts),
+        "told_the_kind": _home_expert(library, test),
         "best_single": np.full(len(test), single),
         "oracle": true.argmin(axis=1),
     }
@@ -184,6 +185,12 @@ def measure_seed(library: Library, seed: int) -> dict[str, Any]:
         for name, share in shares.items()
     }
     return {"seed": seed, "test_prompts": len(test), **figures, **_sweep(library, seed)}
+
+
+def _home_expert(library: Library, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Return the expert trained on each prompt's kind: what a label, hidden here, would say."""
+    names = list(library.pool.names[: library.num_domains])
+    return np.array([names.index(kind) for kind in library.prompts.domain[rows]], dtype=np.intp)
 
 
 def _predictor(
@@ -229,7 +236,7 @@ def _sweep(library: Library, seed: int) -> dict[str, Any]:
 
 def _means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return mean and half width of the 95 % interval over seeds, by router and figure."""
-    routers = ("tryage", "cards", "random", "best_single", "oracle")
+    routers = ("tryage", "cards", "told_the_kind", "random", "best_single", "oracle")
     return {
         router: {
             figure: {"mean": found.mean, "half_width": found.half_width}

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 MINUTE = 60.0
+_ROUNDING = 1e-9  # of a sum of many small costs, as a share
 
 
 @dataclass(slots=True)
@@ -98,7 +99,7 @@ class Budget:
         if self.limit is None or worst == 0:
             return True
         async with self._changed:
-            while self.spent + self._reserved + worst > self.limit:
+            while self.spent + self._reserved + worst > self.limit * (1 + _ROUNDING):
                 if self._reserved == 0:
                     return False
                 await self._changed.wait()
@@ -112,6 +113,6 @@ class Budget:
             return
         async with self._changed:
             self._reserved -= worst
-            if abs(self._reserved) < 1e-12 * self.limit:  # what rounding leaves of nothing
+            if abs(self._reserved) < _ROUNDING * self.limit:  # what rounding leaves of nothing
                 self._reserved = 0.0
             self._changed.notify_all()

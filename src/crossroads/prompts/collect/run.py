@@ -20,7 +20,7 @@ from crossroads.prompts.collect.settings import CollectSettings
 from crossroads.prompts.formats import FORMATS, write_long
 from crossroads.prompts.outcomes import OutcomeTable
 from crossroads.prompts.pool import ModelCard, Pool
-from crossroads.prompts.scorers import judge_of
+from crossroads.prompts.scorers import check_scorer, judge_of
 
 _DOLLARS = OutcomeTable.cost_unit  # the unit a table need not name
 
@@ -38,9 +38,10 @@ def collect(
     """Run prompts x models and write the outcome table to ``out``: Parquet, CSV or JSON lines.
 
     ``progress`` counts cells and judgements as they are asked, ``scoring_progress`` the scores.
-    Raises UsageError for another suffix, a judge that is not in the pool and settings that do not
-    fit it, and InputError when ``out`` exists and no interrupted collection is there to continue,
-    unless ``overwrite``.
+    Raises UsageError for another suffix, an unknown scorer, a judge that is not in the pool and
+    settings that do not fit it, MissingExtraError for a scorer whose library is missing, and
+    InputError when ``out`` exists and no interrupted collection is there to continue, unless
+    ``overwrite``.
     """
     out, settings = Path(out), settings or CollectSettings()
     partial = _checked(pool, prompts, out, settings)
@@ -122,9 +123,11 @@ def _checked(
     if not out.parent.is_dir():
         raise InputError(f"out {str(out)!r}: folder {str(out.parent)!r} does not exist; make it")
     settings.check(pool)
-    for judge in {judge_of(item.scorer) for item in prompts} - {None}:
-        assert judge is not None
-        pool[judge]  # an unknown name raises
+    for scorer in {item.scorer for item in prompts}:
+        check_scorer(scorer)
+        judge = judge_of(scorer)
+        if judge is not None:
+            pool[judge]  # an unknown name raises
     return PartialFile(out.with_name(f"{out.name}.partial.jsonl"))
 
 

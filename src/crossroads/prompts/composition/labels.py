@@ -2,8 +2,9 @@
 
 Composition of Experts (2024, arXiv 2412.01868) labels a seed of prompts and propagates. ``spread``
 lets labels diffuse over the graph of nearest neighbours (Zhou et al., Learning with local and
-global consistency, 2004); ``pseudo`` trains a classifier on the labels, adopts its confident
-guesses as labels, and repeats (Yarowsky 1995).
+global consistency, 2004); ``pseudo`` trains a classifier on the labels, adopts its most confident
+guesses as labels, and repeats with more of them (Yarowsky 1995). Both adopt equally many for each
+category: a threshold on confidence lets the frequent categories swallow the others.
 
 Shapes: N prompts, D features, C categories. A code of -1 is an unlabelled prompt.
 """
@@ -31,7 +32,7 @@ REST = "other"  # the name of the rarest categories taken together
 _NEIGHBOURS = 10  # edges of a prompt in the graph
 _REACH = 0.9  # share of a prompt's label mass that comes from its neighbours, alpha in the paper
 _STEPS = 30  # of diffusion: 0.9^30 = 4 % of the mass has not arrived
-_ROUNDS = 5  # of pseudo-labels
+_ROUNDS = 3  # of pseudo-labels
 _PENALTY = 0.4  # of the regression on unit vectors, as in the domain classifier
 
 
@@ -41,8 +42,8 @@ class Expansion:
 
     Attributes
     ----------
-    code : (N,) category, -1 where none was certain enough; given labels are as they were
-    confidence : (N,) in [0, 1]; 1 for given labels
+    code : (N,) category, -1 where none was adopted; given labels are as they were
+    confidence : (N,) share of the likeliest category in [0, 1]; 1 for given labels
     """
 
     code: Ints
@@ -82,26 +83,37 @@ def expand_labels(
     num_categories: int,
     *,
     method: str = "spread",
-    min_confidence: float = 0.5,
+    share: float = 0.3,
 ) -> Expansion:
-    """Label the unlabelled prompts whose category is confident.
+    """Label the unlabelled prompts whose category is most confident.
 
-    Raises UsageError for an unknown method or a confidence outside [0, 1], InputError where no
-    prompt is labelled.
+    ``share`` bounds how many: of N prompts and C categories, ``share`` N / C a category. Raises
+    UsageError for an unknown method or a share outside [0, 1], InputError where no prompt is
+    labelled.
     """
     if method not in _METHODS:
         raise unknown_name("label expansion", method, _METHODS)
-    if not 0 <= min_confidence <= 1:
-        raise UsageError(
-            f"label expansion: expected min_confidence in [0, 1], got {min_confidence!r}"
-        )
+    if not 0 <= share <= 1:
+        raise UsageError(f"label expansion: expected share in [0, 1], got {share!r}")
     given = code_N != UNLABELLED
     if not given.any():
         raise InputError("label expansion: no prompt is labelled; label a few of each category")
-    share_NC = _METHODS[method](embedding_ND, code_N, num_categories, min_confidence)
+    share_NC = _METHODS[method](embedding_ND, code_N, num_categories, share)
     confidence_N = np.where(given, 1.0, share_NC.max(axis=1))
-    guess_N = np.where(confidence_N >= min_confidence, share_NC.argmax(axis=1), UNLABELLED)
-    return Expansion(code=np.where(given, code_N, guess_N), confidence=confidence_N)
+    return Expansion(code=_adopted(share_NC, code_N, share), confidence=confidence_N)
+
+
+def _adopted(share_NC: Float64, code_N: Ints, share: float) -> Ints:
+    """Return the labels with, of each category, the most confident guesses added."""
+    num_prompts, num_categories = share_NC.shape
+    quota = int(share * num_prompts / num_categories)
+    guess_N, confidence_N = share_NC.argmax(axis=1), share_NC.max(axis=1)
+    adopted_N = code_N.copy()
+    for category in range(num_categories):
+        is_open = (code_N == UNLABELLED) & (guess_N == category) & (confidence_N > 0)
+        rows = np.flatnonzero(is_open)
+        adopted_N[rows[np.argsort(-confidence_N[rows], kind="stable")][:quota]] = category
+    return adopted_N
 
 
 def _spread(embedding_ND: Float, code_N: Ints, num_categories: int, _: float) -> Float64:
@@ -130,22 +142,17 @@ def _spread(embedding_ND: Float, code_N: Ints, num_categories: int, _: float) ->
     return np.where(reached, mass_NC / np.where(reached, total_N1, 1.0), 0.0)
 
 
-def _pseudo(
-    embedding_ND: Float, code_N: Ints, num_categories: int, min_confidence: float
-) -> Float64:
+def _pseudo(embedding_ND: Float, code_N: Ints, num_categories: int, share: float) -> Float64:
     """Return each prompt's category probabilities, (N, C), after rounds of self-training."""
     design = np.asarray(embedding_ND - embedding_ND.mean(axis=0), dtype=np.float64)
     adopted_N = code_N
-    for _round in range(_ROUNDS):
+    for done in range(1, _ROUNDS + 1):
         rows = np.flatnonzero(adopted_N != UNLABELLED)
         weights = softmax_regression(
             design[rows], adopted_N[rows], num_categories, penalty=_PENALTY
         )
         share_NC = softmax(design @ weights[:-1] + weights[-1])
-        guess_N = np.where(share_NC.max(axis=1) >= min_confidence, share_NC.argmax(axis=1), -1)
-        before, adopted_N = adopted_N, np.where(code_N != UNLABELLED, code_N, guess_N)
-        if np.array_equal(before, adopted_N):
-            break
+        adopted_N = _adopted(share_NC, code_N, share * done / _ROUNDS)
     return share_NC
 
 

@@ -74,7 +74,7 @@ def model_sizes(
     missing = [name for name, size in found.items() if size is None]
     if missing:
         raise InputError(
-            f"no size known of {', '.join(missing)}; give it as sizes=NAME=7B, on the pool's "
-            "cards (parameters), or leave the model out"
+            f"no size known of {', '.join(missing)}; give it as sizes=NAME=7B, name a pool "
+            "whose cards say 'parameters', or leave the model out"
         )
     return np.array([found[name] for name in models], dtype=np.float64)

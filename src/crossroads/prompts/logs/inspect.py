@@ -50,7 +50,7 @@ def read_log(path: Path, *, metric: str | None = None) -> Log:
         if path.suffix == ".eval":
             spec, given = _read_archive(path)
         else:
-            whole = _convert(decode(path.read_bytes(), where), _types()["Whole"])
+            whole = _typed(path.read_bytes(), "Whole", where)
             spec, given = whole.eval, whole.samples or []
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise InputError(f"{where}: not a readable zip archive ({error})") from error
@@ -112,10 +112,16 @@ def _types() -> dict[str, Any]:
     return {"Sample": sample, "Header": header, "Whole": whole}
 
 
-def _convert(data: Any, kind: Any) -> Any:
+def _typed(data: bytes, kind: str, where: str) -> Any:
+    """Decode what is read of a log. The decoder that skips the rest knows no NaN."""
     import msgspec
 
-    return msgspec.convert(data, kind)
+    try:
+        return msgspec.json.decode(data, type=_types()[kind])
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        return msgspec.convert(decode(data, where), _types()[kind])
 
 
 def _read_archive(path: Path) -> tuple[Any, list[Any]]:
@@ -124,13 +130,10 @@ def _read_archive(path: Path) -> tuple[Any, list[Any]]:
         header = next((name for name in _HEADERS if name in names), None)
         if header is None:
             raise InputError(f"{path}: no {_HEADERS[0]} inside; not a log of Inspect")
-        found = _convert(
-            decode(read_member(archive, header), f"{path}, {header}"), _types()["Header"]
-        )
+        found = _typed(read_member(archive, header), "Header", f"{path}, {header}")
         members = sorted(n for n in names if n.startswith("samples/") and n.endswith(".json"))
         samples = [
-            _convert(decode(read_member(archive, name), f"{path}, {name}"), _types()["Sample"])
-            for name in members
+            _typed(read_member(archive, name), "Sample", f"{path}, {name}") for name in members
         ]
     return found.eval, samples
 

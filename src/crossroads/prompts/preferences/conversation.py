@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from crossroads.prompts.experts.base import content_text
+
+logger = logging.getLogger(__name__)
 
 MOST_TOKENS = 2048  # of prompt and conversation together
 CHARS_PER_TOKEN = 4  # the rule of thumb that stands for a tokenizer
@@ -26,7 +30,7 @@ def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
     A content in parts gives its text parts, joined by newlines.
     """
     turns = (
-        Turn(str(message.get("role")), _text(message.get("content")))
+        Turn(str(message.get("role")), content_text(message.get("content")))
         for message in messages
         if message.get("role") in _SPOKEN
     )
@@ -55,23 +59,8 @@ def fit_conversation(
     kept = kept[::-1] or list(turns[-1:])
     for place, turn in zip(("first", "last"), (kept[:1], kept[-1:]), strict=True):
         if turn and turn[0].role != "user":
-            warnings.warn(
-                f"the {place} message kept for routing is not the user's; "
-                "the latest intent may be missing",
-                stacklevel=2,
+            logger.warning(
+                "the %s message kept for routing is not the user's; the intent may be missing",
+                place,
             )
     return kept
-
-
-def latest_intent(turns: Sequence[Turn]) -> str:
-    """Return the text of the user's last turn, empty where there is none."""
-    return next((turn.content for turn in reversed(turns) if turn.role == "user"), "")
-
-
-def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    parts = (part.get("text") for part in content if isinstance(part, Mapping))
-    return "\n".join(part for part in parts if isinstance(part, str))

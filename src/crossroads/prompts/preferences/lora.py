@@ -50,7 +50,8 @@ def add_lora(
 ) -> dict[str, nn.Parameter]:
     """Wrap linear layers of a Llama model in place; return the adapter's parameters.
 
-    ``targets`` are their names in each decoder layer from ``first_layer`` on. Raises InputError where no layer has such a name.
+    ``targets`` are their names in each decoder layer from ``first_layer`` on. Raises
+    InputError where no layer has such a name.
     """
     generator = torch.Generator().manual_seed(seed)
     for parent in list(model.get_submodule("model.layers")[first_layer:].modules()):

@@ -1,9 +1,9 @@
 """Match the latest intent with the policies' texts by the cosine of their embeddings.
 
-A policy's score is its best cosine over name with description and each of its examples. Route
-``other`` has the fixed score tau. Two closed lists of words decide what an embedding cannot: a
-message of thanks is ``other``, and a bare follow-up ("why is that?") asks what the turn before it
-asked.
+A policy's score is the best cosine of the intent with name and description, or an example, less
+what all descriptions have in common (the mean over the 57 of ``subjects``); ``other`` has the
+fixed score tau. Two closed lists of words decide what an embedding cannot: a message of thanks is
+``other``, and a bare follow-up ("why is that?") asks what the turn before it asked.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import numpy as np
-
-from crossroads.models.encoders import Float32, get_encoder
+from crossroads.core.errors import InputError
+from crossroads.models.embedding_cache import encode_cached
+from crossroads.models.encoders import Float32, get_encoder, unit_rows
 from crossroads.prompts.preferences.backend import RouteChoice
 from crossroads.prompts.preferences.conversation import Turn
 from crossroads.prompts.preferences.policies import OTHER, Policy
+from crossroads.prompts.preferences.subjects import DESCRIPTIONS, subject_policy
 
-# Chosen on training subjects only (benchmarks/prompts/arch_router.py), per encoder.
-TAUS = {"static": 0.10, "minilm": 0.10}
+# Where training subjects are routed best (benchmarks/prompts/arch_router.py), by encoder.
+TAUS = {"static": 0.10, "minilm": 0.11}
 _MOST_WORDS = 8  # of a message of thanks or a bare follow-up
-_THANKS = frozenset("thanks thank thx cheers bye goodbye".split())
-_CLOSING = _THANKS | frozenset(
-    "great perfect wonderful excellent nice okay ok cool good fine got it clear done".split()
+_CLOSING = frozenset(
+    "thanks thank thx cheers bye goodbye great perfect wonderful excellent nice okay ok cool good "
+    "fine got clear done answers helpful nothing".split()
 )
-_EMPTY = frozenset(
-    "a about again all am and any anything are as be but by can certain come could did do does "
-    "else elaborate explain find for from get go have help how i in is it just know like lot "
+_BARE = frozenset(
+    "a about again all am an and any anything are as be but by can certain come could did do does "
+    "else elaborate explain find for from get go have help how i in is it just know like lot lots "
     "make me mean more much my no not now of on one or others out please really rest right said "
     "same say see so some still sure tell than that the them then there these they think this "
     "those to too us very was we were what which why will with would wrong yes you your".split()
@@ -40,32 +41,40 @@ class PolicyMatcher:
     Parameters
     ----------
     encoder : ``static`` or ``minilm``
-    tau : cosine in [-1, 1] below which no policy fits; default: the encoder's of ``TAUS``
+    tau : score in [-1, 1] that a policy must exceed; default: the encoder's of ``TAUS``
     """
 
     name = "matcher"
 
     def __init__(self, *, encoder: str = "static", tau: float | None = None) -> None:
+        if tau is not None and not -1 <= tau <= 1:
+            raise InputError(f"preference back end 'matcher': expected tau in [-1, 1], got {tau!r}")
         self._encoder = get_encoder(encoder)
         self.tau = TAUS[encoder] if tau is None else tau
         self.version = self._encoder.version
-        self._known: dict[Policy, Float32] = {}
+        texts = [policy_text(subject_policy(subject)) for subject in DESCRIPTIONS]
+        self._common_D: Float32 = encode_cached(self._encoder, texts).mean(axis=0)
+        self._known: dict[tuple[Policy, ...], list[Float32]] = {}
 
     def choose(self, policies: Sequence[Policy], turns: Sequence[Turn]) -> RouteChoice:
         intent = open_intent(turns)
         if not intent:
-            scores = dict.fromkeys((policy.name for policy in policies), 0.0)
-            return RouteChoice(route=OTHER, scores={**scores, OTHER: 1.0})
+            none = dict.fromkeys((policy.name for policy in policies), 0.0)
+            return RouteChoice(route=OTHER, scores={**none, OTHER: 1.0})
         intent_D = self._encoder.encode([intent])[0]
-        scores = {p.name: float((self._texts(p) @ intent_D).max()) for p in policies}
+        scores = {
+            policy.name: float((texts_XD @ intent_D).max())
+            for policy, texts_XD in zip(policies, self._texts(tuple(policies)), strict=True)
+        }
         scores[OTHER] = self.tau
         return RouteChoice(route=max(scores, key=lambda name: scores[name]), scores=scores)
 
-    def _texts(self, policy: Policy) -> Float32:
-        """Return the embeddings of a policy's texts, shape (1 + examples, D)."""
-        if policy not in self._known:
-            self._known[policy] = self._encoder.encode([policy_text(policy), *policy.examples])
-        return self._known[policy]
+    def _texts(self, policies: tuple[Policy, ...]) -> list[Float32]:
+        """Return each policy's unit rows, (1 + examples, D); those of the last set are kept."""
+        if policies not in self._known:
+            rows = [self._encoder.encode([policy_text(p), *p.examples]) for p in policies]
+            self._known = {policies: [unit_rows(r - self._common_D) for r in rows]}
+        return self._known[policies]
 
 
 def policy_text(policy: Policy) -> str:
@@ -76,12 +85,11 @@ def policy_text(policy: Policy) -> str:
 def open_intent(turns: Sequence[Turn]) -> str:
     """Return the text that says what the user wants now; empty where nothing is left to do."""
     said = [turn.content for turn in turns if turn.role == "user"]
-    while said:
-        words = re.findall(r"[a-z']+", said[-1].lower())
-        is_short = len(words) <= _MOST_WORDS
-        if words and is_short and set(words) & _CLOSING and set(words) <= _CLOSING | _EMPTY | {"answers", "nothing"}:
+    for number, text in enumerate(reversed(said), start=1):
+        words = set(re.findall(r"[a-z']+", text.lower()))
+        is_bare = len(text.split()) <= _MOST_WORDS and words <= _BARE | _CLOSING
+        if is_bare and words & _CLOSING:
             return ""
-        if not (words and is_short and set(words) <= _EMPTY) or len(said) == 1:
-            return said[-1]
-        said.pop()
+        if not is_bare or not words or number == len(said):
+            return text
     return ""

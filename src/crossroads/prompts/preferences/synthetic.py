@@ -97,11 +97,11 @@ class Recipe:
 
     wording: Wording = TRAIN_WORDING
     num_policies: tuple[int, int] = (3, 5)
-    num_spans: tuple[int, ...] = (1, 1, 2)
-    most_chars: int = 200
+    num_spans: tuple[int, ...] = (1, 1, 1, 2)
+    most_chars: int = 140
     absent: float = 0.14
     settled: float = 0.06
-    continued: float = 0.15
+    continued: float = 0.1
     fine: float = 0.2
     neutral: float = 0.4
 

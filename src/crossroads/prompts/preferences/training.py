@@ -25,7 +25,8 @@ from crossroads.prompts.preferences.lora import FIRST_LAYER, TARGETS, add_lora, 
 from crossroads.prompts.preferences.synthetic import Prompts, Recipe, draw_dialogues
 
 _IGNORED = -100  # label of a token that is not predicted
-_WIDTH = 64  # tokens
+_WINDOW = 8  # steps
+_WIDTH = 32  # tokens
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 
 
@@ -33,13 +34,13 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 class TrainingSettings:
     """Optimisation: AdamW, linear warm-up, linear decay to zero, gradients clipped at norm 1."""
 
-    steps: int = 64
-    route_sets: int = 4
-    conversations: int = 4  # with each route set
-    learning_rate: float = 1e-3
-    warmup: int = 6
+    steps: int = 48
+    batch: int = 8
+    learning_rate: float = 1.5e-3
+    warmup: int = 5
     rank: int = 12
     alpha: float = 24.0
+    first_layer: int = FIRST_LAYER
     seed: int = 0
     checkpoint_every: int = 8
     recipe: Recipe = field(default_factory=Recipe)
@@ -48,7 +49,7 @@ class TrainingSettings:
         """Return plain data for the adapter's file, without the wording."""
         facts = asdict(self)
         facts["recipe"].pop("wording")
-        return {**facts, "targets": list(TARGETS), "first_layer": FIRST_LAYER}
+        return {**facts, "targets": list(TARGETS)}
 
 
 def train(
@@ -73,7 +74,11 @@ def train(
     Raises InputError where the checkpoint was written under other settings.
     """
     parameters = add_lora(
-        model, rank=settings.rank, alpha=settings.alpha, seed=settings.seed
+        model,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        first_layer=settings.first_layer,
+        seed=settings.seed,
     )
     optimiser = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
     done = _resume(checkpoint, model, optimiser, settings)
@@ -81,7 +86,7 @@ def train(
     for step in range(done, settings.steps):
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * _schedule(step, settings)
-        loss = answer_loss(model, draw_batch(tokenizer, prompts, settings, step))
+        loss = answer_loss(model, *draw_batch(tokenizer, prompts, settings, step))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
@@ -96,84 +101,55 @@ def train(
     return losses
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """B route sets, each with its conversations behind it in one row of T tokens.
+def draw_batch(
+    tokenizer: Any, prompts: Prompts, settings: TrainingSettings, step: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and labels of one step, shape (B, T), padded on the right.
 
-    Attributes
-    ----------
-    ids_BT, labels_BT : tokens, and those to predict (-100 elsewhere)
-    positions_BT : every conversation starts where the routes end
-    mask_B1TT : bool; True where a token (third axis) may look at another (last axis): the routes
-        and its own conversation, never a neighbour's
+    The examples of ``_WINDOW`` steps are drawn together and dealt out by length, in random order
+    of steps, so that rows of a batch are about equally long. T is a multiple of ``_WIDTH``, since
+    every new shape costs the matrix library a preparation.
     """
+    window, place = divmod(step, _WINDOW)
+    rng = np.random.default_rng([settings.seed, window])
+    examples = [
+        _example(tokenizer, prompts, settings.recipe, rng)
+        for _ in range(_WINDOW * settings.batch)
+    ]
+    examples.sort(key=lambda example: len(example[0]) + len(example[1]))
+    first = int(rng.permutation(_WINDOW)[place]) * settings.batch
+    rows = examples[first : first + settings.batch]
+    longest = max(len(asked) + len(answer) for asked, answer in rows)
+    ids_BT = torch.zeros(len(rows), math.ceil(longest / _WIDTH) * _WIDTH, dtype=torch.long)
+    labels_BT = torch.full_like(ids_BT, _IGNORED)
+    for row, (asked, answer) in enumerate(rows):
+        both = torch.tensor(asked + answer)
+        ids_BT[row, : len(both)] = both
+        labels_BT[row, len(asked) : len(both)] = both[len(asked) :]
+    return ids_BT, labels_BT
 
-    ids_BT: torch.Tensor
-    labels_BT: torch.Tensor
-    positions_BT: torch.Tensor
-    mask_B1TT: torch.Tensor
 
-
-def draw_batch(tokenizer: Any, prompts: Prompts, settings: TrainingSettings, step: int) -> Batch:
-    """Return the batch of one step; the routes' tokens are computed once for a whole row.
-
-    T is a multiple of 64, since every new shape costs the matrix library a preparation.
-    """
-    rng = np.random.default_rng([settings.seed, step])
-    rows = [_row(tokenizer, prompts, settings, rng) for _ in range(settings.route_sets)]
-    width = math.ceil(max(len(row[0]) for row in rows) / _WIDTH) * _WIDTH
-    shape = (len(rows), width)
-    ids_BT = torch.zeros(shape, dtype=torch.long)
-    labels_BT = torch.full(shape, _IGNORED)
-    positions_BT = torch.zeros(shape, dtype=torch.long)
-    part_BT = torch.full(shape, -1)  # 0 the routes, then 1, 2, ... the conversations; -1 padding
-    for target, number in ((ids_BT, 0), (labels_BT, 1), (positions_BT, 2), (part_BT, 3)):
-        for row, values in zip(target, rows, strict=True):
-            row[: len(values[number])] = torch.tensor(values[number])
-    is_seen_BTT = (part_BT[:, None, :] == 0) | (part_BT[:, None, :] == part_BT[:, :, None])
-    mask_BTT = is_seen_BTT & torch.ones(width, width, dtype=torch.bool).tril()
-    return Batch(
-        ids_BT=ids_BT, labels_BT=labels_BT, positions_BT=positions_BT, mask_B1TT=mask_BTT[:, None]
+def _example(
+    tokenizer: Any, prompts: Prompts, recipe: Recipe, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Return the tokens of a prompt and of its answer."""
+    (dialogue,) = draw_dialogues(prompts, recipe, rng, 1)
+    turns, route = dialogue.until(dialogue.num_user_turns - 1)
+    texts = (prompt.head(dialogue.policies), prompt.tail(turns), prompt.name_text(route))
+    start, end, answer = (
+        list(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts
     )
+    return start + end, answer
 
 
-def _row(
-    tokenizer: Any, prompts: Prompts, settings: TrainingSettings, rng: np.random.Generator
-) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return tokens, labels, positions and parts of one route set with its conversations."""
-    dialogues = draw_dialogues(prompts, settings.recipe, rng, settings.conversations)
-    ids = _encode(tokenizer, prompt.head(dialogues[0].policies))
-    start = len(ids)
-    labels, positions, parts = [_IGNORED] * start, list(range(start)), [0] * start
-    for number, dialogue in enumerate(dialogues, start=1):
-        turns, route = dialogue.until(dialogue.num_user_turns - 1)
-        asked = _encode(tokenizer, prompt.tail(turns))
-        answer = _encode(tokenizer, prompt.name_text(route))
-        length = len(asked) + len(answer)
-        ids += asked + answer
-        labels += [_IGNORED] * len(asked) + answer
-        positions += range(start, start + length)
-        parts += [number] * length
-    return ids, labels, positions, parts
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
-def answer_loss(model: Any, batch: Batch) -> torch.Tensor:
+def answer_loss(model: Any, ids_BT: torch.Tensor, labels_BT: torch.Tensor) -> torch.Tensor:
     """Return the mean cross-entropy over labelled tokens, in nats.
 
-    Only labelled positions reach the vocabulary: 49,152 logits for every token would cost more
-    than the network.
+    Only labelled positions reach the vocabulary: 49,152 logits a token would cost more than the
+    network. Padding is on the right, where causal attention never looks.
     """
-    hidden_BTD = model.model(
-        input_ids=batch.ids_BT,
-        position_ids=batch.positions_BT,
-        attention_mask=batch.mask_B1TT,
-        use_cache=False,
-    ).last_hidden_state
-    next_BT = batch.labels_BT[:, 1:]
+    hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    next_BT = labels_BT[:, 1:]
     is_asked_BT = next_BT != _IGNORED
     logits = nn.functional.linear(hidden_BTD[:, :-1][is_asked_BT], model.lm_head.weight)
     return nn.functional.cross_entropy(logits.float(), next_BT[is_asked_BT])

@@ -21,7 +21,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from crossroads.prompts.routerarena.board import Board, DataSource, open_board, submit
+    from crossroads.prompts.routerarena.board import Board, DataSource, open_board
     from crossroads.prompts.routerarena.cache import ResponseCache
     from crossroads.prompts.routerarena.difficulty import CutOffs, difficulty_levels, solve_rates
     from crossroads.prompts.routerarena.evaluation import EvaluationSet, live_set, replay_set
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         read_submission,
         write_submission,
     )
+    from crossroads.prompts.routerarena.submitting import Outcome, submit
     from crossroads.prompts.routerarena.templates import render_prompt, shorten
     from crossroads.prompts.routerarena.validate import (
         SubmissionError,
@@ -70,6 +71,7 @@ __all__ = [
     "DataSource",
     "EvaluationSet",
     "InferenceSettings",
+    "Outcome",
     "ResponseCache",
     "Robustness",
     "ScoringJob",
@@ -105,7 +107,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "board": ("Board", "DataSource", "open_board", "submit"),
+    "board": ("Board", "DataSource", "open_board"),
     "cache": ("ResponseCache",),
     "difficulty": ("CutOffs", "difficulty_levels", "solve_rates"),
     "evaluation": ("EvaluationSet", "live_set", "replay_set"),
@@ -117,6 +119,7 @@ _HOMES = {
     "prepare": ("Chooser", "chooser_of", "chooser_of_fitted", "prepare_submission"),
     "scoring": ("METRICS", "score_answer"),
     "submission": ("Submission", "read_submission", "write_submission"),
+    "submitting": ("Outcome", "submit"),
     "templates": ("render_prompt", "shorten"),
     "validate": ("SubmissionError", "check_submission", "problems_of"),
 }

@@ -106,6 +106,11 @@ def replay_set(
         raise InputError(
             f"table {table.source!r} has no costs; give a pool with prices and token counts"
         )
+    if table.cost_unit != "USD":
+        raise InputError(
+            f"table {table.source!r} counts costs in {table.cost_unit}, the arena score is defined "
+            "in USD; give a pool with prices in USD"
+        )
     usable = table.complete & np.isfinite(table.cost).all(axis=1)
     texts = table.texts if table.texts is not None else np.full(len(table), "", dtype=object)
     has_text = np.array([bool(text) for text in texts])

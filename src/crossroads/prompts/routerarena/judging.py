@@ -25,7 +25,7 @@ from crossroads.prompts.routerarena.figures import (
 from crossroads.prompts.routerarena.inference import Call, Result
 from crossroads.prompts.routerarena.isolation import ScoringJob, score_apart
 from crossroads.prompts.routerarena.names import canonical_name
-from crossroads.prompts.routerarena.submission import INDEX, Submission
+from crossroads.prompts.routerarena.submission import INDEX, Submission, token_counts
 
 Float64 = npt.NDArray[np.float64]
 
@@ -94,7 +94,9 @@ def judge_calls(
     Scores are kept in ``store`` by what they were made of, so that an answer is scored once;
     ``force`` scores all again.
     """
-    answered = {call: result for call, result in results.items() if result["success"] is not False}
+    answered = {
+        call: result for call, result in results.items() if result.get("success") is not False
+    }
     jobs = {call: _job(call, result, evaluation) for call, result in answered.items()}
     keys = {call: _job_key(call, job, code_runner) for call, job in jobs.items()}
     kept: dict[str, float] = {}
@@ -230,7 +232,8 @@ def _job(call: Call, result: Result, evaluation: EvaluationSet) -> ScoringJob:
         recorded = float(table.score[place, table.models.index(model)])
         return ScoringJob(metric="recorded", recorded=recorded)
     row = evaluation.rows[place]
-    return ScoringJob(metric=row.metric, answer=result["generated_answer"], references=row.answers)
+    answer = result["generated_answer"].encode("utf-8", "replace").decode()  # half characters
+    return ScoringJob(metric=row.metric, answer=answer, references=row.answers)
 
 
 def _job_key(call: Call, job: ScoringJob, code_runner: str) -> str:
@@ -267,8 +270,5 @@ def _cost(call: Call, result: Result, evaluation: EvaluationSet) -> float | None
     if table is not None:
         assert table.cost is not None
         return float(table.cost[evaluation.by_index[index], table.models.index(model)])
-    usage = result.get("token_usage") or {}
-    tokens = usage.get("input_tokens"), usage.get("output_tokens")
-    if None in tokens:
-        return None
-    return float(evaluation.pool[model].price(*tokens))
+    counts = token_counts(result)
+    return None if counts is None else float(evaluation.pool[model].price(*counts))

@@ -13,10 +13,14 @@ from crossroads.core.files import write_atomically
 from crossroads.core.provenance import machine
 from crossroads.core.report import CurvePlot, HeatMap, Plot, Series, render_report
 from crossroads.core.statistics import summarise
+from crossroads.datasets.routerarena import BLOOM_LEVELS
+from crossroads.prompts.routerarena.difficulty import LEVELS
 from crossroads.prompts.routerarena.figures import deferral_curve
 
 if TYPE_CHECKING:
     from crossroads.prompts.routerarena.board import Board
+
+_ORDERED = {"difficulty": LEVELS, "bloom": BLOOM_LEVELS}  # other labels by the alphabet
 
 JSON_NAME, PAGE_NAME = "leaderboard.json", "leaderboard.html"
 
@@ -188,7 +192,8 @@ def _deferral_plot(board: Board, results: Sequence[Mapping[str, Any]]) -> CurveP
         cost, accuracy = deferral_curve(table.score, table.cost)
         priced = [(c, 100 * a) for c, a in zip(cost, accuracy, strict=True) if c > 0]
         if priced:  # what is free has no place on a logarithmic axis
-            x, y = zip(*priced, strict=True)
+            dearest = max(priced[-1][0], *(figures["cost_per_1k_usd"] for figures in results))
+            x, y = zip(*priced, (dearest, priced[-1][1]), strict=True)
             series.append(Series(name="oracle", x=x, y=y, role="bound"))
         caption += " The oracle's line is what perfect foresight reaches on the board's models."
     return CurvePlot(
@@ -203,7 +208,9 @@ def _deferral_plot(board: Board, results: Sequence[Mapping[str, Any]]) -> CurveP
 
 def _accuracy_map(aspect: str, results: Sequence[Mapping[str, Any]]) -> HeatMap | None:
     """Points above or below the board's mean, by label; None with fewer than two labels."""
-    labels = sorted({label for f in results for label in f["breakdown"].get(aspect, {})})
+    found = {label for figures in results for label in figures["breakdown"].get(aspect, {})}
+    labels = [label for label in _ORDERED.get(aspect, ()) if label in found]
+    labels += sorted(found - set(labels))
     if len(labels) < 2:
         return None
     accuracy = [

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from crossroads.core.errors import InputError
 from crossroads.core.files import write_atomically
@@ -60,8 +61,8 @@ class Submission:
     def digest(self) -> str:
         """Hexadecimal; two submissions with the same content have the same."""
         content = [dict(self.config), list(self.predictions), self.robustness]
-        text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-        return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+        text = json.dumps(content, sort_keys=True)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def read_submission(folder: str | Path) -> Submission:
@@ -97,7 +98,7 @@ def write_submission(submission: Submission, folder: str | Path) -> None:
 
 
 def _text(content: Any) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def _read(path: Path, kind: type) -> Any:
@@ -112,3 +113,21 @@ def _read(path: Path, kind: type) -> Any:
         expected = "a list" if kind is list else "an object"
         raise InputError(f"{path}: expected {expected}, got {type(content).__name__}")
     return content
+
+
+def token_counts(result: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the tokens read and written of a generated result, None where either is no count."""
+    usage = result.get("token_usage")
+    if not isinstance(usage, Mapping):
+        return None
+    read, written = usage.get("input_tokens"), usage.get("output_tokens")
+    if is_number(read) and is_number(written) and min(read, written) >= 0:
+        return float(read), float(written)
+    return None
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether plain data is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max

@@ -6,7 +6,6 @@ contains a known one is unknown, whatever it would be billed as.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from typing import Any
 from crossroads.core.errors import InputError
 from crossroads.prompts.routerarena.evaluation import EvaluationSet
 from crossroads.prompts.routerarena.names import canonical_name
-from crossroads.prompts.routerarena.submission import INDEX, Submission
+from crossroads.prompts.routerarena.submission import INDEX, Submission, is_number, token_counts
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")  # it becomes a file's name
 _FIELDS = (INDEX, "prompt", "prediction")
@@ -82,7 +81,7 @@ def _config_problems(submission: Submission, evaluation: EvaluationSet) -> Itera
                     f"{', '.join(sorted(known))}, to be spelt in full"
                 )
     decision_ms = submission.config.get("decision_ms")
-    if decision_ms is not None and not _is_positive(decision_ms):
+    if decision_ms is not None and not (is_number(decision_ms) and decision_ms > 0):
         yield f"config: decision_ms: expected milliseconds above 0, got {decision_ms!r:.40}"
     remarks = submission.config.get("remarks", [])
     if not isinstance(remarks, list) or not all(isinstance(text, str) for text in remarks):
@@ -138,7 +137,7 @@ def _entry_problems(
     if not isinstance(entry.get("for_optimality", False), bool):
         yield f" ({index}): for_optimality: expected true or false"
     cost = entry.get("cost")
-    if cost is not None and not (_is_number(cost) and 0 <= cost < math.inf):
+    if cost is not None and not (is_number(cost) and cost >= 0):
         yield f" ({index}): cost: expected USD, 0 or more, got {cost!r:.40}"
 
 
@@ -151,9 +150,7 @@ def _result_problems(entry: Mapping[str, Any]) -> Iterator[str]:
         return  # a failure is a result: it scores 0
     if not isinstance(result.get("generated_answer"), str):
         yield f" ({index}): the generated result holds no answer"
-    usage = result.get("token_usage")
-    counts = [usage.get(key) for key in ("input_tokens", "output_tokens")] if usage else []
-    if not counts or not all(_is_number(count) and 0 <= count < math.inf for count in counts):
+    if token_counts(result) is None:
         yield f" ({index}): the generated result holds no token counts, its price is unknown"
 
 
@@ -181,11 +178,3 @@ def _robustness_problems(
     num_missing = len(expected - set(given))
     if num_missing:
         yield f"robustness: {num_missing} of {len(expected)} reworded prompts have no choice"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_number(value) and 0 < value < math.inf

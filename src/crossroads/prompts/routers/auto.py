@@ -6,7 +6,7 @@ For each prompt the estimate of model k is
 
 Members, each a ridge regression on its own view of the prompt, hence shrunk towards the means:
 
-``domains``    soft domain labels and their products with the principal axes of the embedding: how
+``domains``    soft labels (subjects where the table has them, else domains) and their products with the principal axes of the embedding: how
                good a model is in a category, and how that shifts within it
 ``landmarks``  Gaussian bumps around k-means centres of (labels, style, embedding): what neighbours
                say, at the cost of a few hundred distances however large the table is
@@ -19,7 +19,7 @@ does, ``auto`` is the best single model at argmax, and its estimates still tell 
 rules which cheaper model suits a prompt. The estimate of the best single model is therefore high by
 that bonus, usually 0.
 
-Where the table has no domains the members do without labels; with fewer than four distinct prompts
+Where the table has neither the members do without labels; with fewer than four distinct prompts
 a fold nothing is learned but the means.
 """
 
@@ -88,7 +88,8 @@ class Auto(PromptRouter):
         if len(self.models) < 2 or num_distinct < _PROMPTS_A_FOLD * self.folds:
             return
         fold_N = grouped_folds(data.embeddings, self.folds, rng)
-        label_NC = self._learn_labels(view, data.domains, fold_N)
+        labels = data.domains if data.subjects is None else data.subjects
+        label_NC = self._learn_labels(view, labels, fold_N)
         if "landmarks" in self.members:
             self._landmarks = Landmarks.fit(view, label_NC, self.landmarks, rng)
         out_of_fold = mean_K + self._stack(view, label_NC, data.scores - mean_K, fold_N)
@@ -96,14 +97,14 @@ class Auto(PromptRouter):
         self._intercept[best] += best_single_bonus(out_of_fold, data.scores, best)
 
     def _learn_labels(
-        self, view: PromptView, domains: npt.NDArray[np.object_] | None, fold_N: Ints
+        self, view: PromptView, labels: npt.NDArray[np.object_] | None, fold_N: Ints
     ) -> Float64:
-        """Return the training prompts' domain labels out of fold, (N, C); C = 0 without domains."""
-        if domains is not None:
-            code_N, num_domains = domain_codes(domains)
-            if num_domains > 1:
+        """Return the training prompts' labels out of fold, (N, C); C = 0 where the table has none."""
+        if labels is not None:
+            code_N, num_labels = domain_codes(labels)
+            if num_labels > 1:
                 self._classifier = DomainClassifier()
-                return self._classifier.fit_held_out(view, code_N, num_domains, fold_N)
+                return self._classifier.fit_held_out(view, code_N, num_labels, fold_N)
         return np.zeros((len(view), 0))
 
     def _stack(

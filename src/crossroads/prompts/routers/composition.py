@@ -28,7 +28,7 @@ Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
 WEIGHTINGS = ("hard", "soft")
-NOT_KEPT = -1e6  # estimate of an expert outside the composition: no price is worth it
+NOT_KEPT = -1e3  # estimate of an expert outside the composition: no price is worth it
 _FOLDS = 4
 
 
@@ -38,7 +38,7 @@ class CompositionOfExperts(PromptRouter):
 
     W holds mean scores by category, shrunk to the expert's overall mean; the experts kept are those
     of the mixed integer programme in ``crossroads.prompts.composition.mapping``. An expert that is
-    not kept is estimated at -1e6. Prompts without a category (None or blank) are labelled by
+    not kept is estimated at -1000. Prompts without a category (None or blank) are labelled by
     expansion from the others; where even that is unsure they still take part in the mapping.
 
     Parameters

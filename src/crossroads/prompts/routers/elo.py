@@ -60,18 +60,21 @@ class SimilarityWeightedRanking(PromptRouter):
             )
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
-        self._embeddings = np.array(data.embeddings, dtype=np.float32, order="C")
-        self._set_scores(data.scores.astype(np.float32))
+        # Complete rows first: they need no account of who was run with whom.
+        order = np.argsort(np.isnan(data.scores).any(axis=1), kind="stable")
+        self._embeddings = np.array(data.embeddings[order], dtype=np.float32, order="C")
+        self._set_scores(data.scores[order].astype(np.float32))
 
     def _set_scores(self, score_NK: Float32) -> None:
         self._scores = score_NK
         known = np.isfinite(score_NK)
-        self._is_complete = bool(known.all())
+        self._num_complete = int(known.all(axis=1).sum())
         self._known = known.astype(np.float32)
         self._filled = np.where(known, score_NK, np.float32(0))
 
     def _predict(self, queries: Queries) -> Float64:
-        estimate = self._complete if self._is_complete else self._newton
+        is_complete = self._num_complete == len(self._scores)
+        estimate = self._complete if is_complete else self._newton
         blocks = [queries.embeddings[i : i + _BLOCK] for i in range(0, len(queries), _BLOCK)]
         found = [estimate(self._weights(block)) for block in blocks]
         return np.concatenate(found) if found else np.zeros((0, len(self.models)))
@@ -103,9 +106,13 @@ class SimilarityWeightedRanking(PromptRouter):
 
     def _battles(self, weight_QN: Float32) -> tuple[Float64, Float64]:
         """Return weighted wins (Q, K) and battles of each pair (Q, K, K)."""
-        known, filled = self._known, self._filled
-        battles = ((weight_QN[:, None, :] * known.T) @ known).astype(np.float64)
-        ahead = ((weight_QN[:, None, :] * filled.T) @ known).astype(np.float64)
+        part = self._num_complete
+        known, filled = self._known[part:], self._filled[part:]
+        whole_QN, partial_QN = weight_QN[:, :part], weight_QN[:, None, part:]
+        battles = ((partial_QN * known.T) @ known).astype(np.float64)
+        battles += whole_QN.sum(axis=1, dtype=np.float64)[:, None, None]
+        ahead = ((partial_QN * filled.T) @ known).astype(np.float64)
+        ahead += (whole_QN @ self._filled[:part])[:, :, None]
         won = 0.5 * (battles + ahead - ahead.transpose(0, 2, 1)) + 0.5 * self.prior
         battles += self.prior
         own = np.arange(battles.shape[1])

@@ -7,10 +7,12 @@ skill, and a network that never decreases in any ability turns the margins into 
     h_k = relevance(x) * (theta_k - difficulty(x))
     P(model k is right on x) = sigmoid(|w| . tanh(|W| h_k + c) + bias_k)
 
-with relevance and difficulty the sigmoid and the linear form of linear maps of x. Differences: a
-frozen embedding and free abilities, as in ``mirt``; the paper's relevance of skills comes from
-clusters that a language model named; bias_k holds the mean score, so that the network has only what
-the prompt changes to learn. The outcome is scaled on held-out prompts.
+with relevance the sigmoid of a linear map of x, and difficulty linear. Differences: a frozen
+embedding and free abilities, as in ``mirt``; the published code sends abilities and difficulties
+through sigmoids, takes the relevance from given knowledge points through a softmax and scales all
+margins by one discrimination, which the learned relevance does here; bias_k holds the mean score,
+so that the network has only what the prompt changes to learn. Outputs are scaled on held-out
+prompts.
 """
 
 from __future__ import annotations

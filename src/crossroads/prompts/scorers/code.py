@@ -11,10 +11,12 @@ import math
 import os
 import re
 import secrets
+import selectors
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -30,6 +32,7 @@ LONGEST_SECONDS = 600.0
 MEMORY_BYTES = 1 << 30
 FILE_BYTES = 1 << 20
 _START_SECONDS = 5.0  # for the interpreter to start on a busy machine, added to the wall clock
+_LONGEST_VERDICT = 64  # bytes: code that floods the pipe is not listened to
 
 _BLOCK = re.compile(r"```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PYTHON = frozenset({"python", "py", "python3"})
@@ -80,7 +83,7 @@ def extract_code(answer: str) -> str:
 def _run(job: bytes, seconds: float) -> bytes:
     """Run the sandbox on a job; return what it wrote, whatever became of it."""
     program = resources.files(__package__).joinpath("sandbox.py").read_text("utf-8")
-    with tempfile.TemporaryDirectory(prefix="crossroads-code-") as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", program],
             stdin=subprocess.PIPE,
@@ -90,12 +93,26 @@ def _run(job: bytes, seconds: float) -> bytes:
             env={},
             start_new_session=True,
         )
+        assert process.stdin is not None and process.stdout is not None
         try:
-            found, _ = process.communicate(job, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            found = b""
+            with suppress(BrokenPipeError), process.stdin as pipe:
+                pipe.write(job)
+            return _read_some(process.stdout.fileno(), time.monotonic() + seconds)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            process.wait()
+            process.stdout.close()
+
+
+def _read_some(pipe: int, deadline: float) -> bytes:
+    """Return what arrives before the end of the pipe, the deadline, or more bytes than a token."""
+    found = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while len(found) <= _LONGEST_VERDICT and selector.select(deadline - time.monotonic()):
+            portion = os.read(pipe, _LONGEST_VERDICT)
+            if not portion:
+                break
+            found += portion
     return found

@@ -20,7 +20,7 @@ from crossroads.prompts.scorers.latex import final_formula, without_text_command
 from crossroads.prompts.scorers.text import normalise_answer
 from crossroads.prompts.scorers.worker import WorkerTimeoutError, shared_worker
 
-SECONDS = 5.0  # a comparison takes milliseconds
+SECONDS = 10.0  # a comparison takes milliseconds; a busy machine must not decide
 _DIGITS = 30
 _POINTS = ("0.7310585786", "1.6180339887", "2.2360679775")  # positive, of no special meaning
 
@@ -89,9 +89,11 @@ def _same(left: Any, right: Any) -> bool:
 def _agree(left: Any, right: Any) -> bool:
     import sympy
 
+    if left.has(sympy.zoo, sympy.nan) or right.has(sympy.zoo, sympy.nan):
+        return False  # a division by zero equals nothing
     if left == right:
         return True
-    if left.has(sympy.oo, sympy.zoo, sympy.nan) or right.has(sympy.oo, sympy.zoo, sympy.nan):
+    if (left.is_Rational and right.is_Rational) or left.has(sympy.oo) or right.has(sympy.oo):
         return False
     names = sorted(left.free_symbols | right.free_symbols, key=str)
     for shift in range(len(_POINTS) if names else 1):

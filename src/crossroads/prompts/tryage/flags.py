@@ -24,9 +24,9 @@ _BRACKETS = re.compile(
     re.IGNORECASE,
 )
 
-# Goals are scaled to [0, 1] over the pool; losses differ by less than 1 between most experts. A
-# flag therefore asks for a clear preference that a much better expert still overrules.
-FLAG_WEIGHT = 0.5
+# Goals are scaled to [0, 1] over the pool. A flag weighs its goal like a whole unit of loss: a clear
+# wish, which nevertheless does not send every prompt to the one expert that meets it best.
+FLAG_WEIGHT = 1.0
 FLAGS: Mapping[str, tuple[str, float]] = MappingProxyType(
     {
         "smallest model": ("size", FLAG_WEIGHT),

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossroads.core.report import CurvePlot, HeatMap
+from crossroads.prompts.routerarena.board import Board, DataSource
+from crossroads.prompts.routerarena.page import (
+    METRICS,
+    leaderboard_of,
+    metric_values,
+    plots_of,
+    read_leaderboard,
+)
+from crossroads.prompts.routerarena.submitting import submit
+from tests.prompts.routerarena.toy import toy_live, toy_replay, toy_submission
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Board:
+    """Three submissions on the replay."""
+    folder = tmp_path_factory.mktemp("board")
+    made = Board(folder=folder, source=DataSource(), evaluation=toy_replay())
+    for name, models in (("mix", ("small", "large")), ("s", ("small",)), ("l", ("large",))):
+        submit(made, toy_submission(made.evaluation, models=models, router_name=name))
+    return made
+
+
+def test_the_json_is_sorted_by_arena_score(board: Board) -> None:
+    rows = read_leaderboard(board.folder)["rows"]
+    scores = [row["arena_score"] for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert [row["rank"] for row in rows] == [1, 2, 3]
+
+
+def test_the_page_holds_everything_and_loads_nothing(board: Board) -> None:
+    html = (board.folder / "leaderboard.html").read_text("utf-8")
+    assert "replayed outcomes" in html
+    assert "default-src 'none'" in html
+    for name in ("mix", "Deferral curve", "By difficulty", "By domain"):
+        assert name in html
+
+
+def test_every_metric_of_a_row_is_shown(board: Board) -> None:
+    figures = board.results()[0]
+    assert set(metric_values(figures)) == {metric.name for metric in METRICS}
+    made = leaderboard_of(board, board.results())
+    assert [row.router for row in made.rows] == [f["router_name"] for f in board.results()]
+    json.dumps(made.to_dict(), allow_nan=False)
+
+
+def test_the_oracles_line_is_at_or_above_every_router(board: Board) -> None:
+    curve, *maps = plots_of(board, board.results())
+    assert isinstance(curve, CurvePlot) and curve.log_x
+    *routers, oracle = curve.series
+    assert oracle.role == "bound"
+    for router in routers:
+        reached = [y for x, y in zip(oracle.x, oracle.y, strict=True) if x <= router.x[0] + 1e-9]
+        assert max(reached) >= router.y[0] - 1e-9
+    (difficulty, _) = maps
+    assert isinstance(difficulty, HeatMap)
+    assert [name.split()[0] for name in difficulty.columns] == ["easy", "medium", "hard"]
+    assert [plot.title for plot in maps if isinstance(plot, HeatMap)] == [
+        "By difficulty", "By domain",
+    ]  # fmt: skip
+
+
+def test_a_map_of_one_label_is_left_out_and_a_live_board_has_no_oracle(tmp_path: Path) -> None:
+    live = Board(folder=tmp_path, source=DataSource(), evaluation=toy_live())
+    figures: dict[str, Any] = {
+        "router_name": "x",
+        "cost_per_1k_usd": 1.0,
+        "accuracy": 50.0,
+        "breakdown": {"domain": {"only": {"accuracy": 0.5, "num_rows": 6}}},
+    }
+    (curve,) = plots_of(live, [figures])
+    assert isinstance(curve, CurvePlot)
+    assert [series.name for series in curve.series] == ["x"]
