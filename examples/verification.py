@@ -29,9 +29,9 @@ def main() -> None:
         shares = {a: answers.count(a) / len(answers) for a in ("accept", "escalate", "abstain")}
         print(f"{name:28}", ", ".join(f"{a} {100 * s:.0f} %" for a, s in shares.items()))
 
-    answers = verifier.verify(x[fresh], num_exemplars=0)
-    right = [v.prediction == is_law[n] for v, n in zip(answers, fresh, strict=True)]
-    accepted = [r for r, v in zip(right, answers, strict=True) if v.accepted]
+    judged = verifier.verify(x[fresh], num_exemplars=0)
+    right = [v.prediction == is_law[n] for v, n in zip(judged, fresh, strict=True)]
+    accepted = [r for r, v in zip(right, judged, strict=True) if v.accepted]
     print(f"right: {np.mean(right):.3f} of all, {np.mean(accepted):.3f} of the accepted")
 
 

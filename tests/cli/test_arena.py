@@ -128,7 +128,7 @@ def test_options_reach_the_task(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["moe"], 2, "no arena for 'moe' yet; there is: prompts"),
+        (["moe"], 2, "no arena or command 'moe'; there is: prompts"),
         (["prompts", "--routers", "lst"], 2, "unknown router 'lst'; did you mean 'last'"),
         (["prompts", "--routers", " , "], 2, "expected names separated by commas"),
         (["prompts", "--models", "smal"], 2, "'smal'; did you mean 'small'"),

@@ -253,6 +253,7 @@ def test_calibration_that_makes_no_sense_is_refused(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_fit_says_plainly_when_nothing_can_be_trusted(tmp_path: Path) -> None:
     lines = ["prompt_id,prompt,model,score"]
     for n in range(200):  # right or wrong by a coin that no prompt shows

@@ -148,12 +148,14 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, done.stdout.decode()
 
 
+@pytest.mark.slow
 def test_fit_says_how_many_choices_can_be_trusted(calibrated: tuple[Path, str]) -> None:
     line = next(line for line in calibrated[1].splitlines() if line.startswith("verification"))
     assert line.startswith("verification (sdm, level 0.9): ")
     assert "held-out choices accepted, right among them" in line
 
 
+@pytest.mark.slow
 def test_route_shows_the_answer_of_a_calibrated_router(calibrated: tuple[Path, str]) -> None:
     out, _ = calibrated
     plain = crossroads("route", "--router", out, "one four two three").stdout.decode()

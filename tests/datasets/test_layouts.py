@@ -30,6 +30,7 @@ def mmlu_pro(folder: Path) -> None:
             "options": options,
             "answer": answer,
             "category": "law",
+            "src": "ori_mmlu-law",
         }
 
     put(folder, "questions-1.jsonl.gz", json_lines(question(7, "A")))

@@ -13,7 +13,6 @@ from crossroads.core.errors import InputError, UsageError
 from crossroads.prompts.budget import (
     PacedBudget,
     SpendCurve,
-    calibrated,
     decide,
     expected_quality,
     expected_spend,
@@ -280,7 +279,8 @@ def test_an_altered_curve_is_refused(rows: list[list[float]]) -> None:
 def test_a_curve_refuses_what_is_below_its_end() -> None:
     curve = SpendCurve.from_rows([[0.0, 2.0], [10.0, 1.0]])
     assert curve.rule(1.0).share == 1.0
-    with pytest.raises(InputError, match="less than the cheapest"):
+    assert curve.rule(1.5) == BudgetRule(1.5, 0.0, 10.0, 0.5)
+    with pytest.raises(UsageError, match=r"0\.9 USD a call is less than the cheapest"):
         curve.rule(0.9)
 
 
@@ -293,15 +293,6 @@ def test_a_finer_curve_comes_closer_to_the_best_quality() -> None:
     coarse, fine = (expected_quality(rule, quality, cost) for rule in rules)
     assert coarse < fine <= best
     assert fine == pytest.approx(best, abs=1e-3)
-
-
-def test_a_budget_becomes_a_rule_with_a_curve_and_stays_a_wish_without() -> None:
-    rows = [[0.0, 2.0], [10.0, 1.0]]
-    assert calibrated(Budget(1.5), rows) == BudgetRule(1.5, 0.0, 10.0, 0.5)
-    assert calibrated(Budget(1.5), None) == Budget(1.5)
-    assert calibrated(Tradeoff(3.0), rows) == Tradeoff(3.0)
-    with pytest.raises(UsageError, match=r"'budget:0\.5': budget: 0\.5 USD a call is less than"):
-        calibrated(Budget(0.5), rows)
 
 
 def test_deciding_reports_how_likely_each_choice_was() -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossroads.core.errors import InputError, UsageError
-from crossroads.prompts.decide import Budget, BudgetRule, DecisionRule, Tradeoff
+from crossroads.prompts.decide import BudgetRule, DecisionRule, Tradeoff
 from crossroads.prompts.metrics import tradeoff_curve
 from crossroads.prompts.outcomes import prompt_hash, unit_hash
 from crossroads.prompts.router import Queries
@@ -113,14 +113,15 @@ class SpendCurve:
     usd: Float64
 
     def rule(self, usd_per_call: float) -> BudgetRule:
-        """Return the rule that mixes the two prices around a budget. Raises InputError.
+        """Return the rule that mixes the two prices around a budget.
 
         The spend is met in expectation on the calibration prompts, whatever was thinned out; the
-        quality is below that of ``fit_budget`` by what the two prices lie apart.
+        quality is below that of ``fit_budget`` by what the two prices lie apart. Raises UsageError
+        where even the cheapest model costs more than the budget.
         """
         price, usd = self.price, self.usd
         if not np.isfinite(usd_per_call) or usd_per_call < usd[-1] * (1 - _ROUNDING):
-            raise _too_small(usd_per_call, float(usd[-1]))
+            raise UsageError(_too_small(usd_per_call, float(usd[-1])))
         if usd_per_call >= usd[0]:
             return BudgetRule(usd_per_call, 0.0, 0.0, 0.0)
         high = int(np.searchsorted(-usd, -usd_per_call, side="left"))
@@ -180,21 +181,6 @@ def spend_curve(
             kept.append((float(prices[i]), usd))
     pairs = np.array(kept)
     return SpendCurve(price=pairs[:, 0], usd=pairs[:, 1])
-
-
-def calibrated(rule: DecisionRule, curve: Sequence[Sequence[float]] | None) -> DecisionRule:
-    """Return the rule itself, or for a plain ``Budget`` the calibrated one of these curve rows.
-
-    Without a curve a plain budget stays as it is and refuses to decide. Raises UsageError where the
-    budget is less than the cheapest model costs, InputError where the rows are no curve.
-    """
-    if not isinstance(rule, Budget) or curve is None:
-        return rule
-    known = SpendCurve.from_rows(curve)
-    try:
-        return known.rule(rule.usd)
-    except InputError as error:
-        raise UsageError(f"decision rule {str(rule)!r}: {error}") from error
 
 
 def decide(
@@ -294,11 +280,11 @@ def _affordable_price(quality: Float64, cost: Float64, spent: Float64, usd: floa
         if (cost[rows, choice] <= cheapest).all() or not np.isfinite(2 * price):
             break
         price *= 2
-    raise _too_small(usd, at)
+    raise InputError(_too_small(usd, at))
 
 
-def _too_small(usd: float, least: float) -> InputError:
-    return InputError(
+def _too_small(usd: float, least: float) -> str:
+    return (
         f"budget: {usd:g} USD a call is less than the cheapest choice costs, {least:g} USD; "
         "raise the budget or add a cheaper model"
     )

@@ -10,7 +10,8 @@ Long form (Parquet, CSV or JSON lines; one row per prompt and model):
 | ``score`` | yes | quality in [0, 1]; empty = not run |
 | ``input_tokens`` | no | tokens sent |
 | ``output_tokens`` | no | tokens received |
-| ``cost`` | no | USD paid; computed from a pool's prices and the token counts if absent |
+| ``cost`` | no | paid; computed from a pool's prices and the token counts if absent |
+| ``cost_unit`` | no | what ``cost`` counts where that is not USD |
 | ``latency_s`` | no | seconds until the whole answer was there |
 | ``domain`` | no | category of the prompt |
 | ``subject`` | no | finer label: subject, data set, customer; learnt from where there is one |

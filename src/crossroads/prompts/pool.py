@@ -12,6 +12,7 @@
         price_out: 0.40         # USD per million output tokens
         price_per_call: 0.0     # USD added to every call
         context: 8192           # tokens
+        requests_per_minute: 60 # bounds that `collect` keeps; tokens_per_minute likewise
         tags: [instruct]
         endpoint: https://host/v1
         api_key: ${MY_KEY}      # read from the environment when the pool is used, never stored
@@ -45,6 +46,8 @@ class ModelCard(BaseModel):
     price_out: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="USD per M tokens")
     price_per_call: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="USD")
     parameters: float | None = Field(default=None, gt=0, description="total parameters")
+    requests_per_minute: int | None = Field(default=None, gt=0, description="that may be sent")
+    tokens_per_minute: int | None = Field(default=None, gt=0, description="sent and received")
     context: int | None = Field(default=None, gt=0, description="tokens")
     tags: tuple[str, ...] = ()
     endpoint: str | None = Field(

@@ -56,6 +56,23 @@ def test_calls_of_one_model_keep_to_its_bound_and_others_to_the_general_one(
     assert [time.now for time in times] == [60, 120]  # 3 + 3 calls, and 2 + 2 + 2
 
 
+def test_the_bound_of_a_card_holds_where_no_option_overrules_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[Time] = []
+
+    def build(**bounds: Any) -> RateLimiter:
+        times.append(Time())
+        return RateLimiter(clock=times[-1].clock, sleep=times[-1].sleep, **bounds)
+
+    monkeypatch.setattr(calls, "RateLimiter", build)
+    with Replies(lambda body: "yes") as upstream:
+        pool = pool_of(upstream, "a", "b", requests_per_minute=2)
+        report = run(pool, items(6), tmp_path / "o.csv", requests_per_minute={"b": 3})
+    assert report.is_complete
+    assert [time.now for time in times] == [120, 60]
+
+
 def test_a_model_that_asks_to_wait_gets_its_time_and_then_answers(tmp_path: Path) -> None:
     seen: list[int] = []
 

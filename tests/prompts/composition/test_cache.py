@@ -135,6 +135,18 @@ def test_a_loader_that_fails_leaves_nothing_behind() -> None:
     assert made.counts.misses == 2
 
 
+def test_freeing_that_fails_is_reported_and_the_cache_goes_on() -> None:
+    def evicted(name: str, expert: str) -> None:
+        raise OSError(f"cannot free {name}")
+
+    made = ExpertCache(str, SIZES, 4, evicted=evicted)
+    made.get("a")
+    with pytest.raises(OSError, match="cannot free a"):
+        made.get("b")
+    assert made.resident == ()
+    assert made.get("b") == "b"
+
+
 def test_threads_that_ask_together_share_one_load() -> None:
     begun, finish, loads = threading.Event(), threading.Event(), []
 

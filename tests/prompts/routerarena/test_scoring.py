@@ -81,6 +81,10 @@ def test_the_last_whole_box_counts(text: str, expected: str | None) -> None:
     assert boxed(text) == expected
 
 
+def test_boxes_that_are_never_closed_do_not_hold_the_scorer_up() -> None:
+    assert boxed("\\boxed{" * 200_000) is None
+
+
 def test_keys_are_letters_or_numbers_counted_from_zero() -> None:
     assert [option_of(key) for key in ("0", "2", "1.0", "b", " D ")] == ["A", "C", "B", "B", "D"]
 

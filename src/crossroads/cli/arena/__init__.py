@@ -25,7 +25,7 @@ class _Families(LazyGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
-            raise UsageError(f"no arena for {args[0]!r} yet; there is: {', '.join(_COMMANDS)}")
+            raise UsageError(f"no arena or command {args[0]!r}; there is: {', '.join(_COMMANDS)}")
         return super().resolve_command(ctx, args)
 
 

@@ -69,9 +69,9 @@ def compare_with_routing(
 ) -> Contest:
     """Replay calibrated cascades, and decision rules on a router's estimates, on test prompts.
 
-    ``acceptance``, (N, K) or a function of a cascade's order, judges the answers; ``estimate_NK`` is
-    made before them; scores and costs are recorded, (N, K), without NaN. ``cascade_frontier`` and
-    ``routing_frontier`` give the contestants.
+    ``acceptance``, (N, K) or a function of a cascade's order, judges the answers; ``estimate_NK``
+    is made before them. Scores and costs are recorded, (N, K), without NaN. ``cascade_frontier``
+    and ``routing_frontier`` give the contestants.
     """
     played = [
         c.cascade.replay(acceptance_of(acceptance, c.cascade.order), cost_NK) for c in cascades

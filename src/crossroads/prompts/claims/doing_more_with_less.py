@@ -22,8 +22,9 @@ calibration prompts, never on the test prompts.
 The methods are those that learn from full outcome tables; bandits are told less, and their gap
 would not compare. Reported beside it, without a say in the verdict: the best single model and the
 oracle, the spend of the calibrated budgets realised on held-out prompts by recorded costs, the time
-of a decision, and cascades (replayed), whose calls are all paid, with up to three verifiers: the router's estimate, the
-answer's length, and where answers were recorded their agreement with those before them.
+of a decision, and cascades (replayed), whose calls are all paid, with up to three verifiers: the
+router's estimate, the answer's length, and where answers were recorded their agreement with those
+before them.
 """
 
 from __future__ import annotations
@@ -103,11 +104,7 @@ def verify(full: bool) -> Verdict:
     names = MORE_ROUTERS if full else ROUTERS
     places, unplaced = _places()
     sources = _sources()
-    tables = {
-        name: _measure_table(table, names, _answers(name, table))
-        for name, where in sources.items()
-        for table in (_read(where),)
-    }
+    tables = {name: _measure_table(name, where, names) for name, where in sources.items()}
     exact = {
         "classified": not unplaced and len({p.method for p in places} - {"none"}) >= 2,
         "budget_within_1_percent": all(
@@ -197,11 +194,10 @@ def _count(values: Any) -> dict[str, int]:
     return {str(name): int(count) for name, count in zip(names, counts, strict=True)}
 
 
-def _measure_table(
-    table: OutcomeTable, names: Sequence[str], answers: npt.NDArray[Any] | None
-) -> dict[str, Any]:
+def _measure_table(name: str, where: str, names: Sequence[str]) -> dict[str, Any]:
     """Return the figures of one table; ``gaps`` are those the verdict is made of."""
-    features = table_features(table)
+    table = _read(where)
+    features, answers = table_features(table), _answers(name, table)
     splits = {seed: replace(_split(table, features, seed), answers=answers) for seed in SEEDS}
     runs = [_measure_seed(split, names, seed) for seed, split in splits.items()]
     methods = sorted({place(name).method for name in names})

@@ -77,7 +77,7 @@ class Caller:
         self._partial = partial
         self.cells: Cells = partial.read()
         self._writing = asyncio.Lock()
-        self._limiters = {card.name: _limiter(card.name, settings) for card in pool}
+        self._limiters = {card.name: _limiter(card, settings) for card in pool}
         self._budget = Budget(settings.max_cost)
         self.failures: list[Failure] = []
         self.num_unasked = 0  # for want of money
@@ -183,11 +183,12 @@ def _paid(call: Call, cell: Mapping[str, Any]) -> float:
     return call.highest_cost if cost is None else cost
 
 
-def _limiter(name: str, settings: CollectSettings) -> RateLimiter:
+def _limiter(card: ModelCard, settings: CollectSettings) -> RateLimiter:
+    """Bounds of the settings, for this model or for every one, else those of its card."""
     requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
     return RateLimiter(
-        requests=requests.get(name, requests.get(EVERY_MODEL)),
-        tokens=tokens.get(name, tokens.get(EVERY_MODEL)),
+        requests=requests.get(card.name, requests.get(EVERY_MODEL, card.requests_per_minute)),
+        tokens=tokens.get(card.name, tokens.get(EVERY_MODEL, card.tokens_per_minute)),
     )
 
 

@@ -175,13 +175,14 @@ class ExpertCache(Generic[T]):
                 self._counts["hits"] += is_request
             self._counts["requests"] += is_request
             self._touch(entry)
-        for gone, old in leaving:
-            if self._evicted is not None:
-                self._evicted(gone, cast(T, old.expert))
-        return self._loaded(name, entry) if is_new else self._awaited(entry)
+        return self._loaded(name, entry, leaving) if is_new else self._awaited(entry)
 
-    def _loaded(self, name: str, entry: _Entry[T]) -> T:
+    def _loaded(self, name: str, entry: _Entry[T], leaving: list[tuple[str, _Entry[T]]]) -> T:
+        """See the leaving experts off, then load; whatever fails, nobody is left waiting."""
         try:
+            for gone, old in leaving:
+                if self._evicted is not None:
+                    self._evicted(gone, cast(T, old.expert))
             entry.expert = self._load(name)
         except BaseException as error:
             entry.error = error

@@ -146,7 +146,7 @@ def leaderboard_of(board: Board, results: Sequence[Mapping[str, Any]]) -> Leader
         description=f"{len(evaluation.rows)} rows; models: {models}",
         evidence=evaluation.evidence,
         notes=tuple(notes),
-        seeds=(0,),
+        seeds=(),
         metrics=METRICS,
         baselines=(),
         rows=tuple(_row(figures) for figures in results),

@@ -31,6 +31,7 @@ from crossroads.prompts.scorers import normalise_answer, parse_scorer
 CodeRunner = Callable[[str, str], float]
 """Runs a program against tests, given as the row's answer, and returns the share that pass."""
 
+_MOST_BOXES = 20  # left open one after the other: an answer must not be able to hold the scorer up
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _FENCE = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)```", re.DOTALL)
 _LETTER = re.compile(r"\W*([A-Za-z])(?:[).:\]\s]|$)")
@@ -65,12 +66,15 @@ def score_answer(
 
 def boxed(text: str) -> str | None:
     """Return what the last ``\\boxed{}`` of a text holds, braces balanced; None where none is."""
-    start = text.rfind("\\boxed")
-    while start >= 0:
+    end = len(text)
+    for _ in range(_MOST_BOXES):
+        start = text.rfind("\\boxed", 0, end)
+        if start < 0:
+            return None
         content = _braced(text, start + len("\\boxed"))
         if content is not None:
             return content
-        start = text.rfind("\\boxed", 0, start)
+        end = start
     return None
 
 

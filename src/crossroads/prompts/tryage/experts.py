@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -288,10 +289,10 @@ def _save(path: Path, model: ByteModel) -> None:
 def _load(path: Path, shape: Shape) -> ByteModel | None:
     """Return the kept model, or None where there is none that fits."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             weights = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         model = ByteModel(shape)
         model.load_state_dict(weights)
-    except (OSError, ValueError, RuntimeError, EOFError):
+    except (OSError, ValueError, RuntimeError, EOFError, BadZipFile):
         return None
     return model

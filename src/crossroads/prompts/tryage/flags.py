@@ -24,8 +24,8 @@ _BRACKETS = re.compile(
     re.IGNORECASE,
 )
 
-# Goals are scaled to [0, 1] over the pool. A flag weighs its goal like a whole unit of loss: a clear
-# wish, which nevertheless does not send every prompt to the one expert that meets it best.
+# Goals are scaled to [0, 1] over the pool. A flag weighs its goal like a whole unit of loss: a
+# clear wish, which nevertheless does not send every prompt to the expert that meets it best.
 FLAG_WEIGHT = 1.0
 FLAGS: Mapping[str, tuple[str, float]] = MappingProxyType(
     {
