@@ -24,7 +24,7 @@ pool: {pool}
 preferences:
   default: norole
   policies:
-    - {{name: coder's desk, description: writing or mending computer code, model: ok}}
+    - {{name: coder's desk, description: "programming questions, errors in code", model: ok}}
     - {{name: travel, description: "flights, hotels, trips and places to visit", model: usage}}
 """
 
@@ -60,7 +60,7 @@ def ask(url: str, *texts: str, **fields: Any) -> tuple[str, str]:
 def test_a_request_goes_to_the_model_of_its_policy_and_the_reason_names_it(url: str) -> None:
     assert ask(url, CODE) == (
         "ok",
-        '''policy "coder's desk" fits the latest request (matcher): ok serves it''',
+        """policy "coder's desk" fits the latest request (matcher): ok serves it""",
     )
     assert ask(url, TRIP)[0] == "usage"
 
@@ -74,7 +74,7 @@ def test_a_request_may_bring_its_own_policies_which_stay_here(
     url: str, upstream: FakeUpstream
 ) -> None:
     own = [
-        {"name": "bugs", "description": "mending computer code", "model": "usage"},
+        {"name": "bugs", "description": "programming questions, errors in code", "model": "usage"},
         {"name": "trips", "description": "hotels and flights", "model": "ok"},
     ]
     assert ask(url, CODE, routing_preferences=own)[0] == "usage"

@@ -280,7 +280,7 @@ def test_a_curve_refuses_what_is_below_its_end() -> None:
     curve = SpendCurve.from_rows([[0.0, 2.0], [10.0, 1.0]])
     assert curve.rule(1.0).share == 1.0
     assert curve.rule(1.5) == BudgetRule(1.5, 0.0, 10.0, 0.5)
-    with pytest.raises(UsageError, match=r"0\.9 USD a call is less than the cheapest"):
+    with pytest.raises(InputError, match=r"0\.9 USD a call is less than the cheapest"):
         curve.rule(0.9)
 
 

@@ -45,9 +45,7 @@ class Chat:
 
     async def _answer(self, exchange: Exchange, request: dict[str, Any], started: float) -> None:
         try:
-            preferences = (
-                request.pop(PREFERENCES, None) if self._routing.has_preferences else None
-            )
+            preferences = request.pop(PREFERENCES, None) if self._routing.has_preferences else None
             route = await self._routing.route(request["model"], request["messages"], preferences)
             exchange.more_headers = route.headers()  # of a failure after this point, too
             client_headers.set(exchange.text_headers())

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from crossroads.core.errors import InputError, UsageError
+from crossroads.core.errors import InputError
 from crossroads.prompts.decide import BudgetRule, DecisionRule, Tradeoff
 from crossroads.prompts.metrics import tradeoff_curve
 from crossroads.prompts.outcomes import prompt_hash, unit_hash
@@ -116,12 +116,12 @@ class SpendCurve:
         """Return the rule that mixes the two prices around a budget.
 
         The spend is met in expectation on the calibration prompts, whatever was thinned out; the
-        quality is below that of ``fit_budget`` by what the two prices lie apart. Raises UsageError
+        quality is below that of ``fit_budget`` by what the two prices lie apart. Raises InputError
         where even the cheapest model costs more than the budget.
         """
         price, usd = self.price, self.usd
         if not np.isfinite(usd_per_call) or usd_per_call < usd[-1] * (1 - _ROUNDING):
-            raise UsageError(_too_small(usd_per_call, float(usd[-1])))
+            raise _too_small(usd_per_call, float(usd[-1]))
         if usd_per_call >= usd[0]:
             return BudgetRule(usd_per_call, 0.0, 0.0, 0.0)
         high = int(np.searchsorted(-usd, -usd_per_call, side="left"))
@@ -280,11 +280,11 @@ def _affordable_price(quality: Float64, cost: Float64, spent: Float64, usd: floa
         if (cost[rows, choice] <= cheapest).all() or not np.isfinite(2 * price):
             break
         price *= 2
-    raise InputError(_too_small(usd, at))
+    raise _too_small(usd, at)
 
 
-def _too_small(usd: float, least: float) -> str:
-    return (
+def _too_small(usd: float, least: float) -> InputError:
+    return InputError(
         f"budget: {usd:g} USD a call is less than the cheapest choice costs, {least:g} USD; "
         "raise the budget or add a cheaper model"
     )

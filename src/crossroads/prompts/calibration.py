@@ -123,7 +123,6 @@ def train_scaled(
     rate: float,
     decay: float,
     epochs: int,
-    patience: int = 3,
 ) -> tuple[Parameters, ScaledLogits]:
     """Train raw outputs with Adam; stop on, and scale by, prompts held out of the training ones.
 
@@ -132,7 +131,6 @@ def train_scaled(
     start : makes the parameters
     raw : outputs (n, K) of these parameters on a set of rows
     gradient : of the training loss on a batch of rows
-    patience : epochs without improvement before stopping
     """
     mean_K = data.mean_scores()
     train, valid = hold_out(data.embeddings, _VALID_SHARE, rng)
@@ -149,16 +147,7 @@ def train_scaled(
 
     batch = min(max(len(train) // 40, 16), 128)  # few prompts: small batches, for enough steps
     found = adam(
-        start(),
-        gradient,
-        loss,
-        train,
-        rng,
-        rate=rate,
-        decay=decay,
-        batch=batch,
-        epochs=epochs,
-        patience=patience,
+        start(), gradient, loss, train, rng, rate=rate, decay=decay, batch=batch, epochs=epochs
     )
     return found, scaled(found)[0]
 

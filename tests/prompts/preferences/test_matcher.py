@@ -73,13 +73,13 @@ def test_an_example_draws_requests_like_it(matcher: PolicyMatcher) -> None:
     choice = matcher.choose([*POLICIES, joints], said(request))
     assert choice.route == "joints"
     bare = Policy(name="joints", description="arthritis")
-    assert choice.scores["joints"] > matcher.choose([*POLICIES, bare], said(request)).scores["joints"]
+    assert (
+        choice.scores["joints"] > matcher.choose([*POLICIES, bare], said(request)).scores["joints"]
+    )
 
 
 @given(order=st.permutations(POLICIES))
-def test_the_order_of_policies_changes_nothing(
-    matcher: PolicyMatcher, order: list[Policy]
-) -> None:
+def test_the_order_of_policies_changes_nothing(matcher: PolicyMatcher, order: list[Policy]) -> None:
     assert matcher.choose(order, said(TRIP)) == matcher.choose(POLICIES, said(TRIP))
 
 

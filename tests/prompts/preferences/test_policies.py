@@ -65,7 +65,7 @@ def test_a_wrong_entry_is_named(entry: Any, message: str) -> None:
 
 @pytest.mark.parametrize("value", [None, [], {}, {"default": "m"}, {"policies": [CODE]}])
 def test_policies_and_default_are_needed(value: Any) -> None:
-    with pytest.raises(InputError, match="list of policies|no default model"):
+    with pytest.raises(InputError, match=r"list of policies|no default model"):
         Preferences.parse(value)
 
 

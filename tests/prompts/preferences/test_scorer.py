@@ -52,9 +52,7 @@ def test_an_empty_conversation_favours_no_route(scorer: NameScorer) -> None:
 
 @given(order=st.permutations(POLICIES))
 @settings(max_examples=6)
-def test_the_order_of_policies_changes_nothing(
-    scorer: NameScorer, order: list[Policy]
-) -> None:
+def test_the_order_of_policies_changes_nothing(scorer: NameScorer, order: list[Policy]) -> None:
     assert scorer.choose(order, TALK) == scorer.choose(POLICIES, TALK)
 
 

@@ -71,4 +71,4 @@ def test_batches_do_not_depend_on_what_was_drawn_before() -> None:
 def test_the_loss_falls_on_a_toy() -> None:
     settings = replace(SETTINGS, steps=40, batch=4, rank=8, alpha=16.0, learning_rate=0.02)
     losses = train(tiny_llama(), Characters(), PROMPTS, settings)
-    assert sum(losses[-8:]) < 0.8 * sum(losses[:8])
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])

@@ -85,7 +85,11 @@ def verify(full: bool) -> Verdict:
         measured=measured,
         seeds=SEEDS,
         data=f"{SHIPPED}; (b) "
-        + ("not measured: MMLU of RouteLLM is not here" if mmlu is None else mmlu.source),
+        + (
+            "not measured: MMLU of RouteLLM is not here"
+            if mmlu is None
+            else f"the MMLU part of: {mmlu.source}"
+        ),
     )
 
 

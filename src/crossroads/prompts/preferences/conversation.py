@@ -57,8 +57,8 @@ def fit_conversation(
         if not fits:
             break
     kept = kept[::-1] or list(turns[-1:])
-    for place, turn in zip(("first", "last"), (kept[:1], kept[-1:]), strict=True):
-        if turn and turn[0].role != "user":
+    for place, ends in zip(("first", "last"), (kept[:1], kept[-1:]), strict=True):
+        if ends and ends[0].role != "user":
             logger.warning(
                 "the %s message kept for routing is not the user's; the intent may be missing",
                 place,

@@ -22,7 +22,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 FIRST_LAYER = 10  # of 30: what is below stays as it is, and needs no backward pass
 
 
-class LoraLinear(nn.Module):
+class LoraLinear(nn.Module):  # type: ignore[misc]
     """A frozen linear layer and its low-rank correction, in the type of the input."""
 
     def __init__(self, base: nn.Linear, *, rank: int, alpha: float) -> None:
@@ -59,9 +59,7 @@ def add_lora(
             base = getattr(parent, name, None)
             if isinstance(base, nn.Linear):
                 layer = LoraLinear(base, rank=rank, alpha=alpha)
-                nn.init.normal_(
-                    layer.down_RD, std=base.in_features**-0.5, generator=generator
-                )
+                nn.init.normal_(layer.down_RD, std=base.in_features**-0.5, generator=generator)
                 setattr(parent, name, layer)
     found = dict(lora_parameters(model))
     if not found:

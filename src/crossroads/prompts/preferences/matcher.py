@@ -22,17 +22,19 @@ from crossroads.prompts.preferences.subjects import DESCRIPTIONS, subject_policy
 # Where training subjects are routed best (benchmarks/prompts/arch_router.py), by encoder.
 TAUS = {"static": 0.10, "minilm": 0.11}
 _MOST_WORDS = 8  # of a message of thanks or a bare follow-up
-_CLOSING = frozenset(
-    "thanks thank thx cheers bye goodbye great perfect wonderful excellent nice okay ok cool good "
-    "fine got clear done answers helpful nothing".split()
-)
-_BARE = frozenset(
-    "a about again all am an and any anything are as be but by can certain come could did do does "
-    "else elaborate explain find for from get go have help how i in is it just know like lot lots "
-    "make me mean more much my no not now of on one or others out please really rest right said "
-    "same say see so some still sure tell than that the them then there these they think this "
-    "those to too us very was we were what which why will with would wrong yes you your".split()
-)
+_CLOSING_TEXT = """
+thanks thank thx cheers bye goodbye great perfect wonderful excellent nice okay ok cool good
+fine got clear done answers helpful nothing
+"""
+_BARE_TEXT = """
+a about again all am an and any anything are as be but by can certain come could did do does
+else elaborate explain find for from get go have help how i in is it just know like lot lots
+make me mean more much my no not now of on one or others out please really rest right said
+same say see so some still sure tell than that the them then there these they think this
+those to too us very was we were what which why will with would wrong yes you your
+"""
+_CLOSING = frozenset(_CLOSING_TEXT.split())
+_BARE = frozenset(_BARE_TEXT.split())
 
 
 class PolicyMatcher:

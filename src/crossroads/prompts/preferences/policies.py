@@ -152,9 +152,7 @@ def _entry(entry: Any, where: str) -> tuple[Policy, str]:
     examples = entry.get("examples") or []
     if not isinstance(examples, list) or not all(isinstance(text, str) for text in examples):
         raise InputError(f"{where}: 'examples' must be a list of texts, got {examples!r:.60}")
-    policy = Policy(
-        name=entry["name"], description=entry["description"], examples=tuple(examples)
-    )
+    policy = Policy(name=entry["name"], description=entry["description"], examples=tuple(examples))
     return policy, entry["model"]
 
 

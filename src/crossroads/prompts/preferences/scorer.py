@@ -40,7 +40,7 @@ class _RouteSet:
     """What is computed once: keys and values of the routes, and the names' scores by themselves."""
 
     memory: Any
-    prior_J: Floats
+    prior: Floats  # shape (J,)
 
 
 class NameScorer:
@@ -78,7 +78,7 @@ class NameScorer:
             ordered = tuple(sorted(policies, key=lambda policy: policy.name))
         names = [*(policy.name for policy in ordered), OTHER]
         known = self._route_set(ordered, names)
-        values_J = self._log_likelihoods(known.memory, turns, names) - known.prior_J
+        values_J = self._log_likelihoods(known.memory, turns, names) - known.prior
         scores = {name: float(value) for name, value in zip(names, values_J, strict=True)}
         return RouteChoice(route=names[int(values_J.argmax())], scores=scores)
 
@@ -90,7 +90,7 @@ class NameScorer:
         prior_J = np.zeros(len(names))
         if self.is_calibrated:
             prior_J = self._log_likelihoods(memory, (), names)
-        self._kept[policies] = _RouteSet(memory=memory, prior_J=prior_J)
+        self._kept[policies] = _RouteSet(memory=memory, prior=prior_J)
         if len(self._kept) > _MOST_KEPT:
             self._kept.popitem(last=False)
         return self._kept[policies]

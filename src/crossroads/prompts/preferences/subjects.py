@@ -69,6 +69,7 @@ def subject_policy(subject: str) -> Policy:
     """Return the policy of one subject."""
     return Policy(name=subject, description=DESCRIPTIONS[subject])
 
+
 # Subjects whose questions cannot be told apart by a description: MMLU's own 17 subcategories.
 _FAMILIES = (
     "abstract_algebra college_mathematics elementary_mathematics high_school_mathematics "
@@ -91,8 +92,6 @@ _FAMILIES = (
     "human_sexuality sociology",
     "international_law jurisprudence professional_law",
 )
-FAMILY = {
-    subject: number for number, group in enumerate(_FAMILIES) for subject in group.split()
-}
+FAMILY = {subject: number for number, group in enumerate(_FAMILIES) for subject in group.split()}
 # A catch-all covers what "other" means; synthetic conversations leave it out.
 DOMAINS = tuple(subject for subject in DESCRIPTIONS if subject != "miscellaneous")

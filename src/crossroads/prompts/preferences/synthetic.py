@@ -2,8 +2,8 @@
 
 A dialogue is a run of spans, each about one subject; a span is one or two user turns, the second
 a new question of the subject or a bare follow-up. The policies on offer are drawn anew for
-every few dialogues, with natural or made-up names, so that a model must read the descriptions. In a share of
-dialogues the asked subject is on no offered policy, or the last turn says thanks: route ``other``.
+every few dialogues, with natural or made-up names, so that a model must read the descriptions. In
+a share of dialogues the asked subject is on no policy, or the last turn says thanks: ``other``.
 
 Differs from the paper: its 43,000 conversations are written and checked by language models.
 """
@@ -42,7 +42,7 @@ TRAIN_WORDING = Wording(
     actions={
         "explain": ("explain step by step", ("Explain step by step: {q}", "Walk me through: {q}")),
         "summarize": ("shorten a text", ("Summarize this: {q}", "Give me the gist of: {q}")),
-        "translate": ("translate a text", ("Translate into French: {q}", "In Spanish, please: {q}")),
+        "translate": ("translate a text", ("Translate into French: {q}", "Into Spanish: {q}")),
         "quiz": ("write new exam questions", ("Write a similar exam question: {q}",)),
         "check": ("check an answer", ("I answered B, is that right? {q}", "Grade me: C. {q}")),
     },
@@ -56,10 +56,11 @@ TEST_WORDING = Wording(
     actions=TRAIN_WORDING.actions,
 )  # fmt: skip
 _REPLIES = ("I would say: {a}", "The best answer is: {a}", "{a}", "Most likely {a}")
-_NEUTRAL = (
-    "amber birch cedar delta ember falcon garnet harbor indigo juniper kestrel lotus maple nectar "
-    "onyx pearl quartz raven sable topaz umber violet willow zephyr"
-).split()
+_NEUTRAL_TEXT = """
+amber birch cedar delta ember falcon garnet harbor indigo juniper kestrel lotus maple nectar
+onyx pearl quartz raven sable topaz umber violet willow zephyr
+"""
+_NEUTRAL = _NEUTRAL_TEXT.split()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,8 @@ class Recipe:
 
 
 SINGLE_TURN = Recipe(
-    wording=TEST_WORDING, num_policies=(5, 5), num_spans=(1,), most_chars=320, absent=0.2, settled=0.0,
-    continued=0.0, fine=0.0, neutral=0.0,
+    wording=TEST_WORDING, num_policies=(5, 5), num_spans=(1,), most_chars=320, absent=0.2,
+    settled=0.0, continued=0.0, fine=0.0, neutral=0.0,
 )  # fmt: skip
 DRIFT = replace(SINGLE_TURN, num_spans=(2, 3), absent=0.2, settled=0.3, continued=0.5)
 
@@ -144,7 +145,7 @@ def draw_dialogues(
         coarse.name: new_names[fine.name] for coarse, fine in zip(policies, offered, strict=False)
     }
     renamed = tuple(replace(policy, name=new_names[policy.name]) for policy in offered)
-    return [_dialogue(prompts, recipe, action, renamed, route_of, rng) for _ in range(count)]
+    return [_dialogue(prompts, recipe, action, renamed, route_of, rng=rng) for _ in range(count)]
 
 
 def _dialogue(
@@ -153,6 +154,7 @@ def _dialogue(
     action: str | None,
     policies: tuple[Policy, ...],
     route_of: Mapping[str, str],
+    *,
     rng: np.random.Generator,
 ) -> Dialogue:
     turns: list[Turn] = []

@@ -88,7 +88,7 @@ def train(
             group["lr"] = settings.learning_rate * _schedule(step, settings)
         loss = answer_loss(model, *draw_batch(tokenizer, prompts, settings, step))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         optimiser.step()
         losses.append(loss.item())
@@ -113,8 +113,7 @@ def draw_batch(
     window, place = divmod(step, _WINDOW)
     rng = np.random.default_rng([settings.seed, window])
     examples = [
-        _example(tokenizer, prompts, settings.recipe, rng)
-        for _ in range(_WINDOW * settings.batch)
+        _example(tokenizer, prompts, settings.recipe, rng) for _ in range(_WINDOW * settings.batch)
     ]
     examples.sort(key=lambda example: len(example[0]) + len(example[1]))
     first = int(rng.permutation(_WINDOW)[place]) * settings.batch
@@ -164,7 +163,10 @@ def _write(
     path: Path, model: Any, optimiser: torch.optim.Optimizer, settings: TrainingSettings, step: int
 ) -> None:
     """Write adapter and Adam's two moments as plain arrays."""
-    arrays = {"step": np.array(step), "settings": np.array(json.dumps(settings.facts()))}
+    arrays: dict[str, Any] = {
+        "step": np.array(step),
+        "settings": np.array(json.dumps(settings.facts())),
+    }
     for name, parameter in lora_parameters(model):
         moments = optimiser.state[parameter]
         arrays[f"{name}.value"] = parameter.detach().numpy()

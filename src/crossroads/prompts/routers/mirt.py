@@ -27,7 +27,6 @@ from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
 
 Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.intp]
 
 _SPREAD = 0.3  # of starting abilities around a model's own: lets the dimensions part
 _ARRAYS = ("discriminate", "discrimination", "ability", "difficulty", "threshold")

@@ -33,7 +33,6 @@ Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
 
 _BLOCK = 1024  # prompts at a time: bounds the margins of all models held in memory
-_PATIENCE = 10  # epochs: the product of relevance and margin is slow to leave its start
 _ARRAYS = ("relevance", "difficulty", "ability", "hidden", "offset", "output", "bias")
 
 
@@ -55,7 +54,7 @@ class NeuralResponse(PromptRouter):
 
     skills: int = 8
     hidden: int = 8
-    epochs: int = 40
+    epochs: int = 12
     rate: float = 5e-3
     decay: float = 0.3
 
@@ -98,7 +97,6 @@ class NeuralResponse(PromptRouter):
             rate=self.rate,
             decay=self.decay,
             epochs=self.epochs,
-            patience=_PATIENCE,
         )
         self._parts = [part.astype(np.float64) for part in found]
 
