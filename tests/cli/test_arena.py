@@ -37,6 +37,7 @@ def outcomes(tmp_path: Path) -> Path:
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "build_router", build_toy)
     monkeypatch.setattr(routers, "build_router", build_toy)
+    monkeypatch.setattr(routers, "router_class", TOYS.__getitem__)
     monkeypatch.setattr(routers, "router_names", lambda: sorted(TOYS))
 
 

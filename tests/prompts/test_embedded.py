@@ -58,7 +58,7 @@ def test_the_file_is_small_and_holds_no_text() -> None:
     assert FILE.stat().st_size <= 4 * 2**20
     with np.load(FILE, allow_pickle=False) as arrays:
         longest = {n: a.dtype.itemsize // 4 for n, a in arrays.items() if a.dtype.kind == "U"}
-    assert set(longest) == {"models", "categories"}
+    assert set(longest) == {"models", "categories", "subjects"}
     assert max(longest.values()) < 40
 
 

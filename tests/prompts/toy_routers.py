@@ -64,6 +64,7 @@ class Toy(PromptRouter):
 @dataclass(kw_only=True)
 class Means(Toy):
     name = "best-single"
+    method = "none"
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
         self.seen = data
@@ -94,6 +95,8 @@ class Random(Means):
 class Oracle(Toy):
     name = "oracle"
     hindsight = True
+    method = "none"
+    needs = "the outcomes to come"
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
         """Nothing to learn."""

@@ -157,7 +157,7 @@ class Routing:
             decision = await loop.run_in_executor(
                 self._thread, lambda: router.route(text, rule=rule)
             )
-        except UsageError as error:
+        except (UsageError, InputError) as error:  # such as a budget below the cheapest model
             raise ApiError(str(error), code="invalid_rule", param="model") from error
         return Route(decision.model, decision)
 

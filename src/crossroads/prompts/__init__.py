@@ -9,8 +9,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crossroads.prompts.budget import PacedBudget, fit_budget
+    from crossroads.prompts.cascade import Cascade, fit_cascade
     from crossroads.prompts.decide import (
         Argmax,
+        BudgetRule,
         DecisionRule,
         MaxCost,
         MinQuality,
@@ -25,21 +28,28 @@ if TYPE_CHECKING:
     from crossroads.prompts.readers import read_outcomes, shipped_tables, write_outcomes
     from crossroads.prompts.router import PromptRouter, Queries, TrainingSet
     from crossroads.prompts.routers import build_router, router_class, router_names
+    from crossroads.prompts.taxonomy import describe, taxonomy
 
 __all__ = [
     "Argmax",
+    "BudgetRule",
+    "Cascade",
     "DecisionRule",
     "FittedRouter",
     "MaxCost",
     "MinQuality",
     "ModelCard",
     "OutcomeTable",
+    "PacedBudget",
     "Pool",
     "PromptRouter",
     "Queries",
     "Tradeoff",
     "TrainingSet",
     "build_router",
+    "describe",
+    "fit_budget",
+    "fit_cascade",
     "fit_router",
     "load_embedded",
     "load_router",
@@ -53,12 +63,18 @@ __all__ = [
     "shipped_pools",
     "shipped_tables",
     "table_features",
+    "taxonomy",
     "training_set",
     "write_outcomes",
 ]
 
 _HOMES = {
-    "decide": ("Argmax", "DecisionRule", "MaxCost", "MinQuality", "Tradeoff", "parse_rule"),
+    "budget": ("PacedBudget", "fit_budget"),
+    "cascade": ("Cascade", "fit_cascade"),
+    "decide": (
+        *("Argmax", "BudgetRule", "DecisionRule", "MaxCost", "MinQuality", "Tradeoff"),
+        "parse_rule",
+    ),
     "embedded": ("load_embedded",),
     "features": ("queries", "table_features", "training_set"),
     "fitted": ("FittedRouter", "fit_router", "load_router", "save_router"),
@@ -67,6 +83,7 @@ _HOMES = {
     "readers": ("read_outcomes", "shipped_tables", "write_outcomes"),
     "router": ("PromptRouter", "Queries", "TrainingSet"),
     "routers": ("build_router", "router_class", "router_names"),
+    "taxonomy": ("describe", "taxonomy"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

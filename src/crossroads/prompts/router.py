@@ -109,6 +109,7 @@ class PromptRouter(ABC):
     hindsight: ClassVar[bool] = False  # sees the answers: a bound, not a router
     needs_embeddings: ClassVar[bool] = True
     needs_domains: ClassVar[bool] = False  # in training
+    uses_domains: ClassVar[bool] = False  # in training, where there are any
     timing: ClassVar[Timing] = "pre-generation"
     method: ClassVar[Method] = "supervised"
     axis: ClassVar[Axis] = "any"

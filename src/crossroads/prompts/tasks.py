@@ -46,6 +46,7 @@ from crossroads.prompts.routerarena.difficulty import difficulty_levels
 from crossroads.prompts.routers import build_router
 from crossroads.prompts.splits import Split, SplitBy, split_rows
 from crossroads.prompts.staging import StagedTable
+from crossroads.prompts.taxonomy import knowledge
 
 if TYPE_CHECKING:
     from crossroads.core.progress import Progress
@@ -278,6 +279,7 @@ class PromptTask:
             curves=curves,
             notes={
                 "hindsight": built.hindsight,
+                "told": knowledge(built),
                 "num_train": len(split.training),
                 "num_judged": len(asked),
                 "best_single": self.table.models[split.best_single],

@@ -151,7 +151,7 @@ def place(router: str | PromptRouter | type[PromptRouter]) -> Place:
 def _domains(cls: type[PromptRouter]) -> str:
     if cls.needs_domains:
         return "domains"
-    return "domains if given" if getattr(cls, "uses_domains", False) else ""
+    return "domains if given" if cls.uses_domains else ""
 
 
 def taxonomy(names: Iterable[str] | None = None) -> tuple[Place, ...]:

@@ -5,7 +5,7 @@ import pytest
 from crossroads.core.errors import UnavailableError
 from crossroads.datasets.paths import VARIABLE, data_folder
 from crossroads.prompts.claims.arch_router import (
-    SHIPPED_FOLD,
+    FOLD,
     judge,
     matcher_accuracy,
     verify,
@@ -51,4 +51,4 @@ def test_the_matcher_names_most_policies_of_unseen_subjects() -> None:
     except UnavailableError as error:
         pytest.skip(str(error))
     chance = 1 / 6
-    assert matcher_accuracy(mmlu_questions(), SHIPPED_FOLD) > 3 * chance
+    assert matcher_accuracy(mmlu_questions(), FOLD) > 3 * chance

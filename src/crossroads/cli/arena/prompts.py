@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,6 +113,7 @@ def command(
     """
     from crossroads.core.arena import run_arena
     from crossroads.prompts.routers import build_router
+    from crossroads.prompts.taxonomy import unlike_knowledge
 
     if newcomer is not None and experiment == "routing":
         raise UsageError("--newcomer names a model for --experiment pool-change; give that too")
@@ -137,6 +139,7 @@ def command(
     board = run_arena(task, chosen, seeds=seeds, out=folder, engine=engine, jobs=jobs)
     if all(row.error is not None for row in board.rows):
         raise InputError(f"no router could be run: {board.rows[0].error}")
+    board = replace(board, notes=(*board.notes, *unlike_knowledge(r.router for r in board.rows)))
     _show(task, board, folder, as_json=as_json)
     if any(board[router].error is not None for router in wanted or ()):
         click.get_current_context().exit(1)

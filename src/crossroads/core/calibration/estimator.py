@@ -278,6 +278,8 @@ def fit_estimators(
 
     Raises InputError for rows that cannot be learnt from.
     """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
     chosen = settings or SdmSettings()
     x = np.asarray(x_ND, dtype=np.float32)
     label = _checked_labels(x, label_N, num_classes)
@@ -290,19 +292,22 @@ def fit_estimators(
             progress(now, total * chosen.epochs)
 
     found = []
-    for _ in range(chosen.restarts):
-        fit, held = split_halves(x, label, group_N, rng)
-        trained = train(
-            x[fit],
-            label[fit],
-            x[held],
-            label[held],
-            num_classes=num_classes,
-            settings=chosen,
-            rng=rng,
-            after_epoch=tick,
-        )
-        found.append(SdmEstimator.of(trained, fit, label[held], level=level, depth=chosen.depth))
+    with threadpool_limits(1):  # the products of a batch are small: further threads only wait
+        for _ in range(chosen.restarts):
+            fit, held = split_halves(x, label, group_N, rng)
+            trained = train(
+                x[fit],
+                label[fit],
+                x[held],
+                label[held],
+                num_classes=num_classes,
+                settings=chosen,
+                rng=rng,
+                after_epoch=tick,
+            )
+            found.append(
+                SdmEstimator.of(trained, fit, label[held], level=level, depth=chosen.depth)
+            )
     return sorted(found, key=lambda estimator: estimator.loss)
 
 

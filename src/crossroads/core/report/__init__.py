@@ -230,7 +230,15 @@ def _row_for_page(board: Leaderboard, row: Row) -> dict[str, Any]:
                 "best": mean is not None and mean == _best_mean(board, metric),
             }
         )
-    return {"router": row.router, "role": role_of(row), "error": row.error, "figures": figures}
+    told = row.cells[0].notes.get("told") if row.cells else None
+    role = role_of(row)
+    return {
+        "router": row.router,
+        "role": role,
+        "told": told,
+        "error": row.error,
+        "figures": figures,
+    }
 
 
 def _best_mean(board: Leaderboard, metric: Metric) -> float | None:

@@ -3,61 +3,80 @@
 Rules of the verdict, set before any figure was seen. ``holds``: the matcher names at least 70 % of
 the policies of held-out subjects, and tuning adds at least 15 points to SmolLM2's own choice on
 the same conversations. ``holds in direction``: tuning adds more than two standard errors of the
-paired difference. ``fails``: it costs more than that. ``null``: anything between.
+paired difference. ``fails``: it costs more than that. ``null``: anything between, or not tuned.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from crossroads.core.catalog import Outcome, Verdict
+from crossroads.core.progress import progress_bar
 from crossroads.prompts.preferences.backend import Backend
 from crossroads.prompts.preferences.evaluation import best_tau, draw_cases, last_turns
 from crossroads.prompts.preferences.matcher import PolicyMatcher
 from crossroads.prompts.preferences.questions import NUM_FOLDS, fold_subjects, mmlu_questions
-from crossroads.prompts.preferences.scorer import load_scorer, load_tuned
+from crossroads.prompts.preferences.scorer import NameScorer, load_scorer
 from crossroads.prompts.preferences.synthetic import SINGLE_TURN, Prompts
 
 MATCHER_FLOOR = 0.70
 GAIN_FLOOR = 0.15
-SHIPPED_FOLD = 0  # whose subjects the shipped adapter was not trained on
+FOLD = 0  # whose subjects are held out from the language model
 SEEDS = (0, 1, 2)
 
 
 def verify(full: bool) -> Verdict:
-    """Measure the three back ends on held-out MMLU subjects, 5 policies and ``other``.
+    """Measure the back ends on held-out MMLU subjects, 5 policies and ``other``.
 
-    ``full`` takes four times the conversations. Raises UnavailableError without MMLU's questions
-    or SmolLM2, MissingExtraError without torch.
+    The small run measures the matcher and SmolLM2 as published; nothing is tuned, so its verdict
+    cannot be better than ``null``. ``full`` trains an adapter first, the better part of an hour on
+    one core. Raises UnavailableError without MMLU's questions or SmolLM2, MissingExtraError
+    without torch.
     """
     questions = mmlu_questions()
     matched = [matcher_accuracy(questions, fold) for fold in range(NUM_FOLDS)]
-    held_out = only(questions, fold_subjects(SHIPPED_FOLD))
-    untuned, tuned = (
-        rights(backend, held_out, route_sets=16 if full else 4)
-        for backend in (load_scorer(), load_tuned())
-    )
-    gains = [float(np.mean(b) - np.mean(a)) for a, b in zip(untuned, tuned, strict=True)]
-    differences = np.concatenate(tuned).astype(float) - np.concatenate(untuned).astype(float)
-    gain = float(differences.mean())
-    error = float(differences.std(ddof=1) / np.sqrt(len(differences)))
-    return Verdict(
-        name="arch-router",
-        verdict=judge(float(np.mean(matched)), gain, error),
-        paper={"accuracy": 0.9317, "gain_over_proprietary_points": 7.7},
-        measured={
-            "matcher_accuracy_by_fold": [round(value, 3) for value in matched],
-            "untuned_accuracy_by_seed": [round(float(np.mean(part)), 3) for part in untuned],
+    held_out = only(questions, fold_subjects(FOLD))
+    untuned = rights(load_scorer(), held_out, route_sets=4)
+    measured: dict[str, Any] = {
+        "matcher_accuracy_by_fold": [round(value, 3) for value in matched],
+        "untuned_accuracy_by_seed": [round(float(np.mean(part)), 3) for part in untuned],
+        "conversations": sum(map(len, untuned)),
+    }
+    verdict: Outcome = "null"
+    if full:
+        tuned = rights(trained(questions), held_out, route_sets=4)
+        difference = np.concatenate(tuned).astype(float) - np.concatenate(untuned).astype(float)
+        gain = float(difference.mean())
+        error = float(difference.std(ddof=1) / np.sqrt(len(difference)))
+        verdict = judge(float(np.mean(matched)), gain, error)
+        measured |= {
             "tuned_accuracy_by_seed": [round(float(np.mean(part)), 3) for part in tuned],
-            "gain_by_seed": [round(value, 3) for value in gains],
             "gain": round(gain, 3),
             "gain_standard_error": round(error, 3),
-            "conversations": len(differences),
-        },
+        }
+    return Verdict(
+        name="arch-router",
+        verdict=verdict,
+        paper={"accuracy": 0.9317, "gain_over_proprietary_points": 7.7},
+        measured=measured,
         seeds=SEEDS,
-        data="MMLU questions in templates; policies are subjects unseen in training; SmolLM2-135M "
-        "in place of a 1.5-billion model, one shipped adapter, language models on one fold",
+        data="MMLU questions in templates, policies are held-out subjects, SmolLM2-135M for a "
+        f"1.5-billion model; {'tuned on one fold' if full else 'not tuned in the small run'}",
     )
+
+
+def trained(questions: Prompts) -> NameScorer:
+    """Return SmolLM2 tuned on the subjects outside ``FOLD``."""
+    from crossroads.models.smollm2_torch import load_smollm2, smollm2_tokenizer
+    from crossroads.prompts.preferences.training import TrainingSettings, train
+
+    model, tokenizer = load_smollm2(dtype="bfloat16"), smollm2_tokenizer()
+    prompts = only(questions, frozenset(questions) - fold_subjects(FOLD))
+    with progress_bar("tuning") as progress:
+        train(model, tokenizer, prompts, TrainingSettings(seed=FOLD), progress=progress)
+    return NameScorer(model.float(), tokenizer, name="tuned", is_calibrated=False)
 
 
 def judge(matched: float, gain: float, error: float) -> Outcome:

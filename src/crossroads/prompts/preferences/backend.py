@@ -2,7 +2,7 @@
 
 ``matcher``  cosine between the latest intent and the policies' texts
 ``scorer``   SmolLM2-135M as published, names scored by their likelihood
-``tuned``    the same with the low-rank adapter that ships
+``tuned``    the same with a low-rank adapter, ``adapter=PATH`` (none ships: none was worth it)
 """
 
 from __future__ import annotations

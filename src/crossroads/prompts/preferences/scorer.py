@@ -17,21 +17,19 @@ import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from crossroads.core.errors import MissingExtraError, UnavailableError
+from crossroads.core.errors import MissingExtraError
 from crossroads.prompts.preferences import prompt
 from crossroads.prompts.preferences.backend import RouteChoice
 from crossroads.prompts.preferences.conversation import Turn
 from crossroads.prompts.preferences.policies import OTHER, Policy
 
 Floats = npt.NDArray[np.float64]
-ADAPTER = "arch_router_adapter.npz"
 _MOST_KEPT = 8  # route sets; about 10 MB each
 
 
@@ -141,31 +139,21 @@ def load_scorer(*, is_calibrated: bool = True, dtype: str = "float32") -> NameSc
 
 
 def load_tuned(
-    *, adapter: str | Path | None = None, is_calibrated: bool = False, dtype: str = "float32"
+    *, adapter: str | Path, is_calibrated: bool = False, dtype: str = "float32"
 ) -> NameScorer:
-    """Return SmolLM2 with an adapter, by default the one that ships.
+    """Return SmolLM2 with the adapter of a file that ``training`` and ``save_lora`` made.
 
-    The adapter was trained on likelihoods as they are: its scores are not calibrated unless asked
+    An adapter is trained on likelihoods as they are: its scores are not calibrated unless asked
     for. Raises as ``load_scorer``, InputError for a file that is no adapter.
     """
     from crossroads.prompts.preferences.lora import load_lora
 
-    path = Path(adapter) if adapter is not None else shipped_adapter()
+    path = Path(adapter)
     model, tokenizer = _smollm2(dtype)
     load_lora(path, model)
     return NameScorer(
         model, tokenizer, name="tuned", version=path.stem, is_calibrated=is_calibrated
     )
-
-
-def shipped_adapter() -> Path:
-    """Return the path of the adapter that ships. Raises UnavailableError where it does not."""
-    path = Path(str(resources.files("crossroads.prompts").joinpath("data", ADAPTER)))
-    if not path.is_file():
-        raise UnavailableError(
-            f"adapter {ADAPTER} is missing; reinstall crossroads, or name one with adapter=PATH"
-        )
-    return path
 
 
 def _smollm2(dtype: str) -> tuple[Any, Any]:

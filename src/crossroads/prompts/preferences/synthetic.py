@@ -104,7 +104,7 @@ class Recipe:
     settled: float = 0.06
     continued: float = 0.1
     fine: float = 0.2
-    neutral: float = 0.4
+    neutral: float = 0.7
 
 
 SINGLE_TURN = Recipe(

@@ -34,10 +34,10 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 class TrainingSettings:
     """Optimisation: AdamW, linear warm-up, linear decay to zero, gradients clipped at norm 1."""
 
-    steps: int = 48
+    steps: int = 400
     batch: int = 8
-    learning_rate: float = 1.5e-3
-    warmup: int = 5
+    learning_rate: float = 1e-3
+    warmup: int = 20
     rank: int = 12
     alpha: float = 24.0
     first_layer: int = FIRST_LAYER

@@ -6,8 +6,9 @@ For each prompt the estimate of model k is
 
 Members, each a ridge regression on its own view of the prompt, hence shrunk towards the means:
 
-``domains``    soft labels (subjects where the table has them, else domains) and their products with the principal axes of the embedding: how
-               good a model is in a category, and how that shifts within it
+``domains``    soft labels (subjects where the table has them, else domains) and their products
+               with the principal axes of the embedding: how good a model is in a category, and how
+               that shifts within it
 ``landmarks``  Gaussian bumps around k-means centres of (labels, style, embedding): what neighbours
                say, at the cost of a few hundred distances however large the table is
 ``linear``     embedding, style and labels
@@ -99,7 +100,7 @@ class Auto(PromptRouter):
     def _learn_labels(
         self, view: PromptView, labels: npt.NDArray[np.object_] | None, fold_N: Ints
     ) -> Float64:
-        """Return the training prompts' labels out of fold, (N, C); C = 0 where the table has none."""
+        """Return the training prompts' labels out of fold, (N, C); C = 0 without labels."""
         if labels is not None:
             code_N, num_labels = domain_codes(labels)
             if num_labels > 1:
