@@ -29,6 +29,7 @@ class KnownCategory(Means):
 
     name = "known-category"
     hindsight = True  # no prompt that is served says of which category it is
+    needs = "the outcomes to come"
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
         assert data.domains is not None
