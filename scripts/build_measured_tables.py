@@ -9,12 +9,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "prompts" / "routers.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "prompts" / "routers.md",
+    ROOT / "docs" / "prompts" / "measured.md",
+)
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 POOLS = {
     "served": "11 served chat models",
@@ -78,6 +84,36 @@ def full(pool: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def report(name: str) -> str:
+    """Every router on one of the docs' two tables, and how long the run took."""
+    path = RESULTS / f"prompts-report-{name}.json"
+    board = json.loads(path.read_text("utf-8"))
+    columns = [
+        ("quality", "quality", ".4f"),
+        ("gain, points", "gain_over_best_single", "+.2f"),
+        ("over mix at cost", "gain_at_equal_cost", "+.2f"),
+        ("AIQ", "aiq", ".2f"),
+        ("APGR", "apgr", ".3f"),
+        ("ECE", "ece", ".3f"),
+        ("coverage", "coverage_at_half_risk", ".2f"),
+        ("robust", "robustness", ".2f"),
+        ("CPU us", "cpu_us", ".0f"),
+    ]
+    known = {metric["name"] for metric in board["metrics"]}
+    columns = [column for column in columns if column[1] in known]
+    lines = ["| router | " + " | ".join(title for title, _, _ in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for row in board["rows"]:
+        is_bound = row["router"].startswith("oracle")
+        kind = " (bound)" if is_bound else " (baseline)" if row["baseline"] else ""
+        cells = [figure(row, metric, pattern) for _, metric, pattern in columns]
+        cells[-1] = cells[-1].split(" ")[0]
+        lines.append(f"| {row['router']}{kind} | " + " | ".join(cells) + " |")
+    size = f"{len(board['rows'])} routers x {len(board['seeds'])} seeds"
+    lines += ["", f"{board['description']}. {size} in {board['wall_seconds']:.0f} s on two cores."]
+    return "\n".join(lines) + "\n"
+
+
 def throughput() -> str:
     """CPU time of one decision, ours and the peers'."""
     result = json.loads((RESULTS / "prompts-throughput.json").read_text("utf-8"))
@@ -121,7 +157,13 @@ def levels() -> str:
     return "\n".join(lines) + "\n"
 
 
-SPECIAL = {"overview": overview, "throughput": throughput, "levels": levels}
+SPECIAL: dict[str, Callable[[], str]] = {
+    "overview": overview,
+    "throughput": throughput,
+    "levels": levels,
+    "report-mmlu-pro": partial(report, "mmlu-pro"),
+    "report-routellm": partial(report, "routellm"),
+}
 
 
 def rebuilt(page: Path) -> str:

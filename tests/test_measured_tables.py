@@ -23,5 +23,5 @@ def _script() -> ModuleType:
 @pytest.mark.parametrize("page", _script().PAGES, ids=lambda page: page.name)
 def test_tables_are_those_of_the_committed_results(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert "<!-- measured: overview -->" in text
+    assert "<!-- measured: " in text
     assert _script().rebuilt(page) == text, "run: python scripts/build_measured_tables.py"

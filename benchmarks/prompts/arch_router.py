@@ -4,7 +4,7 @@
     python benchmarks/prompts/arch_router.py --work DIR                   # measure what is there
 
 Needs the questions of RouteLLM's MMLU table (``CROSSROADS_DATA``) and SmolLM2. The second command
-writes ``benchmarks/results/prompts/arch-router.json``: {machine, training, matcher: {encoder:
+writes ``benchmarks/results/prompts-arch-router.json``: {machine, training, matcher: {encoder:
 [accuracy by fold]}, folds: [{fold, conversations, untuned, untuned_raw, tuned, gain,
 gain_standard_error, drift: {back end: {turn, span, conversation}}, order_changes: {back end}}]}.
 """
@@ -43,7 +43,7 @@ from crossroads.prompts.preferences.scorer import load_scorer, load_tuned
 from crossroads.prompts.preferences.synthetic import DRIFT, SINGLE_TURN
 from crossroads.prompts.preferences.training import TrainingSettings, train
 
-TARGET = Path(__file__).parents[1] / "results" / "prompts" / "arch-router.json"
+TARGET = Path(__file__).parents[1] / "results" / "prompts-arch-router.json"
 
 
 def train_fold(fold: int, work: Path, *, steps: int) -> None:

@@ -1,6 +1,6 @@
 """What does SDM verification admit, on known ground, on shifted ground and on noise? How fast?
 
-Three parts, 3 seeds, written to `benchmarks/results/prompts/sdm.json`:
+Three parts, 3 seeds, written to `benchmarks/results/prompts-sdm.json`:
 
 - shift: a classifier of topics accepted by softmax, temperature, conformal sets and SDM;
 - cascade: the weak model's answer kept where a verifier accepts it, replayed on RouteLLM's tables;
@@ -50,7 +50,7 @@ from crossroads.prompts.verification import Verifier
 
 SETTINGS = SdmSettings()
 LEVELS = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-RESULT = Path(__file__).parents[1] / "results" / "prompts" / "sdm.json"
+RESULT = Path(__file__).parents[1] / "results" / "prompts-sdm.json"
 
 
 def surest(confidence: np.ndarray, count: int) -> np.ndarray:
