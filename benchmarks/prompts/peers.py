@@ -12,6 +12,7 @@ the same static embeddings as crossroads; everything else of them runs as publis
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -31,11 +32,23 @@ DATA = np.load(FOLDER / "data.npz", allow_pickle=False)
 TEST = DATA["test"].astype(np.float32)
 
 
-def llmrouter_knn(k: int):
-    """Fit LLMRouter's kNN through its own YAML, files and trainer."""
-    import llmrouter.models.knnrouter.router as module
-    from llmrouter.models.knnrouter.trainer import KNNRouterTrainer
+HYPER = {
+    "knn": {"n_neighbors": int(DATA["k"]), "metric": "cosine", "weights": "uniform"},
+    "svm": {"kernel": "rbf", "C": 1.0, "gamma": "scale"},
+    "mlp": {"hidden_layer_sizes": [64, 32], "activation": "relu", "max_iter": 100},
+}
+CLASSES = {"knn": "KNN", "svm": "SVM", "mlp": "MLP"}
 
+
+def llmrouter(kind: str):
+    """Fit a router of LLMRouter through its own YAML, files and trainer.
+
+    Returns route functions as published (the model is read from disk for each query) and with the
+    model kept in memory, and the seconds of loading and fitting.
+    """
+    package = f"llmrouter.models.{kind}router"
+    module = importlib.import_module(f"{package}.router")
+    trainer = importlib.import_module(f"{package}.trainer")
     models = [str(name) for name in DATA["models"]]
     rows = [
         {"query": f"q{i}", "model_name": models[best], "performance": 1.0, "embedding_id": i}
@@ -50,30 +63,43 @@ def llmrouter_knn(k: int):
             "routing_data_train": str(FOLDER / "routing.jsonl"),
             "query_embedding_data": str(FOLDER / "embeddings.pt"),
         },
-        "hparam": {"n_neighbors": k, "metric": "cosine", "weights": "uniform"},
+        "hparam": HYPER[kind],
         "model_path": {
-            "ini_model_path": str(FOLDER / "initial.pkl"),
-            "save_model_path": str(FOLDER / "knn.pkl"),
-            "load_model_path": str(FOLDER / "knn.pkl"),
+            "ini_model_path": str(FOLDER / f"initial-{kind}.pkl"),
+            "save_model_path": str(FOLDER / f"{kind}.pkl"),
+            "load_model_path": str(FOLDER / f"{kind}.pkl"),
         },
     }
-    (FOLDER / "knn.yaml").write_text(json.dumps(config))
+    (FOLDER / f"{kind}.yaml").write_text(json.dumps(config))
     # The published router calls this with the query text; ours is the row number.
     module.get_longformer_embedding = lambda text: torch.from_numpy(TEST[int(text)])
-    start = time.perf_counter()
-    router = module.KNNRouter(str(FOLDER / "knn.yaml"))
-    loaded = time.perf_counter()
-    KNNRouterTrainer(router).train()
-    fitted = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
+    router = getattr(module, f"{CLASSES[kind]}Router")(str(FOLDER / f"{kind}.yaml"))
+    loaded, loaded_cpu = time.perf_counter(), time.process_time()
+    getattr(trainer, f"{CLASSES[kind]}RouterTrainer")(router).train()
+    fit = {
+        "load": loaded - start,
+        "load_cpu": loaded_cpu - cpu,
+        "fit": time.perf_counter() - loaded,
+        "fit_cpu": time.process_time() - loaded_cpu,
+    }
     names = {name: i for i, name in enumerate(models)}
 
     def as_published(i: int) -> int:
         return names[router.route_single({"query": str(i)})["model_name"]]
 
-    def without_reload(i: int) -> int:
-        return names[router.knn_model.predict(TEST[i : i + 1])[0]]
+    def in_memory(i: int) -> int:
+        if kind == "mlp":
+            with torch.no_grad():
+                index = int(network(torch.from_numpy(TEST[i : i + 1])).argmax())
+            return names[router.idx_to_model[index]]
+        model = router.knn_model if kind == "knn" else router.svm_model
+        return names[model.predict(TEST[i : i + 1])[0]]
 
-    return as_published, without_reload, {"load": loaded - start, "fit": fitted - loaded}
+    if kind == "mlp":
+        router.load_model_path = str(FOLDER / "mlp.pkl")
+        network = router._load_mlp_model()[0]
+    return as_published, in_memory, fit
 
 
 def routellm_mf():
@@ -105,15 +131,14 @@ def routellm_mf():
 def main() -> None:
     answers = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # the peers print
-        published, reloaded, fit = llmrouter_knn(int(DATA["k"]))
         matrix, coin = routellm_mf()
-        peers = {
-            "llmrouter knn, as published": published,
-            "llmrouter knn, model kept in memory": reloaded,
-            "routellm mf": matrix,
-            "routellm random": coin,
-        }
-        print(json.dumps({"ready": list(peers), "llmrouter_fit": fit}), file=answers, flush=True)
+        peers = {"routellm mf": matrix, "routellm random": coin}
+        fits = {}
+        for kind in CLASSES:
+            published, in_memory, fits[kind] = llmrouter(kind)
+            peers[f"llmrouter {kind}, as published"] = published
+            peers[f"llmrouter {kind}, model kept in memory"] = in_memory
+        print(json.dumps({"ready": list(peers), "llmrouter_fit": fits}), file=answers, flush=True)
         for line in sys.stdin:
             request = json.loads(line)
             route = peers[request["peer"]]

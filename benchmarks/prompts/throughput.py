@@ -1,6 +1,7 @@
 """How many prompts a second does one core route, one at a time and in batches?
 
-Every router of the package, LLMRouter's kNN and RouteLLM where an environment has them:
+Every router of the package; LLMRouter's kNN, SVM and MLP and RouteLLM where an environment has
+them:
 
     python -m venv peers && peers/bin/pip install torch==2.13.0
     peers/bin/pip install llmrouter-lib==0.4.0 && peers/bin/pip install routellm==0.2.0
@@ -37,8 +38,8 @@ from crossroads.prompts.features import table_features
 ROUNDS = 5
 ROWS = 200  # prompts a round and router
 COUNTERPART = {
-    "llmrouter knn, as published": "knn",
-    "llmrouter knn, model kept in memory": "knn",
+    **{f"llmrouter {kind}, as published": kind for kind in ("knn", "svm", "mlp")},
+    **{f"llmrouter {kind}, model kept in memory": kind for kind in ("knn", "svm", "mlp")},
     "routellm mf": "matrix-factorization",
     "routellm random": "random",
 }
@@ -165,6 +166,7 @@ def main() -> None:
         "crossroads": {
             name: {
                 "fit_seconds": round(fits[name]["wall"], 3),
+                "fit_cpu_seconds": round(fits[name]["cpu"], 3),
                 "single": median_us(singles[name], ROWS),
                 "batch": median_us(batches[name], ROWS),
             }

@@ -238,7 +238,6 @@ def _reliability(rows: Sequence[Row]) -> CurvePlot:
     """Mean score against mean estimate of the chosen model, seeds pooled bin by bin."""
     series = []
     routers = [row for row in rows if role_of(row) == "router"]
-    routers.sort(key=lambda row: _mean(row, "ece", np.inf))
     for n, row in enumerate(routers):
         estimate, score, count = _pooled_bins(row)
         series.append(
@@ -256,18 +255,14 @@ def _reliability(rows: Sequence[Row]) -> CurvePlot:
         title="Can the estimates be believed?",
         caption=(
             "Mean score of the chosen model against what the router estimated, prompts in 15 bins "
-            "of equal width, seeds pooled; best calibrated routers drawn first. Below the diagonal "
-            "a router promises too much. Estimates that are no probabilities are clipped to [0, 1]."
+            "of equal width, seeds pooled; the first routers of the board are drawn. Below the "
+            "diagonal a router promises too much. Estimates that are no probabilities are clipped "
+            "to [0, 1]."
         ),
         x_label="estimated quality of the chosen model",
         y_label="mean score",
         series=series,
     )
-
-
-def _mean(row: Row, metric: str, default: float) -> float:
-    value = row.metrics[metric].mean if metric in row.metrics else None
-    return default if value is None else value
 
 
 def _pooled_bins(row: Row) -> tuple[Float64, Float64, Float64]:
