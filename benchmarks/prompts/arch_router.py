@@ -2,6 +2,7 @@
 
     python benchmarks/prompts/arch_router.py --work DIR --train 0 1 2     # adapters, resumable
     python benchmarks/prompts/arch_router.py --work DIR                   # measure what is there
+    python benchmarks/prompts/arch_router.py --work DIR --only matcher    # or a part of it
 
 Needs the questions of RouteLLM's MMLU table (``CROSSROADS_DATA``) and SmolLM2. The second command
 writes ``benchmarks/results/prompts-arch-router.json``: {machine, training, matcher: {encoder:
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=TrainingSettings.steps)
     parser.add_argument("--route-sets", type=int, default=25, help="of 8 conversations each")
+    parser.add_argument("--only", choices=["matcher", "folds"], help="and keep the other figures")
     parser.add_argument("--dtype", default="float32", help="of SmolLM2 while measuring")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -128,14 +130,14 @@ def main() -> None:
         for fold in options.train or range(NUM_FOLDS):
             train_fold(fold, options.work, steps=options.steps)
         return
-    questions = mmlu_questions()
-    trained = [f for f in range(NUM_FOLDS) if (options.work / f"adapter-{f}.npz").is_file()]
-    result = {
-        "machine": machine(),
-        "dtype": options.dtype,
-        "matcher": {"static": [round(matcher_accuracy(questions, f), 4) for f in range(NUM_FOLDS)]},
-        "training": [training_record(options.work, fold) for fold in trained],
-        "folds": [
+    kept = json.loads(TARGET.read_text("utf-8")) if TARGET.is_file() else {}
+    result = {**kept, "machine": machine(), "dtype": options.dtype}
+    if options.only != "folds":
+        result["matcher"] = measure_matchers()
+    if options.only != "matcher":
+        trained = [f for f in range(NUM_FOLDS) if (options.work / f"adapter-{f}.npz").is_file()]
+        result["training"] = [training_record(options.work, fold) for fold in trained]
+        result["folds"] = [
             measure_fold(
                 fold,
                 options.work / f"adapter-{fold}.npz",
@@ -143,9 +145,20 @@ def main() -> None:
                 dtype=options.dtype,
             )
             for fold in trained
-        ],
-    }
+        ]
     write_atomically(TARGET, json.dumps(result, indent=1) + "\n")
+
+
+def measure_matchers() -> dict[str, list[float]]:
+    """Return the matcher's accuracy on each fold, by encoder."""
+    questions = mmlu_questions()
+    return {
+        encoder: [
+            round(matcher_accuracy(questions, fold, encoder=encoder), 4)
+            for fold in range(NUM_FOLDS)
+        ]
+        for encoder in ("static", "minilm")
+    }
 
 
 if __name__ == "__main__":
