@@ -37,7 +37,11 @@ HYPER = {
     "svm": {"kernel": "rbf", "C": 1.0, "gamma": "scale"},
     "mlp": {"hidden_layer_sizes": [64, 32], "activation": "relu", "max_iter": 100},
 }
-CLASSES = {"knn": "KNN", "svm": "SVM", "mlp": "MLP"}
+CLASSES = {
+    "knn": ("KNNRouter", "KNNRouterTrainer"),
+    "svm": ("SVMRouter", "SVMRouterTrainer"),
+    "mlp": ("MLPRouter", "MLPTrainer"),
+}
 
 
 def llmrouter(kind: str):
@@ -74,9 +78,9 @@ def llmrouter(kind: str):
     # The published router calls this with the query text; ours is the row number.
     module.get_longformer_embedding = lambda text: torch.from_numpy(TEST[int(text)])
     start, cpu = time.perf_counter(), time.process_time()
-    router = getattr(module, f"{CLASSES[kind]}Router")(str(FOLDER / f"{kind}.yaml"))
+    router = getattr(module, CLASSES[kind][0])(str(FOLDER / f"{kind}.yaml"))
     loaded, loaded_cpu = time.perf_counter(), time.process_time()
-    getattr(trainer, f"{CLASSES[kind]}RouterTrainer")(router).train()
+    getattr(trainer, CLASSES[kind][1])(router).train()
     fit = {
         "load": loaded - start,
         "load_cpu": loaded_cpu - cpu,
