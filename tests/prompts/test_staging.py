@@ -125,6 +125,28 @@ def test_half_a_stage_is_written_anew(tmp_path: Path) -> None:
     assert len(stage_outcomes(path, tmp_path / "out")) == 40
 
 
+def test_two_runs_that_stage_the_same_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = write(tmp_path, rows())
+    quicker: list[Path] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        if not quicker:
+            quicker.append(stage_outcomes(path, tmp_path / "out").folder)
+
+    slower = stage_outcomes(path, tmp_path / "out", progress=meanwhile)
+    assert slower.folder == quicker[0]
+    np.testing.assert_array_equal(slower.score, read_outcomes(path).score)
+    assert [folder.name for folder in (tmp_path / "out").iterdir()] == [slower.folder.name]
+
+
+def test_a_wrong_row_leaves_no_stage(tmp_path: Path) -> None:
+    columns = rows()
+    columns["score"][60] = 2.0
+    with pytest.raises(InputError, match="row 61"):
+        stage_outcomes(write(tmp_path, columns), tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_damaged_stage_names_the_remedy(tmp_path: Path) -> None:
     folder = stage_outcomes(write(tmp_path, rows()), tmp_path / "out").folder
     (folder / "score.npy").write_bytes(b"half")

@@ -106,8 +106,9 @@ def test_a_place_is_plain_data() -> None:
 
 def test_what_a_router_is_told_is_one_cell() -> None:
     assert knowledge("knn") == "full outcome table"
-    assert knowledge("category") == "full outcome table, domains"
-    assert knowledge("auto") == "full outcome table, domains if given"
+    assert knowledge("category") == "full outcome table, subjects or domains"
+    assert knowledge("composition") == "full outcome table, domains"
+    assert knowledge("auto") == "full outcome table, subjects or domains if given"
     assert knowledge("oracle") == "the outcomes to come"
 
 
@@ -119,7 +120,7 @@ def test_routers_told_unlike_things_are_not_ranked_silently() -> None:
     (note,) = unlike_knowledge(["knn", "category", "ridge"])
     assert note == (
         "the routers differ in what they learn from; compare like with like "
-        "(full outcome table: knn, ridge; full outcome table, domains: category)"
+        "(full outcome table: knn, ridge; full outcome table, subjects or domains: category)"
     )
 
 

@@ -86,17 +86,8 @@ def expected_spend(
 ) -> float:
     """Return the mean cost of a call under a calibrated rule, over its random draws."""
     spent = np.broadcast_to(cost_NK if spent_NK is None else spent_NK, quality_NK.shape)
-    return _expectation(rule, quality_NK, cost_NK, spent)
-
-
-def expected_quality(
-    rule: BudgetRule, quality_NK: Float, cost_NK: Float, *, score_NK: Float | None = None
-) -> float:
-    """Return the mean quality of a call under a calibrated rule, over its random draws.
-
-    In predicted terms, or by recorded ``score_NK``.
-    """
-    return _expectation(rule, quality_NK, cost_NK, quality_NK if score_NK is None else score_NK)
+    low_N, high_N = rule.sides(quality_NK, cost_NK)
+    return (1 - rule.share) * _mean_at(low_N, spent) + rule.share * _mean_at(high_N, spent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,11 +252,6 @@ class PacedBudget:
         self.num_calls += 1
         self.spent_usd += usd
 
-    @property
-    def surplus_usd(self) -> float:
-        """What the calls so far left of their budget; negative where they spent more."""
-        return self.num_calls * self.usd_per_call - self.spent_usd
-
 
 def _affordable_price(quality: Float64, cost: Float64, spent: Float64, usd: float) -> float:
     """Return a price at which the spend is within the budget. Raises InputError if none is."""
@@ -292,11 +278,6 @@ def _too_small(usd: float, least: float) -> InputError:
 
 def _mean_at(choice_N: npt.NDArray[Any], value_NK: Float) -> float:
     return float(value_NK[np.arange(len(choice_N)), choice_N].mean(dtype=np.float64))
-
-
-def _expectation(rule: BudgetRule, quality_NK: Float, cost_NK: Float, value_NK: Float) -> float:
-    low_N, high_N = rule.sides(quality_NK, cost_NK)
-    return (1 - rule.share) * _mean_at(low_N, value_NK) + rule.share * _mean_at(high_N, value_NK)
 
 
 def _checked(

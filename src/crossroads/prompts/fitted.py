@@ -56,6 +56,8 @@ Ints = npt.NDArray[np.int64]
 
 _VERIFIER = "verifier."  # begins the names of its arrays in an artefact
 
+_LEAST_RECORDED = 50  # prompts whose recorded costs say more than the models' mean costs
+
 
 @dataclass(frozen=True, kw_only=True)
 class FittedRouter:
@@ -230,8 +232,11 @@ def fit_router(
     model answered at a known cost, with its quality there, ``match_quality``, and its cost as a
     multiple of that model's, ``match_cost_ratio``; absent without costs, or where none is as good.
 
-    Where costs are known, the spend at every trade-off is kept, by estimates on held-out (with
-    ``calibrate``: on calibration) prompts, so that a rule ``budget:USD`` can be met on average.
+    Where costs are known, the spend at every trade-off is kept, by the estimates and recorded costs
+    of prompts the router has not learnt from, so that a rule ``budget:USD`` can be met on average.
+    With such a ``rule``, as with ``calibrate``, these are training prompts kept for it, the figures
+    are of other prompts, and the router is not fitted again: its spend would no longer be the
+    calibrated one.
 
     Raises UsageError for an unknown router, setting, rule or calibration, a router that needs
     hindsight, or a seed outside [0, 2^63); InputError where the table cannot be learnt from.
@@ -255,7 +260,9 @@ def fit_router(
     else:
         features = np.zeros((len(table), 1), dtype=np.float32)
     train, test = table.split_by_hash(seed)
-    if calibrate is not None:
+    is_set_apart = calibrate is not None or str(rule).partition(":")[0] == Budget.rule
+    held = test
+    if is_set_apart:
         train, held = calibration_split(table, train, seed)
 
     def fit(router: PromptRouter, rows: Ints) -> FittedRouter:
@@ -273,9 +280,9 @@ def fit_router(
         return fitted
 
     final = fit(router, train)
-    unlearnt = test if calibrate is None else held
-    estimate = router.predict(queries(table, unlearnt, features))
-    final = dataclasses.replace(final, spend=_spend(estimate, final.mean_cost))
+    estimate = router.predict(queries(table, held, features))
+    spent = None if table.cost is None else table.cost[held]
+    final = dataclasses.replace(final, spend=_spend(estimate, final.mean_cost, spent))
     spend = final.spend
     chosen_rule = final._rule(None)
     metrics = measure(
@@ -308,7 +315,7 @@ def fit_router(
             progress=progress,
         )
         metrics["verification"] = found
-    elif table.split is None:
+    elif table.split is None and not is_set_apart:
         final = fit(build_router(spec), np.arange(len(table)))
         num_fitted = len(table)
     return dataclasses.replace(
@@ -321,10 +328,17 @@ def fit_router(
     )
 
 
-def _spend(estimate_NK: Float64, mean_cost_K: Float64) -> SpendCurve | None:
-    if np.isfinite(mean_cost_K).all() and mean_cost_K.max() > mean_cost_K.min():
-        return spend_curve(estimate_NK, mean_cost_K)
-    return None
+def _spend(
+    estimate_NK: Float64, mean_cost_K: Float64, spent_NK: Float64 | None
+) -> SpendCurve | None:
+    """Return the spend of each trade-off: recorded where that is known of enough prompts."""
+    if not np.isfinite(mean_cost_K).all() or mean_cost_K.max() <= mean_cost_K.min():
+        return None
+    if spent_NK is not None:
+        known = np.isfinite(spent_NK).all(axis=1)
+        if known.sum() >= _LEAST_RECORDED:
+            return spend_curve(estimate_NK[known], mean_cost_K, spent_NK=spent_NK[known])
+    return spend_curve(estimate_NK, mean_cost_K)
 
 
 def _provenance(table: OutcomeTable, seed: int) -> dict[str, Any]:

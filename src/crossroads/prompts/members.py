@@ -37,7 +37,7 @@ def domains_design(view: PromptView, label_NC: Float64) -> Float64:
     axis_NZ = view.principal[:, :num_axes]
     products = label_NC[:, :, None] * axis_NZ[:, None, :]
     return np.concatenate(
-        [label_NC, products.reshape(len(view), label_NC.shape[1] * num_axes)], axis=1
+        [label_NC, products.reshape(len(view), label_NC.shape[1] * axis_NZ.shape[1])], axis=1
     )
 
 

@@ -58,6 +58,11 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def labels(self) -> npt.NDArray[np.object_] | None:
+        """Shape (N,): the finest labels there are, subjects or else domains; None without."""
+        return self.domains if self.subjects is None else self.subjects
+
     def take(self, rows: npt.NDArray[Any]) -> TrainingSet:
         """Return the training set of these rows."""
         changes: dict[str, Any] = {
@@ -110,6 +115,7 @@ class PromptRouter(ABC):
     needs_embeddings: ClassVar[bool] = True
     needs_domains: ClassVar[bool] = False  # in training
     uses_domains: ClassVar[bool] = False  # in training, where there are any
+    uses_subjects: ClassVar[bool] = False  # in place of domains, where there are any
     timing: ClassVar[Timing] = "pre-generation"
     method: ClassVar[Method] = "supervised"
     axis: ClassVar[Axis] = "any"

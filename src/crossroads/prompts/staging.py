@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,8 @@ def stage_outcomes(
     ``progress`` is told of rows read and rows in all. Rows must satisfy what
     ``crossroads.prompts.outcomes`` asks; a prompt's text, domain, difficulty and split are those
     of its first row. Raises InputError at the first wrong row, naming it, UsageError for unknown
-    models. What a stopped run left is written anew.
+    models. A run that is stopped leaves no
+    stage, and two runs may stage the same file at once.
     """
     from pyarrow import ArrowException, parquet
 
@@ -168,11 +170,49 @@ def _write_stage(
     digest: str,
     progress: Progress | None,
 ) -> None:
-    shutil.rmtree(stage, ignore_errors=True)  # half of an earlier run
     try:
-        stage.mkdir(parents=True)
+        stage.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{stage.name}-", dir=stage.parent))
     except OSError as error:
         raise InputError(f"{stage}: cannot be written: {error.strerror}; choose --out") from error
+    try:
+        _fill(
+            file,
+            partial,
+            columns=columns,
+            where=where,
+            encoder=encoder,
+            pool=pool,
+            digest=digest,
+            progress=progress,
+        )
+        _move(partial, stage)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move(partial: Path, stage: Path) -> None:
+    """Put a whole stage in its place; another run may have been quicker."""
+    if stage.exists() and not (stage / _ABOUT).exists():
+        shutil.rmtree(stage, ignore_errors=True)  # what was left there is no stage
+    try:
+        partial.rename(stage)
+    except OSError:
+        if not (stage / _ABOUT).exists():
+            raise
+
+
+def _fill(
+    file: Any,
+    stage: Path,
+    *,
+    columns: list[str],
+    where: str,
+    encoder: str,
+    pool: Pool | None,
+    digest: str,
+    progress: Progress | None,
+) -> None:
     names = read_names(file, where, pool)
     writer = StageWriter(
         folder=stage, names=names, columns=columns, where=where, encoder=encoder, pool=pool

@@ -88,7 +88,8 @@ class Place:
     name, summary : of the router
     timing, method, axis, needs, adding_a_model : values of ``ATTRIBUTES``
     domains : whether it learns from the category of each training prompt as well: ``""`` never,
-        ``"domains"`` it must, ``"domains if given"`` where the table has them
+        ``"domains"`` it must, ``"domains if given"`` where the table has them;
+            ``subjects or domains`` where it takes the finer labels first
     hindsight : whether it sees the outcomes it is judged by: a bound
     """
 
@@ -149,9 +150,10 @@ def place(router: str | PromptRouter | type[PromptRouter]) -> Place:
 
 
 def _domains(cls: type[PromptRouter]) -> str:
+    labels = "subjects or domains" if cls.uses_subjects else "domains"
     if cls.needs_domains:
-        return "domains"
-    return "domains if given" if cls.uses_domains else ""
+        return labels
+    return f"{labels} if given" if cls.uses_domains else ""
 
 
 def taxonomy(names: Iterable[str] | None = None) -> tuple[Place, ...]:

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from crossroads.core.errors import InputError
-from crossroads.prompts.preferences.policies import Policy, Preferences, read_preferences
+from crossroads.prompts.preferences.policies import Policy, Preferences
 
 CODE = {"name": "code", "description": "programs", "model": "big"}
 LAW = {"name": "law's letter", "description": "contracts", "model": "wise"}
@@ -77,14 +76,3 @@ def test_a_request_brings_a_bare_list_and_keeps_the_default() -> None:
 def test_a_mapping_for_a_policy_nobody_describes_is_refused() -> None:
     with pytest.raises(InputError, match="'poetry', which no policy describes"):
         parse(CODE).remapped({"poetry": "m"})
-
-
-def test_a_yaml_file_is_read_and_a_broken_one_named(tmp_path: Path) -> None:
-    path = tmp_path / "preferences.yaml"
-    path.write_text("default: small\npolicies: [{name: a's, description: d, model: m}]\n", "utf-8")
-    assert read_preferences(path).model_of("a's") == "m"
-    path.write_text("default: [", "utf-8")
-    with pytest.raises(InputError, match=r"preferences\.yaml: not valid YAML"):
-        read_preferences(path)
-    with pytest.raises(InputError, match="No such file"):
-        read_preferences(tmp_path / "absent.yaml")

@@ -117,3 +117,29 @@ def test_the_label_of_a_prompt_is_no_way_to_its_category() -> None:
 def test_impossible_shrinkage_is_refused(shrink: str) -> None:
     with pytest.raises(UsageError, match="expected shrink >= 0"):
         build_router(f"category:shrink={shrink}")
+
+
+@pytest.mark.parametrize("name", ["category", "auto", "boosting"])
+def test_finer_labels_are_learnt_where_there_are_any(name: str) -> None:
+    """Domains say nothing here; subjects tell which model is right."""
+    data = outcomes(400, 3)
+    rng = np.random.default_rng(0)
+    subject = np.array([f"s{i}" for i in rng.integers(2, size=400)], dtype=object)
+    rows = np.eye(8, dtype=np.float32)[(subject == "s1").astype(int)]
+    rows += 0.3 * rng.standard_normal(rows.shape).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    scores = np.stack([subject == "s0", subject == "s1", rng.random(400) < 0.2], axis=1)
+    data = change(
+        data,
+        embeddings=rows,
+        scores=scores.astype(np.float32),
+        domains=np.array(["one", "two"] * 200, dtype=object),
+        texts=None,
+    )
+    asked = Queries(embeddings=rows)
+    with_subjects = build_router(name).fit(change(data, subjects=subject)).predict(asked)
+    right = scores[np.arange(400), with_subjects.argmax(axis=1)].mean()
+    assert right > 0.9
+    if name == "category":  # all it has are labels
+        blind = build_router(name).fit(data).predict(asked)
+        assert scores[np.arange(400), blind.argmax(axis=1)].mean() < 0.7

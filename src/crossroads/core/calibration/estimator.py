@@ -154,11 +154,6 @@ class SdmEstimator:
     def num_classes(self) -> int:
         return self.adaptor.num_classes
 
-    @property
-    def share_capped(self) -> float:
-        """Share of calibration points whose similarity reached the cap ``depth``."""
-        return float((self.calibration.similarity >= self.depth).mean())
-
     def at_level(self, level: float) -> SdmEstimator:
         """Return the estimator with its region searched again at another level."""
         return replace(self, region=_region(self.calibration, level))

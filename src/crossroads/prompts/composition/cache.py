@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
@@ -61,6 +61,7 @@ class _Entry(Generic[T]):
     size: int
     expert: T | None = None
     error: BaseException | None = None
+    is_held: bool = False  # takes memory: being loaded, or loaded
     is_ready: bool = False
     used_at: int = 0
     uses: int = 0
@@ -75,11 +76,13 @@ class ExpertCache(Generic[T]):
         that ask for the same expert at the same time. What it raises is passed on to all of them,
         and the expert is not kept
     sizes : bytes of each expert
-    capacity : bytes, > 0. Room is made before loading, so that resident and arriving experts
-        together never exceed it
+    capacity : bytes, > 0. Loading begins when there is room, so that experts loaded, being loaded
+        and leaving together never exceed it
     policy : ``lru`` evicts the expert unused for longest; ``lfu`` the least used, counts being
         halved as time goes by, of equals the one unused for longest
-    evicted : called with name and expert when one leaves, for loaders that must free memory
+    evicted : called with name and expert when one leaves, for loaders that must free memory: its
+        bytes are taken until this returns, and nothing else takes them before. Runs outside the
+        lock, and may not ask the cache for experts. Without it the cache drops its reference
     """
 
     def __init__(
@@ -96,7 +99,8 @@ class ExpertCache(Generic[T]):
         check_sizes(sizes, capacity)
         self._load, self._evicted = load, evicted
         self._sizes, self.capacity, self.policy = dict(sizes), capacity, policy
-        self._entries: dict[str, _Entry[T]] = {}
+        self._entries: dict[str, _Entry[T]] = {}  # their sizes never exceed the capacity
+        self._leaving: dict[str, _Entry[T]] = {}  # removed, but still in memory
         self._pins: Counter[str] = Counter()
         self._changed = threading.Condition()  # its lock guards everything
         self._clock = 0
@@ -142,13 +146,13 @@ class ExpertCache(Generic[T]):
 
     @property
     def resident(self) -> tuple[str, ...]:
-        """Names of the experts that are loaded or being loaded, in order of arrival."""
+        """Names of the experts that are loaded or arriving, in order of arrival."""
         with self._changed:
             return tuple(self._entries)
 
     @property
     def used(self) -> int:
-        """Bytes taken by resident and arriving experts."""
+        """Bytes taken by experts loaded, being loaded, or leaving; never above the capacity."""
         with self._changed:
             return self._used()
 
@@ -161,11 +165,8 @@ class ExpertCache(Generic[T]):
     def _fetch(self, name: str, *, is_request: bool) -> T:
         size = checked_size(name, self._sizes, self.capacity)
         with self._changed:
-            leaving: list[tuple[str, _Entry[T]]] = []
-            entry = self._entries.get(name)
-            if entry is None:
-                leaving = self._make_room(name, size)
-                entry = self._entries.get(name)  # another thread may have come first meanwhile
+            leaving = self._make_room(name, size)
+            entry = self._entries.get(name)  # another thread may have come first
             is_new = entry is None
             if entry is None:
                 entry = self._entries[name] = _Entry(size=size)
@@ -177,12 +178,15 @@ class ExpertCache(Generic[T]):
             self._touch(entry)
         return self._loaded(name, entry, leaving) if is_new else self._awaited(entry)
 
-    def _loaded(self, name: str, entry: _Entry[T], leaving: list[tuple[str, _Entry[T]]]) -> T:
+    def _loaded(self, name: str, entry: _Entry[T], leaving: list[str]) -> T:
         """See the leaving experts off, then load; whatever fails, nobody is left waiting."""
         try:
-            for gone, old in leaving:
-                if self._evicted is not None:
-                    self._evicted(gone, cast(T, old.expert))
+            with ExitStack() as departures:  # each one happens, even if one before it fails
+                for gone in reversed(leaving):
+                    departures.callback(self._depart, gone)
+            with self._changed:
+                self._changed.wait_for(lambda: self._fits_now(name, entry.size))
+                entry.is_held = True
             entry.expert = self._load(name)
         except BaseException as error:
             entry.error = error
@@ -195,6 +199,20 @@ class ExpertCache(Generic[T]):
                 self._changed.notify_all()
         return entry.expert
 
+    def _depart(self, name: str) -> None:
+        """Free a leaving expert. No variable may hold it, or it would outlive its bytes."""
+        try:
+            if self._evicted is not None:
+                self._evicted(name, cast(T, self._leaving[name].expert))
+        finally:
+            with self._changed:
+                del self._leaving[name]
+                self._changed.notify_all()
+
+    def _fits_now(self, name: str, size: int) -> bool:
+        """Whether loading may begin. True for every entry once nothing is leaving."""
+        return name not in self._leaving and self._used() + size <= self.capacity
+
     def _awaited(self, entry: _Entry[T]) -> T:
         with self._changed:
             self._changed.wait_for(lambda: entry.is_ready)
@@ -202,41 +220,38 @@ class ExpertCache(Generic[T]):
             raise entry.error
         return cast(T, entry.expert)
 
-    def _make_room(self, name: str, size: int) -> list[tuple[str, _Entry[T]]]:
-        """Forget the experts that must go for ``size`` bytes; wait for arriving ones to be ready.
+    def _make_room(self, name: str, size: int) -> list[str]:
+        """Make the experts leave that must for ``size`` bytes; wait for arriving ones to be ready.
 
-        Nobody goes where another thread brings the expert meanwhile, or where there is no room.
+        Nobody goes where the expert is here, or another thread brings it, or where there is room.
         """
         while name not in self._entries:
-            excess = self._used() + size - self.capacity
+            reserved = sum(entry.size for entry in self._entries.values())
+            excess = reserved + size - self.capacity
             if excess <= 0:
                 return []
             loose = [(n, e) for n, e in self._entries.items() if not self._pins[n]]
             if sum(e.size for _, e in loose) < excess:
                 raise ExpertTooLargeError(
                     f"expert {name!r} takes {size:,} bytes, but pinned experts leave "
-                    f"{self.capacity - self._used() + sum(e.size for _, e in loose):,} of "
+                    f"{self.capacity - reserved + sum(e.size for _, e in loose):,} of "
                     f"{self.capacity:,}; unpin one or raise the capacity"
                 )
-            ready = sorted(
-                ((n, e) for n, e in loose if e.is_ready), key=lambda item: self._rank(item[1])
-            )
-            if sum(e.size for _, e in ready) >= excess:
-                return self._remove(ready, excess)
+            ready = [(self._rank(e), n) for n, e in loose if e.is_ready]
+            if sum(self._entries[n].size for _, n in ready) >= excess:
+                return self._remove([n for _, n in sorted(ready)], excess)
             self._changed.wait()
         return []
 
-    def _remove(
-        self, ready: list[tuple[str, _Entry[T]]], excess: int
-    ) -> list[tuple[str, _Entry[T]]]:
-        """Forget the first experts that make up ``excess`` bytes."""
+    def _remove(self, ready: list[str], excess: int) -> list[str]:
+        """Make the first experts leave that make up ``excess`` bytes."""
         leaving = []
-        for name, entry in ready:
+        for name in ready:
             if excess <= 0:
                 break
-            del self._entries[name]
-            leaving.append((name, entry))
-            excess -= entry.size
+            self._leaving[name] = self._entries.pop(name)
+            leaving.append(name)
+            excess -= self._leaving[name].size
         self._counts["evictions"] += len(leaving)
         return leaving
 
@@ -252,7 +267,8 @@ class ExpertCache(Generic[T]):
                 other.uses //= 2
 
     def _used(self) -> int:
-        return sum(entry.size for entry in self._entries.values())
+        held = [entry.size for entry in self._entries.values() if entry.is_held]
+        return sum(held) + sum(entry.size for entry in self._leaving.values())
 
 
 def check_sizes(sizes: Mapping[str, int], capacity: int) -> None:

@@ -67,11 +67,6 @@ _BACKENDS: dict[str, Callable[..., Backend]] = {
 }
 
 
-def backend_names() -> list[str]:
-    """Return the names ``get_backend`` knows."""
-    return list(_BACKENDS)
-
-
 def get_backend(name: str = "matcher", **settings: Any) -> Backend:
     """Return a back end under its settings.
 

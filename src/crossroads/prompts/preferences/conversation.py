@@ -27,13 +27,14 @@ class Turn:
 def read_turns(messages: Sequence[Mapping[str, Any]]) -> list[Turn]:
     """Return the spoken turns: no system or tool messages, none without text.
 
-    A content in parts gives its text parts, joined by newlines.
+    A content in parts gives its text parts, joined by newlines. A role that is no text is dropped
+    like one nobody knows.
     """
-    turns = (
-        Turn(str(message.get("role")), content_text(message.get("content")))
+    turns = [
+        Turn(role, content_text(message.get("content")))
         for message in messages
-        if message.get("role") in _SPOKEN
-    )
+        if isinstance(role := message.get("role"), str) and role in _SPOKEN
+    ]
     return [turn for turn in turns if turn.content.strip()]
 
 

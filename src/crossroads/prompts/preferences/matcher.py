@@ -2,8 +2,9 @@
 
 A policy's score is the best cosine of the intent with name and description, or an example, less
 what all descriptions have in common (the mean over the 57 of ``subjects``); ``other`` has the
-fixed score tau. Two closed lists of words decide what an embedding cannot: a message of thanks is
-``other``, and a bare follow-up ("why is that?") asks what the turn before it asked.
+fixed score tau. Closed lists of words decide what an embedding cannot: a message of thanks is
+``other``, and a bare follow-up ("why is that?") asks what the turn before it asked. Thanks never
+open a conversation, and never hold a question or a request ("good, now tell me more").
 """
 
 from __future__ import annotations
@@ -35,6 +36,24 @@ those to too us very was we were what which why will with would wrong yes you yo
 """
 _CLOSING = frozenset(_CLOSING_TEXT.split())
 _BARE = frozenset(_BARE_TEXT.split())
+_JUDGING = "perfect|wonderful|excellent|nice|great|cool|good|fine|okay|ok|clear|done|helpful"
+# What a request begins with where bare words make it up: an order, or the head of a question.
+_ORDERS = (
+    "tell|explain|elaborate|please|try|help me|(?:say|get|find|make|go|look)"
+    " (?:me|it|this|that|them|more|again|on|ahead|over|out|another|any|some|the)"
+)
+_QUESTIONS = (
+    "why|how|which|when|where|who|what(?! an? )"
+    "|(?:can|could|would|will|do|does|did|is|are|was|were)"
+    " (?:you|i|it|this|that|these|those|they|them|there|we|the|any)"
+)
+_FRAGMENTS = r"(?:(?:the|one|some|any) )?(?:more|rest|others?)(?=$|[^\w\s'])"  # "and the rest"
+# What may stand before that in its clause: "good one now tell me", "thanks but why".
+_LEADS = f"thanks|thank you|thx|cheers|{_JUDGING}|and|now|then|so|but|just|one|yes|no"
+_REQUEST = re.compile(
+    rf"(?:^|[^\w\s']|\b(?:{_LEADS}) )\s*(?:(?:{_ORDERS}|{_QUESTIONS})\b|{_FRAGMENTS})"
+    rf"|[?]|\bplease\b|\bwould like (?:to|more|you)\b|\bnot (?:\w+ )?(?:{_JUDGING})\b"
+)
 
 
 class PolicyMatcher:
@@ -87,11 +106,10 @@ def policy_text(policy: Policy) -> str:
 def open_intent(turns: Sequence[Turn]) -> str:
     """Return the text that says what the user wants now; empty where nothing is left to do."""
     said = [turn.content for turn in turns if turn.role == "user"]
-    for number, text in enumerate(reversed(said), start=1):
+    for text in reversed(said[1:]):
         words = set(re.findall(r"[a-z']+", text.lower()))
-        is_bare = len(text.split()) <= _MOST_WORDS and words <= _BARE | _CLOSING
-        if is_bare and words & _CLOSING:
-            return ""
-        if not is_bare or not words or number == len(said):
+        if not words or len(text.split()) > _MOST_WORDS or not words <= _BARE | _CLOSING:
             return text
-    return ""
+        if words & _CLOSING and not _REQUEST.search(" ".join(text.lower().split())):
+            return ""
+    return said[0] if said else ""

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
-
-import yaml
 
 from crossroads.core.errors import InputError
 
@@ -128,18 +125,6 @@ class Preferences:
             policies.append(policy)
             models[policy.name] = model
         return cls(policies=tuple(policies), models=models, default=default)
-
-
-def read_preferences(path: str | Path) -> Preferences:
-    """Read a YAML file of the form ``Preferences.parse`` takes. Raises InputError."""
-    try:
-        value = yaml.safe_load(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"preferences {str(path)!r}: {error.strerror}; give a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"preferences {path}: not valid YAML: {problem}") from error
-    return Preferences.parse(value, where=f"preferences {path}")
 
 
 def _entry(entry: Any, where: str) -> tuple[Policy, str]:

@@ -11,7 +11,7 @@
     leaderboard.html    the same for people
 
 A name is taken by its first submission: the same content again changes nothing, another one is
-refused.
+refused. Submissions that wait for answers have no name yet.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import msgspec
 
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.files import write_atomically
 from crossroads.prompts.routerarena.evaluation import EvaluationSet, open_live, open_replay
+from crossroads.prompts.routerarena.stored import Figures, read_stored
 
 DEFAULT_OUTCOMES = "local"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +84,21 @@ class DataSource:
         return open_replay(self.outcomes or DEFAULT_OUTCOMES, self.pool)
 
 
+class _Versioned(TypedDict):
+    format: int
+
+
+class _Facts(_Versioned):
+    """What ``board.json`` must hold."""
+
+    source: DataSource
+    fingerprint: str
+    data: str
+    evidence: str
+    num_rows: int
+    notes: list[str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Board:
     """A leaderboard's folder and what it judges on. Make or open it with ``open_board``."""
@@ -126,7 +144,7 @@ def open_board(folder: str | Path, source: DataSource | None = None) -> Board:
         write_atomically(path, json.dumps(described, indent=1) + "\n")
         return Board(folder=folder, source=given, evaluation=evaluation)
     facts = read_board(folder)
-    kept = DataSource(**facts["source"])
+    kept = msgspec.convert(facts["source"], DataSource)
     if not given.is_default and given != kept:
         raise InputError(
             f"{folder}: this board judges on {facts['data']!r}; leave out the data options, or "
@@ -148,21 +166,21 @@ def read_board(folder: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{folder}: no board here; submitting to it makes one: crossroads arena submit"
         )
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        is_ours = facts["format"] == _FORMAT and isinstance(facts["source"], dict)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: damaged ({error}); start another board") from error
-    if not is_ours:
-        raise InputError(f"{path}: made by another version of crossroads; start another board")
+    remedy = "start another board"
+    if read_stored(path, _Versioned, remedy=remedy)["format"] != _FORMAT:
+        raise InputError(f"{path}: made by another version of crossroads; {remedy}")
+    facts: dict[str, Any] = read_stored(path, _Facts, remedy=remedy)
     return facts
 
 
+def read_figures(path: Path) -> dict[str, Any]:
+    """Return a submission's figures. Raises InputError for a damaged file."""
+    figures: dict[str, Any] = read_stored(
+        path, Figures, remedy="delete it and submit that router again"
+    )
+    return figures
+
+
 def _sorted_results(folder: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in (folder / "results").glob("*.json"):
-        try:
-            found.append(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: damaged ({error}); delete it and submit again") from error
+    found = [read_figures(path) for path in (folder / "results").glob("*.json")]
     return sorted(found, key=lambda f: (-f["arena_score"], -f["accuracy"], f["router_name"]))

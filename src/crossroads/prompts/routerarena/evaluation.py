@@ -77,10 +77,12 @@ class EvaluationSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal; changes with any row, answer, price or recorded outcome."""
+        """Hexadecimal; changes with any row, answer, rewording, price or recorded outcome."""
         digest = hashlib.blake2b(digest_size=8)
         for row in self.rows:
             digest.update(repr((row.global_index, row.prompt, row.metric, row.answers)).encode())
+        for pair in self.reworded:
+            digest.update(repr((pair.global_index, pair.kind, pair.prompt)).encode())
         prices = [(c.name, c.price_in, c.price_out, c.price_per_call) for c in self.pool]
         digest.update(repr(prices).encode())
         if self.replay is not None:

@@ -5,20 +5,21 @@ A result has the arena's shape::
     {"generated_answer": "...", "success": true, "error": null,
      "token_usage": {"input_tokens": 12, "output_tokens": 3}}
 
-A model that fails after all attempts gives a result without success: it scores 0 and is not kept,
-so that the next run asks again.
+A model that fails after all attempts gives a result without success, which is not kept, so that the
+next run asks again. ``may_pass`` tells an outage from a refusal: a refusal scores 0, an outage says
+nothing of the router and must not be judged.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import UnavailableError, UsageError
 from crossroads.core.progress import Progress
 from crossroads.prompts.experts.base import Completion, Expert, ExpertError, content_text
 from crossroads.prompts.experts.registry import build_expert
@@ -82,6 +83,20 @@ def run_calls(
         run.take_cached(model, indices)
     asyncio.run(run.ask_all(build))
     return run.results
+
+
+def require_answers(results: Mapping[Call, Result]) -> None:
+    """Raise UnavailableError where calls failed for reasons that may pass."""
+    missing = {call: result for call, result in results.items() if result.get("may_pass")}
+    if not missing:
+        return
+    by_model = Counter(model for _, model in missing)
+    counts = ", ".join(f"{model}: {count}" for model, count in sorted(by_model.items()))
+    first = " ".join(str(next(iter(missing.values()))["error"]).split())
+    raise UnavailableError(
+        f"{len(missing)} of {len(results)} calls have no answer yet ({counts}; {first:.200}); "
+        "nothing was published; run this again to continue with what is missing"
+    )
 
 
 def _replayed(evaluation: EvaluationSet, call: Call) -> Result:
@@ -159,7 +174,7 @@ class _Run:
             try:
                 result = _result(await self._ask(expert, self._prompt(index)))
             except ExpertError as error:
-                result = _failure(str(error))
+                result = _failure(str(error), may_pass=error.can_be_retried)
             else:
                 # One short line on the disk; waiting for it costs less than a thread would.
                 self._caches[model].put(index, self._prompt(index), result)
@@ -203,5 +218,11 @@ def _result(answer: Completion) -> Result:
     }
 
 
-def _failure(problem: str) -> Result:
-    return {"generated_answer": "", "success": False, "error": problem, "token_usage": None}
+def _failure(problem: str, *, may_pass: bool) -> Result:
+    return {
+        "generated_answer": "",
+        "success": False,
+        "error": problem,
+        "token_usage": None,
+        "may_pass": may_pass,
+    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import orjson
 
 from crossroads.core.files import write_atomically
+from crossroads.prompts.routerarena.brought import estimated_tokens, is_estimated
 from crossroads.prompts.routerarena.evaluation import EvaluationSet
 from crossroads.prompts.routerarena.figures import (
     Headline,
@@ -25,6 +27,7 @@ from crossroads.prompts.routerarena.figures import (
 from crossroads.prompts.routerarena.inference import Call, Result
 from crossroads.prompts.routerarena.isolation import ScoringJob, score_apart
 from crossroads.prompts.routerarena.names import canonical_name
+from crossroads.prompts.routerarena.stored import read_stored
 from crossroads.prompts.routerarena.submission import INDEX, Submission, token_counts
 
 Float64 = npt.NDArray[np.float64]
@@ -32,11 +35,15 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Answers with their score and cost, by (global index, model)."""
+    """Answers with their score and cost, by (global index, model).
+
+    ``failed`` are the calls without an answer, ``estimated`` those whose tokens nobody counted.
+    """
 
     score: Mapping[Call, float]
     cost: Mapping[Call, float]
     failed: frozenset[Call]
+    estimated: frozenset[Call] = frozenset()
 
 
 def choices_of(submission: Submission, evaluation: EvaluationSet) -> list[Call]:
@@ -69,17 +76,6 @@ def calls_of(submission: Submission, evaluation: EvaluationSet) -> list[Call]:
     return [*main, *further]
 
 
-def given_results(submission: Submission, evaluation: EvaluationSet) -> dict[Call, Result]:
-    """Return the results a submission brings along; a replay believes none of them."""
-    if evaluation.replay is not None:
-        return {}
-    return {
-        (str(entry[INDEX]), _pool_name(entry["prediction"], evaluation)): entry["generated_result"]
-        for entry in submission.predictions
-        if isinstance(entry.get("generated_result"), Mapping)
-    }
-
-
 def judge_calls(
     results: Mapping[Call, Result],
     evaluation: EvaluationSet,
@@ -101,7 +97,9 @@ def judge_calls(
     keys = {call: _job_key(call, job, code_runner) for call, job in jobs.items()}
     kept: dict[str, float] = {}
     if store.exists() and not force:
-        kept = orjson.loads(store.read_bytes())
+        kept = read_stored(
+            store, dict[str, float], remedy="delete it: all answers are scored again"
+        )
     todo = {keys[call]: job for call, job in jobs.items() if keys[call] not in kept}
     num_reused = len(jobs) - sum(keys[call] in todo for call in jobs)
     if todo:
@@ -115,6 +113,7 @@ def judge_calls(
         score={call: kept[keys[call]] for call in jobs},
         cost=_costs(results, failed, evaluation),
         failed=failed,
+        estimated=frozenset(call for call, result in results.items() if is_estimated(result)),
     )
     return judged, num_reused
 
@@ -134,7 +133,7 @@ def figures_of(submission: Submission, evaluation: EvaluationSet, judged: Judged
         "robustness": _robustness(submission, evaluation, choices),
         "latency": _latency(submission.decision_ms),
         "breakdown": breakdown(score, labels_of(evaluation)),
-        "notes": [*submission.remarks, *head.notes],
+        "notes": [*submission.remarks, *head.notes, *_answer_notes(judged, head)],
     }
 
 
@@ -149,6 +148,16 @@ def labels_of(evaluation: EvaluationSet) -> dict[str, list[str]]:
     if labels["source"] == labels["domain"]:
         del labels["source"]
     return labels
+
+
+def _answer_notes(judged: Judged, head: Headline) -> Iterator[str]:
+    if head.num_failed:
+        yield f"{head.num_failed} rows have no answer and count as 0"
+    if judged.estimated:
+        yield (
+            f"{len(judged.estimated)} answers came with the submission: their tokens are estimated "
+            "from the texts, 4 characters each, or more where it claims more"
+        )
 
 
 def _headline_figures(head: Headline) -> dict[str, Any]:
@@ -249,18 +258,24 @@ def _costs(
 ) -> dict[Call, float]:
     """Return the cost of each call in USD, from recorded costs, or token counts at pool prices.
 
-    A failed call without token counts is charged what its model costs on average here: its price
-    is unknown, and taking it for free would make failing look cheap.
+    A failed call without token counts is charged what its model costs on average here, or at least
+    its prompt: its price is unknown, and taking it for free would make failing look cheap.
     """
     cost: dict[Call, float] = {}
     for call, result in results.items():
         known = _cost(call, result, evaluation)
         if known is not None:
             cost[call] = known
-    for call in failed:
-        if call not in cost:
-            same_model = [usd for (_, model), usd in cost.items() if model == call[1]]
-            cost[call] = sum(same_model) / len(same_model) if same_model else 0.0
+    answered: dict[str, list[float]] = defaultdict(list)
+    for (_, model), usd in cost.items():
+        answered[model].append(usd)
+    for call in set(failed) - set(cost):
+        index, model = call
+        prompt = evaluation.rows[evaluation.by_index[index]].prompt
+        same_model = answered[model] or [
+            float(evaluation.pool[model].price(estimated_tokens(prompt), 0))
+        ]
+        cost[call] = sum(same_model) / len(same_model)
     return cost
 
 

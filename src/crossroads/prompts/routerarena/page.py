@@ -16,6 +16,7 @@ from crossroads.core.statistics import summarise
 from crossroads.datasets.routerarena import BLOOM_LEVELS
 from crossroads.prompts.routerarena.difficulty import LEVELS
 from crossroads.prompts.routerarena.figures import deferral_curve
+from crossroads.prompts.routerarena.stored import Ranking, read_stored
 
 if TYPE_CHECKING:
     from crossroads.prompts.routerarena.board import Board
@@ -80,9 +81,10 @@ METRICS = (
     Metric(
         name="latency_score",
         title="latency",
+        unit="self-reported",
         digits=1,
-        help="time of a decision, 100 for 1 ms and less, 0 for 10 s and more, logarithmic; as the "
-        "submission states it",
+        help="time of a decision as the submission states it, measured by nobody else: 100 for "
+        "1 ms and less, 0 for 10 s and more, logarithmic",
     ),
     Metric(
         name="num_failed",
@@ -112,8 +114,12 @@ def write_leaderboard(board: Board) -> None:
 
 
 def read_leaderboard(folder: Path) -> dict[str, Any]:
-    """Return the content of a board's ``leaderboard.json``."""
-    content: dict[str, Any] = json.loads((folder / JSON_NAME).read_text("utf-8"))
+    """Return the content of a board's ``leaderboard.json``. Raises InputError if damaged."""
+    content: dict[str, Any] = read_stored(
+        folder / JSON_NAME,
+        Ranking,
+        remedy="submit a router again: crossroads arena submit writes it anew",
+    )
     return content
 
 

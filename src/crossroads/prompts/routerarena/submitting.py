@@ -2,7 +2,8 @@
 
 The order of what is written makes a kill harmless: answers and scores as they come, then the
 archived file, which takes the name, then the figures, then the leaderboard. The same submission
-again makes up for what is missing.
+again makes up for what is missing. An outage of the models is no reason for a score of 0: as long
+as answers may still come nothing but the answers that came is written.
 """
 
 from __future__ import annotations
@@ -24,22 +25,25 @@ from crossroads.core.progress import Progress
 from crossroads.prompts.experts.base import Expert
 from crossroads.prompts.experts.registry import build_expert
 from crossroads.prompts.pool import ModelCard
-from crossroads.prompts.routerarena.board import Board
+from crossroads.prompts.routerarena.board import Board, read_figures
+from crossroads.prompts.routerarena.brought import believed, given_results
 from crossroads.prompts.routerarena.inference import (
     Call,
     InferenceSettings,
     Result,
+    require_answers,
     run_calls,
 )
 from crossroads.prompts.routerarena.judging import (
     Judged,
     calls_of,
+    choices_of,
     figures_of,
-    given_results,
     judge_calls,
 )
 from crossroads.prompts.routerarena.names import canonical_name
 from crossroads.prompts.routerarena.page import write_leaderboard
+from crossroads.prompts.routerarena.stored import Archived, read_stored
 from crossroads.prompts.routerarena.submission import INDEX, Submission
 from crossroads.prompts.routerarena.validate import check_submission
 
@@ -53,12 +57,14 @@ class Outcome:
     figures : the row's figures
     rank : place on the board, from 1
     is_new : False where the same submission was there already
+    is_changed : whether its figures differ from those that were there; True where none were
     num_reused : scores an earlier run had made
     """
 
     figures: Mapping[str, Any]
     rank: int
     is_new: bool
+    is_changed: bool
     num_reused: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,22 +84,29 @@ def submit(
 ) -> Outcome:
     """Check, answer, score and rank a submission.
 
-    The same submission again changes nothing; ``force`` scores it again. Raises SubmissionError
-    with every problem found, InputError where the name is taken by another submission.
+    The same submission again changes nothing; ``force`` judges it again, asks for the answers it
+    lacks and rewrites what is stored of it. Raises SubmissionError with every problem found,
+    InputError where the name is taken by another submission, UnavailableError where answers are
+    missing that may come later.
     """
     evaluation = board.evaluation
     check_submission(submission, evaluation)
     there = _already_there(board, submission)
     if there is not None and not force:
         write_leaderboard(board)  # a kill may have come before it
-        return _outcome(board, there, is_new=False, num_reused=there["num_rows"])
-    results = given_results(submission, evaluation)
-    missing = [call for call in calls_of(submission, evaluation) if call not in results]
-    results |= run_calls(
+        return _outcome(board, there, there, num_reused=there["num_rows"])
+    given = given_results(submission, evaluation)
+    missing = [call for call in calls_of(submission, evaluation) if call not in given]
+    run = run_calls(
         evaluation, missing, board.cache, settings=settings, build=build, progress=progress
     )
+    require_answers(run)
+    check_submission(
+        _completed(submission, board, {**given, **run}), evaluation, results=True
+    )
+    chosen = frozenset(choices_of(submission, evaluation))
+    results = {**believed(given, evaluation, board.cache, chosen=chosen), **run}
     complete = _completed(submission, board, results)
-    check_submission(complete, evaluation, results=True)
     judged, num_reused = judge_calls(
         results,
         evaluation,
@@ -104,23 +117,24 @@ def submit(
     )
     figures = figures_of(submission, evaluation, judged)
     summary = _publish(board, submission, _with_figures(complete, board, judged), figures, there)
-    return _outcome(board, summary, is_new=there is None, num_reused=num_reused)
+    return _outcome(board, summary, there, num_reused=num_reused)
 
 
 def _already_there(board: Board, submission: Submission) -> dict[str, Any] | None:
     """Return the figures of the same submission, None for a new name; else raise InputError."""
-    archive = board.archive(submission.router_name)
-    if not archive.exists():
-        return None
-    if json.loads(archive.read_text("utf-8"))["digest"] != submission.digest:
+    archive, name = board.archive(submission.router_name), submission.router_name
+    is_archived = archive.exists()
+    summaries = [figures for figures in board.results() if figures["router_name"] == name]
+    digests = {figures["digest"] for figures in summaries}
+    if is_archived:
+        remedy = "delete it and submit that router again"
+        digests.add(read_stored(archive, Archived, remedy=remedy)["digest"])
+    if digests - {submission.digest}:
         raise InputError(
-            f"the board has another submission named {submission.router_name!r}; choose another "
-            "router_name"
+            f"the board has another submission named {name!r}; choose another router_name"
         )
-    for summary in board.results():
-        if summary["digest"] == submission.digest:
-            return summary
-    return None  # it was stopped between archive and figures: judge it again
+    # With only one of the two it was stopped between them: judge it again.
+    return summaries[0] if summaries and is_archived else None
 
 
 def _completed(submission: Submission, board: Board, results: Mapping[Call, Result]) -> Submission:
@@ -152,12 +166,10 @@ def _publish(
         "crossroads": __version__,
         **figures,
     }
-    if there is None:
-        _archive(board, submission, entries)
-        stamp = now.strftime("%Y%m%dT%H%M%S%fZ")
-        path = board.folder / "results" / f"{stamp}-{submission.router_name}.json"
-    else:
-        path = _summary_path(board, submission.digest)
+    _archive(board, submission, entries)
+    stamp = now.strftime("%Y%m%dT%H%M%S%fZ")
+    new_path = board.folder / "results" / f"{stamp}-{submission.router_name}.json"
+    path = _summary_path(board, submission.digest) or new_path
     write_atomically(path, json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write_leaderboard(board)
     return summary
@@ -174,7 +186,7 @@ def _with_figures(complete: Submission, board: Board, judged: Judged) -> list[di
 
 
 def _archive(board: Board, submission: Submission, entries: list[dict[str, Any]]) -> None:
-    """Write the archived file; of two at the same moment one gets the name."""
+    """Write the archived file; of two submissions at the same moment one gets the name."""
     content = {
         "digest": submission.digest,
         "config": dict(submission.config),
@@ -188,19 +200,30 @@ def _archive(board: Board, submission: Submission, entries: list[dict[str, Any]]
         os.link(temporary, path)  # fails where the name exists, unlike a rename
     except FileExistsError:
         _already_there(board, submission)
+        temporary.replace(path)  # the same submission: as it was judged now
     finally:
         with suppress(OSError):
             temporary.unlink()
 
 
-def _summary_path(board: Board, digest: str) -> Path:
-    for path in sorted((board.folder / "results").glob("*.json")):
-        if json.loads(path.read_text("utf-8"))["digest"] == digest:
-            return path
-    raise InputError(f"{board.folder}: the figures of a submission vanished; submit it again")
+def _summary_path(board: Board, digest: str) -> Path | None:
+    paths = sorted((board.folder / "results").glob("*.json"))
+    return next((path for path in paths if read_figures(path)["digest"] == digest), None)
 
 
-def _outcome(board: Board, summary: Mapping[str, Any], *, is_new: bool, num_reused: int) -> Outcome:
+def _outcome(
+    board: Board, summary: Mapping[str, Any], there: Mapping[str, Any] | None, *, num_reused: int
+) -> Outcome:
     names = [figures["router_name"] for figures in board.results()]
-    rank = names.index(summary["router_name"]) + 1
-    return Outcome(figures=dict(summary), rank=rank, is_new=is_new, num_reused=num_reused)
+    return Outcome(
+        figures=dict(summary),
+        rank=names.index(summary["router_name"]) + 1,
+        is_new=there is None,
+        is_changed=there is None or _comparable(summary) != _comparable(there),
+        num_reused=num_reused,
+    )
+
+
+def _comparable(summary: Mapping[str, Any]) -> str:
+    """Return the figures without the version that computed them."""
+    return json.dumps({**summary, "crossroads": ""}, sort_keys=True)

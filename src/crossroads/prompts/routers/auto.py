@@ -62,6 +62,7 @@ class Auto(PromptRouter):
     name = "auto"
     summary = "stacked estimators; the best single model where nothing beats it"
     uses_domains = True
+    uses_subjects = True
 
     members: tuple[str, ...] = MEMBERS
     landmarks: int = 400
@@ -89,8 +90,7 @@ class Auto(PromptRouter):
         if len(self.models) < 2 or num_distinct < _PROMPTS_A_FOLD * self.folds:
             return
         fold_N = grouped_folds(data.embeddings, self.folds, rng)
-        labels = data.domains if data.subjects is None else data.subjects
-        label_NC = self._learn_labels(view, labels, fold_N)
+        label_NC = self._learn_labels(view, data.labels, fold_N)
         if "landmarks" in self.members:
             self._landmarks = Landmarks.fit(view, label_NC, self.landmarks, rng)
         out_of_fold = mean_K + self._stack(view, label_NC, data.scores - mean_K, fold_N)

@@ -47,6 +47,7 @@ class Boosting(PromptRouter):
     name = "boosting"
     summary = "boosted trees on a few features"
     uses_domains = True
+    uses_subjects = True
 
     trees: int = 40
     leaves: int = 7
@@ -65,8 +66,8 @@ class Boosting(PromptRouter):
         view = self._reader.fit(data)
         fold_N = grouped_folds(data.embeddings, _FOLDS, rng)
         label_NC = np.zeros((len(view), 0))
-        if data.domains is not None:
-            code_N, num_domains = domain_codes(data.domains)
+        if data.labels is not None:
+            code_N, num_domains = domain_codes(data.labels)
             if num_domains > 1:
                 self._classifier = DomainClassifier()
                 label_NC = self._classifier.fit_held_out(view, code_N, num_domains, fold_N)

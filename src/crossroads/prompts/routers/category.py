@@ -38,6 +38,7 @@ class Category(PromptRouter):
     name = "category"
     summary = "predicted category, then each model's mean score in it"
     needs_domains = True
+    uses_subjects = True
     axis = "domain"
     adding_a_model = "few examples"
 
@@ -51,8 +52,8 @@ class Category(PromptRouter):
             raise UsageError(f"router 'category': expected shrink >= 0, got {self.shrink!r}")
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
-        assert data.domains is not None  # checked by fit()
-        code_N, num_domains = domain_codes(data.domains)
+        assert data.labels is not None  # checked by fit()
+        code_N, num_domains = domain_codes(data.labels)
         self._averages = self._average(data, code_N, num_domains)
         self._classifier: DomainClassifier | None = None
         self._reader = PromptReader()

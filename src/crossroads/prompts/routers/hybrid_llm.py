@@ -70,17 +70,16 @@ class HybridChoice(PromptRouter):
         mean_K = data.mean_scores()
         best = int(mean_K.argmax())
         gap_NK = data.scores.astype(np.float64) - data.scores[:, best : best + 1]
-        y_NK = self._label(data.embeddings, gap_NK)
         fold_N = grouped_folds(data.embeddings, _FOLDS, rng)
-        held_out_NK = np.full(y_NK.shape, np.nan)
+        held_out_NK = np.full(gap_NK.shape, np.nan)
         for fold in np.unique(fold_N):
             rest, rows = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
             if len(rest):
-                held_out_NK[rows] = self._chances(data.embeddings[rows], *self._regress(
-                    data.embeddings[rest], y_NK[rest]))  # fmt: skip
+                learned = self._learn(data.embeddings[rest], gap_NK[rest])
+                held_out_NK[rows] = self._chances(data.embeddings[rows], *learned)
         self._slope, self._offset = lines(held_out_NK, gap_NK, mean_K - mean_K[best])
         self._offset += mean_K[best]
-        self._weights, self._bias = self._regress(data.embeddings, y_NK)
+        self._weights, self._bias = self._learn(data.embeddings, gap_NK)
 
     def _label(self, x_ND: Float, gap_NK: Float64) -> Float64:
         """Return the labels, shape (N, K), NaN where a pair was not run."""
@@ -94,7 +93,9 @@ class HybridChoice(PromptRouter):
         chosen_K = spread.argmax(axis=0)
         return np.stack([labels[t][:, k] for k, t in enumerate(chosen_K)], axis=1)
 
-    def _regress(self, x_ND: Float, y_NK: Float64) -> tuple[Float64, Float64]:
+    def _learn(self, x_ND: Float, gap_NK: Float64) -> tuple[Float64, Float64]:
+        """Return weights and bias by labels of these rows alone: none averages over other rows."""
+        y_NK = self._label(x_ND, gap_NK)
         weights = logistic_regressions(x_ND, y_NK, penalty=self.penalty)
         return weights[:-1], weights[-1]
 

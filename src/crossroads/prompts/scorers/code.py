@@ -55,15 +55,23 @@ def code_scorer(argument: str) -> Scorer:
 def code(answer: str, references: Sequence[str], *, seconds: float = DEFAULT_SECONDS) -> float:
     """1 if the answer's code and then every reference run to their end without an error.
 
-    The interpreter has its standard library only, an empty working folder and no environment.
-    Raises ScoringError on systems that cannot limit a process.
+    The code is what ``extract_code`` finds. Raises ScoringError as ``run_program`` does.
+    """
+    return run_program(extract_code(answer), "\n".join(references), seconds=seconds)
+
+
+def run_program(program: str, tests: str, *, seconds: float = DEFAULT_SECONDS) -> float:
+    """1 if a program, taken whole, and then its tests run to their end without an error, else 0.
+
+    Fences in the program are part of it. The interpreter has its standard library only, an empty
+    working folder and no environment. Raises ScoringError on systems that cannot limit a process.
     """
     if os.name != "posix":
         raise ScoringError("scorer 'code' needs a POSIX system; score inside a Linux container")
     token = secrets.token_hex(16)
     job = {
-        "code": extract_code(answer),
-        "tests": "\n".join(references),
+        "code": program,
+        "tests": tests,
         "token": token,
         "seconds": math.ceil(seconds),
         "memory": MEMORY_BYTES,
