@@ -48,7 +48,7 @@ def url(upstream: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def ask(url: str, *texts: str, **fields: Any) -> tuple[str, str]:
     """Return the answering model and the reason."""
     messages = [{"role": "user", "content": text} for text in texts]
-    body = {"model": "auto", "messages": messages, **fields}
+    body = {"model": "auto", "messages": messages, **fields}  # fields may replace the messages
     request = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "text/json"}
     )
@@ -96,6 +96,13 @@ def test_malformed_policies_of_a_request_are_answered_with_400(
         ask(url, CODE, routing_preferences=own)
     assert caught.value.code == 400
     assert message in caught.value.read().decode()
+
+
+@pytest.mark.parametrize("role", [["user"], {"user": True}, 1])
+def test_a_message_whose_role_is_no_text_is_not_routed_by(url: str, role: Any) -> None:
+    odd = {"role": role, "content": TRIP}
+    assert ask(url, messages=[odd])[0] == "norole"
+    assert ask(url, messages=[{"role": "user", "content": CODE}, odd])[0] == "ok"
 
 
 def test_auto_is_listed_and_a_named_model_goes_past_the_policies(url: str) -> None:

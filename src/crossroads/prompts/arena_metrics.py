@@ -158,7 +158,7 @@ CALIBRATION = (
         headline=False,
         help=(
             "share of prompts, most confident first, on which the mean loss is at most half of "
-            "the best single model's"
+            "the best single model's; the threshold is read off the judged prompts"
         ),
     ),
 )

@@ -29,11 +29,6 @@ class DecisionRule(Protocol):
 
 def _best(value_NK: Float, cost_NK: Float) -> Ints:
     """Argmax with ties to the cheaper model."""
-    if len(value_NK) == 1:  # a served prompt: Python is faster than numpy on a few numbers
-        value = value_NK[0].tolist()
-        highest = max(value)
-        if value.count(highest) == 1:
-            return np.array([value.index(highest)], dtype=np.int64)
     top = value_NK >= value_NK.max(axis=1, keepdims=True)
     return np.asarray(np.where(top, cost_NK, np.inf).argmin(axis=1), dtype=np.int64)
 
@@ -45,9 +40,12 @@ class Argmax:
     rule: ClassVar[str] = "argmax"
 
     def choose(self, quality_NK: Float, cost_NK: Float) -> Ints:
-        if quality_NK.shape != cost_NK.shape:
-            cost_NK = np.broadcast_to(cost_NK, quality_NK.shape)
-        return _best(quality_NK, cost_NK)
+        if len(quality_NK) == 1:  # a served prompt: a few numbers are faster without numpy
+            quality = quality_NK[0].tolist()
+            highest = max(quality)
+            if quality.count(highest) == 1:
+                return np.array((quality.index(highest),))
+        return _best(quality_NK, np.broadcast_to(cost_NK, quality_NK.shape))
 
     def __str__(self) -> str:
         return self.rule

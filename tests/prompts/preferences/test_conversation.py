@@ -31,6 +31,12 @@ def test_system_and_tool_messages_and_empty_contents_are_dropped() -> None:
     assert read_turns(messages) == [Turn("user", "hello"), Turn("user", "a")]
 
 
+@pytest.mark.parametrize("role", [["user"], {"user": 1}, 1, None])
+def test_a_role_that_is_no_text_is_dropped_like_an_unknown_one(role: object) -> None:
+    messages = [{"role": role, "content": "hello"}, {"role": "user", "content": "hi"}]
+    assert read_turns(messages) == [Turn("user", "hi")]
+
+
 def test_four_characters_count_as_a_token_and_the_limit_itself_fits() -> None:
     turns = talk(8, 8, 8)
     assert fit_conversation(turns, prompt_chars=16, most_tokens=10) == turns

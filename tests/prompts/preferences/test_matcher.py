@@ -9,6 +9,7 @@ from crossroads.prompts.preferences.backend import get_backend
 from crossroads.prompts.preferences.conversation import Turn
 from crossroads.prompts.preferences.matcher import PolicyMatcher, open_intent
 from crossroads.prompts.preferences.policies import OTHER, Policy
+from crossroads.prompts.preferences.synthetic import TEST_WORDING, TRAIN_WORDING
 
 POLICIES = (
     Policy(name="programming", description="writing, explaining or mending computer code"),
@@ -47,9 +48,45 @@ def test_the_latest_intent_wins(matcher: PolicyMatcher) -> None:
     assert matcher.choose(POLICIES, said(TRIP, CODE)).route == "programming"
 
 
-@pytest.mark.parametrize("thanks", ["Thanks!", "Okay, thank you.", "Great, that was it.", "Bye"])
+@pytest.mark.parametrize(
+    "thanks",
+    [
+        *("Thanks!", "Okay, thank you.", "Great, that was it.", "Bye", "Thanks, will do"),
+        *("Great help, thanks!", "no more, thanks", "Good, you did it", "Nothing else, thanks."),
+        *("ok I get it now, thanks", "Thanks, I know what to do now", "Cool, that is what I like"),
+        *TRAIN_WORDING.thanks,
+        *TEST_WORDING.thanks,
+    ],
+)
 def test_a_request_that_is_settled_is_other(matcher: PolicyMatcher, thanks: str) -> None:
     assert matcher.choose(POLICIES, said(CODE, thanks)).route == OTHER
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("ok can you help me with this?", "Is this fine?", "All clear?", "ok, thanks, and this?"),
+        *("good one, now tell me more about it", "good one now tell me more about it"),
+        *("ok can you help me with this", "Thanks, but why", "Okay how come", "is it good"),
+        *("Great, now the others", "good, more please", "Great.\nExplain that again", "ok go on"),
+        *("cool, I would like more", "make it nice", "ok do it again", "That was not helpful"),
+        *("fine; what about the rest", "Perfect, one more", "thank you, could you go on"),
+    ],
+)
+def test_thanks_that_ask_on_are_follow_ups_of_what_was_asked(
+    matcher: PolicyMatcher, text: str
+) -> None:
+    assert open_intent(said(CODE, text)) == CODE
+    assert matcher.choose(POLICIES, said(TRIP, CODE, text)).route == "programming"
+
+
+@pytest.mark.parametrize("text", ["Is it good?", "is it good", "ok can you help me with this?"])
+def test_a_first_message_is_never_thanks(text: str) -> None:
+    assert open_intent(said(text)) == text
+
+
+def test_a_conversation_that_opens_with_thanks_is_other(matcher: PolicyMatcher) -> None:
+    assert matcher.choose(POLICIES, said("Thanks!")).route == OTHER
 
 
 def test_a_bare_follow_up_asks_what_was_asked_before(matcher: PolicyMatcher) -> None:

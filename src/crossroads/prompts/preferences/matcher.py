@@ -39,15 +39,15 @@ _BARE = frozenset(_BARE_TEXT.split())
 _JUDGING = "perfect|wonderful|excellent|nice|great|cool|good|fine|okay|ok|clear|done|helpful"
 # What a request begins with where bare words make it up: an order, or the head of a question.
 _ORDERS = (
-    "tell|explain|elaborate|please|try|help me|(?:say|get|find|make|go|look)"
-    " (?:me|it|this|that|them|more|again|on|ahead|over|out|another|any|some|the)"
+    "tell|explain|elaborate|help me"
+    "|(?:say|get|find|make|go) (?:me|it|this|that|them|more|again|on|out|any|some|the)"
 )
 _QUESTIONS = (
-    "why|how|which|when|where|who|what(?! an? )"
+    "why|how|which|what(?! an? )"
     "|(?:can|could|would|will|do|does|did|is|are|was|were)"
     " (?:you|i|it|this|that|these|those|they|them|there|we|the|any)"
 )
-_FRAGMENTS = r"(?:(?:the|one|some|any) )?(?:more|rest|others?)(?=$|[^\w\s'])"  # "and the rest"
+_FRAGMENTS = r"(?<!no )(?:(?:the|one|some|any) )?(?:more|rest|others)(?=$|[^\w\s'])"  # "and the rest"
 # What may stand before that in its clause: "good one now tell me", "thanks but why".
 _LEADS = f"thanks|thank you|thx|cheers|{_JUDGING}|and|now|then|so|but|just|one|yes|no"
 _REQUEST = re.compile(
