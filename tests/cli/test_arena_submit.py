@@ -10,6 +10,7 @@ import pytest
 
 from crossroads.cli import main
 from crossroads.prompts.readers import write_outcomes
+from crossroads.prompts.routerarena import inference
 from tests.prompts.routerarena.toy import toy_table
 
 
@@ -50,7 +51,7 @@ def test_a_prepared_router_becomes_a_row(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_json_is_as_documented(capsys: pytest.CaptureFixture[str]) -> None:
     assert submitted("one", "--outcomes", "toy.csv", "--prepare", "random", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"figures", "rank", "is_new", "num_reused"}
+    assert set(found) == {"figures", "rank", "is_new", "is_changed", "num_reused"}
     assert {
         *("router_name", "arena_score", "accuracy", "cost_per_1k_usd", "num_rows", "num_failed"),
         *("optimality", "robustness", "latency", "breakdown", "notes"),
@@ -68,6 +69,36 @@ def test_submitting_twice_is_told_and_changes_nothing(capsys: pytest.CaptureFixt
     assert submitted("one") == 0
     assert "on the board already; nothing changed" in capsys.readouterr().out
     assert Path("board/leaderboard.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("inside")
+def test_forcing_tells_whether_figures_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert submitted("one", "--outcomes", "toy.csv", "--prepare", "always:small") == 0
+    assert submitted("one", "--force") == 0
+    assert "on the board already; nothing changed" in capsys.readouterr().out
+    (path,) = Path("board/results").iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "accuracy": 99.0}))
+    assert submitted("one", "--force") == 0
+    told = capsys.readouterr().out
+    assert "on the board already; its figures changed" in told and "nothing changed" not in told
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize("name", ["submissions/always-small.json", "scores.json"])
+def test_damaged_files_of_the_board_are_one_line(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submitted("one", "--outcomes", "toy.csv", "--prepare", "always:small") == 0
+    Path("board", name).write_text("{")
+    capsys.readouterr()
+    arguments = ["one"] if name.startswith("sub") else ["two", "--prepare", "always:large"]
+    assert submitted(*arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and f"{name}: damaged" in line and "delete it" in line
+    Path("board/leaderboard.json").write_text("{")
+    assert arena("leaderboard", "--board", "board") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "leaderboard.json: damaged" in line and "arena submit" in line
 
 
 def break_predictions(change: dict[str, Any]) -> None:
@@ -149,6 +180,23 @@ def test_models_of_this_machine_answer_published_rows(
     assert figures["accuracy"] == 50
     assert figures["cost_per_1k_usd"] == pytest.approx(1.0)
     assert len((inside / "board/cache/sums.jsonl").read_text().splitlines()) == 2
+
+
+def test_models_out_of_reach_are_one_line_and_publish_nothing(
+    inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "_LONGEST_WAIT", 0.0)
+    rows = [{"Global Index": "Sums_1", "Question": "2 + 3", "Answer": "5", "metric": "numeric"}]
+    (inside / "rows.json").write_text(json.dumps(rows))
+    (inside / "pool.yaml").write_text(
+        "models: [{name: away, price_in: 1.0, price_out: 1.0, endpoint: 'http://127.0.0.1:9/v1'}]"
+    )
+    data = ["--rows", "rows.json", "--pool", "pool.yaml", "--prepare", "always:away"]
+    assert submitted("one", *data) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: 1 of 1 calls have no answer yet (away: 1; model 'away' at ")
+    assert line.endswith("nothing was published; run this again to continue with what is missing")
+    assert [path.name for path in (inside / "board").iterdir()] == ["board.json"]
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ Ints = npt.NDArray[np.int64]
 
 EXAMPLES = (30, 100, 300, 1000)  # outcomes of the newcomer
 FEW = 100
+_ABSENT_AT = 10.0  # where a logarithmic axis shows the pool without the newcomer
 
 METRICS = (
     Metric(
@@ -56,10 +57,11 @@ METRICS = (
     ),
     Metric(
         name="shortfall_few",
-        title="shortfall",
+        title=f"{FEW} v. all",
         unit="points",
         digits=2,
-        help=f"100 x quality with {FEW} outcomes of the newcomer, less that with all",
+        help=f"100 x quality with {FEW} outcomes of the newcomer, less that with all: below 0, "
+        "the router needs more of them",
     ),
     Metric(
         name="gain_without",
@@ -115,7 +117,12 @@ class PoolChangeTask:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self.base.notes
+        found = tuple(note for note in self.base.notes if "latency" not in note)
+        if self.newcomer is not None:
+            return found
+        split = (self.base.split_of(seed) for seed in range(3))
+        names = dict.fromkeys(s.training.models[s.best_single] for s in split)
+        return (f"the model that leaves and comes back (seeds 0 to 2): {', '.join(names)}", *found)
 
     @property
     def fingerprint(self) -> str:
@@ -176,7 +183,7 @@ class PoolChangeTask:
             series.append(
                 Series(
                     name=row.router,
-                    x=list(points[:, 0]),
+                    x=list(np.maximum(points[:, 0], _ABSENT_AT)),
                     y=list(points[:, 1]),
                     role=role_of(row),
                     marks=True,
@@ -190,9 +197,10 @@ class PoolChangeTask:
                     "Mean score on the judged prompts against the number of training outcomes of "
                     "the model that comes to the pool; 0: it is not there. Mean over seeds."
                 ),
-                x_label="outcomes of the newcomer",
+                x_label="outcomes of the newcomer (0 stands at 10)",
                 y_label="quality",
                 series=series,
+                log_x=True,
             )
         ]
 

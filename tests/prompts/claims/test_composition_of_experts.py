@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from crossroads.core.errors import UnavailableError
 from crossroads.prompts.claims import composition_of_experts as claim
 from crossroads.prompts.embedded import load_embedded
+from crossroads.prompts.outcomes import OutcomeTable
 
 MET: dict[str, Any] = {
     "a_mapping": {"different": 0, "decreasing": 0, "over_budget": 0},
@@ -83,10 +86,41 @@ def test_the_claim_is_measured_and_says_on_what_without_the_optional_data(
     assert verdict.measured["a_mapping"]["instances"] == 5
 
 
-def test_labels_of_few_prompts_are_expanded_without_touching_the_test_prompts() -> None:
+def test_labels_of_few_prompts_are_expanded_without_touching_the_test_prompts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     table = load_embedded("small")
     part = table.take(np.arange(0, len(table), 12))
-    figures = claim.few_labels(part, seed=0, count=3)
+    figures, learned = few_labels(part, monkeypatch)
     assert figures.keys() == {"few", "all_labels", "spread", "pseudo"}
     assert all(1 / 14 < figure < figures["all_labels"] for name, figure in figures.items()
                if name != "all_labels")  # fmt: skip
+    _, test = part.split_by_hash(0)
+    assert part.domain is not None
+    moved, domain = part.embeddings["static"].copy(), part.domain.copy()
+    moved[test], domain[test] = moved[test[::-1]], np.roll(domain[test], 1)
+    changed = dataclasses.replace(part, embeddings={"static": moved}, domain=domain)
+    others, same = few_labels(changed, monkeypatch)
+    assert others != figures  # the accuracy is of the test prompts,
+    assert len(same) == len(learned) == 12  # but nothing that is learned depends on them
+    for before, after in zip(learned, same, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def few_labels(
+    table: OutcomeTable, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """The figures, and the prompts and labels of every expansion (2) and every regression (4)."""
+    learned: list[np.ndarray] = []
+
+    def watched(learn: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: np.ndarray, label: np.ndarray, *rest: Any, **settings: Any) -> Any:
+            learned.extend((x, label))
+            return learn(x, label, *rest, **settings)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("expand_labels", "softmax_regression"):
+            patch.setattr(claim, name, watched(getattr(claim, name)))
+        return claim.few_labels(table, seed=0, count=3), learned

@@ -48,6 +48,16 @@ def test_a_domain_is_text_and_numbers_become_theirs(
     assert read_prompts(path)[0].domain == domain
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c"])
+def test_only_a_line_feed_ends_a_json_line(tmp_path: Path, mark: str) -> None:
+    path, prompts = tmp_path / "p.jsonl", [f"one{mark}two", "three"]
+    rows = [{**GOOD, "prompt_id": prompt, "prompt": prompt} for prompt in prompts]
+    for end in ("\n", "\r\n"):
+        text = end.join(json.dumps(row, ensure_ascii=False) for row in rows)
+        path.write_bytes(text.encode())
+        assert [item.prompt for item in read_prompts(path)] == prompts
+
+
 GOOD = {"prompt_id": "a", "prompt": "x", "reference": "y"}
 
 

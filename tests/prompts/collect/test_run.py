@@ -189,3 +189,21 @@ def test_wrong_settings_are_refused_before_anything_is_asked(tmp_path: Path) -> 
         collect(TOOLS, [wrong], tmp_path / "out.csv")
     with pytest.raises(InputError, match="has no endpoint"):
         collect(Pool.of(["m"]), [SUM], tmp_path / "out.csv")
+
+
+def test_a_second_collection_of_the_same_table_asks_nothing(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    pool, out = Pool(models=(card(upstream, "ok"),)), tmp_path / "out.csv"
+    refusals = []
+
+    def start_another(done: int, total: int) -> None:
+        asked = len(upstream.requests)
+        with pytest.raises(InputError, match=r"out\.csv\.partial\.lock: another collection"):
+            collect_quickly(pool, numbered(3), out, overwrite=True)
+        refusals.append(len(upstream.requests) - asked)
+
+    settings = CollectSettings(concurrency=1)
+    collect_quickly(pool, numbered(3), out, settings=settings, progress=start_another)
+    assert refusals == [0, 0, 0]
+    assert len(upstream.requests) == 3

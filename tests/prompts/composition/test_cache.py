@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import threading
+import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -147,6 +149,22 @@ def test_freeing_that_fails_is_reported_and_the_cache_goes_on() -> None:
     assert made.get("b") == "b"
 
 
+def test_where_freeing_one_fails_the_others_are_freed_all_the_same() -> None:
+    seen = []
+
+    def evicted(name: str, expert: str) -> None:
+        seen.append(name)
+        if name == "c":
+            raise OSError("cannot free c")
+
+    made = ExpertCache(str, SIZES, 6, evicted=evicted)
+    made.prefetch("cdb")
+    with pytest.raises(OSError, match="cannot free c"):
+        made.get("a")
+    assert seen == ["c", "d", "b"]
+    assert made.used == 0
+
+
 def test_threads_that_ask_together_share_one_load() -> None:
     begun, finish, loads = threading.Event(), threading.Event(), []
 
@@ -207,21 +225,115 @@ def test_a_request_waits_for_arriving_experts_to_make_room() -> None:
     assert made.resident == ("b",)
 
 
-def test_many_threads_never_exceed_the_capacity() -> None:
-    seen: list[int] = []
-    made: ExpertCache[str]
+class Memory:
+    """Loads and frees, and knows what lies in memory: from the start of a load to a free's end."""
 
-    def load(name: str) -> str:
-        seen.append(made.used)
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.live: list[str] = []
+        self.peak = 0
+
+    def load(self, name: str) -> str:
+        with self.lock:
+            assert name not in self.live
+            self.live.append(name)
+            self.peak = max(self.peak, sum(SIZES[n] for n in self.live))
+        time.sleep(2e-4)
         return name
 
-    made = ExpertCache(load, SIZES, 6)
+    def evicted(self, name: str, expert: str) -> None:
+        time.sleep(2e-4)
+        with self.lock:
+            self.live.remove(name)
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu"])
+def test_many_threads_never_exceed_the_capacity(policy: str) -> None:
+    memory = Memory()
+    made = ExpertCache(memory.load, SIZES, 6, policy=policy, evicted=memory.evicted)
     with ThreadPoolExecutor(8) as pool:
         names = [f"{'abcd'[(n * 7 + n // 5) % 4]}" for n in range(400)]
         assert list(pool.map(made.get, names)) == names
-    assert max(seen) <= 6
+    assert memory.peak <= 6
+    assert sorted(memory.live) == sorted(made.resident)
     counts = made.counts
     assert counts.hits + counts.misses == counts.requests == 400
+
+
+def test_an_expert_takes_its_bytes_until_it_is_freed() -> None:
+    begun, finish, loaded = threading.Event(), threading.Event(), []
+
+    def evicted(name: str, expert: str) -> None:
+        begun.set()
+        assert finish.wait(5)
+
+    def load(name: str) -> str:
+        loaded.append((name, finish.is_set()))
+        return name
+
+    made = ExpertCache(load, SIZES, 6, evicted=evicted)
+    made.prefetch(["a", "c"])  # 4 + 2 bytes
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(made.get, "b")]
+        assert begun.wait(5)  # a is leaving for b
+        asked += [pool.submit(made.get, "d"), pool.submit(made.get, "c")]
+        assert asked[2].result(5) == "c"
+        while made.counts.requests < 3:
+            pass
+        assert made.used == 6
+        assert set(made.resident) == {"b", "c", "d"}
+        finish.set()
+        assert [a.result(5) for a in asked] == ["b", "d", "c"]
+    assert sorted(loaded) == [("a", False), ("b", True), ("c", False), ("d", True)]
+    assert made.used == 6
+
+
+def test_an_expert_asked_for_while_it_leaves_is_loaded_once_it_is_gone() -> None:
+    leaving, both_leave, again = (threading.Event() for _ in range(3))
+    finish, loaded = threading.Event(), []
+
+    def evicted(name: str, expert: str) -> None:
+        if name == "y":
+            both_leave.set()
+            return
+        leaving.set()
+        assert finish.wait(5)
+
+    def load(name: str) -> str:
+        if name in loaded:
+            again.set()
+            assert finish.is_set()
+        loaded.append(name)
+        return name
+
+    made = ExpertCache(load, {"x": 4, "y": 4, "z": 4}, 8, evicted=evicted)
+    made.prefetch("xy")
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(made.get, "z")]
+        assert leaving.wait(5)  # x leaves for z, and y for x: there would be room for two of x
+        asked.append(pool.submit(made.get, "x"))
+        assert both_leave.wait(5)
+        again.wait(0.05)
+        finish.set()
+        assert [a.result(5) for a in asked] == ["z", "x"]
+
+
+def test_an_expert_that_nobody_frees_is_let_go_before_the_next_one_is_loaded() -> None:
+    class Expert:
+        pass
+
+    left: list[weakref.ref[Expert]] = []
+
+    def load(name: str) -> Expert:
+        assert not any(ref() for ref in left)
+        expert = Expert()
+        left.append(weakref.ref(expert))
+        return expert
+
+    made = ExpertCache(load, SIZES, 4)
+    for name in "abab":
+        made.get(name)
+    assert len(left) == 4
 
 
 @given(

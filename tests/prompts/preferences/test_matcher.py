@@ -80,13 +80,19 @@ def test_thanks_that_ask_on_are_follow_ups_of_what_was_asked(
     assert matcher.choose(POLICIES, said(TRIP, CODE, text)).route == "programming"
 
 
-@pytest.mark.parametrize("text", ["Is it good?", "is it good", "ok can you help me with this?"])
-def test_a_first_message_is_never_thanks(text: str) -> None:
+@pytest.mark.parametrize(
+    "text", ["Is it good?", "Is it good", "Nice and clear", "ok can you help me with this?"]
+)
+def test_a_first_message_settles_nothing(text: str) -> None:
     assert open_intent(said(text)) == text
+    assert open_intent(said(text, "And?")) == text
 
 
-def test_a_conversation_that_opens_with_thanks_is_other(matcher: PolicyMatcher) -> None:
-    assert matcher.choose(POLICIES, said("Thanks!")).route == OTHER
+@pytest.mark.parametrize("thanks", ["Thanks!", "Okay, thank you.", "Bye"])
+def test_nothing_but_thanks_is_other_even_where_all_before_it_was_cut_off(
+    matcher: PolicyMatcher, thanks: str
+) -> None:
+    assert matcher.choose(POLICIES, said(thanks)).route == OTHER
 
 
 def test_a_bare_follow_up_asks_what_was_asked_before(matcher: PolicyMatcher) -> None:

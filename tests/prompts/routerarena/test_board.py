@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,10 @@ def test_the_cut_offs_of_the_difficulty_are_stored(board: Board) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"format": 2}', '{"format": 2, "source": 3}', '{"format": "2", "source": {}}'],
+)
 def test_a_damaged_board_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "board.json").write_text(text)
     with pytest.raises(InputError, match=r"board\.json: damaged"):
@@ -61,6 +65,22 @@ def test_a_board_of_another_version_or_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "board.json").write_text('{"format": 99, "source": {}}')
     with pytest.raises(InputError, match="another version"):
         read_board(tmp_path)
+
+
+def test_a_board_whose_source_contradicts_itself_is_damaged(board: Board) -> None:
+    path = board.folder / "board.json"
+    facts = read_board(board.folder)
+    path.write_text(json.dumps({**facts, "source": {"rows": "a", "outcomes": "b", "pool": "p"}}))
+    with pytest.raises(InputError, match=r"board\.json: damaged"):
+        open_board(board.folder)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"arena_score": "high"}'])
+def test_a_damaged_result_is_named(board: Board, text: str) -> None:
+    (board.folder / "results").mkdir()
+    (board.folder / "results" / "1-toy.json").write_text(text)
+    with pytest.raises(InputError, match=r"1-toy\.json: damaged .*delete it and submit"):
+        board.results()
 
 
 def test_sources_that_contradict_each_other_are_refused() -> None:

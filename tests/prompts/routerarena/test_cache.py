@@ -35,8 +35,9 @@ def test_a_torn_last_line_is_dropped_and_written_again(tmp_path: Path) -> None:
     assert len(ResponseCache(tmp_path, "m")) == 2
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "m.jsonl").write_text("{}\n")
+@pytest.mark.parametrize("line", ["{}", '{"index": "Q_1", "prompt_hash": 1, "result": 3}'])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "m.jsonl").write_text(line + "\n")
     with pytest.raises(InputError, match="line 1 is damaged"):
         ResponseCache(tmp_path, "m")
 

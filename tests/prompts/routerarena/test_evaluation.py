@@ -63,6 +63,17 @@ def test_the_fingerprint_changes_with_texts_prices_and_outcomes() -> None:
     assert one.fingerprint != replay_set(toy_table(), pool=dearer).fingerprint
 
 
+def test_the_fingerprint_changes_with_a_rewording() -> None:
+    rows = toy_rows()
+    one, other = (
+        live_set(rows, POOL, name="live", reworded=[replace(rows[2], question=text)])
+        for text in ("Put otherwise", "Put in yet another way")
+    )
+    assert (
+        len({one.fingerprint, other.fingerprint, live_set(rows, POOL, name="x").fingerprint}) == 3
+    )
+
+
 def test_every_kind_rewords_the_same_rows() -> None:
     evaluation = toy_replay()
     assert len(evaluation.reworded) == 6 * len(GENERATORS)

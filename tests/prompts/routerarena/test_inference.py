@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from crossroads.core.errors import InputError, UsageError
+from crossroads.core.errors import InputError, UnavailableError, UsageError
 from crossroads.prompts.experts.base import Completion, ExpertError, Request
 from crossroads.prompts.pool import ModelCard
 from crossroads.prompts.routerarena.cache import ResponseCache
-from crossroads.prompts.routerarena.inference import InferenceSettings, run_calls
+from crossroads.prompts.routerarena.inference import (
+    InferenceSettings,
+    require_answers,
+    run_calls,
+)
 from tests.prompts.routerarena.toy import ToyExpert, toy_live, toy_replay
 
 ROOT = Path(__file__).parents[3]
@@ -58,6 +62,7 @@ def test_a_failure_is_a_result_and_is_asked_again_next_time(tmp_path: Path) -> N
     results = run_calls(evaluation, calls, tmp_path, build=failing)
     assert results["Toy_0", "small"]["success"] is False
     assert "refused" in results["Toy_0", "small"]["error"]
+    require_answers(results)  # a refusal is final: it scores 0
     working = Experts()
     results = run_calls(evaluation, calls, tmp_path, build=working)
     assert results["Toy_0", "small"]["success"] is True
@@ -79,6 +84,39 @@ def test_failures_that_may_pass_are_tried_again(tmp_path: Path) -> None:
     )
     assert results["Toy_0", "small"]["success"] is True
     assert len(shaky.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "may_pass"),
+    [(500, True), (502, True), (503, True), (408, True), (429, True)]
+    + [(status, False) for status in (400, 404, 413, 422)],
+)
+def test_only_failures_that_may_pass_stand_in_the_way(
+    tmp_path: Path, status: int, may_pass: bool
+) -> None:
+    class Failing(ToyExpert):
+        async def complete(self, request: Request) -> Completion:
+            raise ExpertError("no\nluck", status=status)
+
+    results = run_calls(
+        toy_live(), [("Toy_0", "small"), ("Toy_0", "large")], tmp_path,
+        settings=InferenceSettings(num_retries=0), build=lambda card: Failing(card.name),
+    )  # fmt: skip
+    assert [result["success"] for result in results.values()] == [False, False]
+    if may_pass:
+        told = r"^2 of 2 calls have no answer yet \(large: 1, small: 1; no luck\); nothing was pub"
+        with pytest.raises(UnavailableError, match=told):
+            require_answers(results)
+    else:
+        require_answers(results)
+
+
+def test_half_characters_of_an_answer_can_be_kept(tmp_path: Path) -> None:
+    call = ("Toy_0", "small")
+    experts = Experts(small=ToyExpert("small", letter="\ud83d"))
+    assert run_calls(toy_live(), [call], tmp_path, build=experts)[call]["success"] is True
+    again = run_calls(toy_live(), [call], tmp_path, build=Experts())
+    assert again[call]["generated_answer"] == "\\boxed{?}"
 
 
 def test_a_replay_asks_nobody(tmp_path: Path) -> None:

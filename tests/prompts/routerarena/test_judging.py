@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
+from crossroads.core.errors import InputError
 from crossroads.prompts.routerarena import judging
+from crossroads.prompts.routerarena.brought import estimated_tokens
 from crossroads.prompts.routerarena.inference import Call, Result
 from crossroads.prompts.routerarena.isolation import ScoringJob
 from crossroads.prompts.routerarena.judging import (
     calls_of,
     choices_of,
     figures_of,
-    given_results,
     judge_calls,
 )
 from crossroads.prompts.routerarena.submission import INDEX
@@ -56,15 +57,9 @@ def test_entries_for_optimality_are_calls_but_no_choices() -> None:
     assert calls_of(more, evaluation)[6:] == [("Toy_0", "large")]
 
 
-def test_a_replay_knows_every_model_of_the_submission_and_believes_no_result() -> None:
+def test_a_replay_knows_every_model_of_the_submission() -> None:
     evaluation = toy_replay()
-    submission = toy_submission(evaluation)
-    assert len(set(calls_of(submission, evaluation))) == 12
-    bold = {**submission.predictions[0], "generated_result": result(), "accuracy": 1.0}
-    assert given_results(replace(submission, predictions=[bold]), evaluation) == {}
-    assert given_results(replace(submission, predictions=[bold]), toy_live()) == {
-        ("Toy_0", "small"): result()
-    }
+    assert len(set(calls_of(toy_submission(evaluation), evaluation))) == 12
 
 
 def test_an_answer_is_scored_once_unless_forced(tmp_path: Path, scored: list[ScoringJob]) -> None:
@@ -97,11 +92,24 @@ def test_a_failure_is_charged_like_the_models_other_calls(tmp_path: Path) -> Non
     }
     judged, _ = judge_calls(calls, toy_live(), tmp_path / "s")
     assert judged.cost["Toy_5", "small"] == pytest.approx(0.001)
-    assert judged.cost["Toy_0", "large"] == 0  # it never answered: nothing to go by
+    tokens = estimated_tokens(toy_live().rows[0].prompt)  # it never answered: its prompt at least
+    assert judged.cost["Toy_0", "large"] == pytest.approx(10.0 * tokens / 1e6)
     figures = figures_of(toy_submission(toy_live(), models=("small",)), toy_live(), judged)
     assert figures["accuracy"] == pytest.approx(100 * 5 / 6)
     assert figures["cost_per_1k_usd"] == pytest.approx(1.0)
     assert figures["num_failed"] == 1
+    assert figures["notes"] == ["1 rows have no answer and count as 0"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"key": "1"}', '{"key": NaN}'])
+@pytest.mark.usefixtures("scored")
+def test_damaged_scores_are_named(tmp_path: Path, text: str) -> None:
+    store = tmp_path / "scores.json"
+    store.write_text(text)
+    calls: dict[Call, Result] = {("Toy_0", "small"): result()}
+    with pytest.raises(InputError, match=r"scores\.json: damaged .*; delete it"):
+        judge_calls(calls, toy_live(), store)
+    judge_calls(calls, toy_live(), store, force=True)  # needs none of them
 
 
 def replayed(models: tuple[str, ...], tmp_path: Path, **config: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from crossroads.core.errors import InputError
 from crossroads.core.report import CurvePlot, HeatMap
 from crossroads.prompts.routerarena.board import Board, DataSource
 from crossroads.prompts.routerarena.page import (
@@ -50,6 +51,19 @@ def test_every_metric_of_a_row_is_shown(board: Board) -> None:
     made = leaderboard_of(board, board.results())
     assert [row.router for row in made.rows] == [f["router_name"] for f in board.results()]
     json.dumps(made.to_dict(), allow_nan=False)
+
+
+def test_the_latency_is_labelled_as_the_submitters_word() -> None:
+    (latency,) = (metric for metric in METRICS if metric.name == "latency_score")
+    assert latency.unit == "self-reported"
+    assert "measured by nobody else" in latency.help
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"rows": [{"rank": 1}]}'])
+def test_a_damaged_leaderboard_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "leaderboard.json").write_text(text)
+    with pytest.raises(InputError, match=r"leaderboard\.json: damaged .*submit a router again"):
+        read_leaderboard(tmp_path)
 
 
 def test_the_oracles_line_is_at_or_above_every_router(board: Board) -> None:

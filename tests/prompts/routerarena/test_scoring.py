@@ -106,6 +106,23 @@ def test_programs_are_run_only_by_a_runner() -> None:
         score_answer("code_accuracy", answer, ["tests"], run_code=lambda program, tests: 2.0)
 
 
+@pytest.mark.parametrize(
+    ("answer", "program"),
+    [
+        ("```python\ns = '```'\nprint(s)\n```\nDone.", "s = '```'\nprint(s)\n"),
+        ("```py\ndef f():\n    '''\n    ```\n    x\n    ```\n    '''\n```",
+         "def f():\n    '''\n    ```\n    x\n    ```\n    '''\n"),
+        ("1.\n   ```\n   x = 1\n   ```\n", "x = 1\n"),
+        ("```\r\nx = 1\r\n```\r\n", "x = 1\r\n"),
+        ("Take ```python\nx = 1```", "x = 1"),
+        ("```python\nx = 1```\nor\n```python\nx = 2\n```", "x = 2\n"),
+        ("x = 3", "x = 3"),
+    ],
+)  # fmt: skip
+def test_fences_are_lines_of_their_own_where_there_are_such(answer: str, program: str) -> None:
+    assert program_of(answer) == program
+
+
 def test_hidden_answers_and_unknown_metrics_are_refused() -> None:
     with pytest.raises(InputError, match="hidden"):
         score_answer("mcq_accuracy", "\\boxed{A}", [])

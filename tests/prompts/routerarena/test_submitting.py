@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UnavailableError
+from crossroads.prompts.experts.base import Completion, ExpertError, Request
 from crossroads.prompts.readers import write_outcomes
 from crossroads.prompts.routerarena import page, submitting
 from crossroads.prompts.routerarena.board import Board, DataSource, open_board
+from crossroads.prompts.routerarena.brought import estimated_tokens
+from crossroads.prompts.routerarena.inference import InferenceSettings
 from crossroads.prompts.routerarena.page import read_leaderboard
 from crossroads.prompts.routerarena.submission import Submission
 from crossroads.prompts.routerarena.submitting import submit
@@ -81,8 +84,33 @@ def test_forcing_scores_again_with_the_same_result(board: Board) -> None:
     submit(board, submission)
     before = content(board.folder)
     forced = submit(board, submission, force=True)
-    assert forced.num_reused == 0 and not forced.is_new
+    assert forced.num_reused == 0 and not forced.is_new and not forced.is_changed
     assert content(board.folder) == before
+
+
+@pytest.mark.parametrize("place", ["submissions", "results"])
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_damaged_file_is_named_with_its_remedy_which_works(
+    board: Board, place: str, text: str
+) -> None:
+    submission = one(board, "toy", "small", "large")
+    first = submit(board, submission)
+    (path,) = (board.folder / place).iterdir()
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"{place}/.*toy\.json: damaged .*delete it and submit"):
+        submit(board, submission)
+    path.unlink()
+    again = submit(board, submission)
+    assert again.figures["arena_score"] == first.figures["arena_score"]
+    assert len(board.results()) == 1
+    assert len(list((board.folder / place).iterdir())) == 1
+
+
+def test_a_name_stays_taken_when_its_archived_file_is_gone(board: Board) -> None:
+    submit(board, one(board, "toy", "small"))
+    board.archive("toy").unlink()
+    with pytest.raises(InputError, match="another submission named 'toy'"):
+        submit(board, one(board, "toy", "large"))
 
 
 def test_a_second_file_of_the_same_name_is_refused(board: Board) -> None:
@@ -133,6 +161,82 @@ def test_a_live_board_asks_scores_and_counts_failures(tmp_path: Path) -> None:
     second = submit(board, one(board, "again", "small"), build=build)
     assert len(experts[1].asked) == 1  # only what failed
     assert second.num_reused == 5
+
+
+class Down(ToyExpert):
+    """Has an outage from the third question on."""
+
+    async def complete(self, request: Request) -> Completion:
+        if len(self.asked) >= 2:
+            raise ExpertError("no connection", status=503)
+        return await super().complete(request)
+
+
+ONCE = InferenceSettings(num_retries=0, concurrency=1)
+
+
+def test_an_outage_publishes_nothing_and_the_next_run_continues(tmp_path: Path) -> None:
+    board = Board(folder=tmp_path / "live", source=DataSource(), evaluation=toy_live())
+    submission = one(board, "toy", "small")
+    with pytest.raises(UnavailableError) as caught:
+        submit(board, submission, build=lambda card: Down("small"), settings=ONCE)
+    told = str(caught.value)
+    assert told.startswith("4 of 6 calls have no answer yet (small: 4; no connection)")
+    assert "run this again" in told and len(told.splitlines()) == 1
+    assert set(content(board.folder)) == {"cache/small.jsonl"}
+    working = ToyExpert("small")
+    outcome = submit(board, submission, build=lambda card: working)
+    assert len(working.asked) == 4
+    assert outcome.is_new and outcome.figures["num_failed"] == 0
+    assert outcome.figures["accuracy"] == 50
+
+
+def test_forcing_rewrites_all_that_is_stored_of_a_submission(tmp_path: Path) -> None:
+    board = Board(folder=tmp_path / "live", source=DataSource(), evaluation=toy_live())
+    submission = one(board, "toy", "small")
+    refusing = ToyExpert("small", fails_on="France")
+    submit(board, submission, build=lambda card: refusing)
+    forced = submit(board, submission, force=True, build=lambda card: ToyExpert("small"))
+    assert not forced.is_new and forced.is_changed
+    assert forced.figures["num_failed"] == 0 and forced.figures["notes"] == []
+    assert [figures["num_failed"] for figures in board.results()] == [0]
+    assert read_leaderboard(board.folder)["rows"][0]["num_failed"] == 0
+    archived = json.loads(board.archive("toy").read_text())["predictions"][0]
+    assert archived["generated_result"]["success"] is True and archived["accuracy"] == 1
+    assert not list(board.folder.rglob("*.tmp"))
+
+
+def test_an_outage_while_forcing_changes_nothing(tmp_path: Path) -> None:
+    board = Board(folder=tmp_path / "live", source=DataSource(), evaluation=toy_live())
+    submission = one(board, "toy", "small")
+    submit(board, submission, build=lambda card: ToyExpert("small", fails_on="France"))
+    before = content(board.folder)
+    with pytest.raises(UnavailableError, match="1 of 6 calls"):
+        submit(
+            board, submission, force=True, settings=ONCE,
+            build=lambda card: Down("small", asked=["", ""]),
+        )  # fmt: skip
+    assert content(board.folder) == before
+
+
+def test_claimed_tokens_do_not_lower_the_cost(tmp_path: Path) -> None:
+    board = Board(folder=tmp_path / "live", source=DataSource(), evaluation=toy_live())
+    honest = submit(board, one(board, "toy", "small"), build=lambda card: ToyExpert("small"))
+    assert honest.figures["notes"] == []
+    bold = one(board, "bold", "large")
+    result = {
+        "generated_answer": "\\boxed{A}",
+        "success": True,
+        "token_usage": {"input_tokens": 0, "output_tokens": 0},
+    }
+    entries = [{**entry, "generated_result": result} for entry in bold.predictions]
+    outcome = submit(board, replace(bold, predictions=entries))
+    tokens = [estimated_tokens(row.prompt) for row in board.evaluation.rows]
+    usd = sum(10.0 * read + 20.0 * estimated_tokens("\\boxed{A}") for read in tokens) / 1e6
+    assert outcome.figures["cost_per_1k_usd"] == pytest.approx(1000 * usd / 6)
+    assert outcome.figures["notes"][0].startswith("6 answers came with the submission: their tok")
+    archived = json.loads(board.archive("bold").read_text())["predictions"][0]
+    assert archived["cost"] > 0 and archived["generated_result"]["token_usage"]["estimated"] is True
 
 
 def test_of_two_submissions_at_the_same_moment_one_gets_the_name(

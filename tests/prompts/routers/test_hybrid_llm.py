@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossroads.core.errors import UsageError
+from crossroads.prompts.router import Queries, TrainingSet
 from crossroads.prompts.routers import build_router
 from crossroads.prompts.routers.hybrid_llm import (
     HybridChoice,
@@ -109,6 +110,28 @@ def test_on_noise_it_stays_near_the_means() -> None:
     router = build_router("hybrid-llm").fit(data)
     off = router.predict(queries(unseen, router)) - data.scores.mean(axis=0)
     assert np.sqrt(np.square(off).mean()) < 0.1
+
+
+@pytest.mark.parametrize("labels", ["probabilistic", "transformed"])
+def test_pure_noise_teaches_no_slope_and_the_best_single_model_stays(labels: str) -> None:
+    # Were labels averaged over neighbours before the folds are made, they would hold the outcomes
+    # of held-out prompts: slopes of 0.4 to 0.9 on each of these seeds.
+    slopes = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(2500, 64)).astype(np.float32)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        data = TrainingSet(
+            models=("a", "b"),
+            embeddings=x[:1500],
+            scores=(rng.random((1500, 2)) < [0.7, 0.69]).astype(np.float32),
+            costs=np.full((1500, 2), 1e-4),
+        )
+        router = HybridChoice(labels=labels).fit(data, seed=seed)
+        slopes.append(router._slope.max())
+        chosen = router.predict(Queries(embeddings=x[1500:])).argmax(axis=1)
+        assert (chosen == data.mean_scores().argmax()).mean() > 0.95
+    assert np.mean(slopes) < 0.1
 
 
 @pytest.mark.parametrize("setting", ["samples=0", "penalty=0", "penalty=nan"])

@@ -55,7 +55,7 @@ DEFAULT_BOARD = Path("runs/routerarena")
 @click.option("--rule", metavar="R", help="With --prepare: the decision rule.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--check", is_flag=True, help="Only say what is wrong with DIR.")
-@click.option("--force", is_flag=True, help="Score again what was scored before.")
+@click.option("--force", is_flag=True, help="Judge again what was judged before.")
 @click.option("--jobs", type=click.IntRange(1), help="Scoring processes; one per core.")
 @click.option(
     "--max-tokens",
@@ -90,11 +90,12 @@ def command(
     DIR holds config.json {router_name, models} and predictions.json, one entry per row with
     "global index", prompt and prediction. Missing answers are replayed, taken from the board's
     cache, or asked of the pool's models; scoring runs in a process of its own. Exit code 1 where
-    the submission is refused; every problem is listed.
+    the submission is refused, every problem listed, and where models did not answer for reasons
+    that may pass: nothing is published then, and running it again asks for what is missing.
 
     JSON: {figures: {router_name, arena_score, accuracy, cost_per_1k_usd, num_rows, num_failed,
-    optimality, robustness, latency, breakdown, notes, ...}, rank, is_new, num_reused}; refused or
-    with --check: {problems: [text]}.
+    optimality, robustness, latency, breakdown, notes, ...}, rank, is_new, is_changed, num_reused};
+    refused or with --check: {problems: [text]}.
     """
     from crossroads.prompts.routerarena.board import DataSource, open_board
     from crossroads.prompts.routerarena.submission import read_submission
@@ -173,15 +174,14 @@ def _tell(problems: list[str], *, as_json: bool) -> None:
 def _show(outcome: Outcome, board: Board) -> None:
     figures: dict[str, Any] = dict(outcome.figures)
     if not outcome.is_new:
-        click.echo(f"{figures['router_name']} was on the board already; nothing changed")
+        change = "its figures changed" if outcome.is_changed else "nothing changed"
+        click.echo(f"{figures['router_name']} was on the board already; {change}")
     click.echo(
         f"{figures['router_name']}: rank {outcome.rank} of {len(board.results())}, "
         f"arena score {figures['arena_score']:.2f} (accuracy {figures['accuracy']:.2f} %, "
         f"{figures['cost_per_1k_usd']:.4g} USD per 1,000) on {figures['num_rows']} rows of "
         f"{board.evaluation.name} ({board.evaluation.evidence})"
     )
-    if figures["num_failed"]:
-        click.echo(f"{figures['num_failed']} rows have no answer and count as 0")
     for note in figures["notes"]:
         click.echo(f"note: {note}")
     click.echo(f"leaderboard {board.folder / 'leaderboard.html'}")

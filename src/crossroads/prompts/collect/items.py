@@ -83,7 +83,7 @@ def _rows(path: Path) -> Iterable[Mapping[str, Any]]:
         return
     if path.suffix != ".jsonl":
         raise InputError(f"prompts {path}: expected a .jsonl or .csv file")
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

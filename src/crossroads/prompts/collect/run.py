@@ -40,43 +40,44 @@ def collect(
     ``progress`` counts cells and judgements as they are asked, ``scoring_progress`` the scores.
     Raises UsageError for another suffix, an unknown scorer, a judge that is not in the pool and
     settings that do not fit it, MissingExtraError for a scorer whose library is missing, and
-    InputError when ``out`` exists and no interrupted collection is there to continue, unless
-    ``overwrite``.
+    InputError when another process collects into ``out``, and when it exists and no interrupted
+    collection is there to continue, unless ``overwrite``.
     """
     out, settings = Path(out), settings or CollectSettings()
     partial = _checked(pool, prompts, out, settings)
-    if out.exists() and not partial.path.exists() and not overwrite:
-        raise InputError(f"out {str(out)!r} exists; choose another name or pass --overwrite")
-    started = time.perf_counter()
-    caller = Caller(pool, settings, partial)
-    calls = [(item, call) for item in prompts for call in _calls(pool, item, settings)]
-    num_reused = sum(call.key in caller.cells for _, call in calls)
-    answers, grades = asyncio.run(_ask(pool, calls, caller, progress))
-    scored = score_answers(pool, answers, caller.cells, progress=scoring_progress)
-    rows = [_row(pool, answer, s, settings) for answer, s in zip(answers, scored, strict=True)]
-    if any(row["score"] is not None for row in rows):
-        write_rows(rows, out)
-    report = CollectReport(
-        num_prompts=len(prompts),
-        num_cells=len(calls),
-        num_finished=len(answers),
-        num_reused=num_reused,
-        num_unasked=caller.num_unasked,
-        failures=tuple(caller.failures),
-        unscored=tuple(
-            Failure(prompt_id=a.item.prompt_id, model=a.call.card.name, error=s.reason)
-            for a, s in zip(answers, scored, strict=True)
-            if s.score is None
-        ),
-        models={card.name: _summary(card.name, rows) for card in pool},
-        judges=_judges(grades, caller),
-        cost_unit=pool.cost_unit,
-        seconds=time.perf_counter() - started,
-        out=str(out) if any(row["score"] is not None for row in rows) else None,
-    )
-    if report.is_complete:
-        partial.remove()
-    return report
+    with partial.held():
+        if out.exists() and not partial.path.exists() and not overwrite:
+            raise InputError(f"out {str(out)!r} exists; choose another name or pass --overwrite")
+        started = time.perf_counter()
+        caller = Caller(pool, settings, partial)
+        calls = [(item, call) for item in prompts for call in _calls(pool, item, settings)]
+        num_reused = sum(call.key in caller.cells for _, call in calls)
+        answers, grades = asyncio.run(_ask(pool, calls, caller, progress))
+        scored = score_answers(pool, answers, caller.cells, progress=scoring_progress)
+        rows = [_row(pool, answer, s, settings) for answer, s in zip(answers, scored, strict=True)]
+        if any(row["score"] is not None for row in rows):
+            write_rows(rows, out)
+        report = CollectReport(
+            num_prompts=len(prompts),
+            num_cells=len(calls),
+            num_finished=len(answers),
+            num_reused=num_reused,
+            num_unasked=caller.num_unasked,
+            failures=tuple(caller.failures),
+            unscored=tuple(
+                Failure(prompt_id=a.item.prompt_id, model=a.call.card.name, error=s.reason)
+                for a, s in zip(answers, scored, strict=True)
+                if s.score is None
+            ),
+            models={card.name: _summary(card.name, rows) for card in pool},
+            judges=_judges(grades, caller),
+            cost_unit=pool.cost_unit,
+            seconds=time.perf_counter() - started,
+            out=str(out) if any(row["score"] is not None for row in rows) else None,
+        )
+        if report.is_complete:
+            partial.remove()
+        return report
 
 
 def estimate(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -20,7 +21,7 @@ from typing import Any
 from crossroads.core.errors import InputError
 from crossroads.prompts.experts.base import last_user_text
 from crossroads.prompts.logs.common import Log, Sample, decode, no_metric, share
-from crossroads.prompts.logs.zips import read_member
+from crossroads.prompts.logs.zips import Members
 
 HARNESS = "Inspect"
 
@@ -52,7 +53,7 @@ def read_log(path: Path, *, metric: str | None = None) -> Log:
         else:
             whole = _typed(path.read_bytes(), "Whole", where)
             spec, given = whole.eval, whole.samples or []
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, zlib.error) as error:
         raise InputError(f"{where}: not a readable zip archive ({error})") from error
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         problem = str(error).replace("`", "'")
@@ -126,15 +127,13 @@ def _typed(data: bytes, kind: str, where: str) -> Any:
 
 def _read_archive(path: Path) -> tuple[Any, list[Any]]:
     with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
+        names, inside = set(archive.namelist()), Members(archive, path)
         header = next((name for name in _HEADERS if name in names), None)
         if header is None:
             raise InputError(f"{path}: no {_HEADERS[0]} inside; not a log of Inspect")
-        found = _typed(read_member(archive, header), "Header", f"{path}, {header}")
+        found = _typed(inside.read(header), "Header", f"{path}, {header}")
         members = sorted(n for n in names if n.startswith("samples/") and n.endswith(".json"))
-        samples = [
-            _typed(read_member(archive, name), "Sample", f"{path}, {name}") for name in members
-        ]
+        samples = [_typed(inside.read(name), "Sample", f"{path}, {name}") for name in members]
     return found.eval, samples
 
 

@@ -3,8 +3,9 @@
 A policy's score is the best cosine of the intent with name and description, or an example, less
 what all descriptions have in common (the mean over the 57 of ``subjects``); ``other`` has the
 fixed score tau. Closed lists of words decide what an embedding cannot: a message of thanks is
-``other``, and a bare follow-up ("why is that?") asks what the turn before it asked. Thanks never
-open a conversation, and never hold a question or a request ("good, now tell me more").
+``other``, and a bare follow-up ("why is that?") asks what the turn before it asked. What holds a
+question or a request ("good, now tell me more") is no thanks, nor is a first turn that has no word
+of thanks or parting, whatever else it says.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from crossroads.prompts.preferences.subjects import DESCRIPTIONS, subject_policy
 # Where training subjects are routed best (benchmarks/prompts/arch_router.py), by encoder.
 TAUS = {"static": 0.10, "minilm": 0.11}
 _MOST_WORDS = 8  # of a message of thanks or a bare follow-up
-_CLOSING_TEXT = """
-thanks thank thx cheers bye goodbye great perfect wonderful excellent nice okay ok cool good
-fine got clear done answers helpful nothing
+_THANKS = frozenset({"thanks", "thank", "thx", "cheers", "bye", "goodbye"})
+_SETTLED_TEXT = """
+great perfect wonderful excellent nice okay ok cool good fine got clear done answers helpful nothing
 """
 _BARE_TEXT = """
 a about again all am an and any anything are as be but by can certain come could did do does
@@ -34,7 +35,7 @@ make me mean more much my no not now of on one or others out please really rest 
 same say see so some still sure tell than that the them then there these they think this
 those to too us very was we were what which why will with would wrong yes you your
 """
-_CLOSING = frozenset(_CLOSING_TEXT.split())
+_CLOSING = _THANKS | frozenset(_SETTLED_TEXT.split())  # thanks only after an answer
 _BARE = frozenset(_BARE_TEXT.split())
 _JUDGING = "perfect|wonderful|excellent|nice|great|cool|good|fine|okay|ok|clear|done|helpful"
 # What a request begins with where bare words make it up: an order, or the head of a question.
@@ -47,7 +48,8 @@ _QUESTIONS = (
     "|(?:can|could|would|will|do|does|did|is|are|was|were)"
     " (?:you|i|it|this|that|these|those|they|them|there|we|the|any)"
 )
-_FRAGMENTS = r"(?<!no )(?:(?:the|one|some|any) )?(?:more|rest|others)(?=$|[^\w\s'])"  # "and the rest"
+# "and the rest", "one more"
+_FRAGMENTS = r"(?<!no )(?:(?:the|one|some|any) )?(?:more|rest|others)(?=$|[^\w\s'])"
 # What may stand before that in its clause: "good one now tell me", "thanks but why".
 _LEADS = f"thanks|thank you|thx|cheers|{_JUDGING}|and|now|then|so|but|just|one|yes|no"
 _REQUEST = re.compile(
@@ -106,10 +108,11 @@ def policy_text(policy: Policy) -> str:
 def open_intent(turns: Sequence[Turn]) -> str:
     """Return the text that says what the user wants now; empty where nothing is left to do."""
     said = [turn.content for turn in turns if turn.role == "user"]
-    for text in reversed(said[1:]):
+    for number, text in reversed(list(enumerate(said))):
         words = set(re.findall(r"[a-z']+", text.lower()))
         if not words or len(text.split()) > _MOST_WORDS or not words <= _BARE | _CLOSING:
             return text
-        if words & _CLOSING and not _REQUEST.search(" ".join(text.lower().split())):
+        closing = words & (_CLOSING if number else _THANKS)
+        if closing and not _REQUEST.search(" ".join(text.lower().split())):
             return ""
     return said[0] if said else ""

@@ -6,7 +6,9 @@ rows and prompts, scorers, difficulty, figures, rewordings.
 
 Where this differs from the reference code:
 
-- a failed answer scores 0 and is charged; there it is left out of the accuracy and free;
+- a failed answer scores 0 and is charged; there it is left out of the accuracy and free. While
+  models are out of reach nothing is judged;
+- tokens of answers that come with a submission are estimated from the texts, not believed;
 - optimality counts every solvable row; the later reading, rows the router got right, is beside it;
 - a model's name must be spelt in full; there, a name that contains a known one gets its price;
 - METEOR is the published formula on exact words; unboxed answers are wrong;

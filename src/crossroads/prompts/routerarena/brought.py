@@ -52,7 +52,7 @@ def believed(
             found[call] = {**result, "token_usage": None}
             continue
         kept = caches[call[1]].get(call[0], prompt)
-        if kept is not None and kept["generated_answer"] == result["generated_answer"]:
+        if kept is not None and _is_same_answer(kept, result):
             found[call] = {**result, "token_usage": kept["token_usage"]}
             continue
         counts = [estimated_tokens(prompt), estimated_tokens(result["generated_answer"])]
@@ -62,6 +62,11 @@ def believed(
         usage = {"input_tokens": counts[0], "output_tokens": counts[1], "estimated": True}
         found[call] = {**result, "token_usage": usage}
     return found
+
+
+def _is_same_answer(kept: Result, result: Result) -> bool:
+    is_counted = token_counts(kept) is not None
+    return is_counted and kept.get("generated_answer") == result["generated_answer"]
 
 
 def is_estimated(result: Result) -> bool:

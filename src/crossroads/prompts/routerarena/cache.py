@@ -67,6 +67,8 @@ class ResponseCache:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 entry = orjson.loads(line)
+                if not isinstance(entry["result"], dict):
+                    raise TypeError("a result is an object")
                 answers[entry["index"]] = {key: entry[key] for key in ("prompt_hash", "result")}
             except (orjson.JSONDecodeError, TypeError, KeyError) as error:
                 raise InputError(

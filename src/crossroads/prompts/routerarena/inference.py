@@ -207,8 +207,9 @@ def _result(answer: Completion) -> Result:
     choices = answer.get("choices") or [{}]
     message = choices[0].get("message") or {}
     usage: Mapping[str, Any] = answer.get("usage") or {}
+    text = content_text(message.get("content"))
     return {
-        "generated_answer": content_text(message.get("content")),
+        "generated_answer": text.encode("utf-8", "replace").decode(),  # half characters
         "success": True,
         "error": None,
         "token_usage": {

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,14 @@ from pathlib import Path
 import orjson
 
 from crossroads.core.errors import CrossroadsError, InputError
+from crossroads.prompts.scorers.code import DEFAULT_SECONDS
 
 WORKER = "crossroads.prompts.routerarena.worker"
 JOBS, SCORES = "jobs.jsonl", "scores.json"
 _ROWS_PER_PROCESS = 500  # below that a second interpreter costs more than it saves
+_START_SECONDS = 60.0  # for the interpreter and its imports, on a busy machine
+_ROW_SECONDS = 1.0
+_PROGRAM_SECONDS = 60.0  # beyond the time limit of the library's runner; all a foreign one gets
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT")
 
 
@@ -47,7 +52,8 @@ def score_apart(
 
     ``code_runner`` is a scorer of the library (``code``, ``code:5``) or ``MODULE:FUNCTION``, called
     with a program and its tests. Raises InputError with the message of the process where a job
-    cannot be scored, ScoringFailedError where the process dies.
+    cannot be scored, ScoringFailedError where the process dies or holds out longer than a minute,
+    a second per answer and a minute, on top of the runner's own limit, per program.
     """
     if not jobs:
         return []
@@ -56,23 +62,48 @@ def score_apart(
     shares = [jobs[start::count] for start in range(count)]
     with tempfile.TemporaryDirectory(prefix="scoring-") as folder:
         places = [Path(folder) / str(n) for n in range(count)]
+        started = time.monotonic()
         running = [
             _start(share, place, code_runner) for share, place in zip(shares, places, strict=True)
         ]
         try:
             found = [
-                _scores(process, place, len(share))
+                _scores(process, place, len(share), started, _longest(share, code_runner))
                 for process, place, share in zip(running, places, shares, strict=True)
             ]
         finally:
             for process in running:
-                if process.poll() is None:
-                    process.kill()
-                    process.wait()
+                _end(process)
     scores = [0.0] * len(jobs)
     for start, values in enumerate(found):
         scores[start::count] = values
     return scores
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
+
+
+def code_seconds(code_runner: str) -> float:
+    """Return the time limit of a ``code`` or ``code:SECONDS`` runner; 0 for anything else."""
+    module, _, seconds = code_runner.partition(":")
+    if module != "code":
+        return 0.0
+    try:
+        return float(seconds or DEFAULT_SECONDS)
+    except ValueError:
+        return 0.0  # the process refuses it
+
+
+def _longest(jobs: Sequence[ScoringJob], code_runner: str) -> float:
+    """Return the seconds after which the process of these jobs is given up."""
+    num_programs = sum(job.metric == "code_accuracy" for job in jobs)
+    per_program = code_seconds(code_runner) + _PROGRAM_SECONDS
+    return _START_SECONDS + _ROW_SECONDS * len(jobs) + per_program * num_programs
 
 
 def _start(jobs: Sequence[ScoringJob], place: Path, code_runner: str) -> subprocess.Popen[bytes]:
@@ -90,8 +121,18 @@ def _start(jobs: Sequence[ScoringJob], place: Path, code_runner: str) -> subproc
     )
 
 
-def _scores(process: subprocess.Popen[bytes], place: Path, num_jobs: int) -> list[float]:
-    told = process.communicate()[1].decode("utf-8", "replace").strip()
+def _scores(
+    process: subprocess.Popen[bytes], place: Path, num_jobs: int, started: float, seconds: float
+) -> list[float]:
+    try:
+        left = max(0.0, started + seconds - time.monotonic())
+        errors = process.communicate(timeout=left)[1]
+    except subprocess.TimeoutExpired as error:
+        raise ScoringFailedError(
+            f"scoring: {num_jobs} answers were not scored in {seconds:.0f} s; "
+            "run it again with more --jobs, or take out the answer that holds it up"
+        ) from error
+    told = errors.decode("utf-8", "replace").strip()
     if process.returncode == 1 and told.startswith("error: "):
         raise InputError(told.removeprefix("error: "))
     path = place / SCORES

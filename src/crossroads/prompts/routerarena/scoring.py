@@ -10,7 +10,8 @@ meteor_score           the unigram METEOR of the boxed text (of all of it where 
 chess_accuracy         1 if the boxed move, letters and digits alone, is the right one
 superglue_exact_match  1 if the boxed judgement (1, true, yes; 0, false, no; a label) is right
 superglue_clozetest    1 if the boxed option is the right one, with or without its letter
-code_accuracy          what a runner of programs says, the share of hidden tests that pass
+code_accuracy          what a runner of programs says: in RouterArena the share of hidden tests that
+                       pass; the runner ``code`` says 1 if all of them pass, else 0
 =====================  =============================================================================
 
 The scorers of ``crossroads.prompts.scorers`` (``numeric``, ``contains``, ...) may be named as well.
@@ -29,11 +30,12 @@ from crossroads.prompts.routerarena.meteor import meteor
 from crossroads.prompts.scorers import normalise_answer, parse_scorer
 
 CodeRunner = Callable[[str, str], float]
-"""Runs a program against tests, given as the row's answer, and returns the share that pass."""
+"""Runs a program against tests, given as the row's answer, and returns a score in [0, 1]."""
 
 _MOST_BOXES = 20  # left open one after the other: an answer must not be able to hold the scorer up
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_FENCE = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)```", re.DOTALL)
+_OPENING = re.compile(r"([ \t]*)```([a-zA-Z0-9]*)[ \t]*")
+_FENCE = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)```", re.DOTALL)  # not on lines of their own
 _LETTER = re.compile(r"\W*([A-Za-z])(?:[).:\]\s]|$)")
 _YES = frozenset({"1", "1.0", "true", "yes"})
 _NO = frozenset({"0", "0.0", "false", "no"})
@@ -79,9 +81,30 @@ def boxed(text: str) -> str | None:
 
 
 def program_of(text: str) -> str:
-    """Return the last fenced block of an answer, all of it where there is none."""
-    blocks = _FENCE.findall(text)
+    """Return the last fenced block of an answer, all of it where there is none.
+
+    Fences are lines of their own, as far indented as each other, so that a program may hold some in
+    its texts; only where no such pair is found any others count.
+    """
+    blocks = _blocks(text) or _FENCE.findall(text)
     return blocks[-1] if blocks else text
+
+
+def _blocks(text: str) -> list[str]:
+    """Return what stands between pairs of fence lines; an opening with a language starts anew."""
+    found = []
+    indent: str | None = None
+    body: list[str] = []
+    for line in text.split("\n"):
+        opening = _OPENING.fullmatch(line.rstrip("\r"))
+        if opening is not None and opening[1] == indent and not opening[2]:
+            found.append("".join(f"{kept}\n" for kept in body))
+            indent = None
+        elif opening is not None and (indent is None or (opening[1] == indent and opening[2])):
+            indent, body = opening[1], []
+        elif indent is not None:
+            body.append(line.removeprefix(indent))
+    return found
 
 
 def option_of(key: str) -> str:

@@ -11,7 +11,8 @@
                                                               optional: choices when reworded
 
 Entries marked ``for_optimality`` are further answers of other models of the pool to the same row:
-they count for optimality only. Costs and accuracies in the file are never believed.
+they count for optimality only. Costs and accuracies in the file are never believed, nor are token
+counts below what the texts make likely.
 """
 
 from __future__ import annotations

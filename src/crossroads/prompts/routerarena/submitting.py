@@ -101,9 +101,7 @@ def submit(
         evaluation, missing, board.cache, settings=settings, build=build, progress=progress
     )
     require_answers(run)
-    check_submission(
-        _completed(submission, board, {**given, **run}), evaluation, results=True
-    )
+    check_submission(_completed(submission, board, {**given, **run}), evaluation, results=True)
     chosen = frozenset(choices_of(submission, evaluation))
     results = {**believed(given, evaluation, board.cache, chosen=chosen), **run}
     complete = _completed(submission, board, results)

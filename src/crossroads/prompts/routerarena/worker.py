@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from crossroads.core.errors import CrossroadsError, UsageError
-from crossroads.prompts.routerarena.isolation import JOBS, SCORES
+from crossroads.prompts.routerarena.isolation import JOBS, SCORES, code_seconds
 from crossroads.prompts.routerarena.scoring import CodeRunner, score_answer
 from crossroads.prompts.scorers import parse_scorer
+from crossroads.prompts.scorers.code import run_program
 
 
 def load_runner(text: str) -> CodeRunner | None:
@@ -28,8 +30,8 @@ def load_runner(text: str) -> CodeRunner | None:
         return None
     module, _, function = text.partition(":")
     if module == "code":
-        scorer = parse_scorer(text)
-        return lambda program, tests: scorer(f"```python\n{program}\n```", [tests])
+        parse_scorer(text)  # raises for seconds that are none
+        return partial(run_program, seconds=code_seconds(text))
     try:
         runner: CodeRunner = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:

@@ -1,38 +1,44 @@
 """Scoring by running the answer's Python code against tests, in a process with limits.
 
-The limits are described in ``crossroads.prompts.scorers.sandbox``; they protect a machine from
-accidents and cheap tricks and are **not a security boundary**. Score code of models you distrust
-inside a container or a virtual machine.
+The limits are described in ``crossroads.prompts.scorers.sandbox``, those of the working folder in
+``crossroads.prompts.scorers.workspace``; they protect a machine from accidents and cheap tricks and
+are **not a security boundary**. Score code of models you distrust inside a container or a virtual
+machine.
+
+A verdict is believed when the same program, with one test added that cannot hold, fails. Code that
+skips tests or speaks in the sandbox' name passes both times and scores 0. Not detected is code that
+reads the tests and answers them one by one, or returns objects that equal everything.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import secrets
-import selectors
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import resources
-
-import orjson
+from pathlib import Path
 
 from crossroads.core.errors import UsageError
 from crossroads.prompts.scorers.base import Scorer, ScoringError
+from crossroads.prompts.scorers.workspace import is_too_large, workspace
 
 DEFAULT_SECONDS = 10.0
 LONGEST_SECONDS = 600.0
 MEMORY_BYTES = 1 << 30
 FILE_BYTES = 1 << 20
 _START_SECONDS = 5.0  # for the interpreter to start on a busy machine, added to the wall clock
-_LONGEST_VERDICT = 64  # bytes: code that floods the pipe is not listened to
+_LOOK_SECONDS = 0.02  # between two looks at the clock and into the folder
+_RAN = b"."
 
 _BLOCK = re.compile(r"```[ \t]*([A-Za-z0-9_+-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _PYTHON = frozenset({"python", "py", "python3"})
@@ -68,16 +74,9 @@ def run_program(program: str, tests: str, *, seconds: float = DEFAULT_SECONDS) -
     """
     if os.name != "posix":
         raise ScoringError("scorer 'code' needs a POSIX system; score inside a Linux container")
-    token = secrets.token_hex(16)
-    job = {
-        "code": program,
-        "tests": tests,
-        "token": token,
-        "seconds": math.ceil(seconds),
-        "memory": MEMORY_BYTES,
-        "file_bytes": FILE_BYTES,
-    }
-    return float(_run(orjson.dumps(job), seconds + _START_SECONDS) == token.encode())
+    if not _passes(program, tests, seconds, holds=True):
+        return 0.0
+    return float(not _passes(program, tests, seconds, holds=False))
 
 
 def extract_code(answer: str) -> str:
@@ -88,39 +87,78 @@ def extract_code(answer: str) -> str:
     return max(bodies, key=len)
 
 
-def _run(job: bytes, seconds: float) -> bytes:
-    """Run the sandbox on a job; return what it wrote, whatever became of it."""
-    program = resources.files(__package__).joinpath("sandbox.py").read_text("utf-8")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env={},
-            start_new_session=True,
-        )
+def _passes(program: str, tests: str, seconds: float, *, holds: bool) -> bool:
+    """Whether the sandbox says that program and tests ran to their end.
+
+    After the tests comes one more, a sum that ``holds`` or does not. A program that passes the
+    latter has forged the verdict.
+    """
+    one, other = secrets.randbelow(1 << 30), secrets.randbelow(1 << 30)
+    total = one + other + (0 if holds else 1 + secrets.randbelow(1 << 30))
+    token = secrets.token_bytes(16)
+    tests = f"{tests}\nassert {one} + {other} == {total}\n"
+    turns = (
+        (program.encode("utf-8", "surrogatepass"), _RAN),
+        (tests.encode("utf-8", "surrogatepass"), _RAN),
+        (token, token),
+    )
+    with workspace() as folder, _sandbox(folder, seconds) as process:
         assert process.stdin is not None and process.stdout is not None
-        try:
-            with suppress(BrokenPipeError), process.stdin as pipe:
-                pipe.write(job)
-            return _read_some(process.stdout.fileno(), time.monotonic() + seconds)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
+        for message, reply in turns:
+            try:
+                process.stdin.write(len(message).to_bytes(4, "big") + message)
+                process.stdin.flush()
+            except BrokenPipeError:
+                return False
+            if _read(process.stdout.fileno(), len(reply)) != reply:
+                return False
+        return not is_too_large(folder)
 
 
-def _read_some(pipe: int, deadline: float) -> bytes:
-    """Return what arrives before the end of the pipe, the deadline, or more bytes than a token."""
-    found = b""
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while len(found) <= _LONGEST_VERDICT and selector.select(deadline - time.monotonic()):
-            portion = os.read(pipe, _LONGEST_VERDICT)
-            if not portion:
+def _source() -> str:
+    return resources.files(__package__).joinpath("sandbox.py").read_text("utf-8")
+
+
+@contextmanager
+def _sandbox(folder: Path, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the sandbox in a folder; kill it at the end, when time is up or the folder full."""
+    bounds = {"seconds": math.ceil(seconds), "memory": MEMORY_BYTES, "file_bytes": FILE_BYTES}
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _source(), json.dumps(bounds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        env={},
+        start_new_session=True,
+    )
+    is_over = threading.Event()
+    deadline = time.monotonic() + seconds + _START_SECONDS
+
+    def watch() -> None:
+        while not is_over.wait(_LOOK_SECONDS):
+            if time.monotonic() > deadline or is_too_large(folder):
                 break
-            found += portion
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield process
+    finally:
+        is_over.set()
+        watcher.join()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+
+
+def _read(pipe: int, size: int) -> bytes:
+    """Return so many bytes, or what arrives before the end of the pipe."""
+    found = b""
+    while len(found) < size and (portion := os.read(pipe, size - len(found))):
+        found += portion
     return found
