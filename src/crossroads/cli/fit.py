@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossroads.cli.options import comma_separated
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.progress import progress_bar
 
 if TYPE_CHECKING:
     from crossroads.prompts.fitted import FittedRouter
+
+_LEAST_FOR_INTERVAL = 30  # held-out prompts
 
 
 @click.command()
@@ -79,6 +81,7 @@ def command(
     gain, gain_low, gain_high, num_train, num_test, cost_usd, best_single_cost_usd, match_rule,
     match_cost_ratio, match_quality, match_num_test}, provenance}; without costs the last six of
     the metrics are absent, the match_ ones also where no trade-off is as good as the best model.
+    gain_low and gain_high are null where fewer than 30 prompts were held out.
     With --calibrate, metrics.verification: {method, level, num_calibrated, num_test, right,
     accepted, accepted_right, escalated, abstained, quality_escalated, fallback, least_similarity}.
     """
@@ -92,7 +95,10 @@ def command(
     method = None if calibrate is None else check_method(calibrate)
     if level is not None and method is None:
         raise UsageError("--level says how sure a verifier must be; add --calibrate sdm")
-    asked = check_level(0.95 if level is None else level)
+    try:
+        asked = check_level(0.95 if level is None else level)
+    except InputError as error:
+        raise UsageError(f"--{error}") from None
     check_place(out)  # before any time is spent
     cards = None if pool is None else read_pool(pool)
     table = read_outcomes(outcomes, pool=cards, models=comma_separated(models, "--models"))
@@ -116,7 +122,7 @@ def command(
             "models": list(fitted.models),
             "encoder": fitted.encoder,
             "rule": fitted.rule,
-            "metrics": dict(fitted.metrics),
+            "metrics": _metrics(fitted),
             "provenance": dict(fitted.provenance),
         }
         click.echo(json.dumps(facts, indent=2))
@@ -124,8 +130,19 @@ def command(
     _show(fitted, out)
 
 
+def _metrics(fitted: FittedRouter) -> dict[str, Any]:
+    """Return the figures, without an interval where it would be of too few prompts."""
+    found = dict(fitted.metrics)
+    if found["num_test"] < _LEAST_FOR_INTERVAL:
+        found |= {"gain_low": None, "gain_high": None}
+    return found
+
+
 def _show(fitted: FittedRouter, out: Path) -> None:
-    found, where = fitted.metrics, fitted.provenance
+    found, where = _metrics(fitted), fitted.provenance
+    interval = "(too few held-out prompts for an interval)"
+    if found["gain_low"] is not None:
+        interval = f"[{found['gain_low']:+.4f}, {found['gain_high']:+.4f}]"
     click.echo(
         f"{fitted.router.name}: {len(fitted.models)} models, {where['num_prompts']} prompts "
         f"({where['source']})"
@@ -133,8 +150,7 @@ def _show(fitted: FittedRouter, out: Path) -> None:
     click.echo(
         f"held out ({found['num_test']} prompts, rule {fitted.rule}): "
         f"quality {found['quality']:.4f}; best single model {found['best_single']} "
-        f"{found['best_single_quality']:.4f}; gain {found['gain']:+.4f} "
-        f"[{found['gain_low']:+.4f}, {found['gain_high']:+.4f}]"
+        f"{found['best_single_quality']:.4f}; gain {found['gain']:+.4f} {interval}"
     )
     if "cost_usd" in found and "best_single_cost_usd" in found:
         click.echo(

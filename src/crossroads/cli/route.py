@@ -60,6 +60,8 @@ def command(
         _explain(decision, fitted)
     else:
         click.echo(f"{decision.model}\n{decision.reason}")
+        if spend := _expected_spend(decision, fitted):
+            click.echo(spend)
         if "verification" in decision.details:
             click.echo(_answer(decision.details["verification"]))
 
@@ -101,8 +103,25 @@ def _answer(found: Mapping[str, Any]) -> str:
     """Return the verifier's answer as one line."""
     if found["answer"] is None:
         return f"not verified: {found['reason']}"
-    other = f"; ask {found['escalate_to']}" if found["escalate_to"] else ""
+    other = ""
+    if found["answer"] != "accept":
+        nobody = "a stronger model or a person (no better model in the pool)"
+        other = f"; ask {found['escalate_to'] or nobody}"
     return f"{found['answer']} (level {found['level']:g}): {found['reason']}{other}"
+
+
+def _expected_spend(decision: Decision, fitted: FittedRouter) -> str | None:
+    """Return what a budget that does not bind comes to, as one line; None under other rules."""
+    from crossroads.prompts.decide import BudgetRule, parse_rule
+    from crossroads.prompts.explain import is_slack
+
+    rule = parse_rule(decision.rule)
+    if fitted.spend is None or not isinstance(rule, BudgetRule) or not is_slack(rule):
+        return None
+    return (
+        f"expected spend {fitted.spend.usd[0]:.3g} USD a call on average, within the budget of "
+        f"{rule.usd:g}"
+    )
 
 
 def _explain(decision: Decision, fitted: FittedRouter) -> None:
@@ -113,12 +132,16 @@ def _explain(decision: Decision, fitted: FittedRouter) -> None:
     table.add_column("estimated quality", justify="right")
     table.add_column("mean cost, USD a call", justify="right")
     cost = dict(zip(fitted.models, fitted.mean_cost.tolist(), strict=True))
+    kept = getattr(fitted.router, "kept", fitted.models)  # a router may leave models out
     for name, score in sorted(decision.scores.items(), key=lambda pair: -pair[1]):
         known = cost[name] == cost[name]  # not NaN
         mark = ">" if name == decision.model else ""
-        table.add_row(mark, name, f"{score:.3f}", f"{cost[name]:.3g}" if known else "unknown")
+        quality = f"{score:.3f}" if name in kept else "not kept"
+        table.add_row(mark, name, quality, f"{cost[name]:.3g}" if known else "unknown")
     console = Console()
     console.print(table, highlight=False, markup=False)
+    if spend := _expected_spend(decision, fitted):
+        console.print(spend, highlight=False, markup=False)
     if "verification" in decision.details:
         _explain_verification(console, decision.details["verification"])
     console.print(

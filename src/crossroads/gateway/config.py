@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from crossroads.core.errors import InputError, UsageError
+from crossroads.core.errors import InputError, UsageError, unknown_name
 from crossroads.gateway.app import DEFAULT_BODY_LIMIT
 from crossroads.prompts.decide import parse_rule
 from crossroads.prompts.experts.environment import expand
@@ -85,6 +85,13 @@ class ServeConfig(_Section):
             return True  # a name: what it resolves to may change
 
 
+_SECTIONS: dict[str, type[_Section]] = {
+    "limits": Limits,
+    "timeouts": TimeoutSettings,
+    "preferences": PreferenceSettings,
+}
+
+
 def read_config(path: str | Path | None, options: dict[str, Any] | None = None) -> ServeConfig:
     """Read a YAML file, if one is given; ``options`` that are not None go before its values.
 
@@ -97,7 +104,7 @@ def read_config(path: str | Path | None, options: dict[str, Any] | None = None) 
     try:
         config = ServeConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}: {describe(error)}") from error
+        raise InputError(f"{where}: {_misspelt(error) or describe(error)}") from error
     if config.rule is not None:
         parse_rule(config.rule)
     if config.is_exposed and not config.api_key:
@@ -106,6 +113,20 @@ def read_config(path: str | Path | None, options: dict[str, Any] | None = None) 
             "or CROSSROADS_API_KEY, or serve on 127.0.0.1"
         )
     return config
+
+
+def _misspelt(error: ValidationError) -> str | None:
+    """Return the first unknown field with its nearest spelling; None where all are known.
+
+    It goes before a missing field, which is often the same one spelt wrongly.
+    """
+    for found in error.errors(include_url=False, include_context=False):
+        if found["type"] == "extra_forbidden":
+            *sections, name = map(str, found["loc"])
+            section = _SECTIONS[sections[0]] if sections else ServeConfig
+            place = f"{sections[0]}: " if sections else ""
+            return f"{place}{unknown_name('field', name, section.model_fields)}"
+    return None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

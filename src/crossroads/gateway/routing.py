@@ -14,7 +14,7 @@ from crossroads.core.decision import Decision
 from crossroads.core.errors import InputError, UsageError
 from crossroads.gateway.errors import ApiError, Headers
 from crossroads.prompts.experts.base import last_user_text
-from crossroads.prompts.preferences.policies import Preferences
+from crossroads.prompts.preferences.policies import OTHER, Preferences
 from crossroads.prompts.preferences.router import ROUTER, PreferenceRouter
 
 AUTO = "auto"
@@ -48,7 +48,12 @@ class Route:
                 "confidence": f"{decision.confidence:.4f}",
                 "decision-id": f"dec_{uuid.uuid4().hex}",
             }
-            if decision.router != ROUTER:  # policies say who should answer, not how well
+            if decision.router == ROUTER:  # policies say who should answer, not how well
+                route = decision.details["route"]
+                values["policy"] = f"{ROUTER} {'default' if route == OTHER else route}"
+                if route == OTHER:
+                    del values["confidence"]
+            else:
                 values["predicted-quality"] = f"{decision.predicted_quality:.4f}"
             if decision.predicted_cost_usd is not None:
                 values["predicted-cost-usd"] = _plain(decision.predicted_cost_usd)
@@ -111,6 +116,14 @@ class Routing:
             )
         if self._preferences is not None and not rule:
             return await self._by_policy(self._preferences, messages, preferences)
+        if self._router is None and self._preferences is not None:
+            raise ApiError(
+                f"The decision rule {rule!r} needs a fitted router, and none is loaded; start the "
+                "server with --router, or ask for plain 'auto', which the preferences serve.",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
         if self._router is None:
             raise ApiError(
                 "No router is loaded, so 'auto' cannot be served; start the server with --router, "

@@ -64,12 +64,22 @@ def reason(
         )
     if isinstance(rule, Argmax):
         return f"{name} has the highest estimated quality, {quality:.2f}, {distance}"
+    if isinstance(rule, BudgetRule) and is_slack(rule):
+        return (
+            f"{name} has the highest estimated quality, {quality:.2f}, {distance}; a budget of "
+            f"{rule.usd:g} USD a call on average is not reached"
+        )
     aim = (
         f"to spend {rule.usd:g} USD a call on average"
         if isinstance(rule, BudgetRule)
         else f"by {rule}"
     )
     return f"{name} was chosen {aim}; its estimated quality is {quality:.2f}"
+
+
+def is_slack(rule: BudgetRule) -> bool:
+    """Whether a budget is so large that every prompt gets the model of highest quality."""
+    return rule.high_price == 0
 
 
 def _distance(lead: float, runner_up: str) -> str:

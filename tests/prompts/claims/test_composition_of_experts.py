@@ -53,10 +53,18 @@ def test_a_figure_past_its_level_breaks_its_own_condition(
     assert claim.conditions(broken) == {**dict.fromkeys("abcde", True), letter: False}
 
 
+def test_a_condition_without_its_data_names_the_data_set() -> None:
+    met = claim.conditions({**MET, "b_gap_recovered": None})
+    assert met == {**dict.fromkeys("abcde", True), "b": "not measured: needs routellm_mmlu_gsm8k"}
+
+
 def test_the_verdict_follows_the_rules() -> None:
-    met: dict[str, bool | None] = dict.fromkeys("abcde", True)
+    met: dict[str, bool | str] = dict.fromkeys("abcde", True)
     assert claim.judge(met, [1.0, 0.1]) == "holds in direction"
-    assert claim.judge({**met, "d": False, "b": None}, [1.0, 0.1]) == "holds in direction"
+    assert (
+        claim.judge({**met, "d": False, "b": claim.NOT_MEASURED}, [1.0, 0.1])
+        == "holds in direction"
+    )
     assert claim.judge({**met, "c": False}, [1.0, 0.1]) == "null"
     assert claim.judge(met, [1.0, -0.1]) == "null"
     assert claim.judge(met, [-1.0, -0.1]) == "fails"
@@ -80,8 +88,8 @@ def test_the_claim_is_measured_and_says_on_what_without_the_optional_data(
     monkeypatch.setattr(claim, "data_folder", absent)
     verdict = claim.verify(False)
     assert verdict.measured["conditions"]["a"] is True
-    assert verdict.measured["conditions"]["b"] is None
-    assert "not measured: MMLU of RouteLLM is not here" in verdict.data
+    assert verdict.measured["conditions"]["b"] == "not measured: needs routellm_mmlu_gsm8k"
+    assert "(b) not measured: needs routellm_mmlu_gsm8k" in verdict.data
     assert "replayed" in verdict.data
     assert verdict.measured["a_mapping"]["instances"] == 5
 

@@ -83,3 +83,4 @@ def test_the_claim_holds_on_what_ships_with_the_package(monkeypatch: pytest.Monk
     assert verdict.verdict == "holds"
     assert set(verdict.measured["seconds_for_8400_rows"]) == {"replayed", "multiple_choice"}
     assert "local experts" in verdict.data
+    assert verdict.data.endswith("the arena's own rows not measured: needs routerarena")

@@ -47,6 +47,7 @@ def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> claim.Topics:
 
 def test_without_the_data_set_the_shipped_table_is_used(shipped: claim.Topics) -> None:
     assert "shipped MMLU-Pro" in shipped.data
+    assert "MMLU not measured: needs routellm_mmlu_gsm8k" in shipped.data
     assert len(shipped.embeddings) == len(shipped.right) == 12032
 
 

@@ -26,7 +26,8 @@ def command(*, board: Path, as_json: bool) -> None:
 
     JSON: {data, evidence, num_rows, notes, rows: [{rank, router_name, models, submitted,
     arena_score, accuracy, cost_per_1k_usd, num_rows, num_failed, optimality, robustness, latency,
-    breakdown, notes}]}; what was not measured is null.
+    breakdown, remarks, notes}]}; what was not measured is null. Rows marked * are baselines and
+    rows marked ! carry a remark, such as having been fitted on the rows; neither competes.
     """
     from crossroads.prompts.routerarena.board import read_board
     from crossroads.prompts.routerarena.page import JSON_NAME, PAGE_NAME, read_leaderboard
@@ -52,7 +53,7 @@ def _show(content: dict[str, Any]) -> None:
     from rich.table import Table
 
     from crossroads.core.report import format_figure
-    from crossroads.prompts.routerarena.page import METRICS, metric_values
+    from crossroads.prompts.routerarena.page import METRICS, is_baseline, metric_values, remarks_of
 
     shown = [metric for metric in METRICS if metric.headline]
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
@@ -63,10 +64,17 @@ def _show(content: dict[str, Any]) -> None:
     for row in content["rows"]:
         values = metric_values(row)
         figures = (format_figure(metric, values[metric.name]) for metric in shown)
-        table.add_row(f"{row['rank']} ", row["router_name"], *figures)
+        marks = ("*" if is_baseline(row) else "") + ("!" if remarks_of(row) else "")
+        name = f"{row['router_name']} {marks}".rstrip()
+        table.add_row(f"{row['rank']} ", name, *figures, style="dim" if marks else "")
     console = Console(highlight=False, markup=False)
     heading = f"{content['data']}, {content['num_rows']} rows ({content['evidence']})"
     console.print(heading, style="bold", soft_wrap=True)
     console.print(table)
+    if any(is_baseline(row) for row in content["rows"]):
+        click.echo("* baseline: does not compete")
+    for row in content["rows"]:
+        for remark in remarks_of(row):
+            click.echo(f"! {row['router_name']} does not compete: {remark}")
     for note in content["notes"]:
         click.echo(f"note: {note}")

@@ -94,8 +94,8 @@ def command(
     that may pass: nothing is published then, and running it again asks for what is missing.
 
     JSON: {figures: {router_name, arena_score, accuracy, cost_per_1k_usd, num_rows, num_failed,
-    optimality, robustness, latency, breakdown, notes, ...}, rank, is_new, is_changed, num_reused};
-    refused or with --check: {problems: [text]}.
+    optimality, robustness, latency, breakdown, remarks, notes, ...}, rank, is_new, is_changed,
+    num_reused}; refused or with --check: {problems: [text]}.
     """
     from crossroads.prompts.routerarena.board import DataSource, open_board
     from crossroads.prompts.routerarena.submission import read_submission

@@ -4,27 +4,43 @@ Rules of the verdict, set before any figure was seen. ``holds``: the matcher nam
 the policies of held-out subjects, and tuning adds at least 15 points to SmolLM2's own choice on
 the same conversations. ``holds in direction``: tuning adds more than two standard errors of the
 paired difference. ``fails``: it costs more than that. ``null``: anything between, or not tuned.
+
+Without MMLU's questions the same is measured on the prompts that ship with the package, with fewer
+policies; nothing can be tuned there, and the verdict's ``data`` says so.
 """
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from crossroads.core.catalog import Outcome, Verdict
+from crossroads.core.errors import MissingExtraError, UnavailableError
 from crossroads.core.progress import progress_bar
 from crossroads.prompts.preferences.backend import Backend
+from crossroads.prompts.preferences.conversation import Turn
 from crossroads.prompts.preferences.evaluation import best_tau, draw_cases, last_turns
 from crossroads.prompts.preferences.matcher import PolicyMatcher
+from crossroads.prompts.preferences.policies import OTHER, Policy
 from crossroads.prompts.preferences.questions import NUM_FOLDS, fold_subjects, mmlu_questions
 from crossroads.prompts.preferences.scorer import NameScorer, load_scorer
-from crossroads.prompts.preferences.synthetic import SINGLE_TURN, Prompts
+from crossroads.prompts.preferences.synthetic import SINGLE_TURN, Dialogue, Prompts
 
 MATCHER_FLOOR = 0.70
 GAIN_FLOOR = 0.15
 FOLD = 0  # whose subjects are held out from the language model
 SEEDS = (0, 1, 2)
+PAPER = {"accuracy": 0.9317, "gain_over_proprietary_points": 7.7}
+SHIPPED_POLICIES = {
+    "arithmetic": "work out a calculation: plus, minus, times, divided by, sums, numbers",
+    "units": "convert miles, kilometers, pounds, hours, degrees and other units of measure",
+    "general": "short questions of general knowledge: places, people, animals, words, colours",
+}
+SHIPPED_ON_OFFER = 2  # of these policies
+SHIPPED_SCORED = 20  # conversations a seed for the language model
 
 
 def verify(full: bool) -> Verdict:
@@ -32,20 +48,27 @@ def verify(full: bool) -> Verdict:
 
     The small run measures the matcher and SmolLM2 as published; nothing is tuned, so its verdict
     cannot be better than ``null``. ``full`` trains an adapter first, the better part of an hour on
-    one core. Raises UnavailableError without MMLU's questions or SmolLM2, MissingExtraError
-    without torch.
+    one core. Without MMLU's questions the shipped prompts take their place and nothing is tuned;
+    without torch or SmolLM2 the matcher alone is measured, and the language model's figures say why
+    they are not.
     """
-    questions = mmlu_questions()
+    try:
+        questions = mmlu_questions()
+    except UnavailableError:
+        return _on_shipped_prompts()
     matched = [matcher_accuracy(questions, fold) for fold in range(NUM_FOLDS)]
     held_out = only(questions, fold_subjects(FOLD))
-    untuned = rights(load_scorer(), held_out, route_sets=4)
     measured: dict[str, Any] = {
         "matcher_accuracy_by_fold": [round(value, 3) for value in matched],
-        "untuned_accuracy_by_seed": [round(float(np.mean(part)), 3) for part in untuned],
-        "conversations": sum(map(len, untuned)),
     }
+    scorer = _scorer()
     verdict: Outcome = "null"
-    if full:
+    if isinstance(scorer, str):
+        measured["untuned_accuracy_by_seed"] = scorer
+    else:
+        untuned = rights(scorer, held_out, route_sets=4)
+        measured |= _untuned_figures(untuned)
+    if full and not isinstance(scorer, str):
         tuned = rights(trained(questions), held_out, route_sets=4)
         difference = np.concatenate(tuned).astype(float) - np.concatenate(untuned).astype(float)
         gain = float(difference.mean())
@@ -56,14 +79,88 @@ def verify(full: bool) -> Verdict:
             "gain": round(gain, 3),
             "gain_standard_error": round(error, 3),
         }
+    how = "not tuned in the small run"
+    if full:
+        how = "not tuned" if isinstance(scorer, str) else "tuned on one fold"
     return Verdict(
         name="arch-router",
         verdict=verdict,
-        paper={"accuracy": 0.9317, "gain_over_proprietary_points": 7.7},
+        paper=PAPER,
         measured=measured,
         seeds=SEEDS,
         data="MMLU questions in templates, policies are held-out subjects, SmolLM2-135M for a "
-        f"1.5-billion model; {'tuned on one fold' if full else 'not tuned in the small run'}",
+        f"1.5-billion model; {how}",
+    )
+
+
+def _on_shipped_prompts() -> Verdict:
+    """Measure what can be without MMLU; the matcher keeps its own threshold, nothing is tuned."""
+    cases = [shipped_cases(seed) for seed in SEEDS]
+    matcher, scorer = PolicyMatcher(), _scorer()
+    measured: dict[str, Any] = {
+        "matcher_accuracy_by_seed": [
+            round(float(np.mean(last_turns(matcher, c))), 3) for c in cases
+        ],
+        "matcher_conversations": sum(map(len, cases)),
+    }
+    if isinstance(scorer, str):
+        measured["untuned_accuracy_by_seed"] = scorer
+    else:
+        measured |= _untuned_figures([last_turns(scorer, c[:SHIPPED_SCORED]) for c in cases])
+    return Verdict(
+        name="arch-router",
+        verdict="null",
+        paper=PAPER,
+        measured=measured,
+        seeds=SEEDS,
+        data=f"shipped prompts of {len(SHIPPED_POLICIES)} domains, {SHIPPED_ON_OFFER} policies on "
+        "offer, SmolLM2-135M for a 1.5-billion model; nothing tuned; MMLU not measured: needs "
+        "routellm_mmlu_gsm8k",
+    )
+
+
+def _untuned_figures(untuned: list[list[bool]]) -> dict[str, Any]:
+    return {
+        "untuned_accuracy_by_seed": [round(float(np.mean(part)), 3) for part in untuned],
+        "conversations": sum(map(len, untuned)),
+    }
+
+
+def _scorer() -> NameScorer | str:
+    """Return SmolLM2 as published, or why it is not measured."""
+    try:
+        return load_scorer()
+    except (MissingExtraError, UnavailableError) as missing:
+        return f"not measured: {missing}"
+
+
+def shipped_cases(seed: int) -> list[Dialogue]:
+    """Return one request for each shipped prompt, in random order, with some policies on offer.
+
+    The prompt's own policy is missing as often as with MMLU; the right route is ``other`` then.
+    Prompts that only look like a calculation are left out: no domain is clearly theirs.
+    """
+    rng = np.random.default_rng(seed)
+    text = (
+        resources.files("crossroads.prompts")
+        .joinpath("data/local_prompts.jsonl")
+        .read_text("utf-8")
+    )
+    rows = [row for row in map(json.loads, text.splitlines()) if row["domain"] in SHIPPED_POLICIES]
+    return [_shipped_case(rows[i], rng) for i in rng.permutation(len(rows))]
+
+
+def _shipped_case(row: dict[str, Any], rng: np.random.Generator) -> Dialogue:
+    own = row["domain"]
+    others = [name for name in SHIPPED_POLICIES if name != own]
+    is_absent = rng.random() < SINGLE_TURN.absent
+    offered = others[:SHIPPED_ON_OFFER]
+    if not is_absent:
+        offered = [own, *rng.choice(others, SHIPPED_ON_OFFER - 1, replace=False).tolist()]
+    return Dialogue(
+        policies=tuple(Policy(name=n, description=SHIPPED_POLICIES[n]) for n in offered),
+        turns=(Turn("user", row["prompt"]),),
+        routes=(OTHER if is_absent else own,),
     )
 
 

@@ -23,7 +23,7 @@ refinement: it is reported and does not decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ SEEDS = (0, 1, 2)
 INSTANCES = 200
 BUDGETS = ("4B", "7B", "8B", "15B", "34B", "50B", "70B", "80B", "110B", "200B")
 MMLU = "routellm_mmlu_gsm8k"
+NOT_MEASURED = f"not measured: needs {MMLU}"
 UNSEEN = 4  # categories
 FEW = 10  # labels a category
 PENALTY = 0.4  # of the classifier of few labels, as in the router
@@ -85,22 +86,19 @@ def verify(full: bool) -> Verdict:
         measured=measured,
         seeds=SEEDS,
         data=f"{SHIPPED}; (b) "
-        + (
-            "not measured: MMLU of RouteLLM is not here"
-            if mmlu is None
-            else f"the MMLU part of: {mmlu.source}"
-        ),
+        + (NOT_MEASURED if mmlu is None else f"the MMLU part of: {mmlu.source}"),
     )
 
 
-def conditions(measured: dict[str, Any]) -> dict[str, bool | None]:
-    """Return whether each lettered condition is met; None where it was not measured."""
+def conditions(measured: dict[str, Any]) -> dict[str, bool | str]:
+    """Return whether each lettered condition is met, or what it needs to be measured."""
     a, b, c, d = (measured[k] for k in ("a_mapping", "b_gap_recovered", "c_jitter", "d_robust"))
     full, small = (measured[f"e_gain_points_{k}"]["gain"] for k in ("29_models", "small"))
     return {
         "a": a["different"] == a["decreasing"] == a["over_budget"] == 0,
-        "b": b
-        and all(
+        "b": NOT_MEASURED
+        if b is None
+        else all(
             ours >= 0.64 and ours >= direct + 0.03
             for ours, direct in zip(b["composition"], b["weak_wrong"], strict=True)
         ),
@@ -111,7 +109,7 @@ def conditions(measured: dict[str, Any]) -> dict[str, bool | None]:
     }
 
 
-def judge(met: dict[str, bool | None], small_gain: list[float]) -> Outcome:
+def judge(met: Mapping[str, bool | str], small_gain: list[float]) -> Outcome:
     """Apply the rules of the module."""
     if not met["a"] or max(small_gain) < 0:
         return "fails"

@@ -131,7 +131,7 @@ def verify(full: bool) -> Verdict:
         seeds=SEEDS,
         data=(
             f"replayed outcomes: {', '.join(tables)}; costs at declared prices (RouteLLM: in calls "
-            "of the strong model); static embeddings of the prompts"
+            f"of the strong model); static embeddings of the prompts{lacking()}"
         ),
     )
 
@@ -157,6 +157,17 @@ def _places() -> tuple[list[Place], list[str]]:
         except InputError:
             unplaced.append(name)
     return places, unplaced
+
+
+def lacking() -> str:
+    """Return a remark on what is not measured for want of a data set; empty with both."""
+    root = data_root()
+    needed = {"RouteLLM's table": OPTIONAL, "cascades by agreement": ANSWERS}
+    return "".join(
+        f"; {what} not measured: needs {name}"
+        for what, name in needed.items()
+        if root is None or not (root / name).is_dir()
+    )
 
 
 def _sources() -> dict[str, str]:

@@ -24,6 +24,7 @@ Float32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+MMLU = "routellm_mmlu_gsm8k"
 LEVEL = 0.95
 SEEDS = (0, 1, 2)
 LEAST_ADMITTED, MOST_NOISE, SLACK = 0.5, 0.01, 0.01
@@ -107,7 +108,7 @@ def load_topics() -> Topics:
     from crossroads.datasets.paths import data_folder
 
     try:
-        folder = data_folder("routellm_mmlu_gsm8k")
+        folder = data_folder(MMLU)
     except UnavailableError:
         return _shipped_topics()
     from crossroads.datasets.routellm import WEAK
@@ -140,7 +141,7 @@ def _shipped_topics() -> Topics:
         num_unseen=(2, 1),
         right=table.score[:, middle] > 0.5,
         data="shipped MMLU-Pro table, static embeddings; hard task: replayed "
-        f"{table.models[middle]}",
+        f"{table.models[middle]}; MMLU not measured: needs {MMLU}",
     )
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,25 +43,25 @@ class Backend(Protocol):
     def choose(self, policies: Sequence[Policy], turns: Sequence[Turn]) -> RouteChoice: ...
 
 
-def _matcher(**settings: Any) -> Backend:
+def _matcher() -> Callable[..., Backend]:
     from crossroads.prompts.preferences.matcher import PolicyMatcher
 
-    return PolicyMatcher(**settings)
+    return PolicyMatcher
 
 
-def _scorer(**settings: Any) -> Backend:
+def _scorer() -> Callable[..., Backend]:
     from crossroads.prompts.preferences.scorer import load_scorer
 
-    return load_scorer(**settings)
+    return load_scorer
 
 
-def _tuned(**settings: Any) -> Backend:
+def _tuned() -> Callable[..., Backend]:
     from crossroads.prompts.preferences.scorer import load_tuned
 
-    return load_tuned(**settings)
+    return load_tuned
 
 
-_BACKENDS: dict[str, Callable[..., Backend]] = {
+_BACKENDS: dict[str, Callable[[], Callable[..., Backend]]] = {
     "matcher": _matcher,
     "scorer": _scorer,
     "tuned": _tuned,
@@ -75,7 +76,25 @@ def get_backend(name: str = "matcher", **settings: Any) -> Backend:
     """
     if name not in _BACKENDS:
         raise unknown_name("preference back end", name, _BACKENDS)
+    make = _BACKENDS[name]()
+    _check_options(name, make, settings)
     try:
-        return _BACKENDS[name](**settings)
+        return make(**settings)
     except TypeError as error:
         raise UsageError(f"preference back end {name!r}: {error}") from None
+
+
+def _check_options(name: str, make: Callable[..., Backend], settings: Mapping[str, Any]) -> None:
+    known = inspect.signature(make).parameters
+    for option in settings:
+        if option not in known:
+            raise UsageError(
+                f"option {option!r} is not one of {name}; it takes {', '.join(sorted(known))}; "
+                "remove it from preferences.options"
+            )
+    for option, parameter in known.items():
+        if parameter.default is parameter.empty and option not in settings:
+            raise UsageError(
+                f"preference back end {name!r} needs option {option!r}; "
+                "add it to preferences.options"
+            )

@@ -46,7 +46,9 @@ class PreferenceRouter:
                 read_turns(messages), prompt_chars=len(prompt.head(wanted.policies))
             )
             choice = self.backend.choose(wanted.policies, turns)
-            route, scores, margin = choice.route, choice.scores, choice.margin
+            route, scores = choice.route, choice.scores
+            # No policy speaks for the default, however clearly none fits.
+            margin = 0.0 if route == OTHER else choice.margin
         return Decision(
             chosen=(wanted.model_of(route),),
             scores=scores,

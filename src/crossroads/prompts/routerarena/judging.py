@@ -133,6 +133,7 @@ def figures_of(submission: Submission, evaluation: EvaluationSet, judged: Judged
         "robustness": _robustness(submission, evaluation, choices),
         "latency": _latency(submission.decision_ms),
         "breakdown": breakdown(score, labels_of(evaluation)),
+        "remarks": submission.remarks,
         "notes": [*submission.remarks, *head.notes, *_answer_notes(judged, head)],
     }
 

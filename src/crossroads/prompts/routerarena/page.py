@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from crossroads import __version__
-from crossroads.core.arena import Leaderboard, Metric, Row
+from crossroads.core.arena import Cell, Leaderboard, Metric, Row
 from crossroads.core.files import write_atomically
 from crossroads.core.provenance import machine
 from crossroads.core.report import CurvePlot, HeatMap, Plot, Series, render_report
@@ -16,6 +19,7 @@ from crossroads.core.statistics import summarise
 from crossroads.datasets.routerarena import BLOOM_LEVELS
 from crossroads.prompts.routerarena.difficulty import LEVELS
 from crossroads.prompts.routerarena.figures import deferral_curve
+from crossroads.prompts.routerarena.prepare import RANDOM
 from crossroads.prompts.routerarena.stored import Ranking, read_stored
 
 if TYPE_CHECKING:
@@ -109,7 +113,12 @@ def write_leaderboard(board: Board) -> None:
     }
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     write_atomically(board.folder / JSON_NAME, text)
-    page = render_report(leaderboard_of(board, results), plots_of(board, results))
+    shown = leaderboard_of(board, results)
+    told = [
+        replace(row, router=_name_with_remarks(figures))
+        for row, figures in zip(shown.rows, results, strict=True)
+    ]
+    page = render_report(replace(shown, rows=tuple(told)), plots_of(board, results))
     write_atomically(board.folder / PAGE_NAME, page)
 
 
@@ -170,12 +179,38 @@ def plots_of(board: Board, results: Sequence[Mapping[str, Any]]) -> list[Plot]:
     return [_deferral_plot(board, results), *(found for found in maps if found is not None)]
 
 
+def is_baseline(figures: Mapping[str, Any]) -> bool:
+    """Whether a submission is a reference that does not compete: ``random``, or one model."""
+    name: str = figures["router_name"]
+    return name == RANDOM or name.startswith("always-") or len(figures["models"]) == 1
+
+
+def remarks_of(figures: Mapping[str, Any]) -> list[str]:
+    """Return what a reader must know of a submission; with any it does not compete.
+
+    Boards made before remarks were kept apart from the other notes have none.
+    """
+    return list(figures.get("remarks", ()))
+
+
 def _row(figures: Mapping[str, Any]) -> Row:
     values = metric_values(figures)
+    # A report's bounds, which may have seen the answers, do not compete either.
+    notes = {"hindsight": True} if remarks_of(figures) else {}
     return Row(
         router=figures["router_name"],
-        baseline=False,
+        baseline=is_baseline(figures),
         metrics={name: summarise([value]) for name, value in values.items()},
+        cells=(Cell(metrics={}, fit_seconds=0.0, decide_seconds=0.0, notes=notes),),
+    )
+
+
+def _name_with_remarks(figures: Mapping[str, Any]) -> str:
+    """Return a submission's name for the page, its remarks in small letters under it."""
+    name: str = figures["router_name"]
+    small = Markup('<small class="told">{}</small>')
+    return Markup("{}{}").format(
+        name, Markup("").join(small.format(remark) for remark in remarks_of(figures))
     )
 
 
