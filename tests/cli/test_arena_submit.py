@@ -199,6 +199,27 @@ def test_models_out_of_reach_are_one_line_and_publish_nothing(
     assert [path.name for path in (inside / "board").iterdir()] == ["board.json"]
 
 
+@pytest.mark.usefixtures("inside")
+def test_the_table_marks_baselines_and_routers_that_saw_the_rows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    saw = "fitted on the very rows it is judged on"
+    assert submitted("one", "--outcomes", "toy.csv", "--prepare", "always:small") == 0
+    assert submitted("two", "--prepare", "random", "--name", "mine") == 0
+    assert submitted("three", "--prepare", "random", "--name", "seen", "--check") == 0
+    config = Path("three/config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "remarks": [saw]}))
+    assert submitted("three") == 0
+    capsys.readouterr()
+    assert arena("leaderboard", "--board", "board") == 0
+    shown = capsys.readouterr().out
+    assert "always-small *" in shown
+    assert "seen !" in shown
+    assert "mine *" not in shown and "mine !" not in shown
+    assert "* baseline: does not compete" in shown
+    assert f"! seen does not compete: {saw}" in shown
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("inside")
 def test_a_fitted_router_goes_all_the_way_on_the_shipped_table(

@@ -19,6 +19,8 @@ from crossroads.prompts.artefact import HEADER, arrays_name
 COOKING = ("bake bread", "boil rice", "fry onions", "roast a chicken", "knead the dough")
 SPACE = ("the orbit of Mars", "a lunar eclipse", "launch a rocket", "the rings of Saturn", "comets")
 
+MODELS = tuple(enumerate(("odd", "even")))
+
 
 def write_table(path: Path) -> Path:
     """A cook and an astronomer, each right on its kind of prompt."""
@@ -239,7 +241,8 @@ def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:
     [
         (["--calibrate", "sdn"], 2, "did you mean 'sdm'?"),
         (["--level", "0.9"], 2, "add --calibrate sdm"),
-        (["--calibrate", "sdm", "--level", "0.4"], 1, "level: expected a share in (0.5, 1]"),
+        (["--calibrate", "sdm", "--level", "0.4"], 2, "level: expected a share in (0.5, 1]"),
+        (["--calibrate", "sdm", "--level", "1.5"], 2, "--level: expected a share in (0.5, 1]"),
         (["--calibrate", "sdm"], 1, "router's choice is right on all"),
     ],
 )
@@ -251,6 +254,22 @@ def test_calibration_that_makes_no_sense_is_refused(
     done = crossroads("fit", "ridge", "--outcomes", table, "--out", out, *options)
     assert_refused(done, code, words)
     assert not out.exists()
+
+
+def test_too_few_held_out_prompts_have_no_interval(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    rows = [f"p{n},prompt {n},{model},{(n + k) % 2}" for n in range(40) for k, model in MODELS]
+    table.write_text("prompt_id,prompt,model,score\n" + "\n".join(rows) + "\n", "utf-8")
+    arguments = ("fit", "best-single", "--outcomes", table, "--out", tmp_path / "router")
+    shown = crossroads(*arguments).stdout
+    assert "(too few held-out prompts for an interval)" in shown
+    assert "gain +0.0000 [" not in shown
+    found = json.loads(crossroads(*arguments, "--json").stdout)["metrics"]
+    assert found["num_test"] < 30
+    assert (found["gain_low"], found["gain_high"]) == (None, None)
+    enough = crossroads("fit", "ridge", "--outcomes", write_table(table), "--out", tmp_path / "r")
+    assert "] (" not in enough.stdout
+    assert "too few" not in enough.stdout
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from crossroads.cli.route import _answer
 from crossroads.prompts.artefact import HEADER
 
 TABLE = "prompt_id,prompt,model,score,cost\n" + "".join(
@@ -176,6 +177,49 @@ def test_route_shows_the_answer_of_a_calibrated_router(calibrated: tuple[Path, s
         "escalate_to",
     }
     assert set(found["verification"]["exemplars"][0]) == {"id", "distance", "label", "matches"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "escalate_to", "end"),
+    [
+        (
+            "escalate",
+            None,
+            "unsure; ask a stronger model or a person (no better model in the pool)",
+        ),
+        ("escalate", "able", "unsure; ask able"),
+        ("accept", None, "unsure"),
+    ],
+)
+def test_an_answer_says_whom_to_ask(answer: str, escalate_to: str | None, end: str) -> None:
+    found = {"answer": answer, "level": 0.9, "reason": "unsure", "escalate_to": escalate_to}
+    assert _answer(found) == f"{answer} (level 0.9): {end}"
+
+
+def test_a_budget_that_does_not_bind_is_told_with_what_is_spent(router: Path) -> None:
+    for more in ((), ("--explain",)):
+        done = crossroads("route", "--router", router, "--rule", "budget:100", *more, "boil rice")
+        shown = done.stdout.decode()
+        assert "the budget of 100 USD a call does not bind" in shown
+        assert "expected spend 0.0015 USD a call on average, within the budget of 100" in shown
+        assert "was chosen to spend" not in shown
+    done = crossroads("route", "--router", router, "--rule", "budget:0.0012", "boil rice")
+    assert "to spend 0.0012 USD a call on average" in done.stdout.decode()
+    assert "expected spend" not in done.stdout.decode()
+
+
+def test_explain_says_which_experts_a_composition_has_not_kept(tmp_path: Path) -> None:
+    rows = [f"{line},{'food' if 'b' in line else 'sky'}" for line in TABLE.splitlines()[1:]]
+    header = f"{TABLE.splitlines()[0]},domain"
+    (tmp_path / "t.csv").write_text("\n".join([header, *rows]) + "\n", "utf-8")
+    spec = "composition:budget=1B:sizes=cook=1B+astronomer=3B"
+    out = tmp_path / "router"
+    done = crossroads("fit", spec, "--outcomes", tmp_path / "t.csv", "--out", out)
+    assert done.returncode == 0, done.stderr
+    shown = crossroads("route", "--router", out, "--explain", "boil rice").stdout.decode()
+    (line,) = (line for line in shown.splitlines() if line.strip().startswith("astronomer"))
+    assert line.split() == ["astronomer", "not", "kept", "0.002"]
+    assert "-1000" not in shown
 
 
 def test_route_without_a_verifier_shows_no_answer(router: Path) -> None:

@@ -59,7 +59,12 @@ def test_a_missing_variable_is_named_with_its_field(
     [
         ("port: eighty\n", "port: .*got 'eighty'"),
         ("port: 70000\n", "port: .*65535"),
-        ("prot: 80\n", "prot: .*[Ee]xtra"),
+        ("prot: 80\n", "unknown field 'prot'; did you mean 'port'"),
+        ("limits: {bodybytes: 8}\n", "limits: unknown field 'bodybytes'; did you mean"),
+        (
+            "preferences: {defualt: a, policies: [{name: b}]}\n",
+            "preferences: unknown field 'defualt'; did you mean 'default'",
+        ),
         ("timeouts: {idle: 0}\n", r"timeouts\.idle: .*greater than 0"),
         ("limits: {body_bytes: -1}\n", r"limits\.body_bytes"),
         ("- a\n- b\n", "expected fields such as"),

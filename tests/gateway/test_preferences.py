@@ -126,3 +126,18 @@ def test_wrong_sections_are_named(upstream: FakeUpstream, tmp_path: Path) -> Non
     path = write_config(tmp_path, upstream, "pool: {pool}\npreferences: {{default: ok}}\n")
     with pytest.raises(InputError, match="policies"):
         read_config(path)
+    path = write_config(tmp_path, upstream, CONFIG.replace("  default:", "  defualt:"))
+    with pytest.raises(InputError, match="unknown field 'defualt'; did you mean 'default'"):
+        read_config(path)
+
+
+def test_an_option_of_another_back_end_is_named_with_the_remedy(
+    upstream: FakeUpstream, tmp_path: Path
+) -> None:
+    text = CONFIG + "  backend: scorer\n  options: {{encoder: static}}\n"
+    with pytest.raises(UsageError) as wrong:
+        build_gateway(read_config(write_config(tmp_path, upstream, text)))
+    assert str(wrong.value) == (
+        "option 'encoder' is not one of scorer; it takes dtype, is_calibrated; "
+        "remove it from preferences.options"
+    )

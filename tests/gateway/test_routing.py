@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,10 @@ from hypothesis import strategies as st
 
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.routing import Route, Routing
+from crossroads.prompts.preferences.backend import RouteChoice
+from crossroads.prompts.preferences.conversation import Turn
+from crossroads.prompts.preferences.policies import OTHER, Policy, Preferences
+from crossroads.prompts.preferences.router import PreferenceRouter
 from tests.gateway.serving import FakeRouter
 
 MESSAGES = [{"role": "user", "content": "what is 1 + 1?"}]
@@ -20,6 +25,29 @@ def route(routing: Routing, model: str, messages: Any = MESSAGES) -> Route:
         return asyncio.run(routing.route(model, messages))
     finally:
         routing.close()
+
+
+class AlwaysFits:
+    """A back end that chooses one route, certain of it."""
+
+    name, version = "always-fits", "1"
+
+    def __init__(self, route: str) -> None:
+        self._route = route
+
+    def choose(self, policies: Sequence[Policy], turns: Sequence[Turn]) -> RouteChoice:
+        names = [*(policy.name for policy in policies), OTHER]
+        return RouteChoice(
+            route=self._route, scores={name: float(name == self._route) for name in names}
+        )
+
+
+def by_policy(fits: str = "sums") -> PreferenceRouter:
+    policies = [
+        {"name": "sums", "description": "arithmetic", "model": "a"},
+        {"name": "law", "description": "contracts", "model": "b"},
+    ]
+    return PreferenceRouter(Preferences.parse(policies, default="b"), AlwaysFits(fits))
 
 
 def headers(found: Route) -> dict[str, str]:
@@ -69,6 +97,35 @@ def test_other_names_are_not_found(model: str) -> None:
     with pytest.raises(ApiError) as refused:
         route(Routing(["a"], FakeRouter("a", "a")), model)
     assert (refused.value.status, refused.value.code) == (404, "model_not_found")
+
+
+def test_a_rule_needs_a_fitted_router_where_preferences_serve_plain_auto() -> None:
+    with pytest.raises(ApiError) as refused:
+        route(Routing(["a", "b"], preferences=by_policy()), "auto:tradeoff:5")
+    assert refused.value.status == 404
+    told = refused.value.body.decode()
+    assert "rule 'tradeoff:5' needs a fitted router" in told
+    assert "plain 'auto', which the preferences serve" in told
+    assert "cannot be served" not in told
+    with pytest.raises(ApiError, match="No router is loaded, so 'auto' cannot be served"):
+        route(Routing(["a", "b"]), "auto:tradeoff:5")
+
+
+def test_the_matched_policy_is_named_with_its_confidence() -> None:
+    found = headers(route(Routing(["a", "b"], preferences=by_policy()), "auto"))
+    assert found["x-crossroads-model"] == "a"
+    assert found["x-crossroads-policy"] == "preferences sums"
+    assert found["x-crossroads-confidence"] == "1.0000"
+
+
+def test_the_default_of_the_policies_claims_no_confidence() -> None:
+    decided = route(Routing(["a", "b"], preferences=by_policy(fits=OTHER)), "auto")
+    found = headers(decided)
+    assert found["x-crossroads-model"] == "b"
+    assert found["x-crossroads-policy"] == "preferences default"
+    assert "x-crossroads-confidence" not in found
+    assert decided.decision is not None
+    assert decided.decision.confidence == 0
 
 
 def test_an_unknown_cost_is_left_out() -> None:

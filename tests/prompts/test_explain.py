@@ -143,3 +143,11 @@ def test_a_budget_is_given_as_the_aim() -> None:
         "a was chosen to spend 0.002 USD a call on average; its estimated quality is 0.25"
     )
     assert leads(rule, np.array([[0.25, 0.5]]), np.array([1e-3, 2e-3]), np.array([0])) == [0.0]
+
+
+def test_a_budget_that_does_not_bind_is_no_aim() -> None:
+    said = reason(BudgetRule(100.0, 0.0, 0.0, 0.0), NAMES, QUALITY, COST, 2)
+    assert said == (
+        "dear has the highest estimated quality, 0.75, 0.05 above middle; the budget of 100 USD a "
+        "call does not bind"
+    )

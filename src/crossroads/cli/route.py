@@ -112,11 +112,11 @@ def _answer(found: Mapping[str, Any]) -> str:
 
 def _expected_spend(decision: Decision, fitted: FittedRouter) -> str | None:
     """Return what a budget that does not bind comes to, as one line; None under other rules."""
-    from crossroads.prompts.decide import BudgetRule, parse_rule
+    from crossroads.prompts.decide import parse_rule
     from crossroads.prompts.explain import is_slack
 
     rule = parse_rule(decision.rule)
-    if fitted.spend is None or not isinstance(rule, BudgetRule) or not is_slack(rule):
+    if fitted.spend is None or not is_slack(rule):
         return None
     return (
         f"expected spend {fitted.spend.usd[0]:.3g} USD a call on average, within the budget of "

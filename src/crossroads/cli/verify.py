@@ -172,7 +172,7 @@ def _number(value: float) -> str:
 def _interval(value: Mapping[str, Any]) -> str:
     mean = _shown(value["mean"])
     if value.get("half_width") is not None:
-        return f"{mean} +/- {_shown(value['half_width'])}"
+        return f"{mean} +/- {value['half_width']:.2g}"
     if value.get("low") is not None and value.get("high") is not None:
         return f"{mean} [{_shown(value['low'])}, {_shown(value['high'])}]"
     return mean

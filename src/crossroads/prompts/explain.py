@@ -7,7 +7,7 @@ value is a price, it is the estimated quality in excess of the floor.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -62,13 +62,11 @@ def reason(
             f"{name} has the best estimated quality, {quality:.2f}, less {rule.price:g} times its "
             f"cost, {cost_K[choice]:.2g} USD a call; {distance}"
         )
-    if isinstance(rule, Argmax):
-        return f"{name} has the highest estimated quality, {quality:.2f}, {distance}"
-    if isinstance(rule, BudgetRule) and is_slack(rule):
-        return (
-            f"{name} has the highest estimated quality, {quality:.2f}, {distance}; a budget of "
-            f"{rule.usd:g} USD a call on average is not reached"
-        )
+    if isinstance(rule, Argmax) or is_slack(rule):
+        budget = ""
+        if is_slack(rule):
+            budget = f"; the budget of {rule.usd:g} USD a call does not bind"
+        return f"{name} has the highest estimated quality, {quality:.2f}, {distance}{budget}"
     aim = (
         f"to spend {rule.usd:g} USD a call on average"
         if isinstance(rule, BudgetRule)
@@ -77,9 +75,9 @@ def reason(
     return f"{name} was chosen {aim}; its estimated quality is {quality:.2f}"
 
 
-def is_slack(rule: BudgetRule) -> bool:
-    """Whether a budget is so large that every prompt gets the model of highest quality."""
-    return rule.high_price == 0
+def is_slack(rule: DecisionRule) -> TypeGuard[BudgetRule]:
+    """Whether this is a budget so large that every prompt gets the model of highest quality."""
+    return isinstance(rule, BudgetRule) and rule.high_price == 0
 
 
 def _distance(lead: float, runner_up: str) -> str:

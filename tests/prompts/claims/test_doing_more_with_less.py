@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,3 +85,13 @@ def test_a_small_run_measures_every_figure(monkeypatch: pytest.MonkeyPatch) -> N
     assert table["top_cost"].keys() == {"estimate", "length"}
     assert table["aiq"]["oracle"]["mean"] > table["aiq"]["routing"]["mean"]
     assert table["gap_over_mix_points"].keys() == {"similarity-based", "supervised"}
+
+
+def test_what_the_optional_data_would_add_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CROSSROADS_DATA", str(tmp_path))
+    (tmp_path / "mmlu_pro_outcomes").mkdir()
+    assert claim.lacking() == "; RouteLLM's table not measured: needs routellm_mmlu_gsm8k"
+    (tmp_path / "routellm_mmlu_gsm8k").mkdir()
+    assert claim.lacking() == ""

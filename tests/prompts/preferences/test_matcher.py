@@ -138,7 +138,7 @@ def test_a_conversation_without_text_is_other(matcher: PolicyMatcher) -> None:
 def test_wrong_names_and_settings_of_back_ends_are_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'matcher'"):
         get_backend("macher")
-    with pytest.raises(UsageError, match="unexpected keyword argument 'tua'"):
+    with pytest.raises(UsageError, match="option 'tua' is not one of matcher"):
         get_backend("matcher", tua=0.1)
     with pytest.raises(InputError, match=r"tau in \[-1, 1\]"):
         get_backend("matcher", tau=3)

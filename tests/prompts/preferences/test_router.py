@@ -49,6 +49,7 @@ def test_other_goes_to_the_default() -> None:
     decision = PreferenceRouter(PREFERENCES, ByFirstWord()).decide(ask("other things"))
     assert decision.model == "small"
     assert "no policy fits" in decision.reason
+    assert decision.confidence == 0  # although the back end is certain that none fits
 
 
 def test_swapping_the_mapping_changes_the_model_and_never_the_route() -> None:

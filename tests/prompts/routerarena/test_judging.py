@@ -154,3 +154,9 @@ def test_robustness_compares_with_the_clean_choice(tmp_path: Path) -> None:
         "by_kind": {"grammar": 100.0, "typo": 50.0},
         "num_pairs": 3,
     }
+
+
+def test_remarks_are_kept_apart_from_the_other_notes(tmp_path: Path) -> None:
+    figures = replayed(("small", "large"), tmp_path, remarks=["mind this"])
+    assert figures["remarks"] == ["mind this"]
+    assert replayed(("small", "large"), tmp_path)["remarks"] == []

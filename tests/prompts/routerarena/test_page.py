@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from crossroads.core.report import CurvePlot, HeatMap
 from crossroads.prompts.routerarena.board import Board, DataSource
 from crossroads.prompts.routerarena.page import (
     METRICS,
+    is_baseline,
     leaderboard_of,
     metric_values,
     plots_of,
     read_leaderboard,
+    remarks_of,
 )
 from crossroads.prompts.routerarena.submitting import submit
 from tests.prompts.routerarena.toy import toy_live, toy_replay, toy_submission
@@ -93,3 +96,60 @@ def test_a_map_of_one_label_is_left_out_and_a_live_board_has_no_oracle(tmp_path:
     (curve,) = plots_of(live, [figures])
     assert isinstance(curve, CurvePlot)
     assert [series.name for series in curve.series] == ["x"]
+
+
+SAW = "fitted on the very rows it is judged on: no figure of new prompts"
+
+
+def page_of(folder: Path, **submissions: list[str] | None) -> str:
+    """Return the page of a board; a submission's remarks, or None for a single model's."""
+    made = Board(folder=folder, source=DataSource(), evaluation=toy_replay())
+    for name, remarks in submissions.items():
+        models = ("large",) if remarks is None else ("small", "large")
+        router = toy_submission(
+            made.evaluation, models=models, router_name=name, remarks=remarks or []
+        )
+        submit(made, router)
+    return (folder / "leaderboard.html").read_text("utf-8")
+
+
+def table_row(html: str, name: str) -> str:
+    (row,) = re.findall(rf'<tr class="\w+">\s*<th scope="row">{name}.*?</tr>', html, re.DOTALL)
+    return str(row)
+
+
+def test_a_router_fitted_on_the_rows_says_so_in_its_row_and_does_not_compete(
+    tmp_path: Path,
+) -> None:
+    html = page_of(tmp_path, seen=[SAW, "<b>"], fair=[])
+    seen, fair = table_row(html, "seen"), table_row(html, "fair")
+    assert f'seen<small class="told">{SAW}</small>' in seen
+    assert '<small class="told">&lt;b&gt;</small>' in seen
+    assert 'class="best"' not in seen
+    assert 'class="best"' in fair
+    assert "<span>Best router</span> <strong>fair</strong>" in html
+
+
+def test_baselines_are_tagged_and_do_not_compete(tmp_path: Path) -> None:
+    html = page_of(tmp_path, seen=[SAW], random=[], named=None)
+    assert "Best router" not in html
+    assert 'class="best"' not in html
+    for name in ("random", "named"):
+        assert '<span class="role">baseline</span>' in table_row(html, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "models", "expected"),
+    [
+        ("random", ["a", "b"], True),
+        ("always-a", ["a"], True),
+        ("renamed", ["a"], True),
+        ("randomised", ["a", "b"], False),
+    ],
+)
+def test_references_are_baselines(name: str, models: list[str], *, expected: bool) -> None:
+    assert is_baseline({"router_name": name, "models": models}) is expected
+
+
+def test_a_board_from_before_remarks_has_none() -> None:
+    assert remarks_of({"notes": ["3 rows have no answer"]}) == []

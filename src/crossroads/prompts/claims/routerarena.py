@@ -84,7 +84,8 @@ def verify(full: bool) -> Verdict:
         paper={"scores": published, "tolerance_points": TOLERANCE_POINTS},
         measured=measured,
         seeds=SEEDS,
-        data=f"{len(LEADERBOARD)} rows of the public RouterArena leaderboard; {table.source}{lacking}",
+        data=f"{len(LEADERBOARD)} rows of the public RouterArena leaderboard; "
+        f"{table.source}{lacking}",
     )
 
 

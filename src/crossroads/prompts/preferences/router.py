@@ -35,7 +35,8 @@ class PreferenceRouter:
 
         ``override`` replaces the preferences for this request alone. With preferences for fewer
         than two models there is nothing to choose, and the default model answers. ``scores`` are
-        the back end's, by policy; ``details['route']`` is the policy's name or ``other``.
+        the back end's, by policy; ``details['route']`` is the policy's name or ``other``, of
+        which the confidence is 0.
         """
         started = time.perf_counter()
         wanted = override if override is not None else self.preferences
