@@ -24,6 +24,11 @@ from crossroads.core.errors import UnavailableError
 if TYPE_CHECKING:
     from crossroads.core.arena import Leaderboard
 
+# Ten of the routers, for the sake of minutes; `crossroads arena prompts` compares all.
+ROUTERS = (
+    *("auto", "category", "composition", "clusters", "knn"),
+    *("mirt", "ridge", "routerdc", "svm", "tryage"),
+)
 PROMPTS = (
     "What is 4821 * 37?",
     "Convert 26.2 miles to kilometres.",
@@ -96,11 +101,11 @@ def _compare(pool: str, out: Path, seeds: int) -> None:
 
     from crossroads.core.arena import run_arena
     from crossroads.core.report import leaderboard_table, write_report
-    from crossroads.prompts import read_outcomes, router_names
+    from crossroads.prompts import read_outcomes
     from crossroads.prompts.tasks import prompt_task
 
     task = prompt_task(read_outcomes(f"mmlu-pro:{pool}"), name=f"mmlu-pro {pool}", pool=pool)
-    board = run_arena(task, router_names(), seeds=seeds, out=out)
+    board = run_arena(task, ROUTERS, seeds=seeds, out=out)
     click.echo(f"\n   {POOLS[pool]}: {task.evidence} of 2024 models, {seeds} seeds")
     Console().print(leaderboard_table(board))
     if board.reused:

@@ -18,6 +18,8 @@ from crossroads.core.errors import UsageError, unknown_name
 Float = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
 
+EXCLUDED = -1e3  # estimate of a model that a router rules out
+
 
 class DecisionRule(Protocol):
     """Chooses one of K models for each of N prompts. Ties go to the cheaper, then the earlier."""
@@ -71,7 +73,10 @@ class Tradeoff:
 
 @dataclass(frozen=True)
 class MaxCost:
-    """Highest quality among models costing at most ``usd`` a call; the cheapest if none does."""
+    """Highest quality among models costing at most ``usd`` a call; the cheapest if none does.
+
+    A model that the router rules out (an estimate of ``EXCLUDED``) counts as unaffordable.
+    """
 
     usd: float
     rule: ClassVar[str] = "max-cost"
@@ -81,8 +86,13 @@ class MaxCost:
 
     def choose(self, quality_NK: Float, cost_NK: Float) -> Ints:
         cost = np.broadcast_to(cost_NK, quality_NK.shape)
-        affordable = cost <= np.maximum(self.usd, cost.min(axis=1, keepdims=True))
-        return _best(np.where(affordable, quality_NK, -np.inf), cost)
+        return _best(np.where(self.affordable(quality_NK, cost), quality_NK, -np.inf), cost)
+
+    def affordable(self, quality_NK: Float, cost_NK: Float) -> npt.NDArray[np.bool_]:
+        """Return which models may be chosen, shape (N, K); where all are ruled out, all compete."""
+        ruled_out = quality_NK <= EXCLUDED
+        cost = np.where(ruled_out & ~ruled_out.all(axis=1, keepdims=True), np.inf, cost_NK)
+        return np.asarray(cost <= np.maximum(self.usd, cost.min(axis=1, keepdims=True)))
 
     def __str__(self) -> str:
         return _spell(self.rule, self.usd)

@@ -49,7 +49,7 @@ def reason(
     if len(names) == 1:
         return f"{name} is the only model"
     if isinstance(rule, MaxCost):
-        return _reason_max_cost(rule, name, quality, cost_K, choice)
+        return _reason_max_cost(rule, name, quality_K, cost_K, choice)
     if isinstance(rule, MinQuality):
         return _reason_min_quality(rule, name, quality_K, cost_K, choice)
     value = _values(rule, quality_K[None], cost_K)[0]
@@ -92,21 +92,18 @@ def _values(rule: DecisionRule, quality_NK: Float, cost_K: Float) -> Float:
     if isinstance(rule, Tradeoff):
         return np.asarray(quality_NK - rule.price * cost_K)
     if isinstance(rule, MaxCost):
-        return np.where(_affordable(rule, cost_K), quality_NK, -np.inf)
+        return np.where(rule.affordable(quality_NK, cost_K), quality_NK, -np.inf)
     return np.array(quality_NK)
 
 
-def _affordable(rule: MaxCost, cost_K: Float) -> npt.NDArray[np.bool_]:
-    return np.asarray(cost_K <= max(rule.usd, cost_K.min()))
-
-
-def _reason_max_cost(rule: MaxCost, name: str, quality: float, cost_K: Float, choice: int) -> str:
+def _reason_max_cost(rule: MaxCost, name: str, quality_K: Float, cost_K: Float, choice: int) -> str:
+    quality = float(np.clip(quality_K[choice], 0.0, 1.0))
     if cost_K[choice] > rule.usd:
         return (
             f"no model costs at most {rule.usd:g} USD a call; "
             f"{name} is the cheapest, {cost_K[choice]:.2g} USD"
         )
-    count = int((cost_K <= rule.usd).sum())
+    count = int(rule.affordable(quality_K[None], cost_K).sum())
     if count == 1:
         return (
             f"{name} is the only model costing at most {rule.usd:g} USD a call; "

@@ -7,6 +7,8 @@ import pytest
 
 from crossroads.core.errors import InputError, UsageError
 from crossroads.prompts.composition import BudgetError
+from crossroads.prompts.decide import MaxCost
+from crossroads.prompts.explain import reason
 from crossroads.prompts.fitted import fit_router, load_router, save_router
 from crossroads.prompts.pool import Pool
 from crossroads.prompts.router import Queries, TrainingSet
@@ -37,6 +39,22 @@ def test_an_expert_outside_the_budget_is_never_chosen() -> None:
     outside = [m not in router.kept for m in data.models]
     assert (estimate[:, outside] == NOT_KEPT).all()
     assert (estimate[:, ~np.array(outside)] >= 0).all()
+
+
+@pytest.mark.parametrize("usd", [0.0, 0.001, 0.02, 1.0])
+def test_a_cost_limit_never_buys_an_expert_that_was_not_kept(usd: float) -> None:
+    data = outcomes(200, 3)
+    router = fitted(data, budget="3B", sizes=SIZES)
+    kept = np.array([m in router.kept for m in data.models])
+    assert not kept.all()
+    cost = np.where(kept, 0.01, 0.001)  # what was not kept is cheaper
+    rule, estimate = MaxCost(usd), router.predict(queries(data, router))
+    choice = rule.choose(estimate, cost)
+    assert kept[choice].all()
+    said = reason(rule, data.models, estimate[0], cost, int(choice[0]))
+    limit = "no model costs at most" if usd < 0.01 else "costing at most"
+    assert limit in said
+    assert f"the {len(data.models)} models" not in said
 
 
 def test_a_larger_budget_is_worth_more() -> None:

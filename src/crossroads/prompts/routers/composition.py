@@ -20,6 +20,7 @@ from crossroads.prompts.composition.confidence import MEASURES, choose_threshold
 from crossroads.prompts.composition.labels import category_codes
 from crossroads.prompts.composition.mapping import solve_mapping
 from crossroads.prompts.composition.sizes import model_sizes, parse_size, parse_sizes
+from crossroads.prompts.decide import EXCLUDED
 from crossroads.prompts.pool import read_pool
 from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
 from crossroads.prompts.stacking import grouped_folds
@@ -28,7 +29,7 @@ Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
 WEIGHTINGS = ("hard", "soft")
-NOT_KEPT = -1e3  # estimate of an expert outside the composition: no price is worth it
+NOT_KEPT = EXCLUDED  # estimate of an expert outside the composition: no price is worth it
 _FOLDS = 4
 
 
