@@ -53,8 +53,10 @@ START_TIMEOUT_S = 60
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
 def command(once: bool, out: Path, seeds: int) -> None:
     """Do the main job on what ships with the package: compare, fit, serve, ask."""
-    # A polite end closes the server this command started, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A polite end closes the server this command started, as Ctrl-C does. A shell starts what runs
+    # in its background deaf to Ctrl-C; asked by name it should end all the same.
+    for end in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end, signal.default_int_handler)
     _check_local_experts()
     started = time.perf_counter()
     _step(1, "Compare routers on recorded outcomes of real language models")
