@@ -11,6 +11,7 @@ kept and updated by rank one.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crossroads.core.errors import InputError, unknown_name
-from crossroads.prompts.router import Arrays, TrainingSet
+from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
 
 Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
@@ -138,3 +139,58 @@ def checked_reward(reward: float) -> float:
     if not 0.0 <= reward <= 1.0:
         raise InputError(f"expected a reward in [0, 1], got {reward!r}")
     return float(reward)
+
+
+class LinearBandit(PromptRouter):
+    """A router that learns from the score of the model it chose; estimates are theta_k . z.
+
+    A bandit says by ``index`` what it maximises when it explores. Its settings ``components`` and
+    ``penalty`` are those of ``LinearArms``.
+    """
+
+    method = "reinforcement learning"
+    needs = "bandit feedback"
+    adding_a_model = "few examples"
+
+    components: int
+    penalty: float
+
+    @abstractmethod
+    def index(
+        self, expected_K: Float64, width_K: Float64, rng: np.random.Generator | None
+    ) -> Float64:
+        """Return what is maximised, from expected rewards and their widths, all shape (K,)."""
+
+    def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
+        self._arms = LinearArms.start(
+            data.embeddings, len(self.models), components=self.components, penalty=self.penalty
+        )
+        self._arms.replay(data, lambda e, w: self.index(e, w, rng), rng)
+        self._weights = self._arms.weights()
+
+    def choose(self, embedding_D: Float, rng: np.random.Generator | None = None) -> str:
+        """Return the model to ask online, exploring; then ``update`` with what came of it.
+
+        A bandit that draws needs ``rng``. Raises InputError for an embedding of another length.
+        """
+        expected_K, width_K = self._arms.judge(self._arms.one(embedding_D))
+        return self.models[int(self.index(expected_K, width_K, rng).argmax())]
+
+    def update(self, embedding_D: Float, model: str, reward: float) -> None:
+        """Learn from the reward in [0, 1] of one answer; later estimates include it.
+
+        Raises UsageError for a model the router does not know, InputError for an embedding of
+        another length or a reward out of range.
+        """
+        self._arms.feed(self.models, embedding_D, model, reward)
+        self._weights = self._arms.weights()
+
+    def _predict(self, queries: Queries) -> Float64:
+        return np.asarray(self._arms.features(queries.embeddings) @ self._weights.T)
+
+    def _state(self) -> Arrays:
+        return self._arms.state()
+
+    def _restore(self, arrays: Arrays) -> None:
+        self._arms = LinearArms.restore(arrays)
+        self._weights = self._arms.weights()

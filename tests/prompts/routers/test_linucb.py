@@ -51,7 +51,7 @@ def test_regret_grows_ever_more_slowly_on_a_linear_problem() -> None:
     arms = LinearArms.start(data.embeddings, 3, components=5, penalty=1.0)
     z, regret = arms.features(data.embeddings), np.empty(3000)
     for step, row in enumerate(rng.permutation(3000)):
-        arm = int(router._bound(*arms.judge(z[row])).argmax())
+        arm = int(router.index(*arms.judge(z[row]), None).argmax())
         regret[step] = chance[row].max() - chance[row, arm]
         arms.observe(z[row], arm, float(data.scores[row, arm]))
     at_random = (chance.max(axis=1) - chance.mean(axis=1)).mean()

@@ -19,7 +19,7 @@ def test_drawing_rewards_is_drawing_weights_from_the_posterior() -> None:
     router = fitted("thompson:spread=0.4", num_prompts=60)
     z = router._arms.features(outcomes(1, 2, seed=1).embeddings)[0]
     rng = np.random.default_rng(0)
-    draws = np.array([router._draw(*router._arms.judge(z), rng) for _ in range(4000)])
+    draws = np.array([router.index(*router._arms.judge(z), rng) for _ in range(4000)])
     for k in range(2):
         covariance = 0.4**2 * router._arms.inverse[k]
         weights = rng.multivariate_normal(router._weights[k], covariance, size=4000) @ z
@@ -52,7 +52,7 @@ def test_later_choices_earn_more_than_earlier_ones() -> None:
     router = fitted()
     arms = router._arms.start(data.embeddings, 4, components=8, penalty=1.0)
     rng = np.random.default_rng(0)
-    rewards = arms.replay(data, lambda e, w: router._draw(e, w, rng), rng)
+    rewards = arms.replay(data, lambda e, w: router.index(e, w, rng), rng)
     assert rewards[-500:].mean() > rewards[:100].mean() + 0.1
     assert rewards[-500:].mean() > data.scores.mean(axis=0).max() + 0.3
 
@@ -68,3 +68,8 @@ def test_it_finds_the_specialist_from_one_score_a_prompt() -> None:
 def test_impossible_settings_are_refused(setting: str) -> None:
     with pytest.raises(UsageError, match="router 'thompson': expected spread >= 0"):
         build_router(f"thompson:{setting}")
+
+
+def test_a_draw_needs_a_generator() -> None:
+    with pytest.raises(UsageError, match=r"give choose\(\) a generator"):
+        fitted().choose(outcomes(1, 2).embeddings[0])

@@ -20,20 +20,19 @@ import numpy as np
 import numpy.typing as npt
 
 from crossroads.core.errors import UsageError
-from crossroads.prompts.calibration import ScaledLogits, log_odds, train_scaled
+from crossroads.prompts.calibration import log_odds
 from crossroads.prompts.gradient import Parameters
+from crossroads.prompts.item_response import ItemResponse
 from crossroads.prompts.regression import sigmoid
-from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
+from crossroads.prompts.router import TrainingSet
 
 Float = npt.NDArray[np.floating[Any]]
-Float64 = npt.NDArray[np.float64]
 
 _SPREAD = 0.3  # of starting abilities around a model's own: lets the dimensions part
-_ARRAYS = ("discriminate", "discrimination", "ability", "difficulty", "threshold")
 
 
 @dataclass(kw_only=True)
-class MultidimensionalResponse(PromptRouter):
+class MultidimensionalResponse(ItemResponse):
     """Two-parameter logistic model on the embedding.
 
     Parameters
@@ -45,7 +44,7 @@ class MultidimensionalResponse(PromptRouter):
 
     name = "mirt"
     summary = "item response theory: model abilities, prompt difficulty"
-    adding_a_model = "few examples"
+    array_names = ("discriminate", "discrimination", "ability", "difficulty", "threshold")
 
     dims: int = 16
     epochs: int = 30
@@ -64,46 +63,26 @@ class MultidimensionalResponse(PromptRouter):
                 f"{self.settings!r}"
             )
 
-    def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
-        x = data.embeddings.astype(np.float32)
-        known_NK = np.isfinite(data.scores).astype(np.float32)
-        y_NK = np.where(known_NK > 0, data.scores, 0.0).astype(np.float32)
-        dim, dims = x.shape[1], self.dims
+    def start(self, data: TrainingSet, rng: np.random.Generator) -> list[Float]:
+        spread = rng.normal(scale=_SPREAD, size=(len(self.models), self.dims))
+        ability = log_odds(data.mean_scores())[:, None] + spread
+        ability -= spread.mean(axis=1, keepdims=True)
+        dim = data.embeddings.shape[1]
+        return [
+            np.zeros((dim, self.dims)),
+            np.full(self.dims, np.log(np.expm1(1.0 / self.dims))),  # discriminations of 1 in all
+            ability,
+            np.zeros(dim),
+            np.zeros(1),
+        ]
 
-        def start() -> Parameters:
-            spread = rng.normal(scale=_SPREAD, size=(len(self.models), dims))
-            ability = log_odds(data.mean_scores())[:, None] + spread
-            ability -= spread.mean(axis=1, keepdims=True)
-            shapes: list[Float] = [
-                np.zeros((dim, dims)),
-                np.full(dims, np.log(np.expm1(1.0 / dims))),  # discriminations of 1 in all
-                ability,
-                np.zeros(dim),
-                np.zeros(1),
-            ]
-            return [part.astype(np.float32) for part in shapes]
+    @staticmethod
+    def logits(p: list[Any], x_ND: Float) -> Float:
+        return response(p, x_ND)
 
-        found, self._scale = train_scaled(
-            data,
-            start,
-            lambda p, rows: response(p, x[rows]),
-            lambda p, rows: response_gradient(p, x[rows], y_NK[rows], known_NK[rows]),
-            rng,
-            rate=self.rate,
-            decay=self.decay,
-            epochs=self.epochs,
-        )
-        self._parts = [part.astype(np.float64) for part in found]
-
-    def _predict(self, queries: Queries) -> Float64:
-        return self._scale(response(self._parts, queries.embeddings.astype(np.float64)))
-
-    def _state(self) -> Arrays:
-        return {**dict(zip(_ARRAYS, self._parts, strict=True)), **self._scale.state()}
-
-    def _restore(self, arrays: Arrays) -> None:
-        self._parts = [arrays[name] for name in _ARRAYS]
-        self._scale = ScaledLogits.restore(arrays)
+    @staticmethod
+    def gradient(p: Parameters, x_ND: Float, y_NK: Float, known_NK: Float) -> Parameters:
+        return response_gradient(p, x_ND, y_NK, known_NK)
 
 
 def response(p: list[Any], x_ND: Float) -> Float:

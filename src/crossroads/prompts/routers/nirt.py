@@ -24,20 +24,17 @@ import numpy as np
 import numpy.typing as npt
 
 from crossroads.core.errors import UsageError
-from crossroads.prompts.calibration import ScaledLogits, log_odds, train_scaled
+from crossroads.prompts.calibration import log_odds
 from crossroads.prompts.gradient import Parameters
+from crossroads.prompts.item_response import ItemResponse
 from crossroads.prompts.regression import sigmoid
-from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
+from crossroads.prompts.router import TrainingSet
 
 Float = npt.NDArray[np.floating[Any]]
-Float64 = npt.NDArray[np.float64]
-
-_BLOCK = 1024  # prompts at a time: bounds the margins of all models held in memory
-_ARRAYS = ("relevance", "difficulty", "ability", "hidden", "offset", "output", "bias")
 
 
 @dataclass(kw_only=True)
-class NeuralResponse(PromptRouter):
+class NeuralResponse(ItemResponse):
     """Monotone network over skill margins.
 
     Parameters
@@ -50,7 +47,10 @@ class NeuralResponse(PromptRouter):
 
     name = "nirt"
     summary = "item response theory with a monotone interaction network"
-    adding_a_model = "few examples"
+    array_names = (
+        *("relevance", "difficulty", "ability"),
+        *("hidden", "offset", "output", "bias"),
+    )
 
     skills: int = 8
     hidden: int = 8
@@ -70,47 +70,25 @@ class NeuralResponse(PromptRouter):
                 f"decay >= 0, got {self.settings!r}"
             )
 
-    def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
-        x = data.embeddings.astype(np.float32)
-        known_NK = np.isfinite(data.scores).astype(np.float32)
-        y_NK = np.where(known_NK > 0, data.scores, 0.0).astype(np.float32)
+    def start(self, data: TrainingSet, rng: np.random.Generator) -> list[Float]:
+        dim, skills, hidden = data.embeddings.shape[1], self.skills, self.hidden
+        return [
+            rng.normal(size=(dim, skills)),
+            rng.normal(size=(dim, skills)),
+            rng.normal(scale=0.3, size=(len(self.models), skills)),
+            rng.normal(scale=1.0 / np.sqrt(skills), size=(skills, hidden)),
+            rng.normal(scale=0.3, size=hidden),
+            rng.normal(scale=1.0 / np.sqrt(hidden), size=hidden),
+            log_odds(data.mean_scores()),
+        ]
 
-        def start() -> Parameters:
-            dim, skills, hidden = x.shape[1], self.skills, self.hidden
-            shapes: list[Float] = [
-                rng.normal(size=(dim, skills)),
-                rng.normal(size=(dim, skills)),
-                rng.normal(scale=0.3, size=(len(self.models), skills)),
-                rng.normal(scale=1.0 / np.sqrt(skills), size=(skills, hidden)),
-                rng.normal(scale=0.3, size=hidden),
-                rng.normal(scale=1.0 / np.sqrt(hidden), size=hidden),
-                log_odds(data.mean_scores()),
-            ]
-            return [part.astype(np.float32) for part in shapes]
+    @staticmethod
+    def logits(p: list[Any], x_ND: Float) -> Float:
+        return interaction(p, x_ND)
 
-        found, self._scale = train_scaled(
-            data,
-            start,
-            lambda p, rows: interaction(p, x[rows]),
-            lambda p, rows: interaction_gradient(p, x[rows], y_NK[rows], known_NK[rows]),
-            rng,
-            rate=self.rate,
-            decay=self.decay,
-            epochs=self.epochs,
-        )
-        self._parts = [part.astype(np.float64) for part in found]
-
-    def _predict(self, queries: Queries) -> Float64:
-        x = queries.embeddings.astype(np.float64)
-        blocks = [interaction(self._parts, x[i : i + _BLOCK]) for i in range(0, len(x), _BLOCK)]
-        return self._scale(np.concatenate([np.zeros((0, len(self.models))), *blocks]))
-
-    def _state(self) -> Arrays:
-        return {**dict(zip(_ARRAYS, self._parts, strict=True)), **self._scale.state()}
-
-    def _restore(self, arrays: Arrays) -> None:
-        self._parts = [arrays[name] for name in _ARRAYS]
-        self._scale = ScaledLogits.restore(arrays)
+    @staticmethod
+    def gradient(p: Parameters, x_ND: Float, y_NK: Float, known_NK: Float) -> Parameters:
+        return interaction_gradient(p, x_ND, y_NK, known_NK)
 
 
 def interaction(p: list[Any], x_ND: Float) -> Float:

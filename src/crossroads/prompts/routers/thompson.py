@@ -16,21 +16,18 @@ rewards is drawing weights; z are principal axes of the embedding, found without
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from crossroads.core.errors import UsageError
-from crossroads.prompts.bandit import LinearArms
-from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
+from crossroads.prompts.bandit import LinearBandit
 
-Float = npt.NDArray[np.floating[Any]]
 Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(kw_only=True)
-class ThompsonSampling(PromptRouter):
+class ThompsonSampling(LinearBandit):
     """Posterior draws of linear rewards; estimates are theta_k . z.
 
     Parameters
@@ -42,9 +39,6 @@ class ThompsonSampling(PromptRouter):
 
     name = "thompson"
     summary = "contextual bandit: posterior draws of linear rewards"
-    method = "reinforcement learning"
-    needs = "bandit feedback"
-    adding_a_model = "few examples"
 
     spread: float = 0.2
     components: int = 8
@@ -61,39 +55,9 @@ class ThompsonSampling(PromptRouter):
                 f"got {self.settings!r}"
             )
 
-    def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
-        self._arms = LinearArms.start(
-            data.embeddings, len(self.models), components=self.components, penalty=self.penalty
-        )
-        self._arms.replay(data, lambda e, w: self._draw(e, w, rng), rng)
-        self._weights = self._arms.weights()
-
-    def _draw(self, expected_K: Float64, width_K: Float64, rng: np.random.Generator) -> Float64:
+    def index(
+        self, expected_K: Float64, width_K: Float64, rng: np.random.Generator | None
+    ) -> Float64:
+        if rng is None:
+            raise UsageError("router 'thompson' draws at random: give choose() a generator, rng=")
         return expected_K + self.spread * width_K * rng.standard_normal(len(width_K))
-
-    def choose(self, embedding_D: Float, rng: np.random.Generator) -> str:
-        """Return the model to ask online, exploring; then ``update`` with what came of it.
-
-        Raises InputError for an embedding of another length.
-        """
-        expected_K, width_K = self._arms.judge(self._arms.one(embedding_D))
-        return self.models[int(self._draw(expected_K, width_K, rng).argmax())]
-
-    def update(self, embedding_D: Float, model: str, reward: float) -> None:
-        """Learn from the reward in [0, 1] of one answer; later estimates include it.
-
-        Raises UsageError for a model the router does not know, InputError for an embedding of
-        another length or a reward out of range.
-        """
-        self._arms.feed(self.models, embedding_D, model, reward)
-        self._weights = self._arms.weights()
-
-    def _predict(self, queries: Queries) -> Float64:
-        return np.asarray(self._arms.features(queries.embeddings) @ self._weights.T)
-
-    def _state(self) -> Arrays:
-        return self._arms.state()
-
-    def _restore(self, arrays: Arrays) -> None:
-        self._arms = LinearArms.restore(arrays)
-        self._weights = self._arms.weights()
