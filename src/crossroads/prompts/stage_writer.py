@@ -21,7 +21,7 @@ Float64 = npt.NDArray[np.float64]
 
 TEXTS = "prompts.arrow"
 BATCH = 1 << 16  # rows read at a time
-_CODED = ("domain", "subject", "difficulty", "split")
+CODED = ("domain", "subject", "difficulty", "split")
 _PRICED = ("input_tokens", "output_tokens")
 
 
@@ -82,7 +82,7 @@ class StageWriter:
         self._cost = np.full(shape, np.nan) if self._is_costed else None
         self._hash = np.zeros(shape[0], dtype=np.uint64)
         self._has_text = "prompt" in self.columns
-        self._coded = [name for name in _CODED if name in self.columns]
+        self._coded = [name for name in CODED if name in self.columns]
         self._codes = {name: np.full(shape[0], -1, dtype=np.int32) for name in self._coded}
         self._texts: dict[str, dict[str, int]] = {name: {} for name in self._coded}
         self._num_prompts = 0  # whose first row has been read

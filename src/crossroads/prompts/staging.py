@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,11 @@ from crossroads.core.progress import Progress
 from crossroads.prompts.long_form import check_columns
 from crossroads.prompts.outcomes import OutcomeTable
 from crossroads.prompts.pool import Pool
-from crossroads.prompts.stage_writer import TEXTS, StageWriter, batches, read_names
+from crossroads.prompts.stage_writer import CODED, TEXTS, StageWriter, batches, read_names
 
 STREAMED_ROWS = 4_000_000  # files with more rows are streamed unless asked otherwise
 _ABOUT = "stage.json"
 _MAPPED = ("score", "cost", "prompt_hash", "embeddings")
-_CODED = ("domain", "subject", "difficulty", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +86,9 @@ def stage_outcomes(
     """Lay a Parquet outcome table out in ``folder`` and return it; an earlier stage is used again.
 
     ``progress`` is told of rows read and rows in all. Rows must satisfy what
-    ``crossroads.prompts.outcomes`` asks; a prompt's text, domain, difficulty and split are those
-    of its first row. Raises InputError at the first wrong row, naming it, UsageError for unknown
-    models. A run that is stopped leaves no
-    stage, and two runs may stage the same file at once.
+    ``crossroads.prompts.outcomes`` asks; a prompt's text, labels, difficulty and split are those
+    of its first row. A run that is stopped leaves no stage, and two runs may stage the same file at
+    once. Raises InputError at the first wrong row, naming it, UsageError for unknown models.
     """
     from pyarrow import ArrowException, parquet
 
@@ -105,16 +104,20 @@ def stage_outcomes(
         digest = _digest(path, encoder, pool)
         stage = folder / f"stage-{digest}"
         if not (stage / _ABOUT).exists():
-            _write_stage(
-                file,
-                stage,
-                columns=columns,
-                where=where,
-                encoder=encoder,
-                pool=pool,
-                digest=digest,
-                progress=progress,
-            )
+            names = read_names(file, where, pool)
+            with _new_folder(stage) as partial:
+                writer = StageWriter(
+                    folder=partial,
+                    names=names,
+                    columns=columns,
+                    where=where,
+                    encoder=encoder,
+                    pool=pool,
+                )
+                about = _lay_out(file, writer, progress)
+                facts = {**about, "digest": digest, "source": f"{path.name}, read in batches"}
+                # Written last: a stage without it is not whole.
+                write_atomically(partial / _ABOUT, json.dumps(facts) + "\n")
     table = open_stage(stage)
     return table if models is None else table.select_models(models)
 
@@ -132,7 +135,7 @@ def open_stage(
         }
         codes = {
             name: np.load(folder / f"{name}.npy", allow_pickle=False)
-            for name in _CODED
+            for name in CODED
             if name in about["names"]
         }
         ids = _read_texts(folder, "prompt_id", np.arange(len(arrays["prompt_hash"])))
@@ -159,76 +162,34 @@ def open_stage(
     return table if models is None else table.select_models(models)
 
 
-def _write_stage(
-    file: Any,
-    stage: Path,
-    *,
-    columns: list[str],
-    where: str,
-    encoder: str,
-    pool: Pool | None,
-    digest: str,
-    progress: Progress | None,
-) -> None:
+@contextmanager
+def _new_folder(stage: Path) -> Iterator[Path]:
+    """Yield a folder that becomes ``stage`` at the end; another run may have been quicker."""
     try:
         stage.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{stage.name}-", dir=stage.parent))
     except OSError as error:
         raise InputError(f"{stage}: cannot be written: {error.strerror}; choose --out") from error
     try:
-        _fill(
-            file,
-            partial,
-            columns=columns,
-            where=where,
-            encoder=encoder,
-            pool=pool,
-            digest=digest,
-            progress=progress,
-        )
-        _move(partial, stage)
+        yield partial
+        if stage.exists() and not (stage / _ABOUT).exists():
+            shutil.rmtree(stage, ignore_errors=True)  # what was left there is no stage
+        try:
+            partial.rename(stage)
+        except OSError:
+            if not (stage / _ABOUT).exists():
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _move(partial: Path, stage: Path) -> None:
-    """Put a whole stage in its place; another run may have been quicker."""
-    if stage.exists() and not (stage / _ABOUT).exists():
-        shutil.rmtree(stage, ignore_errors=True)  # what was left there is no stage
-    try:
-        partial.rename(stage)
-    except OSError:
-        if not (stage / _ABOUT).exists():
-            raise
-
-
-def _fill(
-    file: Any,
-    stage: Path,
-    *,
-    columns: list[str],
-    where: str,
-    encoder: str,
-    pool: Pool | None,
-    digest: str,
-    progress: Progress | None,
-) -> None:
-    names = read_names(file, where, pool)
-    writer = StageWriter(
-        folder=stage, names=names, columns=columns, where=where, encoder=encoder, pool=pool
-    )
-    total = file.metadata.num_rows
+def _lay_out(file: Any, writer: StageWriter, progress: Progress | None) -> dict[str, Any]:
     with writer:
-        for batch in batches(file, columns):
+        for batch in batches(file, writer.columns):
             writer.add(batch)
             if progress is not None:
-                progress(writer.num_rows, total)
-        about = writer.finish()
-    source = f"{Path(where).name}, read in batches"
-    # Written last: a stage without it is not whole.
-    write_atomically(
-        stage / _ABOUT, json.dumps({**about, "digest": digest, "source": source}) + "\n"
-    )
+                progress(writer.num_rows, file.metadata.num_rows)
+        return writer.finish()
 
 
 def _digest(path: Path, encoder: str, pool: Pool | None) -> str:

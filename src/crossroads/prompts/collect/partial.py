@@ -8,9 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from crossroads.core.errors import InputError
+from crossroads.core.journal import append_line, read_lines
 
 
 class PartialFile:
@@ -38,34 +37,13 @@ class PartialFile:
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Return the finished cells by key; a torn last line is cut off."""
-        if not self.path.exists():
-            return {}
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        cells = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                cell = orjson.loads(line)
-                cells[cell["cell"]] = cell
-            except (orjson.JSONDecodeError, TypeError, KeyError) as error:
-                raise InputError(
-                    f"{self.path}: line {number} is damaged; delete that line, or the file to "
-                    "start again"
-                ) from error
-        return cells
+        remedy = "delete that line, or the file to start again"
+        kept = read_lines(self.path, lambda cell: (cell["cell"], cell), remedy=remedy)
+        return dict(kept)
 
     def append(self, cell: Mapping[str, Any]) -> None:
         """Add a finished cell. Raises InputError where the disk does not take it."""
-        try:
-            with self.path.open("ab") as file:
-                file.write(orjson.dumps(cell) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
+        append_line(self.path, cell)
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -6,15 +6,13 @@ that was cut off by the kill is dropped when the file is next read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import orjson
-
 from crossroads.core.errors import InputError
+from crossroads.core.journal import append_line, read_lines
 from crossroads.prompts.outcomes import prompt_hash
 
 
@@ -47,31 +45,16 @@ class ResponseCache:
         entry = {"index": index, "prompt_hash": prompt_hash(prompt), "result": dict(result)}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                file.write(orjson.dumps(entry) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
+        append_line(self.path, entry)
         self._answers[index] = entry
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        if not self.path.exists():
-            return {}
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        answers = {}
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                entry = orjson.loads(line)
-                if not isinstance(entry["result"], dict):
-                    raise TypeError("a result is an object")
-                answers[entry["index"]] = {key: entry[key] for key in ("prompt_hash", "result")}
-            except (orjson.JSONDecodeError, TypeError, KeyError) as error:
-                raise InputError(
-                    f"{self.path}: line {number} is damaged; delete that line to ask again"
-                ) from error
-        return answers
+        return dict(read_lines(self.path, _keyed, remedy="delete that line to ask again"))
+
+
+def _keyed(entry: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(entry["result"], dict):
+        raise TypeError("a result is an object")
+    return entry["index"], {key: entry[key] for key in ("prompt_hash", "result")}
