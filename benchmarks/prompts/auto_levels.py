@@ -41,12 +41,10 @@ SEEDS = (0, 1, 2)
 KEPT = ("gain_over_best_single", "aiq", "cost_at_equal_quality", "apgr", "latency_us_p50", "cpu_us")
 
 BASELINES = ("best-single", "category", "knn", "ridge", "boosting", "auto", "oracle")
+MEMBERS = ("domains", "subjects", "landmarks", "linear", "words")
 ABLATIONS = (
-    "auto:members=landmarks+linear+words",
-    "auto:members=domains+linear+words",
-    "auto:members=domains+landmarks+words",
-    "auto:members=domains+landmarks+linear",
-    *(f"auto:members={member}" for member in ("domains", "landmarks", "linear", "words")),
+    *("auto:members=" + "+".join(m for m in MEMBERS if m != left_out) for left_out in MEMBERS),
+    *(f"auto:members={member}" for member in MEMBERS),
 )
 
 # USD per million tokens in and out, list prices of 2024 by model or hosted size class. Declared,

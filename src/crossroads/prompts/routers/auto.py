@@ -6,9 +6,9 @@ For each prompt the estimate of model k is
 
 Members, each a ridge regression on its own view of the prompt, hence shrunk towards the means:
 
-``domains``    soft labels (subjects where the table has them, else domains) and their products
-               with the principal axes of the embedding: how good a model is in a category, and how
-               that shifts within it
+``domains``    soft domain labels and their products with the principal axes of the embedding: how
+               good a model is in a category, and how that shifts within it
+``subjects``   the same of the finer labels, where the table has them
 ``landmarks``  Gaussian bumps around k-means centres of (labels, style, embedding): what neighbours
                say, at the cost of a few hundred distances however large the table is
 ``linear``     embedding, style and labels
@@ -42,9 +42,17 @@ from crossroads.prompts.view import PromptReader, PromptView
 
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
+Labels = dict[str, Float64]  # kind of label -> probabilities, (N, C)
 
-MEMBERS = ("domains", "landmarks", "linear", "words")
-_PENALTIES = {"domains": (20.0,), "landmarks": (3.0, 10.0, 30.0), "linear": (30.0, 100.0)}
+ALL = "all"
+MEMBERS = ("domains", "subjects", "landmarks", "linear", "words")
+_LABELS = ("domains", "subjects")  # columns of the training set, and the members on them
+_PENALTIES = {
+    "domains": (20.0,),
+    "subjects": (20.0,),
+    "landmarks": (3.0, 10.0, 30.0),
+    "linear": (30.0, 100.0),
+}
 _PROMPTS_A_FOLD = 4
 
 
@@ -54,7 +62,8 @@ class Auto(PromptRouter):
 
     Parameters
     ----------
-    members : which members take part: ``domains``, ``landmarks``, ``linear``, ``words``
+    members : which members take part: ``domains``, ``subjects``, ``landmarks``, ``linear``,
+        ``words``
     landmarks : centres of the ``landmarks`` member, >= 1; more follow finer structure, slower
     folds : parts of the training prompts that are held out in turn, >= 2
     """
@@ -63,6 +72,7 @@ class Auto(PromptRouter):
     summary = "stacked estimators; the best single model where nothing beats it"
     uses_domains = True
     uses_subjects = True
+    version = 2
 
     members: tuple[str, ...] = MEMBERS
     landmarks: int = 400
@@ -82,7 +92,7 @@ class Auto(PromptRouter):
         mean_K = data.mean_scores()
         self._intercept = mean_K.copy()
         self._weights: dict[str, npt.NDArray[Any]] = {}
-        self._classifier: DomainClassifier | None = None
+        self._classifiers: dict[str, DomainClassifier] = {}
         self._landmarks = Landmarks(centres=np.zeros((1, 1)), sharpness=0.0)
         self._reader = PromptReader()
         view = self._reader.fit(data)
@@ -90,26 +100,28 @@ class Auto(PromptRouter):
         if len(self.models) < 2 or num_distinct < _PROMPTS_A_FOLD * self.folds:
             return
         fold_N = grouped_folds(data.embeddings, self.folds, rng)
-        label_NC = self._learn_labels(view, data.labels, fold_N)
+        labels = self._learn_labels(view, data, fold_N)
         if "landmarks" in self.members:
-            self._landmarks = Landmarks.fit(view, label_NC, self.landmarks, rng)
-        out_of_fold = mean_K + self._stack(view, label_NC, data.scores - mean_K, fold_N)
+            self._landmarks = Landmarks.fit(view, labels[ALL], self.landmarks, rng)
+        out_of_fold = mean_K + self._stack(view, labels, data.scores - mean_K, fold_N)
         best = int(mean_K.argmax())
         self._intercept[best] += best_single_bonus(out_of_fold, data.scores, best)
 
-    def _learn_labels(
-        self, view: PromptView, labels: npt.NDArray[np.object_] | None, fold_N: Ints
-    ) -> Float64:
-        """Return the training prompts' labels out of fold, (N, C); C = 0 without labels."""
-        if labels is not None:
-            code_N, num_labels = domain_codes(labels)
+    def _learn_labels(self, view: PromptView, data: TrainingSet, fold_N: Ints) -> Labels:
+        """Return the training prompts' labels out of fold."""
+        found: Labels = {}
+        for kind in _LABELS:
+            column = getattr(data, kind)
+            if column is None:
+                continue
+            code_N, num_labels = domain_codes(column)
             if num_labels > 1:
-                self._classifier = DomainClassifier()
-                return self._classifier.fit_held_out(view, code_N, num_labels, fold_N)
-        return np.zeros((len(view), 0))
+                classifier = self._classifiers[kind] = DomainClassifier()
+                found[kind] = classifier.fit_held_out(view, code_N, num_labels, fold_N)
+        return _with_all(found, len(view))
 
     def _stack(
-        self, view: PromptView, label_NC: Float64, deviation_NK: Float64, fold_N: Ints
+        self, view: PromptView, labels: Labels, deviation_NK: Float64, fold_N: Ints
     ) -> Float64:
         """Fit the members, weigh them, keep the weighed coefficients.
 
@@ -126,7 +138,7 @@ class Auto(PromptRouter):
                     names, coefficients = [*names, name], [*coefficients, table]
                     held_out.append(predicted)
                 continue
-            design = self._design(name, view, label_NC)
+            design = self._design(name, view, labels)
             if design.shape[1] == 0:
                 continue
             offsets[name] = design.mean(axis=0)
@@ -144,25 +156,26 @@ class Auto(PromptRouter):
             self._intercept -= offset @ self._weights[name]
         return np.asarray(np.sum(blend(held_out, contrast_M, common_M), axis=0))
 
-    def _design(self, name: str, view: PromptView, label_NC: Float64) -> Float64:
-        """Return a dense member's design, not centred."""
-        if name == "domains":
-            return domains_design(view, label_NC)
+    def _design(self, name: str, view: PromptView, labels: Labels) -> Float64:
+        """Return a dense member's design, not centred; no columns where its labels are missing."""
+        if name in _LABELS:
+            return domains_design(view, labels.get(name, np.zeros((len(view), 0))))
         if name == "landmarks":
-            return self._landmarks.design(view, label_NC)
-        return linear_design(view, label_NC)
+            return self._landmarks.design(view, labels[ALL])
+        return linear_design(view, labels[ALL])
 
     def _predict(self, queries: Queries) -> Float64:
         estimate = np.zeros((len(queries), 1)) + self._intercept
         if not self._weights:
             return estimate
         view = self._reader.read(queries)
-        label_NC = np.zeros((len(view), 0))
-        if self._classifier is not None:
-            label_NC = self._classifier.probabilities(view)
+        labels = _with_all(
+            {kind: known.probabilities(view) for kind, known in self._classifiers.items()},
+            len(view),
+        )
         for name, weights in self._weights.items():
             if name != "words":
-                estimate += self._design(name, view, label_NC) @ weights
+                estimate += self._design(name, view, labels) @ weights
             elif view.wording is not None:
                 estimate += view.wording.sums(weights)
         return estimate
@@ -174,7 +187,11 @@ class Auto(PromptRouter):
             "landmark_sharpness": np.array(self._landmarks.sharpness),
             **{f"weights_{name}": weights for name, weights in self._weights.items()},
             **self._reader.state(),
-            **({} if self._classifier is None else self._classifier.state()),
+            **{
+                f"{kind}_{name}": array
+                for kind, classifier in self._classifiers.items()
+                for name, array in classifier.state().items()
+            },
         }
 
     def _restore(self, arrays: Arrays) -> None:
@@ -184,5 +201,14 @@ class Auto(PromptRouter):
         )
         self._weights = {m: arrays[f"weights_{m}"] for m in MEMBERS if f"weights_{m}" in arrays}
         self._reader = PromptReader.restore(arrays)
-        has_domains = "domain_weights" in arrays
-        self._classifier = DomainClassifier.restore(arrays) if has_domains else None
+        self._classifiers = {}
+        for kind in _LABELS:
+            prefix = f"{kind}_"
+            own = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+            if own:
+                self._classifiers[kind] = DomainClassifier.restore(own)
+
+
+def _with_all(labels: Labels, num_prompts: int) -> Labels:
+    """Add all labels side by side under ``ALL``, shape (N, C); C = 0 without any."""
+    return {**labels, ALL: np.concatenate([np.zeros((num_prompts, 0)), *labels.values()], axis=1)}
