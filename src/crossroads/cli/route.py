@@ -128,15 +128,16 @@ def _explain(decision: Decision, fitted: FittedRouter) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from crossroads.prompts.decide import EXCLUDED
+
     table = Table("", "model", box=None)
     table.add_column("estimated quality", justify="right")
     table.add_column("mean cost, USD a call", justify="right")
     cost = dict(zip(fitted.models, fitted.mean_cost.tolist(), strict=True))
-    kept = getattr(fitted.router, "kept", fitted.models)  # a router may leave models out
     for name, score in sorted(decision.scores.items(), key=lambda pair: -pair[1]):
         known = cost[name] == cost[name]  # not NaN
         mark = ">" if name == decision.model else ""
-        quality = f"{score:.3f}" if name in kept else "not kept"
+        quality = f"{score:.3f}" if score > EXCLUDED else "not kept"
         table.add_row(mark, name, quality, f"{cost[name]:.3g}" if known else "unknown")
     console = Console()
     console.print(table, highlight=False, markup=False)

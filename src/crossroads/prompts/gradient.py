@@ -1,7 +1,4 @@
-"""Adam with decoupled weight decay and early stopping, on plain arrays.
-
-Kingma and Ba, Adam (2015); Loshchilov and Hutter, Decoupled weight decay regularization (2019).
-"""
+"""Training by Adam with early stopping, and the rows it is stopped on."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from crossroads.core.adam import Adam
+
 Float32 = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.intp]
 Parameters = list[Float32]
-
-_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 def hold_out(
@@ -52,17 +49,13 @@ def adam(
     rate, decay : step length, and weight decay as a share of the step
     patience : epochs without improvement before stopping
     """
-    current = [p.copy() for p in start]
-    first = [np.zeros_like(p) for p in current]
-    second = [np.zeros_like(p) for p in current]
-    best, best_loss, waited, step = [p.copy() for p in current], loss(current), 0, 0
+    optimiser = Adam(start, rate, decay=decay)
+    current = optimiser.parameters
+    best, best_loss, waited = [p.copy() for p in current], loss(current), 0
     for _ in range(epochs):
         order = rng.permutation(rows)
         for begin in range(0, len(order), batch):
-            step += 1
-            slopes = gradient(current, order[begin : begin + batch])
-            for state in zip(current, first, second, slopes, strict=True):
-                _step(*state, step=step, rate=rate, decay=decay)
+            optimiser.step(gradient(current, order[begin : begin + batch]))
         now = loss(current)
         if now < best_loss:
             best, best_loss, waited = [p.copy() for p in current], now, 0
@@ -71,20 +64,3 @@ def adam(
             if waited >= patience:
                 break
     return best
-
-
-def _step(
-    parameter: Float32,
-    first: Float32,
-    second: Float32,
-    slope: Float32,
-    *,
-    step: int,
-    rate: float,
-    decay: float,
-) -> None:
-    """Move a parameter and its running moments, in place."""
-    first += (1 - _BETA1) * (slope - first)
-    second += (1 - _BETA2) * (np.square(slope) - second)
-    length = np.sqrt(second / (1 - _BETA2**step)) + _EPSILON
-    parameter -= rate * (first / (1 - _BETA1**step) / length + decay * parameter)

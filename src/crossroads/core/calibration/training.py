@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from crossroads.core.adam import Adam
 from crossroads.core.calibration.activation import (
     SOFTMAX_SIMILARITY,
     Adaptor,
@@ -34,8 +35,6 @@ from crossroads.core.calibration.neighbours import (
     neighbourhood,
 )
 from crossroads.core.errors import InputError
-
-_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8  # Kingma and Ba's own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +103,7 @@ def train(
     rows = adaptor.standardise(x_ND)
     similarity = np.full(len(rows), SOFTMAX_SIMILARITY)
     distance = np.ones(len(rows))
-    optimiser = _Adam(
+    optimiser = Adam(
         [adaptor.g_weight, adaptor.g_bias, adaptor.w_weight, adaptor.w_bias], settings.rate
     )
     best: Trained | None = None
@@ -175,22 +174,3 @@ def _gradient(
     z_NC = (slope_NC * (d_N / len(label_N))[:, None]).astype(np.float32)
     h_NM = z_NC @ w_weight
     return [h_NM.T @ x_ND, h_NM.sum(axis=0), z_NC.T @ exemplar_NM, z_NC.sum(axis=0)]
-
-
-class _Adam:
-    """Adam without weight decay, on copies of the given parameters."""
-
-    def __init__(self, start: list[Float32], rate: float) -> None:
-        self.parameters = [p.copy() for p in start]
-        self._first = [np.zeros_like(p) for p in start]
-        self._second = [np.zeros_like(p) for p in start]
-        self._rate, self._steps = rate, 0
-
-    def step(self, slopes: list[Float32]) -> None:
-        self._steps += 1
-        first_share, second_share = 1 - _BETA1**self._steps, 1 - _BETA2**self._steps
-        for i, slope in enumerate(slopes):
-            self._first[i] += (1 - _BETA1) * (slope - self._first[i])
-            self._second[i] += (1 - _BETA2) * (np.square(slope) - self._second[i])
-            length = np.sqrt(self._second[i] / second_share) + _EPSILON
-            self.parameters[i] -= self._rate / first_share * self._first[i] / length
