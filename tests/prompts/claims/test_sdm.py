@@ -27,6 +27,7 @@ GOOD: dict[str, Any] = {
     },
     "noise": {"softmax": 0.6, "sdm": 0.0},
     "hard_region_is_empty": True,
+    "hard_admitted": 0.0,
 }
 
 

@@ -29,6 +29,7 @@ LEVEL = 0.95
 SEEDS = (0, 1, 2)
 LEAST_ADMITTED, MOST_NOISE, SLACK = 0.5, 0.01, 0.01
 _POOL, _TEST, _NOISE = 2000, 500, 1000  # rows a class, rows a class, vectors
+_HARD_TEST = 3000  # prompts the hard task is judged on
 
 _MMLU_SCIENCE = (
     "abstract_algebra",
@@ -199,20 +200,24 @@ def fit_topics(topics: Topics, drawn: Draw, seed: int, settings: SdmSettings) ->
     )
 
 
-def fit_hard(topics: Topics, seed: int, settings: SdmSettings) -> SdmEstimator:
-    """Fit an estimator of whether the model is right, as many right as wrong."""
+def fit_hard(topics: Topics, seed: int, settings: SdmSettings) -> tuple[SdmEstimator, Ints]:
+    """Fit an estimator of whether the model is right, as many right as wrong.
+
+    Returns it with the rows it was fitted on.
+    """
     rng = np.random.default_rng(seed)
     each = [rng.permutation(np.flatnonzero(topics.right == c)) for c in (False, True)]
     size = min(_POOL, *map(len, each))
     rows = np.concatenate([part[:size] for part in each])
-    return fit_estimators(
+    fitted = fit_estimators(
         topics.embeddings[rows],
         topics.right[rows].astype(np.int64),
         num_classes=2,
         level=LEVEL,
         settings=settings,
         seed=seed,
-    )[0]
+    )
+    return fitted[0], rows
 
 
 def measure(topics: Topics, seed: int, settings: SdmSettings) -> dict[str, Any]:
@@ -234,7 +239,10 @@ def measure(topics: Topics, seed: int, settings: SdmSettings) -> dict[str, Any]:
         "softmax": float(accept_by_probability(softmax_of(found.logit), LEVEL).mean()),
         "sdm": float(found.admitted.mean()),
     }
-    figures["hard_region_is_empty"] = fit_hard(topics, seed, settings).region.is_empty
+    hard, learnt = fit_hard(topics, seed, settings)
+    others = np.setdiff1d(np.arange(len(topics.right)), learnt)[:_HARD_TEST]
+    figures["hard_region_is_empty"] = hard.region.is_empty
+    figures["hard_admitted"] = float(hard.estimate(topics.embeddings[others]).admitted.mean())
     return figures
 
 
@@ -293,6 +301,7 @@ def verify(full: bool) -> Verdict:
             "noise admitted": {
                 who: [round(f["noise"][who], 4) for f in seeds] for who in ("sdm", "softmax")
             },
+            "hard task admitted": [round(f["hard_admitted"], 4) for f in seeds],
             "subjects unseen": [f["unseen_subjects"] for f in seeds],
         },
         seeds=SEEDS,
