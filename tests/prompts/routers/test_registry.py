@@ -128,7 +128,7 @@ def test_a_bad_setting_is_refused_naming_the_spec(spec: str, expected: str) -> N
         ("knn:weighting=gaussian", "triangular, uniform"),
         ("category:weighting=harsh", "hard, soft"),
         ("clusters:estimate=median", "mean, rank"),
-        ("auto:members=linear+wrods", "domains, landmarks, linear, words"),
+        ("auto:members=linear+wrods", "domains, landmarks, linear, subjects, words"),
     ],
 )
 def test_an_unknown_choice_is_refused_with_the_known_ones(spec: str, known: str) -> None:
