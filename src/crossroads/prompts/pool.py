@@ -16,6 +16,10 @@
         tags: [instruct]
         endpoint: https://host/v1
         api_key: ${MY_KEY}      # read from the environment when the pool is used, never stored
+
+The gateway knows further fields of a card: ``api``, ``speaks``, ``inputs``, ``tools``,
+``residency``, ``max_output``, ``max_parallel``, ``prefill``, ``stream_usage``, ``headers``,
+``proxy``, ``ca_file`` and ``timeouts``; see ``ModelCard``.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +59,27 @@ class ModelCard(BaseModel):
     )
     api_key: str | None = Field(default=None, description="usually ${NAME_OF_A_VARIABLE}")
     upstream_model: str | None = Field(default=None, description="name the endpoint knows it by")
+    api: Literal["openai", "anthropic", "litellm"] = Field(
+        default="openai", description="API of the endpoint; litellm: any provider of that library"
+    )
+    speaks: tuple[Literal["chat", "completions", "responses", "embeddings", "messages"], ...] = (
+        Field(default=(), description="parts of the API that it has; empty: the usual ones")
+    )
+    inputs: tuple[Literal["text", "image", "audio", "file"], ...] = Field(
+        default=(), description="kinds of content it takes; empty: unknown, so all"
+    )
+    tools: bool | None = Field(default=None, description="whether it calls tools; null: unknown")
+    residency: tuple[str, ...] = Field(default=(), description="regions it keeps data in")
+    max_output: int | None = Field(default=None, gt=0, description="tokens of one answer")
+    max_parallel: int | None = Field(default=None, gt=0, description="calls at a time")
+    prefill: bool = Field(default=False, description="continues a last message of the assistant")
+    stream_usage: bool = Field(default=True, description="may be asked for usage in streams")
+    headers: dict[str, str] = Field(default_factory=dict, description="sent with every call")
+    proxy: str | None = Field(default=None, description="http://host:port to reach it through")
+    ca_file: str | None = Field(default=None, description="PEM of authorities to trust, in place")
+    timeouts: dict[Literal["connect", "first_byte", "idle", "total"], float] = Field(
+        default_factory=dict, description="seconds, in place of the server's own"
+    )
 
     def price(self, input_tokens: Any, output_tokens: Any) -> Any:
         """Return the cost in USD of calls with these token counts (numbers or arrays)."""

@@ -1,0 +1,189 @@
+"""One request on its way through the gateway: who asks for what, and where its time went."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from crossroads.prompts.experts.base import content_text, last_user_text
+
+Dialect = Literal["chat", "completions", "responses", "messages", "embeddings"]
+"""The API a request, an answer or an event is written in; the first is the gateway's own.
+
+``chat``, ``completions``, ``responses`` and ``embeddings`` are OpenAI's, ``messages`` is
+Anthropic's. An event of a stream is the parsed JSON object of its data (``[DONE]`` is none): a
+chunk in ``chat`` and ``completions``, an object with ``type`` in the others.
+"""
+
+Body = dict[str, Any]
+Event = dict[str, Any]
+
+_CHARACTERS_PER_TOKEN = 4  # of English text, by the vendors' own rule of thumb
+_TOKENS_OF_MEDIA = 1_000  # order of magnitude of the vendors' counts for an image
+
+
+@dataclass(slots=True)
+class Phases:
+    """Seconds of one call by phase; what is left of the total is ``relay``.
+
+    Attributes
+    ----------
+    started : ``time.perf_counter`` when the request's head was read
+    queue : waiting for limits, and for a place at the upstream
+    route : deciding
+    connect : getting a connection
+    upstream : from the request sent to the end of the answer, less the time to relay it
+    first_token : from ``started`` to the first event of a stream; None before, and without one
+    """
+
+    started: float = field(default_factory=time.perf_counter)
+    queue: float = 0.0
+    route: float = 0.0
+    connect: float = 0.0
+    upstream: float = 0.0
+    first_token: float | None = None
+
+    @property
+    def total(self) -> float:
+        """Seconds since the request came in."""
+        return time.perf_counter() - self.started
+
+    @property
+    def relay(self) -> float:
+        """Seconds in the gateway that no other phase counts."""
+        return max(0.0, self.total - self.queue - self.route - self.connect - self.upstream)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """Who asks: a virtual key's owner. ``ANYBODY`` where the gateway has no keys.
+
+    Attributes
+    ----------
+    key_id : public name of the key, never its secret
+    team : that the key belongs to; "" without
+    models : names (models and policies) the key may ask for; None for all
+    tags : that rules see, besides those of the request
+    residency : regions its data may be sent to; empty for all
+    """
+
+    key_id: str
+    team: str = ""
+    models: frozenset[str] | None = None
+    tags: frozenset[str] = frozenset()
+    residency: frozenset[str] = frozenset()
+
+
+ANYBODY = Client(key_id="")
+
+
+@dataclass(kw_only=True, eq=False)
+class Call:
+    """A request, parsed and checked.
+
+    Attributes
+    ----------
+    dialect : API that was called, and in which the answer is due
+    model : what the client asked for: a model, a policy, or ``auto``
+    body : the request in the dialect ``chat`` (``embeddings``: as sent). Not to be changed.
+    native : the request as sent, where ``dialect`` is not ``chat``
+    is_stream : whether events are due
+    size : bytes of the request's body
+    client : who asks
+    headers : of the request, lower-case
+    id : decision id, ``dec_`` and 32 hexadecimal digits
+    request_id : the client's own, or a new one
+    phases : where the time goes
+    """
+
+    dialect: Dialect
+    model: str
+    body: Body
+    native: Body | None = None
+    is_stream: bool = False
+    size: int = 0
+    client: Client = ANYBODY
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+    id: str = field(default_factory=lambda: f"dec_{os.urandom(16).hex()}")
+    request_id: str = ""
+    phases: Phases = field(default_factory=Phases)
+
+    def in_dialect(self, dialect: Dialect) -> Body:
+        """Return the request in its own dialect or in ``chat``."""
+        return self.native if dialect == self.dialect and self.native is not None else self.body
+
+    @cached_property
+    def text(self) -> str:
+        """The last user message: what is routed by."""
+        if self.dialect == "embeddings":
+            given = self.body.get("input")
+            return given if isinstance(given, str) else ""
+        return last_user_text(self.body.get("messages"))
+
+    @cached_property
+    def input_tokens(self) -> int:
+        """Estimate of the prompt's tokens: by the request's size, or its text beside media."""
+        if len(self.inputs) == 1:
+            return self.size // _CHARACTERS_PER_TOKEN + 1
+        return len(self.conversation_text) // _CHARACTERS_PER_TOKEN + _TOKENS_OF_MEDIA
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The bound the client set, if any."""
+        for name in ("max_completion_tokens", "max_tokens"):
+            value = self.body.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+        return None
+
+    @cached_property
+    def inputs(self) -> frozenset[str]:
+        """Kinds of content among the messages: ``text``, and ``image``, ``audio``, ``file``."""
+        found = {"text"}
+        for message in self.body.get("messages") or ():
+            content = message.get("content") if isinstance(message, Mapping) else None
+            if isinstance(content, list):
+                found.update(_kind(part) for part in content)
+        return frozenset(found)
+
+    @cached_property
+    def has_tools(self) -> bool:
+        return bool(self.body.get("tools") or self.body.get("functions"))
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The request's ``metadata`` field, texts only."""
+        given = self.body.get("metadata")
+        given = given if isinstance(given, Mapping) else {}
+        return {str(key): value for key, value in given.items() if isinstance(value, str)}
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """Tags of the header ``x-crossroads-tags`` (separated by commas) and of the key."""
+        given = self.headers.get(b"x-crossroads-tags", b"").decode("latin-1")
+        return self.client.tags | {tag.strip() for tag in given.split(",") if tag.strip()}
+
+    @cached_property
+    def session(self) -> str:
+        """What sticky routing keeps together: ``x-crossroads-session``, else ``user``, else ""."""
+        given = self.headers.get(b"x-crossroads-session", b"").decode("latin-1")
+        user = self.body.get("user")
+        return given or (user if isinstance(user, str) else "")
+
+    @cached_property
+    def conversation_text(self) -> str:
+        """All text of all messages, for what judges more than the last one."""
+        messages = self.body.get("messages") or ()
+        return "\n".join(content_text(m.get("content")) for m in messages if isinstance(m, dict))
+
+
+def _kind(part: Any) -> str:
+    kind = str(part.get("type", "text")) if isinstance(part, Mapping) else "text"
+    for name in ("image", "audio", "file"):
+        if name in kind:
+            return name
+    return "text"
