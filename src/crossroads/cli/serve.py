@@ -1,14 +1,24 @@
-"""``crossroads serve``: a fitted router behind an OpenAI-compatible endpoint."""
+"""``crossroads serve``: models and policies behind the APIs of OpenAI and Anthropic."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from crossroads.gateway.build import Built
+    from crossroads.gateway.config import ServeConfig
+    from crossroads.gateway.runtime import Runtime
+    from crossroads.gateway.workers import Worker
+
+_SHARED = "CROSSROADS_SHARED"  # folder that the workers of one gateway share figures through
 
 
 @click.command()
@@ -17,43 +27,111 @@ if TYPE_CHECKING:
 @click.option("--config", help="YAML file; the other options go before its values.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="0 takes any free port.  [default: 8080]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that share the port.")
 @click.option("--rule", help="Decision rule in place of the router's own, e.g. tradeoff:100.")
 @click.option(
     "--api-key", envvar="CROSSROADS_API_KEY", help="Key that clients must send as bearer token."
 )
 def command(config: str | None, **options: Any) -> None:
-    """Serve models behind OpenAI's endpoints; the model "auto" asks the router.
+    """Serve models behind OpenAI's and Anthropic's endpoints; the model "auto" asks the router.
 
     "auto:RULE" (auto:tradeoff:100) asks it under another decision rule, a model's name goes past
-    it. Every answer says in its headers (x-crossroads-...) which model answered and why. Stop with
-    Ctrl-C or SIGTERM; requests in flight are finished.
+    it, a policy's name asks that policy. Every answer says in its headers (x-crossroads-...) which
+    model answered and why. The dashboard is on a port of its own (8081). A changed configuration
+    file is read anew; SIGHUP asks for it. Stop with Ctrl-C or SIGTERM; requests in flight are
+    finished.
     """
-    from crossroads.gateway.build import build_gateway
     from crossroads.gateway.config import read_config
+    from crossroads.gateway.workers import Worker
+
+    read = partial(read_config, config, options)
+    settings = read()
+    worker = Worker.of_this_process()
+    if worker is not None:
+        _serve(settings, read, config, worker=worker)
+    elif settings.workers > 1:
+        sys.exit(_supervise(settings))
+    else:
+        _serve(settings, read, config)
+
+
+def _supervise(settings: ServeConfig) -> int:
+    """Start the workers and watch them."""
+    from crossroads.gateway.server import url_of
+    from crossroads.gateway.workers import reserve, supervise
+
+    with (
+        reserve(settings.host, settings.port) as holder,
+        tempfile.TemporaryDirectory(prefix="crossroads-") as shared,
+    ):
+        url = url_of(holder)
+        return supervise(
+            [sys.executable, "-m", "crossroads", *sys.argv[1:]],
+            holder,
+            workers=settings.workers,
+            drain=settings.timeouts.drain,
+            on_ready=lambda: click.echo(f"{settings.workers} workers serve on {url}"),
+            environment={**os.environ, _SHARED: shared},
+        )
+
+
+def _serve(
+    settings: ServeConfig,
+    read: partial[ServeConfig],
+    path: str | None,
+    *,
+    worker: Worker | None = None,
+) -> None:
+    """Serve in this process."""
+    from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.server import bind, serve, url_of
 
-    settings = read_config(config, options)
-    listener = bind(settings.host, settings.port)
+    is_only = worker is None
+    listener = bind(settings.host, settings.port) if worker is None else worker.listen()
+    admin: socket.socket | None = None
     try:
-        built = build_gateway(settings)
-        url = url_of(listener)
+        if settings.admin is not None and (is_only or (worker is not None and worker.is_first)):
+            admin = bind(settings.admin.host, settings.admin.port)
+        shared = os.environ.get(_SHARED) if worker is not None else None
+        runtime = Runtime(
+            settings,
+            read=None if path is None else read,
+            path=path,
+            shared=None if shared is None else Path(shared),
+            admin_socket=admin,
+        )
+
+        def on_ready() -> None:
+            if worker is None or worker.is_first:
+                _greet(url_of(listener), admin and url_of(admin), runtime)
+            if worker is not None:
+                worker.report_ready()
+
         serve(
-            built.gateway,
+            runtime,
             listener,
             drain=settings.timeouts.drain,
-            on_ready=lambda: _greet(url, built, has_key=bool(settings.api_key)),
+            front=settings.http,
+            on_ready=on_ready,
         )
     finally:
         listener.close()
+        if admin is not None:
+            admin.close()
 
 
-def _greet(url: str, built: Built, *, has_key: bool) -> None:
-    models = ", ".join(built.models)
-    what = f"router {built.router} over {models}" if built.router else f"models {models}"
+def _greet(url: str, admin: str | None, runtime: Runtime) -> None:
+    built = runtime.built
+    names = list(built.policies.names)
+    models = ", ".join(built.pool.names)
+    policies = [name for name in names if name not in built.pool.names]
+    what = f"policies {', '.join(policies)} over {models}" if policies else f"models {models}"
     body = {
-        "model": "auto" if built.router else built.models[0],
+        "model": policies[0] if policies else names[0],
         "messages": [{"role": "user", "content": "What is 12 % of 250?"}],
     }
-    key = ' -H "authorization: Bearer $CROSSROADS_API_KEY"' if has_key else ""
+    key = ' -H "authorization: Bearer $CROSSROADS_API_KEY"' if runtime.config.has_keys else ""
     click.echo(f"crossroads serves on {url} ({what})")
+    if admin is not None:
+        click.echo(f"dashboard: {admin}")
     click.echo(f"try: curl -si {url}/v1/chat/completions{key} -d '{json.dumps(body)}'")

@@ -1,92 +1,199 @@
-"""From a configuration to a gateway that is ready to start."""
+"""From a configuration to what serves it: the snapshot that a reload replaces."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from crossroads.core.errors import InputError, UsageError
-from crossroads.gateway.app import Gateway
-from crossroads.gateway.config import ServeConfig
-from crossroads.gateway.routing import AUTO
+from crossroads.gateway.caches import AnswerCache, build_cache
+from crossroads.gateway.call import Body
+from crossroads.gateway.config import AUTO, ServeConfig
+from crossroads.gateway.contracts import Ledger, Order, Telemetry, Upstream
+from crossroads.gateway.dialects import Surfaces
+from crossroads.gateway.engine import Engine
+from crossroads.gateway.extras import ApiExtras
+from crossroads.gateway.governance import KeyGovernor, PriceBook
+from crossroads.gateway.policies import CompiledPolicies, compile_policies
+from crossroads.gateway.policies.settings import LearnedSettings, PoliciesSettings
+from crossroads.gateway.roster import Roster
+from crossroads.gateway.services import Keeping, Services
+from crossroads.gateway.upstreams import build_upstream
 from crossroads.prompts.experts.http import Timeouts
-from crossroads.prompts.experts.registry import build_expert
 from crossroads.prompts.fitted import FittedRouter, load_router
-from crossroads.prompts.pool import Pool, read_pool
-from crossroads.prompts.preferences.backend import get_backend
-from crossroads.prompts.preferences.policies import Preferences
-from crossroads.prompts.preferences.router import PreferenceRouter
+from crossroads.prompts.pool import ModelCard, Pool, read_pool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True)
 class Built:
-    """A gateway, and what it serves."""
+    """A snapshot with its parts by their own types, for what looks behind the contracts."""
 
-    gateway: Gateway
-    models: tuple[str, ...]
-    router: str | None
+    config: ServeConfig
+    pool: Pool
+    services: Services
+    policies: CompiledPolicies
+    engine: Engine
+    governor: KeyGovernor
+    prices: PriceBook
+    cache: AnswerCache | None
+    warnings: list[str] = field(default_factory=list)
 
 
-def build_gateway(config: ServeConfig) -> Built:
-    """Load the router and build the experts.
+@dataclass(kw_only=True)
+class Lasting:
+    """What a snapshot gets from the process it lives in."""
 
-    Raises UsageError where there is nothing to serve, InputError where the router chooses among
-    models that the pool cannot reach. A router that does not load is never replaced by another
-    choice.
+    surfaces: Surfaces
+    telemetry: Telemetry
+    ledger: Ledger | None = None
+    roster: Roster = field(default_factory=Roster)
+    before: Built | None = None
+
+
+def build(config: ServeConfig, lasting: Lasting) -> Built:
+    """Compile a configuration; nothing is started yet.
+
+    What a first request could meet is found now: raises UsageError where there is nothing to serve,
+    InputError for policies, keys and prices that do not fit together, and what loading a router
+    raises. A router that does not load is never replaced by another choice.
     """
-    if config.router is None and config.pool is None:
+    settings = config.all_policies
+    routers = _routers(settings)
+    pool = _pool(config, settings, routers)
+    roster = lasting.roster
+    upstreams = roster.build(pool, lambda card: _upstream(config, card), setting=_setting(config))
+    policies = compile_policies(
+        settings,
+        pool,
+        routers=routers,
+        speaks={name: upstream.speaks for name, upstream in upstreams.items()},
+        ask_model=_asker(upstreams, config.timeouts.total),
+    )
+    engine = Engine(
+        upstreams,
+        config.failures,
+        prefills=[card.name for card in pool if card.prefill],
+        contexts={card.name: card.context for card in pool if card.context is not None},
+    )
+    before = lasting.before
+    if before is not None:
+        engine.adopt(before.engine)
+    prices = PriceBook(pool, config.governance.prices_file)
+    governor = _governor(config, prices, before)
+    cache = _cache(config, before)
+    keep = () if config.ledger is None else config.ledger.keep
+    keeping = Keeping(text="text" in keep, answers="answers" in keep, features="features" in keep)
+    services = Services(
+        surfaces=lasting.surfaces.by_path,
+        upstreams=upstreams,
+        policies=policies,
+        engine=engine,
+        governor=governor,
+        prices=prices,
+        telemetry=lasting.telemetry,
+        cache=cache,
+        ledger=lasting.ledger,
+        keeping=keeping,
+        body_limit=config.limits.body_bytes,
+        roster=roster,
+        prepare=lasting.surfaces.responses.prepare,
+        extras=ApiExtras(lasting.surfaces, body_limit=config.limits.body_bytes),
+    )
+
+    async def close_policies() -> None:
+        await asyncio.to_thread(policies.close)
+
+    services.closers.append(close_policies)
+    return Built(
+        config=config,
+        pool=pool,
+        services=services,
+        policies=policies,
+        engine=engine,
+        governor=governor,
+        prices=prices,
+        cache=cache,
+    )
+
+
+def _routers(settings: PoliciesSettings) -> dict[str, FittedRouter]:
+    """Load every artefact once."""
+    found: dict[str, FittedRouter] = {}
+    folders: dict[str, FittedRouter] = {}
+    for policy in settings.policies.values():
+        if isinstance(policy, LearnedSettings):
+            if policy.router not in folders:
+                folders[policy.router] = load_router(policy.router)
+            found[policy.router] = folders[policy.router]
+    return found
+
+
+def _pool(
+    config: ServeConfig, settings: PoliciesSettings, routers: Mapping[str, FittedRouter]
+) -> Pool:
+    """Return the models to serve, every model of the routers among them."""
+    if config.pool is not None:
+        pool = read_pool(config.pool)
+    elif routers:
+        cards: dict[str, ModelCard] = {}
+        for router in routers.values():
+            cards = {card.name: card for card in router.pool} | cards
+        pool = Pool(name=next(iter(routers.values())).pool.name, models=tuple(cards.values()))
+    else:
         raise UsageError(
             "nothing to serve; run: crossroads fit auto --outcomes local --out DIR, then: "
             "crossroads serve --router DIR --pool local"
         )
-    router = None if config.router is None else load_router(config.router)
-    pool = _pool(config, router)
-    preferences = _preferences(config, pool)
+    for name in (AUTO, *settings.policies):
+        if name in pool.names and (name != AUTO or settings.policies):
+            raise InputError(
+                f"pool {pool.name!r} has a model named {name!r}, which asks a policy; rename it"
+            )
+    for folder, router in routers.items():
+        missing = [name for name in router.pool.names if name not in pool.names]
+        if missing:
+            raise InputError(
+                f"router {folder} chooses among {', '.join(missing)}, which pool "
+                f"{pool.name!r} lacks; add a card with an endpoint for each, or fit on other models"
+            )
+    return pool
+
+
+def _upstream(config: ServeConfig, card: ModelCard) -> Upstream:
     waits = config.timeouts
     timeouts = Timeouts(
         connect=waits.connect, first_byte=waits.first_byte, idle=waits.idle, total=waits.total
     )
-    gateway = Gateway(
-        {card.name: build_expert(card, timeouts=timeouts) for card in pool},
-        router,
-        preferences=preferences,
-        rule=config.rule,
-        api_key=config.api_key or None,
-        body_limit=config.limits.body_bytes,
-    )
-    name = "preferences" if preferences else router.router.name if router else None
-    return Built(gateway=gateway, models=pool.names, router=name)
+    return build_upstream(card, timeouts=timeouts, settings=config.upstreams)
 
 
-def _preferences(config: ServeConfig, pool: Pool) -> PreferenceRouter | None:
-    """Return what decides by policies, every model of which the pool can reach."""
-    section = config.preferences
-    if section is None:
-        return None
-    preferences = Preferences.parse({"default": section.default, "policies": section.policies})
-    missing = [name for name in preferences.model_names if name not in pool.names]
-    if missing:
-        raise InputError(
-            f"preferences name model {missing[0]!r}, which pool {pool.name!r} lacks; "
-            f"add a card for it, or choose among {', '.join(pool.names)}"
-        )
-    return PreferenceRouter(preferences, get_backend(section.backend, **section.options))
+def _setting(config: ServeConfig) -> str:
+    """Name what an upstream depends on beside its card."""
+    return f"{config.timeouts.model_dump_json()} {config.upstreams.model_dump_json()}"
 
 
-def _pool(config: ServeConfig, router: FittedRouter | None) -> Pool:
-    """Return the models to serve, every model of the router among them."""
-    if config.pool is not None:
-        pool = read_pool(config.pool)
-    else:
-        assert router is not None
-        pool = router.pool
-    if (router is not None or config.preferences is not None) and AUTO in pool.names:
-        raise InputError(
-            f"pool {pool.name!r} has a model named {AUTO!r}, which asks the router; rename it"
-        )
-    missing = [name for name in (router.pool.names if router else ()) if name not in pool.names]
-    if missing:
-        raise InputError(
-            f"router {config.router} chooses among {', '.join(missing)}, which pool "
-            f"{pool.name!r} lacks; add a card with an endpoint for each, or fit on other models"
-        )
-    return pool
+def _asker(upstreams: Mapping[str, Upstream], total_s: float) -> Any:
+    """Return how a verifier asks a model of the pool."""
+
+    async def ask(model: str, body: Body) -> Body:
+        async with asyncio.timeout(total_s):
+            return await upstreams[model].complete(Order(dialect="chat", body=body))
+
+    return ask
+
+
+def _governor(config: ServeConfig, prices: PriceBook, before: Built | None) -> KeyGovernor:
+    """Return the governor; the one before where nothing of it changed: it counts on."""
+    if before is not None:
+        old = before.config
+        if (old.governance, old.api_key) == (config.governance, config.api_key):
+            return before.governor
+    return KeyGovernor(config.governance, api_key=config.api_key or None, prices=prices)
+
+
+def _cache(config: ServeConfig, before: Built | None) -> AnswerCache | None:
+    if before is not None and before.config.cache == config.cache:
+        return before.cache
+    return None if config.cache is None else build_cache(config.cache)

@@ -2,47 +2,67 @@
 
 ::
 
-    router: runs/auto            # folder of a fitted router; without it only named models
     pool: pool.yaml              # where the models are reached; else the router's own cards
+    router: runs/auto            # folder of a fitted router: the policy "auto"
     rule: tradeoff:100           # decision rule in place of the router's own
     host: 127.0.0.1
     port: 8080
-    api_key: ${CROSSROADS_API_KEY}
-    limits: {body_bytes: 8388608}
+    workers: 1
+    api_key: ${CROSSROADS_API_KEY}       # one key for everybody; or virtual keys, see governance
+    policies: {cheap: {kind: split, weights: {small: 9, large: 1}}}
+    fallbacks: {large: [small]}
+    failures: {retries: 1}               # retries, breakers, hedges, continuation of streams
+    governance: {keys_file: keys.yaml}   # keys, limits, budgets
+    ledger: {url: "sqlite:crossroads-ledger.db"}   # null keeps none
+    cache: {exact: true}
+    telemetry: {logs: {level: info}}
+    admin: {port: 8081}                  # admin API and dashboard; null for none
     timeouts: {connect: 5, first_byte: 120, idle: 60, total: 600, drain: 30}   # seconds
-    preferences:                 # policies decide for "auto" in place of a fitted router
-      default: small-model
-      policies:
-        - {name: code, description: writing or mending programs, model: code-model}
+
+Every section is described by the settings of its room (``crossroads.gateway.<room>.settings``).
 """
 
 from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from crossroads.core.errors import InputError, UsageError, unknown_name
-from crossroads.gateway.app import DEFAULT_BODY_LIMIT
+from crossroads.gateway.admin.settings import AdminSettings
+from crossroads.gateway.caches.settings import CacheSettings
+from crossroads.gateway.dialects.settings import ResponsesSettings
+from crossroads.gateway.engine.settings import EngineSettings, IdempotencySettings
+from crossroads.gateway.governance.settings import GovernanceSettings
+from crossroads.gateway.ledger.settings import LedgerSettings
+from crossroads.gateway.policies.settings import (
+    LearnedSettings,
+    Objective,
+    PoliciesSettings,
+    PolicySettings,
+    PreferencesSettings,
+)
+from crossroads.gateway.settings import Section
+from crossroads.gateway.telemetry.settings import TelemetrySettings
+from crossroads.gateway.upstreams.settings import UpstreamSettings
 from crossroads.prompts.decide import parse_rule
 from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import describe
 
+AUTO = "auto"
+DEFAULT_BODY_LIMIT = 8 << 20  # bytes
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class Limits(_Section):
+class Limits(Section):
     """What a client may send."""
 
     body_bytes: int = Field(default=DEFAULT_BODY_LIMIT, gt=0, description="largest request body")
 
 
-class TimeoutSettings(_Section):
+class TimeoutSettings(Section):
     """Seconds; see ``crossroads.prompts.experts.http.Timeouts`` for the first four."""
 
     connect: float = Field(default=5.0, gt=0)
@@ -52,7 +72,7 @@ class TimeoutSettings(_Section):
     drain: float = Field(default=30.0, gt=0, description="for requests in flight at a stop")
 
 
-class PreferenceSettings(_Section):
+class PreferenceSettings(Section):
     """Policies in plain language; see ``crossroads.prompts.preferences``."""
 
     default: str = Field(min_length=1, description="model of what no policy fits")
@@ -61,7 +81,7 @@ class PreferenceSettings(_Section):
     options: dict[str, Any] = Field(default_factory=dict, description="settings of the back end")
 
 
-class ServeConfig(_Section):
+class ServeConfig(Section):
     """Everything ``crossroads serve`` can be told."""
 
     router: str | None = Field(default=None, description="folder of a fitted router")
@@ -69,10 +89,29 @@ class ServeConfig(_Section):
     rule: str | None = Field(default=None, description="decision rule, such as tradeoff:100")
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8080, ge=0, le=65535, description="0 takes any free port")
+    workers: int = Field(default=1, ge=1, le=256, description="processes that share the port")
+    http: Literal["standard", "fast"] = Field(default="standard", description="HTTP/1.1 front")
     api_key: str | None = Field(default=None, description="usually ${CROSSROADS_API_KEY}")
     limits: Limits = Limits()
     timeouts: TimeoutSettings = TimeoutSettings()
     preferences: PreferenceSettings | None = None
+    policies: dict[str, PolicySettings] = Field(default_factory=dict)
+    fallbacks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    upstreams: UpstreamSettings = UpstreamSettings()
+    failures: EngineSettings = EngineSettings()
+    idempotency: IdempotencySettings | None = IdempotencySettings()
+    governance: GovernanceSettings = GovernanceSettings()
+    ledger: LedgerSettings | None = LedgerSettings()
+    cache: CacheSettings | None = None
+    responses: ResponsesSettings = ResponsesSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    admin: AdminSettings | None = AdminSettings()
+    baseline: str | None = Field(
+        default=None, description="model that savings are counted against; the dearest by default"
+    )
+    watch_s: float | None = Field(
+        default=1.0, gt=0, description="between two looks whether a file changed; null: never"
+    )
 
     @property
     def is_exposed(self) -> bool:
@@ -84,12 +123,31 @@ class ServeConfig(_Section):
         except ValueError:
             return True  # a name: what it resolves to may change
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether a client must show a key."""
+        governance = self.governance
+        return bool(self.api_key or governance.keys or governance.keys_file)
 
-_SECTIONS: dict[str, type[_Section]] = {
-    "limits": Limits,
-    "timeouts": TimeoutSettings,
-    "preferences": PreferenceSettings,
-}
+    @property
+    def all_policies(self) -> PoliciesSettings:
+        """The policies, with those that ``router`` and ``preferences`` stand for."""
+        policies: dict[str, Any] = dict(self.policies)
+        if self.router is not None:
+            name = "router" if self.preferences is not None else AUTO
+            policies[name] = LearnedSettings(
+                router=self.router,
+                objective=None if self.rule is None else Objective(rule=self.rule),
+            )
+        if self.preferences is not None:
+            wanted = self.preferences
+            policies[AUTO] = PreferencesSettings(
+                otherwise=wanted.default,
+                policies=wanted.policies,
+                backend=wanted.backend,
+                options=wanted.options,
+            )
+        return PoliciesSettings(policies=policies, fallbacks=self.fallbacks)
 
 
 def read_config(path: str | Path | None, options: dict[str, Any] | None = None) -> ServeConfig:
@@ -107,12 +165,24 @@ def read_config(path: str | Path | None, options: dict[str, Any] | None = None) 
         raise InputError(f"{where}: {_misspelt(error) or describe(error)}") from error
     if config.rule is not None:
         parse_rule(config.rule)
-    if config.is_exposed and not config.api_key:
+    _check_names(config, where)
+    if config.is_exposed and not config.has_keys:
         raise UsageError(
             f"host {config.host!r} is reachable from other machines; set an API key with --api-key "
             "or CROSSROADS_API_KEY, or serve on 127.0.0.1"
         )
     return config
+
+
+def _check_names(config: ServeConfig, where: str) -> None:
+    """Refuse two meanings of one policy's name."""
+    short = [name for name in ("router", "preferences") if getattr(config, name) is not None]
+    for name in (AUTO, *(["router"] if len(short) == 2 else [])):
+        if short and name in config.policies:
+            raise InputError(
+                f"{where}: policies.{name}: {short[0]!r} already stands for this policy; "
+                "rename one of them"
+            )
 
 
 def _misspelt(error: ValidationError) -> str | None:
@@ -122,11 +192,26 @@ def _misspelt(error: ValidationError) -> str | None:
     """
     for found in error.errors(include_url=False, include_context=False):
         if found["type"] == "extra_forbidden":
-            *sections, name = map(str, found["loc"])
-            section = _SECTIONS[sections[0]] if sections else ServeConfig
-            place = f"{sections[0]}: " if sections else ""
-            return f"{place}{unknown_name('field', name, section.model_fields)}"
+            *sections, name = [str(part) for part in found["loc"]]
+            model = _section(sections)
+            place = f"{'.'.join(sections)}: " if sections else ""
+            if model is None:
+                return f"{place}unknown field {name!r}"
+            return f"{place}{unknown_name('field', name, model.model_fields)}"
     return None
+
+
+def _section(path: list[str]) -> type[BaseModel] | None:
+    """Return the model at a path of field names; None where it is not a plain section."""
+    model: type[BaseModel] = ServeConfig
+    for name in path:
+        field = model.model_fields.get(name)
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if len(found) != 1:
+            return None
+        model = found[0]
+    return model
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

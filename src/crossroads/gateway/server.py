@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
+from typing import Any, Literal, Protocol
 
 import uvicorn
 
-from crossroads.core.errors import UnavailableError
+from crossroads.core.errors import CrossroadsError, UnavailableError
 from crossroads.gateway.app import Gateway
 
 _KEEP_ALIVE = 75  # seconds a client may keep an idle connection; beyond most balancers' 60
@@ -49,27 +52,45 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Served(Protocol):
+    """What runs: an application with a beginning and an end."""
+
+    @property
+    def gateway(self) -> Gateway: ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def reload(self) -> Any: ...
+
+
 def serve(
-    gateway: Gateway,
+    served: Served,
     listener: socket.socket,
     *,
     drain: float = 30.0,
+    front: Literal["standard", "fast"] = "standard",
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish the requests in flight for ``drain`` seconds.
 
-    ``on_ready`` is called when the socket accepts requests. Raises CrossroadsError where an expert
-    cannot start.
+    SIGHUP reloads the configuration. ``on_ready`` is called when the socket accepts requests.
+    Raises CrossroadsError where a part cannot start.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(gateway, listener, drain, on_ready))
+        runner.run(_serve(served, listener, drain, front, on_ready))
 
 
 async def _serve(
-    gateway: Gateway, listener: socket.socket, drain: float, on_ready: Callable[[], None]
+    served: Served,
+    listener: socket.socket,
+    drain: float,
+    front: Literal["standard", "fast"],
+    on_ready: Callable[[], None],
 ) -> None:
     config = uvicorn.Config(
-        gateway,
+        served.gateway,
         http="httptools",
         ws="none",
         lifespan="off",  # started below, where an error still has its type
@@ -81,11 +102,29 @@ async def _serve(
         backlog=_BACKLOG,
     )
     try:
-        await gateway.start()
+        await served.start()
+        _reload_on_hangup(served)
         await _Server(config, on_ready).serve(sockets=[listener])
     finally:
-        await gateway.close()
+        await served.close()
         listener.close()
+
+
+def _reload_on_hangup(served: Served) -> None:
+    loop = asyncio.get_running_loop()
+    reloads: set[asyncio.Task[None]] = set()
+
+    async def reload() -> None:
+        with suppress(CrossroadsError):  # the old configuration serves on; the log says why
+            await served.reload()
+
+    def begin() -> None:
+        task = loop.create_task(reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, begin)
 
 
 class _Server(uvicorn.Server):

@@ -114,15 +114,15 @@ class StaticEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._pieces = self._tokenizer.model.tokenize  # of one word, without the whole pipeline
-        self._words: dict[str, tuple[int, ...]] = {}
+        self._words: dict[str, bytes] = {}  # to the int32 numbers of their pieces
         self._specials = tuple(
             t.content for t in self._tokenizer.get_added_tokens_decoder().values()
         )
 
     def encode_one(self, text: str) -> Float32:
         """Return the vector of one text, shape (dim,)."""
-        ids = np.array(self._ids(text), dtype=np.int32)
-        return _unit(np.ones(len(ids), dtype=np.float32) @ self._table[ids])
+        ids = self._codes(text)
+        return _unit(np.ones(len(ids), dtype=np.float32) @ self._table.take(ids, axis=0))
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
         if len(texts) == 1:
@@ -131,9 +131,9 @@ class StaticEncoder:
 
         out = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), _BLOCK):
-            ids = [self._ids(text) for text in texts[start : start + _BLOCK]]
+            ids = [self._codes(text) for text in texts[start : start + _BLOCK]]
             ends = np.cumsum([0, *map(len, ids)])
-            flat = np.fromiter((i for row in ids for i in row), dtype=np.int32, count=ends[-1])
+            flat = np.concatenate(ids)
             ones = np.ones(len(flat), dtype=np.float32)
             counts = csr_array((ones, flat, ends), shape=(len(ids), len(self._table)))
             out[start : start + len(ids)] = counts @ self._table
@@ -143,18 +143,24 @@ class StaticEncoder:
 
     def _ids(self, text: str) -> list[int]:
         """Return the word pieces of the text that is read, as the tokenizer would give them."""
+        found: list[int] = self._codes(text).tolist()
+        return found
+
+    def _codes(self, text: str) -> npt.NDArray[np.int32]:
+        """Return the same as an array."""
         text = text[:LONGEST_TEXT]  # before any search: that, too, takes time
         if not text:
-            return []
-        if any(special in text for special in self._specials):
-            found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-            return found
-        words = self._words
-        ids: list[int] = []
-        for word in self._split(text.replace("\u2581", " ")):
-            known = words.get(word)
-            ids += self._learn(word) if known is None else known
-        return ids
+            return np.zeros(0, dtype=np.int32)
+        for special in self._specials:
+            if special in text:
+                ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+                return np.array(ids, dtype=np.int32)
+        words = self._split(text.replace("\u2581", " "))
+        try:
+            # Joining bytes is several times faster than collecting numbers one by one.
+            return np.frombuffer(b"".join(map(self._words.__getitem__, words)), dtype=np.int32)
+        except KeyError:
+            return np.frombuffer(b"".join(map(self._known, words)), dtype=np.int32)
 
     def _split(self, text: str) -> list[str]:
         """Return the words, each without the one space that is always before it."""
@@ -162,8 +168,13 @@ class StaticEncoder:
             return [word[1:] for word in self._WORD.findall(" " + text)]
         return text.split(" ")
 
-    def _learn(self, word: str) -> tuple[int, ...]:
-        ids = tuple(piece.id for piece in self._pieces(f"\u2581{word}".replace(" ", "\u2581")))
+    def _known(self, word: str) -> bytes:
+        known = self._words.get(word)
+        return self._learn(word) if known is None else known
+
+    def _learn(self, word: str) -> bytes:
+        pieces = self._pieces(f"\u2581{word}".replace(" ", "\u2581"))
+        ids = np.array([piece.id for piece in pieces], dtype=np.int32).tobytes()
         if len(word) <= self._LONGEST_WORD:
             if len(self._words) >= self._MOST_WORDS:
                 self._words = {}

@@ -1,0 +1,168 @@
+"""``crossroads evaluate``: what another policy would have earned, by the ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossroads.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from crossroads.gateway.evaluation import Candidate, Evaluation, Interval
+    from crossroads.gateway.evaluation.settings import Reward
+
+_REWARDS = ("feedback", "score", "preference", "complete")
+
+
+@click.command()
+@click.option(
+    "--ledger",
+    metavar="URL|F",
+    required=True,
+    help="sqlite:PATH, postgresql://..., or calls exported to .parquet or .jsonl.",
+)
+@click.option("--router", metavar="DIR", type=click.Path(path_type=Path), help="A fitted router.")
+@click.option(
+    "--rule",
+    metavar="R",
+    help="Decision rule: of the router in place of its own, or of the logged estimates.",
+)
+@click.option(
+    "--policy", metavar="P", help="always:MODEL, uniform, or split:MODEL=WEIGHT,MODEL=WEIGHT."
+)
+@click.option("--logged-policy", metavar="NAME", help="Only decisions of this served policy.")
+@click.option("--since", metavar="T", help="A date (2026-05-01), or a time ago (7d, 12h).")
+@click.option(
+    "--reward",
+    type=click.Choice(_REWARDS),
+    default="feedback",
+    show_default=True,
+    help="Score else preference, one of them only, or whether the answer was complete.",
+)
+@click.option("--judge", metavar="S", help="Only feedback of this source.")
+@click.option(
+    "--reward-model",
+    type=click.Choice(["ridge", "mean", "scores"]),
+    help="Of the doubly robust estimates; ridge where embeddings were kept, else mean.",
+)
+@click.option("--level", type=click.FloatRange(0.5, 0.999), default=0.95, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Write an HTML page.")
+@click.option("--json", "as_json", is_flag=True, help="Print the evaluation as JSON only.")
+def command(
+    *,
+    ledger: str,
+    router: Path | None,
+    rule: str | None,
+    policy: str | None,
+    logged_policy: str | None,
+    since: str | None,
+    reward: Reward,
+    judge: str | None,
+    reward_model: Any,
+    level: float,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Estimate what a candidate would have earned and cost, before it is deployed.
+
+    The candidate is a fitted router (--router, with --rule), the logged estimates under another
+    rule (--rule alone), or a plain policy (--policy). Where it would have chosen models that the
+    served policy never chooses, bounds are given in place of estimates.
+    """
+    from crossroads.gateway.evaluation import off_policy
+    from crossroads.gateway.evaluation.page import write_page
+    from crossroads.gateway.evaluation.source import parse_since, read_log
+    from crossroads.gateway.ledger.urls import redacted
+
+    candidate = _candidate(router, rule, policy)
+    log = read_log(
+        ledger, since=parse_since(since), reward=reward, policy=logged_policy, judge=judge
+    )
+    found = off_policy(log, candidate, reward_model=reward_model, level=level, seed=seed)
+    page = None if out is None else write_page(found, out, source=redacted(ledger))
+    if as_json:
+        click.echo(json.dumps(found.to_dict()))
+        return
+    _show(found)
+    if page is not None:
+        click.echo(f"page  {page}")
+
+
+def _candidate(router: Path | None, rule: str | None, policy: str | None) -> Candidate:
+    from crossroads.gateway.evaluation import LoggedScores, RouterCandidate
+    from crossroads.prompts.decide import parse_rule
+
+    if policy is not None and (router is not None or rule is not None):
+        raise UsageError("--policy is a candidate of its own; leave out --router and --rule")
+    if router is not None:
+        return RouterCandidate.load(router, rule)
+    if rule is not None:
+        return LoggedScores(parse_rule(rule))
+    if policy is not None:
+        return _plain_policy(policy)
+    raise UsageError("no candidate; give --router DIR, --rule R or --policy P")
+
+
+def _plain_policy(text: str) -> Candidate:
+    from crossroads.gateway.evaluation import FixedModel, Split, Uniform
+
+    kind, _, rest = text.partition(":")
+    if kind == "uniform" and not rest:
+        return Uniform()
+    if kind == "always" and rest:
+        return FixedModel(rest)
+    if kind == "split" and rest:
+        try:
+            pairs = [part.rsplit("=", 1) for part in rest.split(",")]
+            return Split({name.strip(): float(weight) for name, weight in pairs}, name=text)
+        except ValueError:
+            pass
+    raise UsageError(
+        f"--policy {text!r}: expected always:MODEL, uniform, or split:MODEL=WEIGHT,MODEL=WEIGHT"
+    )
+
+
+def _show(found: Evaluation) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.print(found.candidate, style="bold")
+    console.print(
+        f"{found.num_calls} judged calls in {found.num_sessions} sessions, worth "
+        f"{found.effective_size:.0f} calls of the candidate; reward model: {found.reward_model}",
+        soft_wrap=True,
+    )
+    console.print(f"served: reward {_text(found.served)}, USD a call {_text(found.served_cost)}")
+    if found.is_refused:
+        for name, (low, high) in found.bounds.items():
+            console.print(f"{name}: no estimate; the reward is between {low:.3f} and {high:.3f}")
+    else:
+        table = Table("estimator", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        for title in ("reward", "less served", "USD a call"):
+            table.add_column(title, justify="right")
+        for name, value in found.value.items():
+            table.add_row(
+                name, _text(value), _text(found.difference[name], sign="+"), _text(found.cost[name])
+            )
+        console.print(table)
+    if found.expected_cost is not None:
+        console.print(f"by the prices known then: USD a call {_text(found.expected_cost)}")
+    for reason, count in found.dropped.items():
+        console.print(f"not in the log: {count} {reason}")
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _text(value: Interval, sign: str = "") -> str:
+    if value.value is None:
+        return "-"
+    if value.low is None or value.high is None:
+        return f"{value.value:{sign}.3g}"
+    return f"{value.value:{sign}.3g} [{value.low:{sign}.3g}, {value.high:{sign}.3g}]"

@@ -1,0 +1,97 @@
+// Virtual keys: who may ask, for what; made and revoked here.
+
+import { attempt, get, optional, poll, say, send } from "./api.js";
+import { blank, byId, h, put, show, table, tag } from "./dom.js";
+import { moment, plain, unix } from "./format.js";
+
+let canCreate = false;
+let canRevoke = false;
+let last = "";
+
+async function refresh() {
+  const [found, status] = await Promise.all([optional("/api/keys"), get("/api/status")]);
+  canCreate = status.has?.includes("create_key") ?? false;
+  canRevoke = status.has?.includes("revoke_key") ?? false;
+  const keys = found?.keys ?? [];
+  show(byId("empty"), !keys.length && !canCreate);
+  show(byId("filled"), keys.length > 0 || canCreate);
+  show(byId("new-panel"), canCreate);
+  if (!keys.length && !canCreate) {
+    put(byId("empty"), blank("No keys", "Everybody who reaches the gateway may ask. Give it keys, and they show here.", h("pre", {}, "crossroads keys create --name laptop --team research")));
+    return;
+  }
+  const text = JSON.stringify(keys);
+  if (text === last) return;
+  last = text;
+  put(byId("list"), keys.length ? list(keys) : h("p", { class: "hint" }, "There is no key yet: everybody may ask until the first one is made."));
+}
+
+const nameOf = (key) => key.id ?? key.key_id ?? key.name;
+
+function list(keys) {
+  const columns = [
+    { title: "Key", cell: (key) => [nameOf(key), key.disabled && [" ", tag("disabled", "warn")]] },
+    { title: "Team", cell: (key) => key.team || "-" },
+    { title: "Models", cell: (key) => (key.models ? plain(key.models) : "all") },
+    { title: "Limits", cell: (key) => (key.limits && Object.keys(key.limits).length ? plain(key.limits) : "none") },
+    { title: "Expires", cell: (key) => (unix(key.expires) ? moment(unix(key.expires)) : "never") },
+  ];
+  if (canRevoke) columns.push({ title: "", cell: (key) => revoke(nameOf(key)), num: true });
+  return table(columns, keys, { caption: "Keys" });
+}
+
+// Asks in place rather than with a dialog: the first press arms, the second does it.
+function revoke(name) {
+  const button = h("button", { type: "button", class: "quiet danger", "data-focus": `revoke ${name}`, "aria-label": `Revoke ${name}` }, "Revoke");
+  const disarm = () => {
+    button.textContent = "Revoke";
+    delete button.dataset.armed;
+  };
+  button.addEventListener("blur", disarm);
+  button.addEventListener("click", async () => {
+    if (!button.dataset.armed) {
+      button.dataset.armed = "yes";
+      button.textContent = "Really revoke";
+      say(`Press again to revoke ${name}.`);
+      return;
+    }
+    const done = await attempt(() => send("DELETE", `/api/keys/${encodeURIComponent(name)}`));
+    if (done) {
+      say(`${name} is revoked.`);
+      last = "";
+      await attempt(refresh);
+    }
+  });
+  return button;
+}
+
+function showSecret(key) {
+  const code = h("code", {}, key.secret);
+  const copy = h("button", { type: "button" }, "Copy");
+  copy.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(key.secret);
+      copy.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(code);
+    }
+  });
+  put(byId("secret"), h("p", {}, h("b", {}, `The secret of ${nameOf(key)}.`), " It is shown once and kept only as a hash."), code, copy);
+  show(byId("secret"), true);
+  say("The key is made. Its secret is on the page.");
+  copy.focus();
+}
+
+byId("new").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const given = new FormData(event.target);
+  const models = given.get("models").split(",").map((name) => name.trim()).filter(Boolean);
+  const body = { name: given.get("name").trim(), team: given.get("team").trim(), models: models.length ? models : null };
+  const key = await attempt(() => send("POST", "/api/keys", body));
+  if (!key) return;
+  event.target.reset();
+  showSecret({ id: body.name, ...key });
+  last = "";
+  await attempt(refresh);
+});
+poll(refresh, 10000);

@@ -1,0 +1,57 @@
+// Health of every model: breaker, failures, latency, calls in flight, the last error.
+
+import { optional, poll } from "./api.js";
+import { bar, blank, byId, h, put, show, state, table } from "./dom.js";
+import { ago, count, percent, seconds, span } from "./format.js";
+
+const TONES = { closed: "good", "half-open": "warn", half_open: "warn", open: "bad" };
+const WORDS = { closed: "serving", "half-open": "probing", half_open: "probing", open: "resting" };
+
+async function refresh() {
+  const models = Object.entries((await optional("/api/upstreams")) ?? {});
+  show(byId("empty"), !models.length);
+  show(byId("filled"), models.length > 0);
+  show(byId("figures"), models.length > 0);
+  if (!models.length) {
+    put(byId("empty"), blank("No upstreams", "A pool file says where the models are reached.", h("pre", {}, "crossroads serve --pool pool.yaml")));
+    return;
+  }
+  const open = models.filter(([, m]) => m.state !== "closed");
+  const failing = models.reduce((sum, [, m]) => sum + (m.num_failures ?? 0), 0);
+  put(
+    byId("figures"),
+    figure("Serving", `${models.length - open.length}`, `of ${models.length} models`),
+    figure("Resting or probing", `${open.length}`, open.map(([name]) => name).join(", ") || "none"),
+    figure("In flight", count(models.reduce((sum, [, m]) => sum + (m.in_flight ?? 0), 0)), "calls at upstreams"),
+    figure("Failures", count(failing), "since the start"),
+  );
+  put(byId("list"), list(models));
+}
+
+const figure = (name, value, note) => h("div", {}, h("dt", {}, name), h("dd", {}, value), h("p", {}, note));
+
+function list(models) {
+  return table(
+    [
+      { title: "Model", cell: ([name]) => name },
+      { title: "State", cell: ([, m]) => [state(WORDS[m.state] ?? m.state, TONES[m.state] ?? "warn"), rest(m)] },
+      { title: "Failing", cell: ([, m]) => bar(m.failure_share, { tone: m.failure_share > 0.2 ? "bad" : m.failure_share > 0.05 ? "warn" : "none", label: percent(m.failure_share) }) },
+      { title: "", cell: ([, m]) => percent(m.failure_share), num: true },
+      { title: "Whole answer", cell: ([, m]) => seconds(m.answer_s), num: true },
+      { title: "First token", cell: ([, m]) => seconds(m.first_event_s), num: true },
+      { title: "In flight", cell: ([, m]) => count(m.in_flight), num: true },
+      { title: "Calls", cell: ([, m]) => count(m.num_calls), num: true },
+      { title: "Last error", cell: ([, m]) => (m.last_error ? [m.last_error, h("span", { class: "sub" }, ago(m.last_error_time))] : "none") },
+    ],
+    models,
+    { caption: "Models and their health" },
+  );
+}
+
+function rest(model) {
+  if (model.state === "closed" || model.state_for_s === undefined) return null;
+  const until = model.state === "open" && model.opens_for_s ? ` of ${span(model.opens_for_s)}` : "";
+  return h("span", { class: "sub" }, `for ${span(model.state_for_s)}${until}`);
+}
+
+poll(refresh);

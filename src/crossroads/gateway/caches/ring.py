@@ -1,0 +1,128 @@
+"""Vectors with a value each, searched by nearness among those of one group; the oldest go first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from crossroads.models.encoders import Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The nearest row: where it was, how similar (cosine), and its writing's number."""
+
+    row: int
+    similarity: float
+    serial: int
+
+
+class Ring:
+    """At most ``max_entries`` rows and ``max_bytes`` of values.
+
+    Parameters
+    ----------
+    dim : of the vectors, which have length one
+    max_entries, max_bytes : bounds
+    clock : seconds that never go back
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        max_entries: int,
+        max_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._vectors = np.zeros((max_entries, dim), dtype=np.float32)
+        self._groups = np.zeros(max_entries, dtype=np.int64)  # 64 bits of the group's key
+        self._expires = np.zeros(max_entries)
+        self._serials = np.zeros(max_entries, dtype=np.int64)
+        self._values: list[tuple[bytes, bytes] | None] = [None] * max_entries
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._clock = clock
+        self._next = 0
+        self._count = 0
+        self._size = 0
+        self._serial = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def size(self) -> int:
+        """Bytes of all values."""
+        return self._size
+
+    def rows_of(self, group: bytes) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+        """Return the rows of a group that have not expired."""
+        mine = self._groups == _short(group)
+        if not mine.any():
+            return _NO_ROWS
+        return np.flatnonzero(mine & (self._expires > self._clock()))
+
+    def nearest(
+        self, rows: np.ndarray[tuple[int], np.dtype[np.intp]], vector: Float32
+    ) -> Near | None:
+        """Return the nearest of ``rows``. Safe in another thread than the one that adds."""
+        if not len(rows):
+            return None
+        if 2 * len(rows) > self._max_entries:  # cheaper than to gather them
+            similarities = (self._vectors @ vector)[rows]
+        else:
+            similarities = self._vectors[rows] @ vector
+        best = int(similarities.argmax())
+        row = int(rows[best])
+        return Near(row, float(similarities[best]), int(self._serials[row]))
+
+    def value(self, near: Near, group: bytes) -> bytes | None:
+        """Return the value of a row; None where it was overwritten since."""
+        entry = self._values[near.row]
+        if entry is None or self._serials[near.row] != near.serial or entry[0] != group:
+            return None
+        return entry[1]
+
+    def add(self, group: bytes, vector: Float32, value: bytes, *, ttl: float) -> None:
+        """Keep a value for ``ttl`` seconds."""
+        if len(value) > self._max_bytes or ttl <= 0:
+            return
+        while self._count and (
+            self._count == self._max_entries or self._size + len(value) > self._max_bytes
+        ):
+            self._drop_oldest()
+        row = self._next
+        self._serial += 1
+        self._vectors[row] = vector
+        self._groups[row] = _short(group)
+        self._expires[row] = self._clock() + ttl
+        self._serials[row] = self._serial
+        self._values[row] = (group, value)
+        self._size += len(value)
+        self._count += 1
+        self._next = (row + 1) % self._max_entries
+
+    def clear(self) -> None:
+        while self._count:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        row = (self._next - self._count) % self._max_entries
+        entry = self._values[row]
+        if entry is not None:
+            self._size -= len(entry[1])
+        self._values[row] = None
+        self._groups[row] = 0
+        self._expires[row] = 0.0
+        self._count -= 1
+
+
+_NO_ROWS = np.empty(0, dtype=np.intp)
+
+
+def _short(group: bytes) -> int:
+    return int.from_bytes(group[:8], "little", signed=True)

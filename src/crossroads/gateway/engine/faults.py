@@ -1,0 +1,59 @@
+"""What a failure asks for: the same model again, another one, or the client's own attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from crossroads.gateway.contracts import Attempt
+from crossroads.prompts.experts.base import ExpertError
+
+Remedy = Literal["retry", "fallback", "refuse"]
+
+_CLIENTS_FAULT = frozenset({400, 413, 415, 422})
+_OVERFLOW = ("context length", "context_length", "context window", "context size", "too long")
+
+
+def remedy(error: ExpertError) -> Remedy:
+    """Return what may help: ``retry`` the same model, ``fallback`` to another, or ``refuse``.
+
+    Refused is what is wrong with the request itself. A model that is unknown upstream, or a key
+    that is refused there, is the upstream's own trouble: waiting does not mend it, another model
+    may.
+    """
+    if error.status in _CLIENTS_FAULT:
+        return "refuse"
+    if error.can_be_retried and error.code != "upstream_refused":
+        return "retry"
+    return "fallback"
+
+
+def is_models_fault(error: ExpertError) -> bool:
+    """Whether the failure speaks against the model, not against the request."""
+    return error.status not in _CLIENTS_FAULT
+
+
+def is_overflow(error: ExpertError) -> bool:
+    """Whether the prompt was longer than the model's context.
+
+    Few servers say so by a code, so known words of their messages count, too.
+    """
+    if error.status not in _CLIENTS_FAULT:
+        return False
+    message = f"{error.code} {error.type} {error}".lower()
+    return any(words in message for words in _OVERFLOW)
+
+
+def after(attempts: Sequence[Attempt], last: ExpertError) -> ExpertError:
+    """Return the error for the client when nothing is left to try: the last, and the count."""
+    if len(attempts) < 2:
+        return last
+    models = dict.fromkeys(attempt.model for attempt in attempts)
+    return ExpertError(
+        f"{len(attempts)} attempts failed ({', '.join(models)}); the last: {last}",
+        status=last.status,
+        type=last.type,
+        code=last.code,
+        param=last.param,
+        retry_after=last.retry_after,
+    )

@@ -1,0 +1,282 @@
+"""Off-policy evaluation: what a candidate would have earned and cost, from another policy's log.
+
+``off_policy`` gives every estimator of ``estimators`` with intervals, the difference to the policy
+that was served, and how well the two overlap. Where the candidate chooses models that the logging
+policy never chooses, nothing in the log tells what these would have earned: then no point estimate
+is given, only bounds that hold whatever those rewards are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from crossroads.core.errors import InputError
+from crossroads.gateway.evaluation.candidates import Candidate, Target
+from crossroads.gateway.evaluation.estimators import ESTIMATORS, Overlap, overlap, terms
+from crossroads.gateway.evaluation.intervals import (
+    Interval,
+    Terms,
+    clusters,
+    interval,
+    standard_error,
+)
+from crossroads.gateway.evaluation.log import Bools, Float64, Ints, Log
+from crossroads.gateway.evaluation.reward_model import RewardModel, cross_fitted, expected_rewards
+
+_SMALL = 1e-9  # probability that is none
+_SUSPICIOUS = 4.0  # standard errors by which a mean weight may miss what it must be
+_FEW = 100.0  # an effective sample below it is too small for the intervals to be trusted
+_BOUNDED = ("ips", "dr")  # estimators that bounds are given for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What a log says about a candidate. Rewards are in [0, 1], costs in USD a call.
+
+    Attributes
+    ----------
+    candidate : its name
+    num_calls, num_sessions : judged calls, and sessions, that it was evaluated on
+    value : estimator -> mean reward under the candidate
+    difference : estimator -> value less the served policy's mean reward, paired call by call
+    cost, cost_difference : the same of the cost
+    expected_cost : cost under the candidate by the prices known when the calls were decided; None
+        where a price is missing
+    served, served_cost : mean reward and cost of what was served
+    bounds : estimator -> (low, high), where the candidate leaves the log's support
+    unsupported : share of the candidate's choices with zero propensity
+    effective_size : number of calls the weights are worth
+    weights : ``mean`` (1 when propensities are right), ``max``, ``clip``, ``zero`` (share of calls
+        that tell nothing about the candidate)
+    reward_model : what the doubly robust estimates used
+    judged : model -> share of its calls that were judged
+    shares : model -> probability that the candidate chooses it
+    warnings : sentences
+    """
+
+    candidate: str
+    num_calls: int
+    num_sessions: int
+    value: Mapping[str, Interval]
+    difference: Mapping[str, Interval]
+    cost: Mapping[str, Interval]
+    cost_difference: Mapping[str, Interval]
+    expected_cost: Interval | None
+    served: Interval
+    served_cost: Interval
+    bounds: Mapping[str, tuple[float, float]]
+    unsupported: float
+    effective_size: float
+    weights: Mapping[str, float]
+    reward_model: str
+    judged: Mapping[str, float]
+    shares: Mapping[str, float]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    level: float = 0.95
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether only bounds can be given."""
+        return self.unsupported > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        plain: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Interval):
+                plain[name] = value.to_dict()
+            elif isinstance(value, Mapping):
+                plain[name] = {
+                    key: each.to_dict() if isinstance(each, Interval) else each
+                    for key, each in value.items()
+                }
+            else:
+                plain[name] = list(value) if isinstance(value, tuple) else value
+        return {**plain, "is_refused": self.is_refused}
+
+
+def off_policy(
+    log: Log,
+    candidate: Candidate | Target,
+    *,
+    reward_model: RewardModel | None = None,
+    clip: float | None = None,
+    level: float = 0.95,
+    draws: int = 1_000,
+    seed: int = 0,
+) -> Evaluation:
+    """Estimate what a candidate would have earned on the logged calls.
+
+    Parameters
+    ----------
+    log : decisions with propensities and rewards, see ``build_log``
+    candidate : a policy, or what it would have done
+    reward_model : ``ridge``, ``mean`` or ``scores``, see ``expected_rewards``
+    clip : largest weight of ``clipped_ips`` and ``switch_dr``; sqrt(N) by default
+    level : of the intervals
+    draws : of the bootstrap over sessions; 0 for none
+    seed : of folds and bootstrap
+
+    Raises InputError for an empty log, or one that lacks what candidate or reward model need.
+    """
+    if len(log) == 0:
+        raise InputError("off-policy evaluation: the log is empty")
+    target = candidate if isinstance(candidate, Target) else candidate.target(log)
+    log = _widened(log, target.models)
+    met = overlap(
+        target.probability, log.action, log.propensity, supported_NK=supported_models(log)
+    )
+    expected, made_by = expected_rewards(
+        log, kind=reward_model, quality_NK=target.quality, seed=seed
+    )
+    bound = float(np.sqrt(len(log))) if clip is None else clip
+    cluster_N = clusters(log.session)
+
+    def ends(of: Terms) -> Interval:
+        return interval(of, cluster_N, level=level, draws=draws, seed=seed)
+
+    refused = float(met.unsupported.mean()) > _SMALL
+    value, difference, bounds = {}, {}, {}
+    cost, cost_difference = {}, {}
+    prices = _expected_costs(log, made_by, seed)
+    for name in ESTIMATORS:
+        of = terms(name, met, log.reward, expected, clip=bound)
+        of_cost = terms(name, met, log.cost, prices, clip=bound)
+        value[name] = Interval(None) if refused else ends(of)
+        difference[name] = Interval(None) if refused else ends(of.minus(log.reward))
+        cost[name] = Interval(None) if refused else ends(of_cost)
+        cost_difference[name] = Interval(None) if refused else ends(of_cost.minus(log.cost))
+        if refused and name in _BOUNDED:
+            bounds[name] = _bounds(ends(of), ends(of.plus(met.unsupported)))
+    return Evaluation(
+        candidate=target.name,
+        num_calls=len(log),
+        num_sessions=int(cluster_N.max()) + 1,
+        value=value,
+        difference=difference,
+        cost=cost,
+        cost_difference=cost_difference,
+        expected_cost=_by_price(log, target.probability, ends),
+        served=ends(Terms(log.reward)),
+        served_cost=ends(Terms(log.cost)),
+        bounds=bounds,
+        unsupported=float(met.unsupported.mean()) if refused else 0.0,
+        effective_size=met.effective_size,
+        weights=_weights(met, bound),
+        reward_model=made_by,
+        judged=_judged(log),
+        shares=dict(zip(log.models, target.probability.mean(axis=0).tolist(), strict=True)),
+        dropped=dict(log.dropped),
+        level=level,
+        warnings=_warnings(log, met, cluster_N),
+    )
+
+
+def _widened(log: Log, models: tuple[str, ...]) -> Log:
+    """Return the log with columns for models that only the candidate knows."""
+    extra = len(models) - len(log.models)
+    if extra == 0:
+        return log
+
+    def pad(values: Float64, fill: float) -> Float64:
+        return np.pad(values, ((0, 0), (0, extra)), constant_values=fill)
+
+    known = np.isfinite(log.probability).all(axis=1, keepdims=True)
+    probability = np.where(known, pad(np.nan_to_num(log.probability), 0.0), np.nan)
+    return replace(
+        log,
+        models=models,
+        probability=probability,
+        score=pad(log.score, np.nan),
+        price=pad(log.price, np.nan),
+    )
+
+
+def supported_models(log: Log) -> Bools:
+    """Return which models the logging policy could have chosen, shape (N, K).
+
+    Where the ledger has a propensity only, the models that such calls ever chose count.
+    """
+    unknown = ~np.isfinite(log.probability).all(axis=1)
+    supported = np.nan_to_num(log.probability, nan=0.0) > _SMALL
+    if unknown.any():
+        ever = np.zeros(len(log.models), dtype=bool)
+        ever[log.action[unknown]] = True
+        supported[unknown] = ever
+    supported[np.arange(len(log)), log.action] = True
+    return supported
+
+
+def _expected_costs(log: Log, made_by: str, seed: int) -> Float64:
+    """Return the prices known when the calls were decided, else a cross-fitted mean."""
+    if np.isfinite(log.price).all():
+        return log.price
+    fitted = cross_fitted(log, log.cost, kind="mean", seed=seed)
+    return np.where(np.isfinite(log.price), log.price, fitted)
+
+
+def _by_price(log: Log, probability: Float64, ends: Any) -> Interval | None:
+    used = probability > 0
+    if not np.isfinite(log.price[used]).all():
+        return None
+    found: Interval = ends(Terms((probability * np.where(used, log.price, 0.0)).sum(axis=1)))
+    return found
+
+
+def _bounds(lower: Interval, upper: Interval) -> tuple[float, float]:
+    """Return the outermost ends of both, within [0, 1]."""
+    lows = [v for v in (lower.low, lower.bootstrap_low) if v is not None]
+    highs = [v for v in (upper.high, upper.bootstrap_high) if v is not None]
+    return max(0.0, min(lows, default=0.0)), min(1.0, max(highs, default=1.0))
+
+
+def _weights(met: Overlap, clip: float) -> dict[str, float]:
+    return {
+        "mean": float(met.weight.mean()),
+        "max": float(met.weight.max()),
+        "clip": clip,
+        "zero": float((met.weight == 0).mean()),
+    }
+
+
+def _judged(log: Log) -> dict[str, float]:
+    counts = np.bincount(log.action, minlength=len(log.models))
+    return {
+        model: float(counts[k]) / log.num_calls[model]
+        for k, model in enumerate(log.models)
+        if log.num_calls.get(model)
+    }
+
+
+def _warnings(log: Log, met: Overlap, cluster_N: Ints) -> tuple[str, ...]:
+    found = []
+    share = float(met.unsupported.mean())
+    if share > _SMALL:
+        found.append(
+            f"{share:.1%} of the candidate's choices have zero propensity in the log: only bounds "
+            "are given; explore (explore: {epsilon: ...}) to learn about them"
+        )
+    if (weight_terms := Terms(met.weight + met.unsupported)).value != 1.0:
+        error = standard_error(weight_terms, cluster_N)
+        if abs(weight_terms.value - 1) > max(_SUSPICIOUS * error, 1e-6):
+            found.append(
+                f"the mean weight is {weight_terms.value:.3f} and should be 1: the recorded "
+                "propensities are not those of the policy that was served, or the calls differ"
+            )
+    if met.effective_size < _FEW:
+        found.append(
+            f"the weights are worth {met.effective_size:.0f} calls: too few for the intervals to "
+            "be trusted"
+        )
+    shares = _judged(log)
+    if shares and max(shares.values()) > 2 * min(shares.values()):
+        found.append(
+            "models are judged at very different rates; the estimates take judged calls as a fair "
+            "sample"
+        )
+    return tuple(found)

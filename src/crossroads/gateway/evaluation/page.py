@@ -1,0 +1,133 @@
+"""The HTML page of an evaluation: intervals drawn as SVG, everything inside one file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from crossroads import __version__
+from crossroads.core.files import write_atomically
+from crossroads.gateway.evaluation.intervals import Interval
+from crossroads.gateway.evaluation.off_policy import Evaluation
+
+_WIDTH, _LEFT, _RIGHT, _ROW = 640.0, 120.0, 20.0, 30.0
+_NAMES = {
+    "ips": "IPS",
+    "snips": "SNIPS",
+    "clipped_ips": "clipped IPS",
+    "dm": "direct method",
+    "dr": "doubly robust",
+    "switch_dr": "switch DR",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Dot:
+    """A row of a plot: positions in the drawing's units; ``text`` is read out and hovered."""
+
+    name: str
+    text: str
+    y: float
+    x: float
+    low: float
+    high: float
+    is_reference: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Plot:
+    title: str
+    caption: str
+    dots: tuple[_Dot, ...]
+    ticks: tuple[tuple[float, str], ...]
+    height: float
+    zero: float | None
+    width: float = _WIDTH
+    left: float = _LEFT
+
+
+def write_page(found: Evaluation, folder: Path, *, source: str) -> Path:
+    """Write ``evaluation.html`` and return its path. Raises InputError where it cannot."""
+    path = folder / "evaluation.html"
+    write_atomically(path, render_page(found, source=source))
+    return path
+
+
+def render_page(found: Evaluation, *, source: str) -> str:
+    """Return the page as one HTML document that loads nothing."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = resources.files(__package__).joinpath("page.html.j2").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(template).render(
+        found=found,
+        plots=_plots(found),
+        source=source,
+        version=__version__,
+        names=_NAMES,
+        percent=100 * found.level,
+    )
+
+
+def _plots(found: Evaluation) -> list[_Plot]:
+    cost_less = "Mean cost less that of what was served, USD."
+    parts = (
+        ("Reward", "Mean reward of a call, in [0, 1].", found.value, found.served, False),
+        ("Gain", "Mean reward less that of what was served.", found.difference, None, True),
+        ("Cost", "Mean cost of a call, USD.", found.cost, found.served_cost, False),
+        ("Cost less served", cost_less, found.cost_difference, None, True),
+    )
+    plots = []
+    for title, caption, intervals, served, has_zero in parts:
+        rows = {_NAMES[name]: each for name, each in intervals.items()}
+        if served is not None:
+            rows["served"] = served
+        plot = _plot(title, caption, rows, has_zero=has_zero)
+        if plot is not None:
+            plots.append(plot)
+    return plots
+
+
+def _plot(
+    title: str, caption: str, rows: Mapping[str, Interval], *, has_zero: bool
+) -> _Plot | None:
+    known = {name: each for name, each in rows.items() if each.value is not None}
+    if not known or set(known) == {"served"}:
+        return None
+    ends = [0.0] if has_zero else []
+    for each in known.values():
+        ends += [v for v in (each.value, each.low, each.high) if v is not None]
+    low, high = min(ends), max(ends)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1e-6
+    low, high = low - margin, high + margin
+
+    def place(value: float) -> float:
+        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+
+    dots = []
+    for n, (name, each) in enumerate(known.items()):
+        middle = each.value if each.value is not None else 0.0
+        left = middle if each.low is None else each.low
+        right = middle if each.high is None else each.high
+        dots.append(
+            _Dot(
+                name=name,
+                text=f"{name}: {middle:.4g} [{left:.4g}, {right:.4g}]",
+                y=_ROW * (n + 0.5),
+                x=place(middle),
+                low=place(left),
+                high=place(right),
+                is_reference=name == "served",
+            )
+        )
+    values = [low + (high - low) * share for share in (0.05, 0.35, 0.65, 0.95)]
+    return _Plot(
+        title=title,
+        caption=caption,
+        dots=tuple(dots),
+        ticks=tuple((place(value), f"{value:.3g}") for value in values),
+        height=_ROW * len(dots),
+        zero=place(0.0) if has_zero else None,
+    )

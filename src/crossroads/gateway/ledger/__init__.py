@@ -1,0 +1,21 @@
+"""The ledger: every call the gateway decided and answered, and what was said about it."""
+
+from __future__ import annotations
+
+from crossroads.gateway.ledger.feedback import Feedback, parse_feedback, unknown_decision
+from crossroads.gateway.ledger.reading import Entry, Filters, LedgerReader
+from crossroads.gateway.ledger.settings import LedgerSettings
+from crossroads.gateway.ledger.writer import SqlLedger, check_ledger, open_ledger
+
+__all__ = [
+    "Entry",
+    "Feedback",
+    "Filters",
+    "LedgerReader",
+    "LedgerSettings",
+    "SqlLedger",
+    "check_ledger",
+    "open_ledger",
+    "parse_feedback",
+    "unknown_decision",
+]

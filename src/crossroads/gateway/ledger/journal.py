@@ -1,0 +1,148 @@
+"""Rows that the database did not take, kept in a file until it does.
+
+Every process has a journal of its own and holds a lock on it while it lives; a journal whose lock
+is free belonged to a process that died, and whoever opens the ledger next replays it.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import os
+import secrets
+import threading
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from crossroads.core.errors import InputError
+from crossroads.core.journal import append_line, read_lines
+from crossroads.gateway.ledger.schema import COLUMNS, Row
+
+_REMEDY = "move the file away to go on without its rows"
+
+
+class Journal:
+    """The journal of this process; safe to append to from several threads.
+
+    Parameters
+    ----------
+    folder : where journals of this ledger stand; made when the first row is written
+    prefix : how their names begin
+    """
+
+    def __init__(self, folder: Path, prefix: str) -> None:
+        self._folder = folder
+        self._prefix = prefix
+        self.path = folder / f"{prefix}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
+        self.num_rows = 0
+        self._lock = threading.Lock()
+        self._held: int | None = None
+
+    def append(self, table: str, rows: Sequence[Row]) -> None:
+        """Add rows; they are on the disk on return. Raises InputError where they cannot be."""
+        entry = {
+            "table": table,
+            "columns": list(COLUMNS[table]),
+            "rows": [[_to_json(value) for value in row] for row in rows],
+        }
+        with self._lock:
+            self._hold()
+            size = self.path.stat().st_size
+            try:
+                append_line(self.path, entry)
+            except InputError:
+                os.truncate(self.path, size)  # half a line would spoil the next one
+                raise
+            self.num_rows += len(rows)
+
+    def take(self) -> Generator[tuple[str, list[Row]], None, None]:
+        """Yield the table and rows of each entry; the file is removed when all were taken.
+
+        A caller that stops before the end keeps the file: taking again begins anew, and rows the
+        database has already are left out by their key.
+        """
+        with self._lock:
+            if self._held is None:
+                return
+            yield from _entries(self.path)
+            self._release()
+
+    def adopt(self) -> Generator[tuple[str, list[Row]], None, None]:
+        """Yield the entries of journals whose processes are gone, removing each after its last."""
+        for path in sorted(self._folder.glob(f"{self._prefix}-*.jsonl")):
+            if path == self.path:
+                continue
+            held = _lock_file(path)
+            if held is None:
+                continue
+            try:
+                yield from _entries(path)
+                path.unlink(missing_ok=True)
+            finally:
+                os.close(held)
+
+    def close(self) -> None:
+        """Let the lock go; a file that still holds rows stays for the next process."""
+        with self._lock:
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
+
+    def _hold(self) -> None:
+        if self._held is not None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._held = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
+        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _release(self) -> None:
+        assert self._held is not None
+        self.path.unlink(missing_ok=True)
+        os.close(self._held)
+        self._held = None
+        self.num_rows = 0
+
+
+def _lock_file(path: Path) -> int | None:
+    """Return a locked descriptor, None where the file's process lives or the file is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists():
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _entries(path: Path) -> Generator[tuple[str, list[Row]], None, None]:
+    yield from read_lines(path, _entry, remedy=_REMEDY)
+
+
+def _entry(entry: Any) -> tuple[str, list[Row]]:
+    """Return an entry's rows in the columns of this version; columns it lacks are empty."""
+    table = entry["table"]
+    place = {name: number for number, name in enumerate(entry["columns"])}
+    picked = [place.get(name) for name in COLUMNS[table]]
+    rows = [
+        tuple(None if at is None else _from_json(row[at]) for at in picked) for row in entry["rows"]
+    ]
+    return table, rows
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    return value
+
+
+def _from_json(value: Any) -> Any:
+    return base64.b64decode(value["base64"]) if isinstance(value, dict) else value

@@ -1,0 +1,270 @@
+"""One request from its bytes to its answer: the only place that knows every room.
+
+Whatever happens, three things hold: the client gets an answer, or an error in the shape of the API
+it called, and nothing cut off looks complete; what was set aside for the call is settled or given
+back; and a call that was parsed leaves one record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from contextlib import aclosing
+from typing import Any
+
+from crossroads.gateway.call import Call
+from crossroads.gateway.contracts import Choice, Grant, Kept, Record, Surface, Tally, Usage
+from crossroads.gateway.errors import ApiError, Headers, from_expert
+from crossroads.gateway.exchange import ClientGoneError, Exchange
+from crossroads.gateway.headers import answer_headers, cache_headers, choice_headers
+from crossroads.gateway.services import Services
+from crossroads.prompts.experts.base import ExpertError, chunks_of
+
+GONE = 499  # status in records, by custom, of a client that left; nobody is sent it
+_NOTHING = Usage()
+
+
+class Run:
+    """One call in progress.
+
+    Parameters
+    ----------
+    services : the snapshot it runs on
+    exchange, surface : where it came from
+    call : parsed
+    started_at : Unix seconds
+    """
+
+    def __init__(
+        self, services: Services, exchange: Exchange, surface: Surface, call: Call
+    ) -> None:
+        self._services = services
+        self._exchange = exchange
+        self._surface = surface
+        self._call = call
+        self._started_at = time.time() - call.phases.total
+        self._grant: Grant | None = None
+        self._choice: Choice | None = None
+        self._kept: Kept | None = None
+        self._tally = Tally()
+        self._status = 0
+        self._error = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the client was sent a whole answer."""
+        return self._tally.is_complete and self._exchange.status == 200 and self._exchange.is_over
+
+    async def answer(self) -> None:
+        """Answer the call, whatever becomes of it."""
+        self._services.telemetry.begin(self._call)
+        try:
+            with self._exchange.watch():
+                await self._admit_and_answer()
+            self._status = self._exchange.status
+        except ApiError as error:
+            await self._fail(error)
+        except ExpertError as error:
+            await self._fail(from_expert(error))
+        except (ClientGoneError, asyncio.CancelledError) as error:
+            self._status, self._error = GONE, "client_gone"
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        except BaseException:
+            self._status, self._error = 500, "internal_error"
+            raise
+        finally:
+            self._close()
+
+    async def _admit_and_answer(self) -> None:
+        call, services = self._call, self._services
+        phases = call.phases
+        clock = time.perf_counter
+        began = clock()
+        self._grant = grant = await services.governor.admit(call)
+        phases.queue += clock() - began
+        self._exchange.more_headers = grant.headers()
+        if services.prepare is not None and call.dialect == "responses":
+            await services.prepare(call)
+        if services.cache is not None:
+            self._kept = await services.cache.get(call)
+            if self._kept is not None:
+                await self._replay(self._kept)
+                return
+        began = clock()
+        self._choice = choice = await services.policies.choose(call, cost_price=grant.cost_price)
+        phases.route += clock() - began
+        self._exchange.more_headers += choice_headers(call, choice)
+        upper = services.prices.upper(choice.model, call.input_tokens, call.max_output_tokens)
+        await grant.reserve(upper)
+        relay = self._stream if call.is_stream else self._complete
+        await relay(choice)
+
+    async def _complete(self, choice: Choice) -> None:
+        call, tally = self._call, self._tally
+        answer = await self._services.engine.complete(call, choice, tally)
+        body = self._surface.render(call, tally.model, tally.dialect, answer)
+        self._name_model(tally.model)
+        headers = answer_headers(call, tally, self._cost())
+        await self._exchange.send_json(body, headers=headers)
+
+    async def _stream(self, choice: Choice) -> None:
+        call, tally, exchange = self._call, self._tally, self._exchange
+        async with aclosing(self._services.engine.stream(call, choice, tally)) as events:
+            # The first events come before the head, so that a call that fails at once is answered
+            # with a status and not with a broken stream.
+            first = await anext(events, None)
+            writer = self._surface.writer(call, tally.model, tally.dialect)
+            self._name_model(tally.model)
+            await exchange.start_events(answer_headers(call, tally, None))
+            try:
+                if first is not None:
+                    await exchange.send_part(writer.feed(first))
+                async for batch in events:
+                    data = writer.feed(batch)
+                    if data:
+                        await exchange.send_part(data)
+            except ExpertError as error:
+                self._error = error.code or "upstream_error"
+                await exchange.end(writer.fail(from_expert(error)))
+                return
+        await exchange.end(writer.end())
+
+    async def _replay(self, kept: Kept) -> None:
+        """Answer from a cache, in the form that was asked for."""
+        call, surface, exchange = self._call, self._surface, self._exchange
+        headers = cache_headers(call, kept)
+        self._tally.model = kept.model
+        self._tally.is_complete = True
+        if not call.is_stream:
+            body = surface.render(call, kept.model, kept.dialect, kept.answer)
+            await exchange.send_json(body, headers=headers)
+            return
+        writer = surface.writer(call, kept.model, "chat")
+        await exchange.start_events(headers)
+        await exchange.send_part(writer.feed(list(chunks_of(kept.answer, include_usage=True))))
+        await exchange.end(writer.end())
+
+    async def _fail(self, error: ApiError) -> None:
+        self._status, self._error = error.status, error.code or error.type
+        exchange = self._exchange
+        body = self._surface.error(error, exchange.request_id.decode())
+        await exchange.send_json(body, status=error.status, headers=error.headers)
+
+    def _name_model(self, model: str) -> None:
+        """Correct the header of a choice that another model answered in place of."""
+        choice = self._choice
+        if choice is not None and choice.model != model:
+            name = b"x-crossroads-model"
+            headers: Headers = [pair for pair in self._exchange.more_headers if pair[0] != name]
+            self._exchange.more_headers = [*headers, (name, model.encode("ascii", "replace"))]
+
+    def _cost(self) -> float:
+        """Return what every attempt that produced something costs, in USD."""
+        cost = self._services.prices.cost
+        return sum(cost(a.model, a.usage) for a in self._tally.attempts if a.usage is not None)
+
+    def _close(self) -> None:
+        """Settle, remember, tell."""
+        services, tally, grant = self._services, self._tally, self._grant
+        spent = [attempt.usage for attempt in tally.attempts if attempt.usage is not None]
+        cost = self._cost() if spent else 0.0
+        if grant is not None:
+            if spent:
+                total = Usage(
+                    sum(usage.input_tokens for usage in spent),
+                    sum(usage.output_tokens for usage in spent),
+                )
+                grant.settle(total, cost)
+            else:
+                grant.release()
+        if services.cache is not None and self._kept is None and tally.is_complete:
+            services.cache.put(self._call, tally)
+        record = self._record(cost)
+        if services.ledger is not None:
+            services.ledger.append(record)
+        services.telemetry.end(record)
+
+    def _record(self, cost: float) -> Record:
+        call, tally, choice, kept = self._call, self._tally, self._choice, self._kept
+        phases, client = call.phases, call.client
+        usage = tally.usage or _NOTHING
+        total = phases.total
+        relay = max(0.0, total - phases.queue - phases.route - phases.connect - phases.upstream)
+        record = Record(
+            decision_id=call.id,
+            request_id=call.request_id,
+            time=self._started_at,
+            key_id=client.key_id,
+            team=client.team,
+            dialect=call.dialect,
+            asked=call.model,
+            model=tally.model,
+            status=self._status,
+            error=self._error,
+            is_stream=call.is_stream,
+            is_complete=tally.is_complete,
+            finish=tally.finish or "",
+            attempts=[(a.model, a.status, a.code, a.seconds) for a in tally.attempts],
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            is_usage_estimated=usage.is_estimated,
+            cost_usd=cost,
+            queue_ms=phases.queue * 1e3,
+            route_ms=phases.route * 1e3,
+            connect_ms=phases.connect * 1e3,
+            upstream_ms=phases.upstream * 1e3,
+            relay_ms=relay * 1e3,
+            total_ms=total * 1e3,
+            first_token_ms=None if phases.first_token is None else phases.first_token * 1e3,
+            session=call.session,
+            verdict=tally.verdict,
+        )
+        if kept is not None:
+            record.cache = kept.kind
+            record.saved_usd = self._saved(kept)
+        if choice is not None:
+            _describe(record, choice)
+        self._keep_content(record)
+        return record
+
+    def _saved(self, kept: Kept) -> float:
+        """Return what the answer of a cache would have cost."""
+        usage = kept.answer.get("usage")
+        if not isinstance(usage, dict):
+            return 0.0
+        tokens = Usage(
+            int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        )
+        return self._services.prices.cost(kept.model, tokens)
+
+    def _keep_content(self, record: Record) -> None:
+        """Keep texts where the user asked for it, and always a mark that tells prompts apart."""
+        keeping, choice = self._services.keeping, self._choice
+        text = self._call.text
+        record.features_hash = hashlib.blake2b(
+            text.encode("utf-8", "surrogatepass"), digest_size=8
+        ).hexdigest()
+        if keeping.text:
+            record.prompt = text
+        if keeping.answers:
+            record.answer = self._tally.text
+        if keeping.features and choice is not None:
+            record.features = choice.features
+
+
+def _describe(record: Record, choice: Choice) -> None:
+    """Add what the policy decided to a record."""
+    record.policy, record.version = choice.policy, choice.version
+    record.reason, record.chosen = choice.reason, choice.model
+    record.propensity, record.probabilities = choice.propensity, choice.probabilities
+    record.is_explored, record.labels = choice.is_explored, choice.labels
+    decision = choice.decision
+    if decision is not None:
+        record.rule, record.scores = decision.rule, decision.scores
+        record.confidence = decision.confidence
+        record.predicted_quality = decision.predicted_quality
+        record.predicted_cost_usd = decision.predicted_cost_usd
+        costs: dict[str, Any] = decision.details.get("costs", {})
+        record.costs = costs

@@ -1,0 +1,166 @@
+"""Everything ``model`` in a request can name, ready to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crossroads.core.errors import UsageError
+from crossroads.gateway.call import Call
+from crossroads.gateway.contracts import Choice
+from crossroads.gateway.errors import ApiError
+from crossroads.gateway.policies.eligibility import Eligibility
+from crossroads.gateway.policies.learned import LearnedNode
+from crossroads.gateway.policies.node import Ask, ModelNode, Node
+
+AUTO = "auto"
+POLICY = b"x-crossroads-policy"
+
+
+class CompiledPolicies:
+    """Implements ``contracts.Policies``; made by ``compile_policies``.
+
+    Parameters
+    ----------
+    models : of the pool, in order
+    policies : by name, in order
+    default : the policy that ``auto`` asks for; None without
+    eligibility : of the pool's models
+    """
+
+    def __init__(
+        self,
+        *,
+        models: Mapping[str, ModelNode],
+        policies: Mapping[str, Node],
+        default: Node | None,
+        eligibility: Eligibility,
+    ) -> None:
+        self._models = dict(models)
+        self._policies = dict(policies)
+        self._default = default
+        self._eligibility = eligibility
+        if default is not None:
+            self._policies = {AUTO: default, **self._policies}
+
+    @property
+    def names(self) -> Sequence[str]:
+        return (*self._policies, *self._models)
+
+    async def choose(self, call: Call, *, cost_price: float = 0.0) -> Choice:
+        """Return who answers. ``cost_price``: quality per USD that a paced budget asks for.
+
+        Raises ApiError: 404 unknown name, 400 where no eligible model is left or the rule or the
+        preferences of a request are wrong, 403 where the client may not ask for the name.
+        """
+        name = _policy_of(call) or call.model
+        open_to = call.client.models
+        if open_to is not None and name not in open_to and name.partition(":")[0] not in open_to:
+            raise ApiError(
+                f"The key {call.client.key_id!r} may not ask for {name!r}; it may ask for "
+                f"{', '.join(sorted(open_to)) or 'nothing'}.",
+                status=403,
+                code="model_not_allowed",
+                param="model",
+            )
+        allowed = self._eligibility.allowed(call)
+        model = self._models.get(name)
+        if model is not None:
+            return await self._direct(model, call, allowed)
+        rule = ""
+        node = self._policies.get(name)
+        if node is None:
+            node, rule = self._ruled(name)
+        ask = Ask(
+            call=call,
+            allowed=allowed,
+            is_all=allowed is self._eligibility.all,
+            cost_price=cost_price,
+            rule=rule,
+            text=call.text,
+            key=call.session,
+        )
+        return await node.choose(ask)
+
+    async def _direct(self, node: ModelNode, call: Call, allowed: frozenset[str]) -> Choice:
+        if node.name not in allowed:
+            if not self._eligibility.named(call, node.name):
+                raise self._eligibility.refusal(call, node.candidates, node.name)
+            allowed = allowed | node.candidates
+        is_all = allowed is self._eligibility.all
+        return await node.choose(Ask(call, allowed, is_all, 0.0, "", "", ""))
+
+    def _ruled(self, name: str) -> tuple[Node, str]:
+        """Return the policy and the rule of ``NAME:RULE``. Raises ApiError 404."""
+        base, _, rule = name.partition(":")
+        node = self._policies.get(base)
+        if node is None and base != AUTO:
+            raise _not_found(
+                f"The model {name!r} does not exist; GET /v1/models lists those that do."
+            )
+        if node is None:
+            raise _not_found(
+                "No router is loaded, so 'auto' cannot be served; start the server with --router, "
+                "or name a model."
+            )
+        if not isinstance(node, LearnedNode):
+            raise _not_found(
+                f"The decision rule {rule!r} needs a fitted router, and none is loaded; start the "
+                f"server with --router, or ask for plain {base!r}, which the {node.kind} serve."
+            )
+        return node, rule
+
+    def describe(self) -> dict[str, Any]:
+        """Return every policy as plain data, for the dashboard."""
+        found = {}
+        for name, node in self._policies.items():
+            found[name] = {"name": node.name, "version": node.version, **node.describe()}
+        return found
+
+    def preview(self, name: str, rule: str | float) -> dict[str, Any]:
+        """Return the quality and cost that a learned policy would have under another rule.
+
+        ``rule`` is text, or a price in quality per USD; the result is that of ``Frontier.point``.
+        Raises ApiError: 404 where no learned policy has the name, 400 for a rule it cannot use.
+        """
+        node = self._policies.get(name)
+        if not isinstance(node, LearnedNode):
+            raise _not_found(
+                f"No learned policy is named {name!r}, so there is nothing to preview."
+            )
+        try:
+            return node.preview(rule)
+        except UsageError as error:
+            raise ApiError(str(error), code="invalid_rule", param="rule") from error
+
+    def health(self) -> dict[str, Any]:
+        """Return the state of the policies that have one, and ``state`` of the worst."""
+        parts = {}
+        for name, node in self._policies.items():
+            told = node.health()
+            if told is not None:
+                parts[name] = told
+        is_degraded = any(part["state"] != "ok" for part in parts.values())
+        return {"state": "degraded" if is_degraded else "ok", "policies": parts}
+
+    def close(self) -> None:
+        """End the threads."""
+        for node in self._policies.values():
+            node.close()
+
+
+def _policy_of(call: Call) -> str:
+    """Return the policy that a request names beside its model; "" without."""
+    given = call.headers.get(POLICY)
+    if given:
+        return given.decode("latin-1").strip()
+    own = call.body.get("crossroads")
+    if isinstance(own, Mapping):
+        named = own.get("policy")
+        if isinstance(named, str):
+            return named
+    return ""
+
+
+def _not_found(message: str) -> ApiError:
+    return ApiError(message, status=404, code="model_not_found", param="model")

@@ -1,0 +1,337 @@
+"""Estimates of a fitted router for prompts as they come: remembered, batched, never in the way.
+
+A prompt seen before costs a look-up. Others wait for the end of the event loop's turn and are
+estimated together: on the loop while they are short and few, which blocks it for about a
+millisecond, and else in one thread. Handing every prompt to a thread is slower (the interpreter
+runs one of the two at a time) and makes the loop wait for the interpreter's lock.
+
+A batch is estimated with the same numbers whatever it holds: embeddings are computed text by text,
+and estimates are rounded to ``_DIGITS`` digits, far coarser than the order of a sum matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crossroads.core.errors import CrossroadsError
+from crossroads.models.encoders import LONGEST_TEXT, get_encoder
+from crossroads.prompts.checking import unicode_text
+from crossroads.prompts.decide import EXCLUDED
+from crossroads.prompts.fitted import FittedRouter
+from crossroads.prompts.router import Queries
+from crossroads.prompts.verification import Verification
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+_DIGITS = 6
+_LOOP_SECONDS = 0.001  # work on the loop in one turn; beyond it a thread is the lesser evil
+_LEAST_HASHED = 256  # characters: shorter texts are their own key
+_PROBES = ("hello", "what is 12 times 12?", "write a poem about the sea " * 20)
+
+
+class RouterFailedError(CrossroadsError):
+    """The router raised while deciding; the cause is chained."""
+
+
+@dataclass(slots=True)
+class Estimate:
+    """What the router makes of one prompt.
+
+    Attributes
+    ----------
+    quality : float64 (K,), rounded; ``EXCLUDED`` and below are ruled out
+    is_open : bool (K,), not ruled out by the router
+    embedding : float32 (D,); zeros where the router needs none
+    prompt : the text
+    seconds : spent on it
+    verification : whether the router's choice will be right, where it has a verifier
+    kept : what policies made of it, by their own keys
+    """
+
+    quality: Float64
+    is_open: npt.NDArray[np.bool_]
+    embedding: Float32
+    prompt: str
+    seconds: float = 0.0
+    verification: Verification | None = None
+    kept: dict[Any, Any] = field(default_factory=dict)
+
+
+Waiter = asyncio.Future["Estimate | None"]
+Seen = Callable[[Sequence[Estimate]], None]
+
+
+@dataclass(slots=True)
+class _Pending:
+    key: str | bytes
+    text: str
+    waiters: list[Waiter]
+
+
+class Estimates:
+    """The estimates of one fitted router, shared by all policies that use it.
+
+    Parameters
+    ----------
+    fitted : the router
+    cache : prompts remembered, the least recently used go first
+    max_batch : prompts estimated at once
+    inline_chars : texts up to this length may be estimated on the event loop
+    """
+
+    def __init__(
+        self,
+        fitted: FittedRouter,
+        *,
+        cache: int = 8192,
+        max_batch: int = 16,
+        inline_chars: int = 4000,
+    ) -> None:
+        self.fitted = fitted
+        self._needs_embeddings = fitted.router.needs_embeddings or fitted.verifier is not None
+        encoder: Any = get_encoder(fitted.encoder) if self._needs_embeddings else None
+        self._encode: Callable[[str], Float32] = _encoder_of(encoder)
+        self._cache: OrderedDict[str | bytes, Estimate] = OrderedDict()
+        self._cache_size = cache
+        self._max_batch = max_batch
+        self._inline_chars = inline_chars
+        self._pending: dict[str | bytes, _Pending] = {}
+        self._queue: deque[_Pending] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._work: SimpleQueue[tuple[asyncio.AbstractEventLoop, list[_Pending]] | None] = (
+            SimpleQueue()
+        )
+        self._thread: threading.Thread | None = None
+        self._watchers: list[Seen] = []
+        self.num_hits = self.num_misses = self.num_batches = self.num_failures = 0
+        self.num_inline = 0
+        self.last_failure = ""
+        self.seconds = self._probe()  # of one prompt, moving average
+        self.is_inline = self.seconds <= _LOOP_SECONDS
+
+    def watch(self, seen: Seen) -> None:
+        """Have every new batch of estimates shown to ``seen``, on the event loop."""
+        self._watchers.append(seen)
+
+    def cached(self, text: str) -> Estimate | None:
+        """Return what is remembered of a prompt."""
+        key = _key(text[:LONGEST_TEXT])
+        found = self._cache.get(key)
+        if found is not None:
+            self._cache.move_to_end(key)
+            self.num_hits += 1
+        return found
+
+    async def get(self, text: str, budget_s: float | None = None) -> Estimate | None:
+        """Return the estimate of a prompt; None where it takes longer than the budget.
+
+        A late estimate is remembered all the same. The budget is as fine as the event loop's
+        timers, a millisecond. Raises RouterFailedError.
+        """
+        text = text[:LONGEST_TEXT]  # more is never read
+        key = _key(text)
+        found = self._cache.get(key)
+        if found is not None:
+            self._cache.move_to_end(key)
+            self.num_hits += 1
+            return found
+        loop = asyncio.get_running_loop()
+        self.num_misses += 1
+        waiter: Waiter = loop.create_future()
+        self._enqueue(key, text, waiter, loop)
+        if budget_s is None:
+            return await waiter
+        timer = loop.call_later(budget_s, _expire, waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+
+    def estimate(self, texts: Sequence[str]) -> list[Estimate]:
+        """Estimate now, remembering nothing. Raises what the router raises."""
+        started = time.perf_counter()
+        cleaned = [unicode_text(text) for text in texts]
+        if self._needs_embeddings:
+            embeddings = np.stack([self._encode(text) for text in cleaned])
+        else:
+            embeddings = np.zeros((len(cleaned), 1), dtype=np.float32)
+        column = np.array(cleaned, dtype=object)
+        quality = self.fitted.router.predict(Queries(embeddings=embeddings, texts=column))
+        quality = np.round(quality, _DIGITS) + 0.0  # no negative zeros
+        if not np.isfinite(quality).all():
+            raise RouterFailedError(f"router {self.fitted.router.name!r} estimates no number")
+        is_open = quality > EXCLUDED
+        found = [
+            Estimate(quality[n], is_open[n], embeddings[n], cleaned[n]) for n in range(len(cleaned))
+        ]
+        if self.fitted.verifier is not None:
+            answers = self.fitted.verifier.verifier.verify(embeddings, num_exemplars=0)
+            for estimate, answer in zip(found, answers, strict=True):
+                estimate.verification = answer
+        seconds = (time.perf_counter() - started) / len(found)
+        for estimate in found:
+            estimate.seconds = seconds
+        return found
+
+    def close(self) -> None:
+        """End the thread, if there is one; what waits for it still gets its answer."""
+        if self._thread is not None:
+            self._work.put(None)
+            self._thread = None
+
+    def _probe(self) -> float:
+        """Return the seconds of one prompt once warm. A router that cannot decide raises here."""
+        self.estimate(_PROBES)
+        started = time.perf_counter()
+        for text in _PROBES:
+            self.estimate([text])
+        return (time.perf_counter() - started) / len(_PROBES)
+
+    # --- on the event loop ---
+
+    def _enqueue(
+        self, key: str | bytes, text: str, waiter: Waiter, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        if self._loop is not loop:  # of a gateway that ended: nobody waits there any more
+            self._loop = loop
+            self._pending.clear()
+            self._queue.clear()
+        pending = self._pending.get(key)
+        if pending is not None:
+            pending.waiters.append(waiter)
+            return
+        pending = self._pending[key] = _Pending(key, text, [waiter])
+        if not self.is_inline or len(text) > self._inline_chars:
+            self._hand_over([pending], loop)
+            return
+        if not self._queue:
+            loop.call_soon(self._flush, loop)
+        self._queue.append(pending)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Estimate what the loop's last turn brought, as much as one turn may take."""
+        batch: list[_Pending] = []
+        room = self._inline_chars
+        while self._queue and len(batch) < self._max_batch and (room > 0 or not batch):
+            pending = self._queue.popleft()
+            room -= len(pending.text)
+            batch.append(pending)
+        if self._queue:
+            loop.call_soon(self._flush, loop)
+        self.num_inline += len(batch)
+        self._deliver(self._work_on(batch))
+
+    def _hand_over(self, batch: list[_Pending], loop: asyncio.AbstractEventLoop) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="router", daemon=True)
+            self._thread.start()
+        self._work.put((loop, batch))
+
+    def _deliver(self, results: list[tuple[_Pending, Estimate | RouterFailedError]]) -> None:
+        fresh: list[Estimate] = []
+        self.num_batches += 1
+        for pending, found in results:
+            self._pending.pop(pending.key, None)
+            if isinstance(found, Estimate):
+                self._remember(pending.key, found)
+                fresh.append(found)
+            else:
+                self.num_failures += 1
+                self.last_failure = str(found)
+            for waiter in pending.waiters:
+                if not waiter.done():
+                    if isinstance(found, Estimate):
+                        waiter.set_result(found)
+                    else:
+                        waiter.set_exception(found)
+        if fresh:
+            for seen in self._watchers:
+                seen(fresh)
+
+    def _remember(self, key: str | bytes, found: Estimate) -> None:
+        if self._cache_size:
+            self._cache[key] = found
+            if len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+
+    # --- anywhere ---
+
+    def _work_on(
+        self, batch: list[_Pending]
+    ) -> list[tuple[_Pending, Estimate | RouterFailedError]]:
+        started = time.perf_counter()
+        found: Sequence[Estimate | RouterFailedError]
+        try:
+            found = self.estimate([pending.text for pending in batch])
+        except Exception as error:  # noqa: BLE001 - one prompt must not fail the others of its batch
+            found = [self._one(p.text) for p in batch] if len(batch) > 1 else [_failed(error)]
+        took = (time.perf_counter() - started) / len(batch)
+        self.seconds += 0.05 * (took - self.seconds)
+        return list(zip(batch, found, strict=True))
+
+    def _one(self, text: str) -> Estimate | RouterFailedError:
+        try:
+            return self.estimate([text])[0]
+        except Exception as error:  # noqa: BLE001 - whatever a router may raise
+            return _failed(error)
+
+    def _run(self) -> None:
+        """Estimate what is handed over, all that waits at once, until told to stop."""
+        while True:
+            item = self._work.get()
+            if item is None:
+                return
+            loop, batch = item
+            is_last = False
+            while len(batch) < self._max_batch and not self._work.empty():
+                more = self._work.get()
+                if more is None:
+                    is_last = True
+                    break
+                batch += more[1]
+            results = self._work_on(batch)
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._deliver, results)
+            if is_last:
+                return
+            time.sleep(0)  # lets the event loop have the interpreter between two batches
+
+
+def _encoder_of(encoder: Any) -> Callable[[str], Float32]:
+    """Return what embeds one text, by the path that does not depend on its neighbours."""
+    one = getattr(encoder, "encode_one", None)
+    if one is not None:
+        found: Callable[[str], Float32] = one
+        return found
+    return lambda text: np.asarray(encoder.encode([text])[0], dtype=np.float32)
+
+
+def _key(text: str) -> str | bytes:
+    if len(text) <= _LEAST_HASHED:
+        return text
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _failed(error: Exception) -> RouterFailedError:
+    if isinstance(error, RouterFailedError):
+        return error
+    failed = RouterFailedError(f"{type(error).__name__}: {error}"[:200])
+    failed.__cause__ = error
+    return failed
+
+
+def _expire(waiter: Waiter) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

@@ -1,0 +1,363 @@
+"""A fitted router as a policy: estimates, eligibility, objective, exploration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crossroads import __version__
+from crossroads.core.decision import Decision
+from crossroads.core.errors import InputError, UsageError
+from crossroads.gateway.contracts import Choice
+from crossroads.gateway.errors import ApiError
+from crossroads.gateway.policies.draws import draw, pick, salt
+from crossroads.gateway.policies.drift import Drift
+from crossroads.gateway.policies.eligibility import IneligibleError
+from crossroads.gateway.policies.estimates import Estimate, Estimates, RouterFailedError
+from crossroads.gateway.policies.explore import Explorer
+from crossroads.gateway.policies.frontier import Frontier
+from crossroads.gateway.policies.node import Ask, Manner, Node
+from crossroads.gateway.policies.objective import (
+    can_weigh_costs,
+    mixture,
+    priced,
+    ranked,
+    resolve_rule,
+)
+from crossroads.gateway.policies.settings import LearnedSettings
+from crossroads.prompts.budget import prompt_draws
+from crossroads.prompts.decide import BudgetRule, DecisionRule, Tradeoff
+from crossroads.prompts.explain import leads, reason
+from crossroads.prompts.route_verification import reason_of
+from crossroads.prompts.router import Queries
+
+Float64 = npt.NDArray[np.float64]
+
+_MOST_KEPT = 16  # decisions remembered of one prompt: rules, sets of models, prices
+_MOST_RULES = 256  # rules of requests remembered
+BUDGET, FAILED, NO_TEXT = "route-budget", "router-failed", "no-text"
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one policy makes of one prompt, for one rule, price and set of models.
+
+    Attributes
+    ----------
+    rule : with the price in it
+    columns : of the router, eligible ones (E,)
+    quality, cost : of those (E,)
+    best : column among them that the rule takes
+    probability : of each, where the choice is random
+    choices : made so far, by column among E
+    is_pure : whether neither price nor constraint changed what the router alone would choose from
+    """
+
+    rule: DecisionRule
+    columns: npt.NDArray[np.intp]
+    quality: Float64
+    cost: Float64
+    best: int
+    probability: list[float] | None
+    is_pure: bool
+    choices: dict[int, Choice] = field(default_factory=dict)
+
+
+class LearnedNode:
+    """Decides by the estimates of a fitted router.
+
+    Parameters
+    ----------
+    settings : of the policy
+    estimates : of its router, shared with others
+    manner : how choices are presented
+    fallback : decides where the router cannot
+    """
+
+    kind = "learned"
+
+    def __init__(
+        self,
+        settings: LearnedSettings,
+        estimates: Estimates,
+        manner: Manner,
+        fallback: Node | None = None,
+    ) -> None:
+        fitted = estimates.fitted
+        self.name = manner.name
+        self.version = manner.version
+        self.estimates = estimates
+        self.fitted = fitted
+        self.settings = settings
+        self.models = tuple(m for m in fitted.models if not settings.models or m in settings.models)
+        self.candidates = frozenset(self.models)
+        self.fallback = fallback
+        self._manner = manner
+        self._budget_s = None if settings.budget_us is None else settings.budget_us / 1e6
+        objective = settings.objective
+        self.rule = resolve_rule(fitted, None if objective is None else objective.text())
+        self._rules: dict[str, DecisionRule] = {}
+        self._weighs = can_weigh_costs(fitted)
+        # Where costs are unknown only argmax decides, which looks at none.
+        self._cost = np.where(np.isfinite(fitted.mean_cost), fitted.mean_cost, 0.0)
+        self._own = np.array([m in self.candidates for m in fitted.models])
+        self._salt = salt(settings.seed, self.name)
+        self._explorer = (
+            None
+            if settings.explore is None
+            else Explorer(settings.explore, len(fitted.models), settings.seed)
+        )
+        self._frontier = Frontier(fitted, np.flatnonzero(self._own))
+        estimates.watch(self._frontier.seen)
+        self._drift = None if settings.drift is None else Drift(fitted, settings.drift)
+        if self._drift is not None:
+            estimates.watch(self._drift.seen)
+        self.num_degraded = {BUDGET: 0, FAILED: 0, NO_TEXT: 0}
+        self._failing = ""
+
+    async def choose(self, ask: Ask) -> Choice:
+        text = ask.text
+        if not text or text.isspace():
+            return await self._without_text(ask)
+        rule = self._rule_of(ask.rule)
+        try:
+            found = await self.estimates.get(text, self._budget_s)
+        except RouterFailedError as error:
+            self._failing = str(error)
+            return await self._degraded(ask, FAILED, error)
+        if found is None:
+            return await self._degraded(ask, BUDGET)
+        self._failing = ""
+        return self.decide(ask, found, rule)
+
+    def decide(self, ask: Ask, found: Estimate, rule: DecisionRule) -> Choice:
+        """Return the choice for a prompt whose estimate is known. Raises ApiError."""
+        price = 0.0
+        if ask.cost_price > 0 and self._weighs:
+            price = float(f"{ask.cost_price:.2e}")  # coarse enough for decisions to be remembered
+        key = (self.name, ask.rule, None if ask.is_all else ask.allowed, price)
+        plan = found.kept.get(key)
+        if plan is None:
+            if len(found.kept) >= _MOST_KEPT:
+                found.kept.clear()
+            plan = found.kept[key] = self._plan(ask, found, rule, price)
+        column = plan.best
+        if plan.probability is not None and self._explorer is not None:
+            column = pick(plan.probability, draw(self._salt, ask.call.id))
+        choice = plan.choices.get(column)
+        if choice is None:
+            choice = plan.choices[column] = self._choice(ask, found, plan, column)
+        return choice
+
+    def _plan(self, ask: Ask, found: Estimate, rule: DecisionRule, price: float) -> _Plan:
+        may = self._own & found.is_open
+        if not ask.is_all:
+            may = may & np.array([m in ask.allowed for m in self.fitted.models])
+        columns = np.flatnonzero(may)
+        if len(columns) == 0:
+            raise self._none_left(ask)
+        quality, cost = found.quality[columns], self._cost[columns]
+        rule = priced(rule, price)
+        sides = mixture(rule, quality, cost)
+        best = max(sides, key=lambda side: side[1])[0]
+        probability: list[float] | None = None
+        if self._explorer is not None:
+            probability = self._explorer.probabilities(rule, quality, cost, sides, columns)
+        elif len(sides) > 1:
+            probability = [0.0] * len(columns)
+            for column, share in sides:
+                probability[column] += share
+            best = self._prompt_draw(found, rule, sides)
+        return _Plan(
+            rule=rule,
+            columns=columns,
+            quality=quality,
+            cost=cost,
+            best=best,
+            probability=probability,
+            is_pure=price == 0 and bool(may.sum() == found.is_open.sum()),
+        )
+
+    def _prompt_draw(
+        self, found: Estimate, rule: DecisionRule, sides: list[tuple[int, float]]
+    ) -> int:
+        """Return the side of a calibrated budget that falls to this prompt, as ``decide`` does."""
+        assert isinstance(rule, BudgetRule)
+        texts = np.array([found.prompt], dtype=object)
+        asked = Queries(embeddings=found.embedding[None], texts=texts)
+        thrifty = prompt_draws(asked, self.settings.seed)[0] < rule.share
+        return sides[-1][0] if thrifty else sides[0][0]
+
+    def _choice(self, ask: Ask, found: Estimate, plan: _Plan, column: int) -> Choice:
+        names = tuple(self.fitted.models[k] for k in plan.columns)
+        probability = plan.probability
+        propensity = 1.0 if probability is None else probability[column]
+        explored = self._explorer is not None and column != plan.best
+        told = reason(plan.rule, names, plan.quality, plan.cost, column)
+        if explored:
+            told = (
+                f"{names[column]} was drawn to explore, with probability {propensity:.3f}; "
+                f"{names[plan.best]} is the best known"
+            )
+        decision = self._decision(found, plan, column, told, propensity)
+        chain: tuple[str, ...] = ()
+        if self.settings.num_fallbacks:
+            order = [names[c] for c in ranked(plan.rule, plan.quality, plan.cost) if c != column]
+            chain = tuple(order[: self.settings.num_fallbacks])
+        labels = {}
+        if len(names) < len(self.models):
+            labels["eligible"] = f"{len(names)} of {len(self.models)}"
+        return self._manner.choice(
+            names[column],
+            allowed=ask.allowed,
+            fallbacks=chain,
+            reason=told,
+            decision=decision,
+            propensity=propensity,
+            probabilities={} if probability is None else dict(zip(names, probability, strict=True)),
+            is_explored=explored,
+            features=found.embedding.astype("<f2").tobytes()
+            if self.settings.keep_features
+            else None,
+            labels=labels,
+        )
+
+    def _decision(
+        self, found: Estimate, plan: _Plan, column: int, told: str, propensity: float
+    ) -> Decision:
+        names = [self.fitted.models[k] for k in plan.columns]
+        cost = float(self.fitted.mean_cost[plan.columns[column]])
+        row = np.array([column])
+        return Decision(
+            chosen=(names[column],),
+            scores=dict(zip(names, plan.quality.tolist(), strict=True)),
+            rule=str(plan.rule),
+            reason=told,
+            propensity=propensity,
+            predicted_quality=min(max(float(plan.quality[column]), 0.0), 1.0),
+            predicted_cost_usd=cost if np.isfinite(cost) else None,
+            confidence=float(leads(plan.rule, plan.quality[None], plan.cost, row)[0]),
+            seconds=found.seconds,
+            router=self.fitted.router.name,
+            version=f"{__version__}/{self.fitted.router.version}",
+            seed=self.settings.seed,
+            details=self._details(found, plan, column, names[column]),
+        )
+
+    def _details(self, found: Estimate, plan: _Plan, column: int, model: str) -> dict[str, Any]:
+        """Return the verifier's answer, valid only for what the router alone would have chosen."""
+        verifier, answer = self.fitted.verifier, found.verification
+        if verifier is None or answer is None:
+            return {}
+        if not (plan.is_pure and column == plan.best and str(plan.rule) == verifier.rule):
+            why = f"calibrated for choices under rule {verifier.rule} among all models"
+            return {"verification": {"answer": None, "reason": why, "level": answer.level}}
+        other = None if answer.accepted or model == verifier.fallback else verifier.fallback
+        told = reason_of(answer, is_empty=verifier.verifier.is_empty)
+        return {"verification": {**answer.to_dict(), "reason": told, "escalate_to": other}}
+
+    def _rule_of(self, text: str) -> DecisionRule:
+        if not text:
+            return self.rule
+        rule = self._rules.get(text)
+        if rule is None:
+            try:
+                rule = resolve_rule(self.fitted, text)
+            except (UsageError, InputError) as error:  # such as a budget below the cheapest model
+                raise ApiError(str(error), code="invalid_rule", param="model") from error
+            if len(self._rules) >= _MOST_RULES:
+                self._rules.clear()
+            self._rules[text] = rule
+        return rule
+
+    async def _without_text(self, ask: Ask) -> Choice:
+        if self.fallback is not None:
+            return await self._degraded(ask, NO_TEXT)
+        raise ApiError(
+            "No message holds text to route by; give the user's message a text, or name a "
+            "model in place of 'auto'.",
+            param="messages",
+        )
+
+    async def _degraded(self, ask: Ask, why: str, error: Exception | None = None) -> Choice:
+        """Return the choice of the declared fallback, labelled; raise where there is none."""
+        self.num_degraded[why] += 1
+        if self.fallback is None:
+            raise ApiError(
+                f"The router of policy {self.name!r} failed ({error}); name a model, or declare "
+                "a fallback for the policy.",
+                status=503,
+                code="router_failed",
+            ) from error
+        labels = {"degraded": why}
+        try:
+            inner = await self.fallback.choose(ask)
+        except IneligibleError:
+            left = [m for m in self.models if m in ask.allowed]
+            if not left:
+                raise self._none_left(ask) from None
+            cheapest = min(left, key=lambda m: float(self._cost[self.fitted.models.index(m)]))
+            return self._manner.choice(
+                cheapest,
+                allowed=ask.allowed,
+                reason=f"{_WHY[why]}, and the declared fallback {self.fallback.name} may not answer"
+                f" this request: {cheapest} is the cheapest that may",
+                labels=labels,
+            )
+        told = f"{_WHY[why]}: {inner.model} is the declared fallback"
+        return self._manner.adopt(inner, ask, reason=told, labels=labels)
+
+    def _none_left(self, ask: Ask) -> ApiError:
+        left = self.candidates & ask.allowed
+        if left:
+            return IneligibleError(
+                f"No model of {self.name!r} may answer this request: the router rules out "
+                f"{', '.join(sorted(left))}.",
+                code="ruled_out",
+            )
+        return self._manner.eligibility.refusal(ask.call, self.candidates, self.name)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "models": list(self.models),
+            "router": self.fitted.router.name,
+            "objective": str(self.rule),
+            "runs": "on the event loop" if self.estimates.is_inline else "in a thread",
+            "frontier": self._frontier.describe(self.rule),
+        }
+
+    def preview(self, rule: str | float) -> dict[str, Any]:
+        """Return the point another rule, or a price in quality per USD, would have reached.
+
+        Raises ApiError 400 for a rule that cannot decide.
+        """
+        text = rule if isinstance(rule, str) else str(Tradeoff(rule))
+        return self._frontier.point(self._rule_of(text))
+
+    def health(self) -> dict[str, Any] | None:
+        shared = self.estimates
+        return {
+            "state": "degraded" if self._failing else "ok",
+            "problem": self._failing,
+            "degraded": dict(self.num_degraded),
+            "failures": shared.num_failures,
+            "hits": shared.num_hits,
+            "misses": shared.num_misses,
+            "batches": shared.num_batches,
+            "seconds_per_prompt": shared.seconds,
+            "drift": None if self._drift is None else self._drift.state(),
+        }
+
+    def close(self) -> None:
+        self.estimates.close()
+
+
+_WHY = {
+    BUDGET: "the router took longer than its budget",
+    FAILED: "the router failed",
+    NO_TEXT: "no message holds text to route by",
+}

@@ -1,0 +1,112 @@
+"""A session stays with its model for a time.
+
+The wrapped policy decides once, by the first user message of the conversation and with the session
+in place of chance. Chat requests carry the whole conversation, so workers and replicas that share
+nothing decide alike for one session; the map of sessions is there for speed and for policies that
+change meanwhile (a price on cost, drifting rules).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from crossroads.gateway.call import Call
+from crossroads.gateway.contracts import Choice
+from crossroads.gateway.policies.node import Ask, Manner, Node
+from crossroads.prompts.experts.base import content_text
+
+
+class StickyNode:
+    """Remembers the choice of each session, the least recently used going first.
+
+    Parameters
+    ----------
+    inner : decides at the start of a session
+    manner : how choices are presented
+    ttl_s : seconds since the last use for which a session is kept
+    sessions : remembered at most
+    clock : seconds, never going back
+    """
+
+    kind = "sticky"
+
+    def __init__(
+        self,
+        inner: Node,
+        manner: Manner,
+        *,
+        ttl_s: float,
+        sessions: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = manner.name
+        self.version = manner.version
+        self.candidates = inner.candidates
+        self._inner = inner
+        self._manner = manner
+        self._ttl_s = ttl_s
+        self._size = sessions
+        self._clock = clock
+        self._kept: OrderedDict[tuple[str, str], tuple[float, Choice]] = OrderedDict()
+
+    async def choose(self, ask: Ask) -> Choice:
+        if not ask.key:
+            return self._manner.adopt(await self._inner.choose(ask), ask)
+        now = self._clock()
+        # Two keys may call their sessions alike; one must not steer the other's.
+        session = (ask.call.client.key_id, ask.key)
+        known = self._kept.get(session)
+        if known is not None and known[0] > now and known[1].model in ask.allowed:
+            choice = known[1]
+            if not ask.is_peek:
+                self._kept[session] = (now + self._ttl_s, choice)
+                self._kept.move_to_end(session)
+            return choice if ask.is_all else self._filtered(choice, ask)
+        opening = replace(ask, text=first_user_text(ask.call) or ask.text)
+        choice = self._manner.adopt(await self._inner.choose(opening), ask)
+        if ask.is_peek:
+            return choice
+        kept = replace(
+            choice,
+            reason=f"the session stays with {choice.model}: {choice.reason}",
+            labels={**choice.labels, "sticky": "kept"},
+        )
+        self._kept[session] = (now + self._ttl_s, kept)
+        self._kept.move_to_end(session)
+        if len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+        return choice
+
+    def _filtered(self, choice: Choice, ask: Ask) -> Choice:
+        fallbacks = tuple(name for name in choice.fallbacks if name in ask.allowed)
+        escalate_to = tuple(name for name in choice.escalate_to if name in ask.allowed)
+        return replace(choice, fallbacks=fallbacks, escalate_to=escalate_to)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "models": sorted(self.candidates),
+            "policy": self._inner.name,
+            "ttl_s": self._ttl_s,
+        }
+
+    def health(self) -> dict[str, Any] | None:
+        return {"state": "ok", "sessions": len(self._kept), "most": self._size}
+
+    def close(self) -> None:
+        return None
+
+
+def first_user_text(call: Call) -> str:
+    """Return the text of the first user message; "" without one."""
+    messages = call.body.get("messages")
+    if not isinstance(messages, list):
+        return ""
+    for message in messages:
+        if isinstance(message, dict) and message.get("role") == "user":
+            return content_text(message.get("content"))
+    return ""

@@ -1,0 +1,289 @@
+"""A gateway that lives: its snapshot, what outlives a reload, and the admin server beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
+
+from crossroads.core.errors import CrossroadsError
+from crossroads.gateway.app import Gateway
+from crossroads.gateway.build import Built, Lasting, build
+from crossroads.gateway.call import Client
+from crossroads.gateway.config import ServeConfig
+from crossroads.gateway.dialects import build_surfaces
+from crossroads.gateway.engine import Idempotency
+from crossroads.gateway.ledger import (
+    LedgerReader,
+    SqlLedger,
+    open_ledger,
+    parse_feedback,
+    unknown_decision,
+)
+from crossroads.gateway.once import Once
+from crossroads.gateway.telemetry import (
+    GatewayTelemetry,
+    compose_health,
+    engine_source,
+    health_source,
+)
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# Of the configuration, what only a new process can change.
+_FIXED = (
+    *(
+        "host",
+        "port",
+        "workers",
+        "http",
+        "ledger",
+        "telemetry",
+        "admin",
+        "idempotency",
+        "responses",
+        "watch_s",
+    ),
+)
+
+
+class Runtime:
+    """Builds everything a configuration asks for, serves, and follows changes of its files.
+
+    Parameters
+    ----------
+    config : checked
+    read : reads the configuration anew, with the command line's options; None without a file
+    path : of that file
+    shared : folder through which the workers of one gateway share their figures; None for one
+    admin_socket : bound, where this process serves the admin port
+
+    Raises what ``build`` raises, and CrossroadsError where the ledger or a log cannot be opened.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        *,
+        read: Callable[[], ServeConfig] | None = None,
+        path: str | Path | None = None,
+        shared: Path | None = None,
+        admin_socket: socket.socket | None = None,
+    ) -> None:
+        self.config = config
+        self.path = None if path is None else Path(path)
+        self._read = read
+        self.telemetry = GatewayTelemetry(
+            config.telemetry, directory=shared, secrets=_secrets(config)
+        )
+        self.ledger: SqlLedger | None = None
+        self.reader: LedgerReader | None = None
+        self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger-reader")
+        self._lasting = Lasting(surfaces=build_surfaces(config.responses), telemetry=self.telemetry)
+        self.built = build(config, self._lasting)
+        self._admin_socket = admin_socket
+        once = None if config.idempotency is None else Once(Idempotency(config.idempotency))
+        self.gateway = Gateway(self.built.services, once=once)
+        self._equip(self.built)
+        self._closing = AsyncExitStack()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reloading = asyncio.Lock()
+        self._problem = ""
+        self._reloaded_at = time.time()
+
+    async def start(self) -> None:
+        """Open the ledger and start every part. Raises CrossroadsError where one cannot work."""
+        closing = self._closing
+        if self.config.ledger is not None:
+            self.ledger = await asyncio.to_thread(open_ledger, self.config.ledger)
+            closing.push_async_callback(asyncio.to_thread, self.ledger.close)
+            self.reader = LedgerReader(self.config.ledger.url)
+            closing.push_async_callback(self.read, self.reader.close)
+            self._lasting.ledger = self.ledger
+            self.built.services.ledger = self.ledger
+        closing.push_async_callback(self._lasting.surfaces.close)
+        self.telemetry.watch(engine_source(self._upstreams))
+        self.telemetry.watch(health_source(self.health))
+        await self.telemetry.start()
+        closing.push_async_callback(self.telemetry.close)
+        await self.built.governor.start()
+        closing.push_async_callback(self._close_built)
+        await self.gateway.start()
+        closing.push_async_callback(self.gateway.close)
+        if self._read is not None and self.config.watch_s is not None:
+            self._tasks.append(asyncio.create_task(self._follow(self.config.watch_s)))
+        closing.push_async_callback(self._end_tasks)
+
+    async def close(self) -> None:
+        """Stop what was started, last first; what was counted and recorded is written."""
+        await self._closing.aclose()
+        self._reading.shutdown()
+
+    async def _close_built(self) -> None:
+        if self.built.cache is not None:
+            await self.built.cache.close()
+        await self.built.governor.close()
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def reload(self) -> dict[str, Any]:
+        """Serve new requests by the configuration as it is now; those in flight keep the old one.
+
+        Returns ``changed`` and ``message``. A configuration that is wrong changes nothing: raises
+        CrossroadsError, which ``health`` shows until a reload succeeds.
+        """
+        async with self._reloading:
+            try:
+                config = self.config if self._read is None else await asyncio.to_thread(self._read)
+                self._lasting.before = self.built
+                built = await asyncio.to_thread(build, config, self._lasting)
+                await self._take(built)
+            except CrossroadsError as error:
+                self._problem = str(error)
+                logger.error("the configuration was not reloaded: %s", error)
+                raise
+            self._problem = ""
+            self._reloaded_at = time.time()
+            fixed = [name for name in _FIXED if getattr(config, name) != getattr(self.config, name)]
+            self.config = config
+            message = "the configuration was reloaded"
+            if fixed:
+                message += f"; {', '.join(fixed)} will only change with a restart"
+            logger.info("%s", message)
+            return {"changed": True, "message": message}
+
+    def health(self) -> dict[str, Any]:
+        """Return how every part is: ``status`` and ``parts``."""
+        built = self.built
+        checks: dict[str, Callable[[], Any]] = {
+            "upstreams": self._upstream_health,
+            "policies": built.policies.health,
+            "governance": built.governor.health,
+            "telemetry": self.telemetry.health,
+            "configuration": self._configuration_health,
+        }
+        if self.ledger is not None:
+            checks["ledger"] = self.ledger.health
+        if built.cache is not None:
+            checks["cache"] = built.cache.health
+        return compose_health(checks)
+
+    def _upstreams(self) -> dict[str, dict[str, Any]]:
+        return self.built.engine.health()
+
+    def _upstream_health(self) -> dict[str, Any]:
+        broken = [n for n, facts in self._upstreams().items() if facts["state"] != "closed"]
+        return {"status": "degraded" if broken else "ok", "broken": broken}
+
+    def _configuration_health(self) -> dict[str, Any]:
+        facts = {"status": "ok", "reloaded_at": self._reloaded_at}
+        return facts | {"status": "degraded", "reason": self._problem} if self._problem else facts
+
+    async def _take(self, built: Built) -> None:
+        """Start a new snapshot, swap, and retire the old one in the background."""
+        before = self.built
+        if built.governor is not before.governor:
+            await built.governor.start()
+        await built.services.start()
+        self._equip(built)
+        self.built = built
+        self.gateway.swap(built.services)
+        self._tasks = [task for task in self._tasks if not task.done()]
+        self._tasks.append(asyncio.create_task(self._retire(before)))
+
+    async def _retire(self, before: Built) -> None:
+        await before.services.retire()
+        if before.cache is not None and before.cache is not self.built.cache:
+            await before.cache.close()
+        if before.governor is not self.built.governor:
+            await before.governor.close()
+
+    def _equip(self, built: Built) -> None:
+        """Give a snapshot what its endpoints need of this process."""
+        services = built.services
+        services.health = self.health
+        services.metrics = self.telemetry.render
+        services.remember = self._remember if self.config.ledger is not None else None
+        services.recall = self._recall if self.config.ledger is not None else None
+
+    async def _remember(self, client: Client, body: bytes) -> dict[str, Any]:
+        """Keep a judgement of a decision that this client's key made. Raises ApiError 400, 404."""
+        assert self.ledger is not None and self.reader is not None
+        try:
+            given = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            given = None
+        feedback = parse_feedback(given, key_id=client.key_id)
+        owner = await self.read(self.reader.key_of, feedback.decision_id)
+        if owner is None or owner != client.key_id:
+            raise unknown_decision(feedback.decision_id)
+        self.ledger.append_feedback(feedback)
+        return {"id": feedback.feedback_id, "object": "feedback", "reward": feedback.reward}
+
+    async def _recall(self, client: Client, decision_id: str) -> dict[str, Any] | None:
+        entry = await self.entry(decision_id)
+        return None if entry is None or entry["key_id"] != client.key_id else entry
+
+    async def entry(self, decision_id: str) -> dict[str, Any] | None:
+        """Return a call as the ledger has it, as plain data with its judgements."""
+        assert self.reader is not None
+        entry = await self.read(self.reader.get, decision_id)
+        if entry is None:
+            return None
+        facts = asdict(entry.record)
+        del facts["features"]
+        return facts | {"feedback": [asdict(given) for given in entry.feedback]}
+
+    async def read(self, ask: Callable[..., T], *given: Any) -> T:
+        """Ask the ledger's reader, off the event loop; it serves one thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, ask, *given)
+
+    async def _follow(self, every_s: float) -> None:
+        """Reload when a file of the configuration changes, once it has stopped changing."""
+        known = await asyncio.to_thread(self._marks)
+        while True:
+            await asyncio.sleep(every_s)
+            seen = await asyncio.to_thread(self._marks)
+            if seen == known:
+                continue
+            known = seen
+            with suppress(CrossroadsError):  # logged, and shown by health
+                await self.reload()
+
+    def _marks(self) -> list[tuple[str, int, int]]:
+        """Return what tells the files of the configuration from later versions of them."""
+        config = self.config
+        names = [] if self.path is None else [self.path]
+        names += [Path(name) for name in (config.pool,) if name is not None]
+        for policy in config.all_policies.policies.values():
+            folder = getattr(policy, "router", None)
+            if folder is not None:
+                names += sorted(Path(folder).glob("*"))
+        found = []
+        for name in names:
+            with suppress(OSError):
+                facts = name.stat()
+                found.append((str(name), facts.st_mtime_ns, facts.st_size))
+        return found
+
+
+def _secrets(config: ServeConfig) -> list[str]:
+    """Return the texts of the configuration that no log may show."""
+    admin = config.admin.token if config.admin is not None else None
+    keys = [key.secret for key in config.governance.keys]
+    return [secret for secret in (config.api_key, admin, *keys) if secret]

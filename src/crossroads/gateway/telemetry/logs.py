@@ -1,0 +1,163 @@
+"""Structured logs: one JSON object a line, written by a thread.
+
+A call's line has what its ledger row has but never the prompt, the answer or a header. Whatever
+text is written has things that look like keys blotted out, and the secrets it was told of.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from crossroads.core.errors import InputError
+from crossroads.gateway.contracts import Record
+from crossroads.gateway.telemetry.outbox import Outbox
+from crossroads.gateway.telemetry.settings import LogSettings
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_BLOT = "[redacted]"
+_LIKE_A_KEY = re.compile(
+    r"\b(?:sk|pk|rk|xai|gsk|hf|AIza|ghp|xox[bp])[-_][\w-]{6,}"
+    r"|\b(?P<scheme>Bearer|Basic)\s+[\w.~+/=-]{4,}"
+    r"|(?P<name>\b(?:x-)?api[-_]?key|authorization|password|secret|token)(?P<is>[\"']?\s*[:=]\s*)"
+    r"[\"']?[^\s\"',;&}]{3,}"
+    r"|(?P<url>\w+://[^\s:/@]*):[^\s@/]+@",
+    re.IGNORECASE,
+)
+
+
+class Logs:
+    """Writes lines for calls and for what the gateway's own loggers say.
+
+    Parameters
+    ----------
+    secrets : texts that never appear in a line, whatever they look like
+
+    Raises InputError where the file cannot be appended to.
+    """
+
+    def __init__(self, settings: LogSettings, *, secrets: Iterable[str] = ()) -> None:
+        self._level = _LEVELS[settings.level]
+        self._sample = settings.sample
+        self._random = random.Random()
+        self._secrets = sorted({s for s in secrets if len(s) >= 4}, key=len, reverse=True)
+        self._path = None if settings.file is None else Path(settings.file)
+        if self._path is not None:
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.open("ab").close()
+            except OSError as error:
+                raise InputError(
+                    f"telemetry.logs.file: {self._path} cannot be written: {error.strerror}; "
+                    "name another file"
+                ) from error
+        self.outbox: Outbox[Record | logging.LogRecord] = Outbox(
+            "crossroads-logs", self._write, size=settings.queue, period=settings.flush_ms / 1e3
+        )
+
+    def put(self, record: Record) -> None:
+        """Log a call, if its level and the sample have it."""
+        if record.status == 200 and record.is_complete:
+            if self._level > 20 or (self._sample < 1 and self._random.random() >= self._sample):
+                return
+        elif self._level > (40 if record.status >= 500 else 30):
+            return
+        self.outbox.put(record)
+
+    def handler(self) -> logging.Handler:
+        """Return what a standard logger writes its lines with."""
+        return _Handler(self.outbox, self._level)
+
+    def line(self, item: Record | logging.LogRecord) -> bytes:
+        """Return one line, newline included."""
+        fields = call_fields(item) if isinstance(item, Record) else _log_fields(item)
+        return orjson.dumps(self._clean(fields), default=str, option=orjson.OPT_APPEND_NEWLINE)
+
+    def _write(self, batch: Sequence[Record | logging.LogRecord]) -> None:
+        lines = b"".join(map(self.line, batch))
+        if self._path is None:
+            sys.stderr.buffer.write(lines)
+            sys.stderr.buffer.flush()
+            return
+        with self._path.open("ab") as file:  # anew each time, so that it may be rotated away
+            file.write(lines)
+
+    def _clean(self, value: Any) -> Any:
+        if isinstance(value, str):
+            for secret in self._secrets:
+                value = value.replace(secret, _BLOT)
+            return _LIKE_A_KEY.sub(_blot, value)
+        if isinstance(value, dict):
+            return {self._clean(str(key)): self._clean(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._clean(item) for item in value]
+        return value
+
+
+def call_fields(record: Record) -> dict[str, Any]:
+    """Return what a call's line has; empty fields are left out."""
+    failed = record.status != 200 or not record.is_complete
+    severity = "error" if record.status >= 500 else "warning" if failed else "info"
+    fields: dict[str, Any] = {
+        "time": _iso(record.time),
+        "level": severity,
+        "event": "call",
+        "status": record.status,
+    }
+    for name in _LOGGED:
+        value = getattr(record, name)
+        if value or (value == 0 and name in _LOGGED_AT_ZERO):
+            fields[name] = round(value, 6) if isinstance(value, float) else value
+    return fields
+
+
+_LOGGED = (
+    *("decision_id", "request_id", "key_id", "team", "dialect", "asked", "policy", "version"),
+    *("chosen", "model", "reason", "error", "is_stream", "is_complete", "finish", "attempts"),
+    *("cache", "is_explored", "propensity", "confidence", "input_tokens", "output_tokens"),
+    *("cost_usd", "saved_usd", "queue_ms", "route_ms", "connect_ms", "upstream_ms", "relay_ms"),
+    *("total_ms", "first_token_ms", "labels"),
+)
+_LOGGED_AT_ZERO = frozenset({"is_complete", "input_tokens", "output_tokens", "cost_usd"})
+
+
+def _log_fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields = {
+        "time": _iso(record.created),
+        "level": record.levelname.lower(),
+        "event": "log",
+        "logger": record.name,
+        "message": record.getMessage(),
+    }
+    if record.exc_info:
+        fields["exception"] = logging.Formatter().formatException(record.exc_info)
+    return fields
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _blot(found: re.Match[str]) -> str:
+    if found["scheme"]:
+        return f"{found['scheme']} {_BLOT}"
+    if found["name"]:
+        return f"{found['name']}{found['is']}{_BLOT}"
+    return f"{found['url']}:{_BLOT}@" if found["url"] else _BLOT
+
+
+class _Handler(logging.Handler):
+    def __init__(self, outbox: Outbox[Record | logging.LogRecord], level: int) -> None:
+        super().__init__(level)
+        self._outbox = outbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._outbox.put(record)

@@ -1,0 +1,197 @@
+"""Any provider that the library LiteLLM knows (``api: litellm``): slower, and optional.
+
+The library is imported by ``start`` alone, told to fetch nothing and to report nothing. Its own
+retries are off: the gateway has its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import time
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from crossroads.core.errors import MissingExtraError
+from crossroads.gateway.call import Body, Dialect, Event
+from crossroads.gateway.contracts import Order
+from crossroads.gateway.upstreams.failures import Failures
+from crossroads.gateway.upstreams.gate import Gate
+from crossroads.gateway.upstreams.progress import (
+    Chunks,
+    MalformedEventError,
+    ReportedError,
+)
+from crossroads.gateway.upstreams.settings import UpstreamSettings
+from crossroads.prompts.experts.base import ExpertError
+from crossroads.prompts.experts.environment import expand
+from crossroads.prompts.pool import ModelCard
+
+if TYPE_CHECKING:
+    from crossroads.prompts.experts.http import Timeouts
+
+_CHAT: frozenset[Dialect] = frozenset({"chat"})
+
+
+class LitellmUpstream:
+    """A model asked through ``litellm.acompletion``, in ``chat``.
+
+    Parameters
+    ----------
+    card : the model; ``upstream_model`` as the library names it (``provider/model``), ``endpoint``
+        becomes ``api_base`` where it is given
+    timeouts : ``total`` applies to the call, ``first_byte`` and ``idle`` to a stream's chunks
+    settings : bounds of all upstreams
+    """
+
+    def __init__(self, card: ModelCard, *, timeouts: Timeouts, settings: UpstreamSettings) -> None:
+        self._card = card
+        self._timeouts = timeouts
+        self._failures = Failures(f"model {card.name!r} by litellm")
+        limit = card.max_parallel
+        self.gate = (
+            Gate(limit, max_waiting=settings.max_waiting, failures=self._failures)
+            if limit
+            else None
+        )
+        self._library: Any = None
+        self._fixed: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return self._card.name
+
+    @property
+    def speaks(self) -> frozenset[Dialect]:
+        return _CHAT
+
+    async def start(self) -> None:
+        """Import the library. Raises MissingExtraError, and InputError for a missing key."""
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches one
+        try:
+            self._library = await asyncio.to_thread(importlib.import_module, "litellm")
+        except ImportError as error:
+            raise MissingExtraError("litellm", extra="litellm") from error
+        self._library.telemetry = False
+        self._library.suppress_debug_info = True
+        card = self._card
+        fixed: dict[str, Any] = {"model": card.upstream_model or card.name, "num_retries": 0}
+        if card.endpoint is not None:
+            fixed["api_base"] = card.endpoint
+        secrets = []
+        if card.api_key is not None:
+            fixed["api_key"] = expand(card.api_key, where=f"api_key of model {card.name!r}")
+            secrets.append(fixed["api_key"])
+        if card.headers:
+            fixed["extra_headers"] = {
+                name: expand(value, where=f"headers.{name} of model {card.name!r}")
+                for name, value in card.headers.items()
+            }
+            secrets += fixed["extra_headers"].values()
+        self._failures = Failures(f"model {card.name!r} by litellm", secrets)
+        self._fixed = fixed
+
+    async def close(self) -> None:
+        self._fixed = {}
+
+    async def complete(self, order: Order) -> Body:
+        """Return the whole answer. Raises ExpertError."""
+        fields = {**order.body, **self._fixed}
+        for name in ("stream", "stream_options"):
+            fields.pop(name, None)
+        deadline = self._deadline(order)
+        began = await self._enter(order, deadline)
+        try:
+            answer = await self._ask(fields, deadline)
+        finally:
+            self._leave(order, began)
+        body = _plain(answer)
+        if not isinstance(body.get("choices"), list):
+            raise self._failures.invalid("an answer without choices")
+        return body
+
+    async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
+        """Yield chunks one by one. Raises ExpertError."""
+        fields = {**order.body, **self._fixed, "stream": True}
+        fields.pop("stream_options", None)
+        if self._card.stream_usage:
+            fields["stream_options"] = {"include_usage": True}
+        deadline = self._deadline(order)
+        began = await self._enter(order, deadline)
+        source: Any = None
+        try:
+            source = await self._ask(fields, deadline)
+            progress = Chunks()
+            chunks = aiter(source)
+            while (event := await self._next(chunks, deadline)) is not None:
+                try:
+                    progress.note(event)
+                except ReportedError as report:
+                    raise self._failures.reported(report.given) from report
+                except MalformedEventError as error:
+                    raise self._failures.invalid(str(error)) from error
+                yield [event]
+            if progress.num_events == 0:
+                raise self._failures.empty()
+            if not progress.is_whole:
+                raise self._failures.cut()
+        finally:
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                await close()
+            self._leave(order, began)
+
+    async def _ask(self, fields: dict[str, Any], deadline: float) -> Any:
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await self._library.acompletion(**fields)
+        except TimeoutError as error:
+            raise self._late() from error
+        except Exception as error:  # the library has a class per provider's mood
+            raise self._of_library(error) from error
+
+    async def _next(self, chunks: Any, deadline: float) -> Event | None:
+        seconds = min(self._timeouts.idle, deadline - time.monotonic())
+        try:
+            async with asyncio.timeout(seconds):
+                chunk = await anext(chunks, None)
+        except TimeoutError as error:
+            raise self._late() from error
+        except Exception as error:
+            raise self._of_library(error) from error
+        return None if chunk is None else _plain(chunk)
+
+    def _of_library(self, error: Exception) -> ExpertError:
+        """Its errors carry the provider's status, or none where nothing was reached."""
+        status = getattr(error, "status_code", None)
+        if not isinstance(status, int) or status < 400:
+            return self._failures.error(
+                f"no answer ({error})", status=503, code="upstream_unavailable"
+            )
+        given = {"message": str(error), "code": getattr(error, "code", None)}
+        return self._failures.of_error(status, given, None)
+
+    def _deadline(self, order: Order) -> float:
+        deadline = time.monotonic() + self._timeouts.total
+        return deadline if order.deadline is None else min(deadline, order.deadline)
+
+    async def _enter(self, order: Order, deadline: float) -> float:
+        if self.gate is not None:
+            await self.gate.enter(order.phases, deadline)
+        return time.perf_counter()
+
+    def _leave(self, order: Order, began: float) -> None:
+        seconds = time.perf_counter() - began
+        order.phases.upstream += seconds
+        if self.gate is not None:
+            self.gate.leave(seconds)
+
+    def _late(self) -> ExpertError:
+        return self._failures.error("no answer in time", status=504, code="upstream_timeout")
+
+
+def _plain(answer: Any) -> dict[str, Any]:
+    """The library answers with pydantic models."""
+    plain: dict[str, Any] = answer.model_dump(exclude_unset=True)
+    return plain

@@ -1,0 +1,517 @@
+"""Retries and fallbacks before the first byte, the tally, and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import Any
+
+import pytest
+
+from crossroads.gateway.contracts import Choice, Tally, Usage
+from crossroads.gateway.engine import Engine, EngineSettings
+from crossroads.prompts.experts.base import ExpertError
+from tests.gateway.engine.scripted import (
+    TEXT,
+    FakeTime,
+    Scripted,
+    Step,
+    a_call,
+    answer,
+    chunk,
+    chunks,
+    cut,
+    failing,
+    gathered,
+    gathered_until,
+    text_of,
+)
+
+CHOICE = Choice(model="a", fallbacks=("b", "c"))
+
+
+def an_engine(*upstreams: Scripted, **settings: Any) -> tuple[Engine, FakeTime]:
+    fake = FakeTime()
+    engine = Engine(
+        {upstream.name: upstream for upstream in upstreams},
+        EngineSettings(**settings),
+        clock=fake,
+        sleep=fake.sleep,
+        rng=random.Random(7),
+    )
+    return engine, fake
+
+
+def run_complete(engine: Engine, choice: Choice = CHOICE, **body: Any) -> tuple[Any, Tally]:
+    tally = Tally()
+    return asyncio.run(engine.complete(a_call(**body), choice, tally)), tally
+
+
+def failure_of(engine: Engine, choice: Choice = CHOICE) -> tuple[ExpertError, Tally]:
+    tally = Tally()
+    with pytest.raises(ExpertError) as raised:
+        asyncio.run(engine.complete(a_call(), choice, tally))
+    return raised.value, tally
+
+
+def tried(tally: Tally) -> list[tuple[str, int, str]]:
+    return [(attempt.model, attempt.status, attempt.code) for attempt in tally.attempts]
+
+
+def test_a_good_answer_is_given_as_it_came_and_fills_the_tally() -> None:
+    given = answer()
+    engine, _ = an_engine(Scripted("a", Step(answer=given)))
+    got, tally = run_complete(engine, Choice(model="a"))
+    assert got is given
+    assert tally.answer is given
+    assert (tally.model, tally.dialect, tally.finish, tally.text) == ("a", "chat", "stop", TEXT)
+    assert tally.usage == Usage(7, 5)
+    assert tally.is_complete
+    assert tried(tally) == [("a", 200, "")]
+    assert tally.num_fallbacks == 0
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504])
+def test_a_failure_before_any_byte_is_retried_on_the_same_model_then_on_the_next(
+    status: int,
+) -> None:
+    engine, fake = an_engine(Scripted("a", failing(status)), Scripted("b"), retries=2)
+    _, tally = run_complete(engine)
+    code = "upstream_error"
+    assert tried(tally) == [("a", status, code)] * 3 + [("b", 200, "")]
+    assert len(fake.slept) == 2
+    assert tally.num_fallbacks == 1
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 504])
+def test_a_stream_that_fails_before_its_first_event_falls_back(status: int) -> None:
+    async def main() -> None:
+        engine, _ = an_engine(Scripted("a", failing(status)), Scripted("b"), retries=1)
+        tally = Tally()
+        events = await gathered(engine, a_call(is_stream=True), CHOICE, tally)
+        assert text_of(events) == TEXT
+        assert [attempt.model for attempt in tally.attempts] == ["a", "a", "b"]
+        assert tally.model == "b"
+        assert tally.is_complete
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_is_wrong_with_the_request_goes_to_the_client_at_once(status: int) -> None:
+    second = Scripted("b")
+    engine, _ = an_engine(Scripted("a", failing(status, "some_code")), second)
+    error, tally = failure_of(engine)
+    assert (error.status, error.code) == (status, "some_code")
+    assert str(error) == f"status {status}"
+    assert len(tally.attempts) == 1
+    assert second.orders == []
+    assert engine.health()["a"]["num_failures"] == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(401, "x"), (403, "x"), (404, "model_not_found"), (402, "x"), (502, "upstream_refused")],
+)
+def test_an_upstreams_own_key_or_model_name_is_its_failure_and_is_not_retried(
+    status: int, code: str
+) -> None:
+    engine, fake = an_engine(Scripted("a", failing(status, code)), Scripted("b"), retries=3)
+    _, tally = run_complete(engine)
+    assert tried(tally) == [("a", status, code), ("b", 200, "")]
+    assert fake.slept == []
+    assert engine.health()["a"]["num_failures"] == 1
+
+
+def test_the_last_error_counts_the_attempts_when_all_failed() -> None:
+    engine, _ = an_engine(
+        Scripted("a", failing(500)),
+        Scripted("b", failing(503, retry_after=1.0)),
+        Scripted("c", failing(429, "rate_limited", type="rate_limit_error", param="p")),
+        retries=0,
+    )
+    error, tally = failure_of(engine)
+    assert (error.status, error.code, error.type, error.param) == (
+        *(429, "rate_limited"),
+        *("rate_limit_error", "p"),
+    )
+    assert str(error) == "3 attempts failed (a, b, c); the last: status 429"
+    assert not tally.is_complete
+    assert tally.usage is None
+
+
+def test_backoff_is_full_jitter_of_a_doubling_bound() -> None:
+    bounds = [0.1, 0.2, 0.4, 0.5, 0.5]
+    waits: list[list[float]] = [[] for _ in bounds]
+    for seed in range(40):
+        fake = FakeTime()
+        settings = EngineSettings(
+            retries=5, backoff_s=0.1, backoff_max_s=0.5, breaker={"consecutive_failures": 100}
+        )
+        engine = Engine(
+            {"a": Scripted("a", failing(500))},
+            settings,
+            clock=fake,
+            sleep=fake.sleep,
+            rng=random.Random(seed),
+        )
+        failure_of(engine, Choice(model="a"))
+        for number, slept in enumerate(fake.slept):
+            waits[number].append(slept)
+    for bound, slept in zip(bounds, waits, strict=True):
+        assert 0 <= min(slept) < bound / 4
+        assert bound * 3 / 4 < max(slept) <= bound
+
+
+def test_retry_after_is_waited_for_up_to_the_bound() -> None:
+    first = Scripted("a", failing(429, retry_after=3.0), Step())
+    engine, fake = an_engine(first, Scripted("b"), max_retry_after_s=3.0)
+    _, tally = run_complete(engine)
+    assert [attempt.model for attempt in tally.attempts] == ["a", "a"]
+    assert len(fake.slept) == 1
+    assert fake.slept[0] >= 3.0
+
+
+def test_a_longer_retry_after_falls_back_at_once_and_leaves_the_model_alone() -> None:
+    first = Scripted("a", failing(429, retry_after=30.0), Step())
+    engine, fake = an_engine(first, Scripted("b"), max_retry_after_s=3.0, breaker={"jitter": 0.0})
+    _, tally = run_complete(engine)
+    assert [attempt.model for attempt in tally.attempts] == ["a", "b"]
+    assert fake.slept == []
+    assert engine.health()["a"]["opens_for_s"] == pytest.approx(30.0)
+    _, tally = run_complete(engine)
+    assert [attempt.model for attempt in tally.attempts] == ["b"]
+    fake.now += 30.0
+    _, tally = run_complete(engine)
+    assert [attempt.model for attempt in tally.attempts] == ["a"]
+
+
+def test_attempts_are_bounded_over_all_models() -> None:
+    upstreams = [Scripted(name, failing(500)) for name in "abc"]
+    engine, _ = an_engine(*upstreams, retries=3, max_attempts=5)
+    _, tally = failure_of(engine)
+    assert [attempt.model for attempt in tally.attempts] == ["a"] * 4 + ["b"]
+
+
+def test_nothing_is_tried_after_the_deadline() -> None:
+    fake = FakeTime()
+
+    def slow(_: object) -> Step:
+        fake.now += 6.0
+        return failing(504, "upstream_timeout")
+
+    first, second = Scripted("a", slow), Scripted("b", slow)
+    engine = Engine(
+        {"a": first, "b": second, "c": Scripted("c")},
+        EngineSettings(deadline_s=10.0, retries=0),
+        clock=fake,
+        sleep=fake.sleep,
+    )
+    error, tally = failure_of(engine)
+    assert error.status == 504
+    assert [attempt.model for attempt in tally.attempts] == ["a", "b"]
+    assert first.orders[0].deadline == second.orders[0].deadline == 1_010.0
+
+
+def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
+    first = Scripted("a", failing(503, retry_after=4.0))
+    engine, fake = an_engine(first, Scripted("b"), deadline_s=3.0, max_retry_after_s=5.0)
+    _, tally = run_complete(engine)
+    assert [attempt.model for attempt in tally.attempts] == ["a", "b"]
+    assert fake.slept == []
+
+
+def test_a_jump_of_the_wall_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = an_engine(Scripted("a", failing(500), failing(500), Step()), retries=2)
+    monkeypatch.setattr(time, "time", lambda: -1e9)
+    _, tally = run_complete(engine, Choice(model="a"))
+    assert tally.is_complete
+    assert all(attempt.seconds >= 0 for attempt in tally.attempts)
+
+
+def test_models_with_an_open_breaker_are_skipped() -> None:
+    first = Scripted("a", failing(500))
+    engine, _ = an_engine(first, Scripted("b"), retries=0, breaker={"consecutive_failures": 2})
+    for _ in range(2):
+        run_complete(engine)
+    _, tally = run_complete(engine)
+    assert [attempt.model for attempt in tally.attempts] == ["b"]
+    assert len(first.orders) == 2
+    assert engine.health()["a"]["state"] == "open"
+
+
+def test_when_all_breakers_are_open_the_models_are_asked_all_the_same() -> None:
+    first = Scripted("a", failing(500), Step())
+    engine, _ = an_engine(first, retries=0, breaker={"consecutive_failures": 1})
+    failure_of(engine, Choice(model="a"))
+    assert engine.health()["a"]["state"] == "open"
+    _, tally = run_complete(engine, Choice(model="a"))
+    assert tally.is_complete
+    assert engine.health()["a"]["state"] == "open"  # only probes close it
+
+
+def test_when_all_breakers_are_open_the_settings_may_have_it_said() -> None:
+    first = Scripted("a", failing(500))
+    engine, _ = an_engine(
+        first, retries=0, when_all_open="refuse", breaker={"consecutive_failures": 1, "jitter": 0}
+    )
+    failure_of(engine, Choice(model="a"))
+    error, tally = failure_of(engine, Choice(model="a"))
+    assert (error.status, error.code, error.retry_after) == (503, "breaker_open", 5.0)
+    assert tally.attempts == []
+
+
+def test_a_model_that_cannot_be_asked_in_the_dialect_is_skipped() -> None:
+    chat_only, embedder = Scripted("a"), Scripted("b", speaks=("embeddings",))
+    vectors = {"data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 3, "total_tokens": 3}}
+    embedder._script = (Step(answer=vectors),)
+    engine, _ = an_engine(chat_only, embedder)
+    tally = Tally()
+    call = a_call("embeddings", input="hello")
+    assert asyncio.run(engine.complete(call, CHOICE, tally)) is vectors
+    assert chat_only.orders == []
+    assert (tally.model, tally.dialect, tally.usage) == ("b", "embeddings", Usage(3, 0))
+
+
+def test_a_call_no_model_can_serve_says_so() -> None:
+    engine, _ = an_engine(Scripted("a"))
+    with pytest.raises(ExpertError, match="embeddings") as raised:
+        asyncio.run(engine.complete(a_call("embeddings"), CHOICE, Tally()))
+    assert raised.value.status == 400
+
+
+def test_a_model_gets_the_native_request_only_where_it_speaks_the_dialect() -> None:
+    native = {"model": "auto", "max_tokens": 9, "messages": []}
+    said = {"content": [{"type": "text", "text": "hi"}], "stop_reason": "max_tokens"}
+    told = {"input_tokens": 3, "cache_read_input_tokens": 4, "output_tokens": 2}
+    speaker = Scripted("b", Step(answer={**said, "usage": told}), speaks=("chat", "messages"))
+    translated = Scripted("a", failing(500))
+    engine, _ = an_engine(translated, speaker, retries=0)
+    call = a_call("messages")
+    call.native = native
+    tally = Tally()
+    asyncio.run(engine.complete(call, CHOICE, tally))
+    assert (translated.orders[0].dialect, translated.orders[0].body) == ("chat", call.body)
+    assert (speaker.orders[0].dialect, speaker.orders[0].body) == ("messages", native)
+    assert (tally.dialect, tally.finish, tally.usage) == ("messages", "length", Usage(7, 2))
+
+
+def test_overflow_goes_to_the_client_unless_a_larger_context_is_asked_for() -> None:
+    overflow = failing(400, "context_length_exceeded")
+    sizes = {"a": 100, "b": 100, "c": 200}
+    for wanted, models in ((False, ["a"]), (True, ["a", "c"])):
+        upstreams = {"a": Scripted("a", overflow), "b": Scripted("b"), "c": Scripted("c")}
+        engine = Engine(upstreams, EngineSettings(larger_context=wanted), contexts=sizes)
+        tally = Tally()
+        if wanted:
+            asyncio.run(engine.complete(a_call(), CHOICE, tally))
+        else:
+            with pytest.raises(ExpertError):
+                asyncio.run(engine.complete(a_call(), CHOICE, tally))
+        assert [attempt.model for attempt in tally.attempts] == models
+
+
+def test_usage_is_estimated_and_marked_where_the_upstream_tells_none() -> None:
+    engine, _ = an_engine(Scripted("a", Step(answer=answer("x" * 41, usage=None))))
+    _, tally = run_complete(engine, Choice(model="a"))
+    assert tally.usage == Usage(80 // 4 + 1, 11, True)
+    assert tally.attempts[0].usage is tally.usage
+
+
+@pytest.mark.parametrize("empty", [{"choices": []}, {"id": "x"}])
+def test_a_whole_answer_without_a_choice_is_a_failure(empty: dict[str, Any]) -> None:
+    engine, _ = an_engine(Scripted("a", Step(answer=empty)), Scripted("b"), retries=0)
+    _, tally = run_complete(engine)
+    assert tried(tally) == [("a", 502, "upstream_empty"), ("b", 200, "")]
+
+
+def test_an_empty_stream_is_a_failure_and_falls_back() -> None:
+    engine, _ = an_engine(Scripted("a", Step(events=[])), Scripted("b"), retries=0)
+    tally = Tally()
+    events = asyncio.run(gathered(engine, a_call(is_stream=True), CHOICE, tally))
+    assert text_of(events) == TEXT
+    assert tried(tally) == [("a", 502, "upstream_empty"), ("b", 200, "")]
+
+
+def test_an_upstream_with_a_bug_is_a_failed_upstream(caplog: pytest.LogCaptureFixture) -> None:
+    for is_stream in (False, True):
+        broken = Scripted("a", Step(events=[], error=KeyError("oops")))
+        engine, _ = an_engine(broken, Scripted("b"), retries=0)
+        tally = Tally()
+        call = a_call(is_stream=is_stream)
+        if is_stream:
+            asyncio.run(gathered(engine, call, CHOICE, tally))
+        else:
+            asyncio.run(engine.complete(call, CHOICE, tally))
+        assert tried(tally) == [("a", 502, "upstream_failed"), ("b", 200, "")]
+    assert "failed unexpectedly" in caplog.text
+
+
+def test_only_harmless_headers_are_passed_on() -> None:
+    upstream = Scripted("a")
+    engine, _ = an_engine(upstream)
+    call = a_call()
+    call.headers = {
+        b"authorization": b"Bearer client-key",
+        b"cookie": b"c",
+        b"traceparent": b"00-1",
+        b"idempotency-key": b"k",
+    }
+    asyncio.run(engine.complete(call, Choice(model="a"), Tally()))
+    assert upstream.orders[0].headers == [(b"traceparent", b"00-1"), (b"idempotency-key", b"k")]
+
+
+def test_a_stream_fills_the_tally_with_the_answer_it_amounts_to() -> None:
+    engine, _ = an_engine(Scripted("a"))
+    call, tally = a_call(is_stream=True), Tally()
+    events = asyncio.run(gathered(engine, call, Choice(model="a"), tally))
+    assert events == chunks()
+    assert (tally.text, tally.finish, tally.is_complete) == (TEXT, "stop", True)
+    assert tally.usage == Usage(7, 5)
+    assert tally.answer is not None
+    assert tally.answer["choices"][0]["message"] == {"role": "assistant", "content": TEXT}
+    assert tally.answer["usage"]["total_tokens"] == 12
+    assert call.phases.first_token is not None
+
+
+def test_a_client_that_leaves_a_stream_cancels_upstream_and_pays_for_what_was_produced() -> None:
+    async def main() -> None:
+        upstream = Scripted("a", Step(stalls=True, events=chunks()[:4]))
+        engine, _ = an_engine(upstream)
+        tally = Tally()
+        task = asyncio.create_task(
+            gathered(engine, a_call(is_stream=True), Choice(model="a"), tally)
+        )
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert upstream.num_cancelled == 1
+        assert tally.text == "The quick brown "
+        assert not tally.is_complete
+        assert tally.answer is None
+        assert tally.usage == Usage(21, 4, True)
+        assert tried(tally) == [("a", 0, "cancelled")]
+        assert tally.attempts[0].usage == tally.usage
+        assert engine.health()["a"]["in_flight"] == 0
+
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_before_an_answer_cancels_upstream_and_pays_for_the_prompt() -> None:
+    async def main(is_stream: bool) -> None:
+        upstream = Scripted("a", Step(stalls=True, events=[]))
+        engine, _ = an_engine(upstream, Scripted("b"))
+        tally, call = Tally(), a_call(is_stream=is_stream)
+        work = (gathered(engine, call, CHOICE, tally), engine.complete(call, CHOICE, tally))
+        work[is_stream].close()
+        task: asyncio.Task[Any] = asyncio.create_task(work[not is_stream])
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert upstream.num_cancelled == 1
+        assert tried(tally) == [("a", 0, "cancelled")]
+        assert tally.usage == Usage(21, 0, True)
+        assert tally.model == "a"
+        assert engine.health()["a"]["num_failures"] == 0
+
+    asyncio.run(main(False))
+    asyncio.run(main(True))
+
+
+def test_a_slow_client_gets_everything_and_upstream_is_read_no_faster() -> None:
+    async def main() -> None:
+        upstream = Scripted("a")
+        engine, _ = an_engine(upstream)
+        tally = Tally()
+        produced = 0
+        stream = upstream.stream
+
+        async def counting(order: Any) -> Any:
+            nonlocal produced
+            async for batch in stream(order):
+                produced += 1
+                yield batch
+
+        upstream.stream = counting  # type: ignore[method-assign]
+        got = 0
+        async for _ in engine.stream(a_call(is_stream=True), Choice(model="a"), tally):
+            got += 1
+            await asyncio.sleep(0)
+            assert produced == got
+        assert got == len(chunks())
+        assert tally.is_complete
+
+    asyncio.run(main())
+
+
+def test_a_new_engine_adopts_what_the_old_one_knows() -> None:
+    upstream = Scripted("a", failing(500))
+    old, fake = an_engine(upstream, Scripted("b"), retries=0, breaker={"consecutive_failures": 2})
+    for _ in range(2):
+        run_complete(old)
+    new = Engine(
+        {"a": upstream, "c": Scripted("c")}, EngineSettings(), clock=fake, sleep=fake.sleep
+    )
+    new.adopt(old)
+    health = new.health()
+    assert set(health) == {"a", "c"}
+    assert health["a"]["state"] == "open"
+    assert health["a"]["num_failures"] == 2
+    assert health["c"]["num_calls"] == 0
+    _, tally = run_complete(new, Choice(model="a", fallbacks=("c",)))
+    assert [attempt.model for attempt in tally.attempts] == ["c"]
+
+
+def test_health_is_plain_data_with_latencies_and_the_last_error() -> None:
+    engine, fake = an_engine(Scripted("a", failing(500), Step()), retries=1)
+    run_complete(engine, Choice(model="a"))
+    fake.now += 1.0
+    health = engine.health()["a"]
+    assert health["state"] == "closed"
+    assert health["num_calls"] == 2
+    assert health["failure_share"] == 0.5
+    assert health["last_error"] == "status 500"
+    assert health["answer_s"] == 0.0
+    assert health["in_flight"] == 0
+    assert health["state_for_s"] >= 1.0
+
+
+def test_a_tool_call_in_a_stream_is_put_together() -> None:
+    call = {"index": 0, "id": "call_1", "type": "function"}
+    events = [
+        chunk({"role": "assistant", "content": None}),
+        chunk({"tool_calls": [{**call, "function": {"name": "look", "arguments": ""}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"at":'}}]}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]}),
+        chunk({}, "tool_calls"),
+    ]
+    engine, _ = an_engine(Scripted("a", Step(events=events)))
+    tally = Tally()
+    asyncio.run(gathered(engine, a_call(is_stream=True), Choice(model="a"), tally))
+    assert tally.answer is not None
+    choice = tally.answer["choices"][0]
+    assert choice["finish_reason"] == tally.finish == "tool_calls"
+    assert choice["message"]["tool_calls"][0]["function"] == {
+        "name": "look",
+        "arguments": '{"at":1}',
+    }
+    assert tally.usage == Usage(21, 3, True)  # "look" and its arguments are twelve characters
+
+
+def test_a_stream_that_breaks_while_calling_a_tool_ends_with_an_error() -> None:
+    fragment = {"index": 0, "id": "c", "function": {"name": "look", "arguments": "{"}}
+    events = [chunk({"role": "assistant"}), chunk({"tool_calls": [fragment]})]
+    second = Scripted("b")
+    engine, _ = an_engine(Scripted("a", cut(2, events)), second)
+    tally = Tally()
+    got, error = asyncio.run(gathered_until(engine, a_call(is_stream=True), CHOICE, tally))
+    assert got == events
+    assert error is not None
+    assert error.code == "upstream_cut"
+    assert second.orders == []
+    assert not tally.is_complete
+    assert tally.answer is None

@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossroads.core.errors import InputError, UnavailableError
+from crossroads.gateway.contracts import Ledger
+from crossroads.gateway.ledger import (
+    Feedback,
+    LedgerReader,
+    LedgerSettings,
+    SqlLedger,
+    check_ledger,
+    open_ledger,
+)
+from crossroads.gateway.ledger.schema import Row
+from crossroads.gateway.ledger.sqlite import SqliteStore
+from tests.gateway.ledger.records import record
+
+
+def settings(folder: Path, **changes: Any) -> LedgerSettings:
+    return LedgerSettings(**{"url": f"sqlite:{folder}/l.db", "flush_ms": 10, **changes})
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[SqlLedger]:
+    opened = open_ledger(settings(tmp_path))
+    yield opened
+    opened.close()
+
+
+class FlakyStore(SqliteStore):
+    """An SQLite file whose writes fail, or hang, while told so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.is_full = False
+        self.hold: Callable[[], None] = lambda: None
+
+    def open(self) -> None:
+        if self.is_full:
+            raise UnavailableError("database or disk is full")
+        super().open()
+
+    def insert(self, table: str, rows: Sequence[Row]) -> None:
+        self.hold()
+        if self.is_full:
+            raise UnavailableError("database or disk is full")
+        super().insert(table, rows)
+
+
+def read_ids(folder: Path) -> set[str]:
+    with LedgerReader(f"sqlite:{folder}/l.db") as reader:
+        return {each.decision_id for each in reader.records()}
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.005)
+
+
+def test_it_is_a_ledger_and_returns_what_it_was_given(ledger: SqlLedger, tmp_path: Path) -> None:
+    contract: Ledger = ledger
+    rows = [record(is_stream=n % 2 == 0, labels={"n": str(n)}) for n in range(1200)]
+    for each in rows:
+        contract.append(each)
+    assert ledger.flush()
+    with LedgerReader(f"sqlite:{tmp_path}/l.db") as reader:
+        assert list(reader.records()) == rows
+    assert ledger.health()["written"] == 1200
+    assert ledger.health()["state"] == "ok"
+
+
+def test_rows_are_committed_within_the_flush_interval_without_being_asked(tmp_path: Path) -> None:
+    ledger = open_ledger(settings(tmp_path, flush_ms=20))
+    ledger.append(record("dec_1"))
+    wait_until(lambda: ledger.health()["written"] == 1)
+    assert read_ids(tmp_path) == {"dec_1"}
+    ledger.close()
+
+
+def test_closing_drains_and_may_be_repeated(tmp_path: Path) -> None:
+    ledger = open_ledger(settings(tmp_path, flush_ms=60_000))
+    for n in range(700):
+        ledger.append(record(f"dec_{n}"))
+    ledger.close()
+    ledger.close()
+    assert len(read_ids(tmp_path)) == 700
+
+
+def test_a_row_appended_twice_is_kept_once(ledger: SqlLedger, tmp_path: Path) -> None:
+    ledger.append(record("dec_1"))
+    ledger.append(record("dec_1"))
+    ledger.flush()
+    assert len(read_ids(tmp_path)) == 1
+
+
+def test_overflow_is_counted_and_never_raises(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    ledger = SqlLedger(settings(tmp_path, queue=10), store)  # not started: nothing drains it
+    for _ in range(25):
+        ledger.append(record())
+    ledger.append_feedback(Feedback(decision_id="dec_1", score=1.0))
+    assert ledger.health()["queued"] == 10
+    assert ledger.health()["lost"] == 16
+
+
+def test_rows_that_a_full_database_refuses_are_journalled_and_replayed(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    ledger = SqlLedger(settings(tmp_path, flush_ms=5), store)
+    ledger.start()
+    ledger.append(record("dec_before"))
+    ledger.flush()
+    store.is_full = True
+    for n in range(50):
+        ledger.append(record(f"dec_{n}", features=b"\x00\xff"))
+    ledger.flush()
+    health = ledger.health()
+    assert health["state"] == "degraded"
+    assert "full" in health["error"]
+    assert (health["journalled"], health["lost"], health["queued"]) == (50, 0, 0)
+    assert Path(health["journal"]).stat().st_mode & 0o077 == 0  # it may hold prompts
+    store.is_full = False
+    wait_until(lambda: ledger.health()["state"] == "ok")
+    assert ledger.health()["replayed"] == 50
+    assert not Path(health["journal"]).exists()
+    assert read_ids(tmp_path) == {"dec_before", *(f"dec_{n}" for n in range(50))}
+    ledger.close()
+
+
+def test_with_database_and_journal_full_rows_wait_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, entry: object) -> None:
+        with path.open("ab") as file:
+            file.write(b'{"half a li')
+        raise InputError(f"{path}: cannot be written: No space left on device")
+
+    store = FlakyStore(tmp_path / "l.db")
+    ledger = SqlLedger(settings(tmp_path, flush_ms=5, queue=100, batch=10), store)
+    ledger.start()
+    store.is_full = True
+    with monkeypatch.context() as patch:
+        patch.setattr("crossroads.gateway.ledger.journal.append_line", refuse)
+        for n in range(30):
+            ledger.append(record(f"dec_{n}"))
+        wait_until(lambda: ledger.health()["journal_error"] is not None)
+        assert "No space left" in ledger.health()["journal_error"]
+        assert ledger.health()["lost"] == 0
+    wait_until(lambda: ledger.health()["journalled"] == 30)  # room again for the journal only
+    store.is_full = False
+    wait_until(lambda: ledger.health()["state"] == "ok")
+    assert len(read_ids(tmp_path)) == 30
+    ledger.close()
+
+
+def test_a_database_that_hangs_does_not_lose_what_comes_meanwhile(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    ledger = SqlLedger(settings(tmp_path, flush_ms=5, queue=100), store)
+    ledger.start()
+    is_held = True
+
+    def hold() -> None:
+        while is_held:
+            time.sleep(0.005)
+
+    store.hold = hold
+    for n in range(80):
+        ledger.append(record(f"dec_{n}"))
+    wait_until(lambda: ledger.health()["queued"] <= 50)  # half the queue went to the journal
+    is_held = False
+    wait_until(lambda: ledger.health()["state"] == "ok" and not ledger.health()["queued"])
+    ledger.close()
+    assert len(read_ids(tmp_path)) == 80
+    assert ledger.health()["lost"] == 0
+
+
+def test_the_journal_of_a_process_that_died_is_adopted_by_the_next(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    first = SqlLedger(settings(tmp_path), store)
+    first.start()
+    first.flush()
+    store.is_full = True
+    first.append(record("dec_left"))
+    first.flush()
+    first.close()  # the store is full to the end
+    assert read_ids(tmp_path) == set()
+    second = open_ledger(settings(tmp_path))
+    wait_until(lambda: second.health()["replayed"] == 1)
+    second.close()
+    assert read_ids(tmp_path) == {"dec_left"}
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_the_journal_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    first = SqlLedger(settings(tmp_path), store)
+    first.start()
+    first.flush()
+    store.is_full = True
+    first.append(record("dec_mine"))
+    first.flush()
+    second = open_ledger(settings(tmp_path))
+    second.append(record("dec_other"))
+    second.flush()
+    second.close()
+    assert read_ids(tmp_path) == {"dec_other"}
+    first.close()
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        {"prompt": "lone \ud800 surrogate"},
+        {"input_tokens": 2**70},
+        {"reason": "nul \x00 inside"},
+    ],
+)
+def test_a_strange_row_is_cleaned_and_spoils_no_other(
+    tmp_path: Path, poison: dict[str, Any]
+) -> None:
+    ledger = open_ledger(settings(tmp_path, keep=["text"]))
+    for each in (record("dec_1"), record("dec_2", **poison), record("dec_3")):
+        ledger.append(each)
+    ledger.flush()
+    ledger.close()
+    assert read_ids(tmp_path) == {"dec_1", "dec_2", "dec_3"}
+
+
+def test_a_row_that_no_database_takes_is_counted(tmp_path: Path) -> None:
+    ledger = open_ledger(settings(tmp_path))
+    ledger.append(record("dec_1", labels={"a": object()}))  # no JSON
+    ledger.append(record("dec_2"))
+    ledger.flush()
+    assert ledger.health()["rejected"] == 1
+    ledger.close()
+    assert read_ids(tmp_path) == {"dec_2"}
+
+
+def test_rows_beyond_retention_are_deleted(tmp_path: Path) -> None:
+    ledger = open_ledger(settings(tmp_path))
+    ledger.append(record("dec_old", time=time.time() - 3 * 86_400))
+    ledger.append(record("dec_new"))
+    ledger.flush()
+    ledger.close()
+    again = open_ledger(settings(tmp_path, retention_days=2))
+    wait_until(lambda: read_ids(tmp_path) == {"dec_new"})
+    again.close()
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    wrong = LedgerSettings(url=f"sqlite:{tmp_path}/file/l.db")
+    with pytest.raises(InputError, match="file/l.db"):
+        open_ledger(wrong)
+    with pytest.raises(UnavailableError):
+        check_ledger(wrong)
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "l.db").write_bytes(b"something else, and long enough to be looked at" * 50)
+    with pytest.raises(InputError, match="not a database"):
+        open_ledger(settings(tmp_path))
+
+
+def test_an_older_schema_is_migrated_and_a_newer_one_refused(tmp_path: Path) -> None:
+    ledger = open_ledger(settings(tmp_path))
+    ledger.append(record("dec_kept"))
+    ledger.close()
+    connection = sqlite3.connect(tmp_path / "l.db")
+    connection.execute("DROP TABLE feedback")  # as version 1 had none
+    connection.execute("PRAGMA user_version=1")
+    connection.commit()
+    again = open_ledger(settings(tmp_path))
+    again.append_feedback(Feedback(decision_id="dec_kept", score=0.5))
+    again.close()
+    with LedgerReader(f"sqlite:{tmp_path}/l.db") as reader:
+        entry = reader.get("dec_kept")
+    assert entry is not None
+    assert [each.score for each in entry.feedback] == [0.5]
+    connection.execute("PRAGMA user_version=99")
+    connection.commit()
+    connection.close()
+    with pytest.raises(InputError, match="version 99.*upgrade"):
+        open_ledger(settings(tmp_path))

@@ -1,0 +1,195 @@
+"""What both HTTP implementations must do alike, and what only ours does."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.gateway.http_front import App, front, read_all, statuses, talk
+
+GET = b"GET /a HTTP/1.1\r\nhost: h\r\n\r\n"
+LAST = b"GET /last HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"
+POST = b"POST /echo HTTP/1.1\r\nhost: h\r\n"
+
+
+@pytest.fixture(scope="module", params=["uvicorn", "fast"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def port(kind: str) -> Iterator[int]:
+    with front(kind, App()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def fast() -> Iterator[int]:
+    with front("fast", App()) as running:
+        yield running
+
+
+def test_requests_sent_at_once_are_answered_in_order(port: int) -> None:
+    paths = [b"/%d" % n for n in range(50)]
+    requests = b"".join(b"GET %b HTTP/1.1\r\nhost: h\r\n\r\n" % path for path in paths)
+    answer = talk(port, requests + LAST)
+    assert statuses(answer) == [200] * 51
+    places = [answer.index(b"GET %b " % path) for path in paths]
+    assert places == sorted(places)
+
+
+def test_a_stream_before_another_request_is_whole(port: int) -> None:
+    answer = talk(port, b"GET /stream HTTP/1.1\r\nhost: h\r\n\r\n" + LAST)
+    stream, _, last = answer.partition(b"0\r\n\r\n")
+    assert stream.count(b"data: ") == 6
+    assert statuses(last) == [200]
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(chunks=st.lists(st.binary(min_size=1, max_size=200), max_size=8), cut=st.integers(1, 60))
+def test_a_chunked_body_arrives_whole_however_it_is_cut(
+    port: int, chunks: list[bytes], cut: int
+) -> None:
+    body = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+    head = POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    data = head + body
+    answer = talk(port, *[data[n : n + cut * 8] for n in range(0, len(data), cut * 8)])
+    assert answer.endswith(b"POST /echo " + b"".join(chunks))
+
+
+def test_a_request_may_come_byte_by_byte(port: int) -> None:
+    data = POST + b"connection: close\r\ncontent-length: 3\r\n\r\nabc"
+    answer = talk(port, *[data[n : n + 1] for n in range(len(data))], pause=0.0005)
+    assert answer.endswith(b"POST /echo abc")
+
+
+def test_one_connection_serves_many_requests(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.connect()
+    used = connection.sock
+    for number in range(20):
+        connection.request("POST", "/echo", json.dumps(number))
+        assert connection.getresponse().read() == b"POST /echo %d" % number
+    assert connection.sock is used
+    connection.close()
+
+
+def test_a_client_that_expects_100_gets_it_before_it_sends(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        head = b"expect: 100-continue\r\ncontent-length: 3\r\nconnection: close\r\n\r\n"
+        connection.sendall(POST + head)
+        assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"abc")
+        assert read_all(connection).endswith(b"POST /echo abc")
+
+
+def test_an_absolute_target_is_its_path(port: int) -> None:
+    answer = talk(port, LAST.replace(b"/last", b"http://other.example/x%20y?q=1"))
+    assert answer.endswith(b"GET /x y ")
+
+
+def test_an_answer_to_head_has_no_body(port: int) -> None:
+    answer = talk(port, LAST.replace(b"GET", b"HEAD"))
+    assert statuses(answer) == [200]
+    assert b"content-length: 11\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+def test_a_client_that_offers_http2_is_served_in_http1(port: int) -> None:
+    offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+    request = POST + offer + b"content-length: 3\r\n\r\nabc"
+    answer = talk(port, request + LAST)
+    assert statuses(answer) == [200, 200]
+    assert b"POST /echo abc" in answer
+
+
+def test_a_client_that_leaves_is_noticed_at_once(kind: str) -> None:
+    app = App()
+    with front(kind, app) as port:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"GET /wait HTTP/1.1\r\nhost: h\r\n\r\n")
+            time.sleep(0.05)
+        assert app.is_gone.wait(1)
+
+
+def test_a_client_that_leaves_in_its_body_is_noticed_at_once(kind: str) -> None:
+    app = App()
+    with front(kind, app) as port:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(POST + b"content-length: 10\r\n\r\nabc")
+            time.sleep(0.05)
+        assert app.is_gone.wait(1)
+
+
+def test_a_slow_client_holds_the_application_back(kind: str) -> None:
+    app = App()
+    with front(kind, app) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"GET /endless HTTP/1.1\r\nhost: h\r\n\r\n")
+        time.sleep(0.3)
+        early = app.num_sent
+        time.sleep(0.2)
+        assert app.num_sent == early, "the server reads for a client that does not"
+        assert connection.recv(1 << 20)
+
+
+def test_a_failure_of_the_application_is_a_500(port: int) -> None:
+    answer = talk(port, b"GET /boom HTTP/1.1\r\nhost: h\r\n\r\n")
+    assert statuses(answer) == [500]
+
+
+def test_a_response_that_breaks_does_not_look_whole(port: int) -> None:
+    answer = talk(port, b"GET /cut HTTP/1.1\r\nhost: h\r\n\r\n")
+    assert b"part" in answer
+    assert not answer.endswith(b"0\r\n\r\n")
+
+
+def test_streams_in_flight_are_finished_when_the_server_stops(kind: str) -> None:
+    answers: list[bytes] = []
+    with front(kind, App()) as port:
+        request = b"GET /stream HTTP/1.1\r\nhost: h\r\n\r\n"
+        thread = threading.Thread(target=lambda: answers.append(talk(port, request)))
+        thread.start()
+        time.sleep(0.05)
+    thread.join()
+    assert answers[0].endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_idle_connections_are_closed_when_the_server_stops(kind: str) -> None:
+    with front(kind, App()) as port:
+        idle = socket.create_connection(("127.0.0.1", port), timeout=5)
+        idle.sendall(GET)
+        time.sleep(0.05)
+    assert statuses(read_all(idle)) == [200]
+    idle.close()
+
+
+def test_http_1_0_is_not_sent_chunks(fast: int) -> None:
+    answer = talk(fast, b"GET /stream HTTP/1.0\r\n\r\n")
+    assert b"transfer-encoding" not in answer
+    assert answer.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_response_carries_the_date_and_says_when_it_is_the_last(fast: int) -> None:
+    head, _, _ = talk(fast, LAST).partition(b"\r\n\r\n")
+    assert b"\r\ndate: " in head
+    assert b"\r\nconnection: close" in head
+
+
+def test_two_hundred_clients_at_once_are_all_answered(fast: int) -> None:
+    sockets = [socket.create_connection(("127.0.0.1", fast), timeout=5) for _ in range(200)]
+    for connection in sockets:
+        connection.sendall(LAST)
+    answers = [read_all(connection) for connection in sockets]
+    for connection in sockets:
+        connection.close()
+    assert all(statuses(answer) == [200] for answer in answers)
