@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from crossroads.gateway.app import Gateway
-from crossroads.prompts.experts.http import HttpExpert, Timeouts
+from crossroads.gateway.upstreams import build_upstreams
+from crossroads.prompts.experts.http import Timeouts
+from crossroads.prompts.pool import ModelCard
 from tests.gateway.fake_upstream import FakeUpstream
-from tests.gateway.serving import FakeRouter, serving
+from tests.gateway.serving import FakeRouter, gateway_of, serving
 
 MODELS = (
     *("ok", "usage", "norole", "whole", "slow-0.3", "slow-1", "slow-30"),
@@ -44,14 +45,9 @@ def router() -> FakeRouter:
 
 @pytest.fixture(scope="session")
 def url(upstream: FakeUpstream, router: FakeRouter) -> Iterator[str]:
-    """A gateway over one expert per behaviour of the fake upstream, with a fake router."""
-    experts = {
-        name: HttpExpert(name=name, endpoint=upstream.url, api_key="upstream-key", timeouts=SHORT)
-        for name in MODELS
-    }
-    experts["down"] = HttpExpert(name="down", endpoint="http://127.0.0.1:9/v1", timeouts=SHORT)
-    experts["renamed"] = HttpExpert(
-        name="renamed", endpoint=upstream.url, upstream_model="ok", timeouts=SHORT
-    )
-    with serving(Gateway(experts, router)) as running:
+    """A gateway over one upstream per behaviour of the fake upstream, with a fake router."""
+    cards = [ModelCard(name=n, endpoint=upstream.url, api_key="upstream-key") for n in MODELS]
+    cards.append(ModelCard(name="down", endpoint="http://127.0.0.1:9/v1"))
+    cards.append(ModelCard(name="renamed", endpoint=upstream.url, upstream_model="ok"))
+    with serving(gateway_of(build_upstreams(cards, timeouts=SHORT), router)) as running:
         yield running

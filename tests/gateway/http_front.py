@@ -102,14 +102,14 @@ async def start(send: Any, headers: list[tuple[bytes, bytes]], *, status: int = 
 
 
 @contextmanager
-def front(kind: str, app: Any, **limits: Any) -> Iterator[int]:
+def front(kind: Any, app: Any, **limits: Any) -> Iterator[int]:
     """Serve ``app`` in a thread; yield the port."""
-    settings = FrontSettings.model_validate({"http": kind, **limits})
+    settings = FrontSettings.model_validate(limits)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
-        http=http_protocol(settings),
+        http=http_protocol(kind, settings),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -6,14 +6,66 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
 from crossroads.core.decision import Decision
 from crossroads.core.errors import UsageError
 from crossroads.gateway.app import Gateway
+from crossroads.gateway.call import Call
+from crossroads.gateway.contracts import Choice, Policies, Upstream
+from crossroads.gateway.dialects import build_surfaces
+from crossroads.gateway.engine import Engine, EngineSettings
+from crossroads.gateway.errors import ApiError
+from crossroads.gateway.governance import GovernanceSettings, KeyGovernor, PriceBook
+from crossroads.gateway.policies import PoliciesSettings, compile_policies
+from crossroads.gateway.services import Services
+from crossroads.gateway.telemetry import GatewayTelemetry, TelemetrySettings
+from crossroads.gateway.upstreams.local import LocalUpstream
+from crossroads.gateway.upstreams.settings import UpstreamSettings
+from crossroads.prompts.experts.base import Expert
+from crossroads.prompts.experts.http import Timeouts
+from crossroads.prompts.pool import ModelCard, Pool
+
+QUIET = TelemetrySettings(logs=None)
+ONE_TRY = EngineSettings(retries=0)
+
+
+def as_upstream(expert: Expert) -> LocalUpstream:
+    """An in-process expert as an upstream."""
+    card = ModelCard(name=expert.name)
+    return LocalUpstream(expert, card, timeouts=Timeouts(), settings=UpstreamSettings())
+
+
+def gateway_of(
+    upstreams: Mapping[str, Upstream],
+    router: FakeRouter | None = None,
+    *,
+    api_key: str | None = None,
+    failures: EngineSettings = ONE_TRY,
+    **fields: Any,
+) -> Gateway:
+    """A gateway over these upstreams, asked once each; ``fields`` are those of its services."""
+    policies: Policies
+    if router is None:
+        pool = Pool(models=tuple(ModelCard(name=name) for name in upstreams))
+        policies = compile_policies(PoliciesSettings(), pool)
+    else:
+        policies = FakePolicies(list(upstreams), router)
+    services = Services(
+        surfaces=build_surfaces().by_path,
+        upstreams=upstreams,
+        policies=policies,
+        engine=Engine(upstreams, failures),
+        governor=KeyGovernor(GovernanceSettings(), api_key=api_key),
+        prices=PriceBook(),
+        telemetry=GatewayTelemetry(QUIET),
+        **fields,
+    )
+    return Gateway(services)
 
 
 @contextmanager
@@ -38,6 +90,31 @@ def serving(gateway: Gateway) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+class FakePolicies:
+    """Stands in for compiled policies: ``auto`` and ``auto:RULE`` ask the fake router."""
+
+    def __init__(self, models: Sequence[str], router: FakeRouter) -> None:
+        self._models, self._router = models, router
+
+    @property
+    def names(self) -> Sequence[str]:
+        return ["auto", *self._models]
+
+    async def choose(self, call: Call, *, cost_price: float = 0.0) -> Choice:
+        if call.model in self._models:
+            return Choice(model=call.model)
+        name, _, rule = call.model.partition(":")
+        if name != "auto":
+            raise ApiError(f"no {name!r}", status=404, code="model_not_found", param="model")
+        try:
+            decision = self._router.route(call.text, rule=rule or None)
+        except UsageError as error:
+            raise ApiError(str(error), code="invalid_rule", param="model") from error
+        return Choice(
+            model=decision.model, policy="auto", reason=decision.reason, decision=decision
+        )
 
 
 class FakeRouter:

@@ -11,23 +11,26 @@ from typing import Any
 import openai
 import pytest
 
+from crossroads.core.decision import Decision
 from crossroads.core.errors import UnavailableError
-from crossroads.gateway.app import Gateway
-from crossroads.prompts.experts.base import Chunk, Completion, Request, completion
+from crossroads.gateway.call import Body, Event
+from crossroads.gateway.contracts import Order
+from crossroads.prompts.experts.base import completion
 from crossroads.prompts.experts.tools import ToolExpert
-from tests.gateway.serving import FakeRouter, serving
+from tests.gateway.serving import FakeRouter, as_upstream, gateway_of, serving
 
 HELLO = {"role": "user", "content": "hello"}
 KEY = "correct horse"
 
 
-@dataclass
+@dataclass(eq=False)
 class Faulty:
-    """An expert with a defect of our own."""
+    """An upstream with a defect of our own."""
 
     name: str = "faulty"
-    streamed: list[Chunk] = field(default_factory=list)
+    streamed: list[Event] = field(default_factory=list)
     fails_to_start: bool = False
+    speaks = frozenset({"chat"})
 
     async def start(self) -> None:
         if self.fails_to_start:
@@ -36,12 +39,12 @@ class Faulty:
     async def close(self) -> None:
         pass
 
-    async def complete(self, request: Request) -> Completion:
+    async def complete(self, order: Order) -> Body:
         raise KeyError("a secret of the house")
 
-    async def stream(self, request: Request) -> Any:
-        for chunk in self.streamed:
-            yield chunk
+    async def stream(self, order: Order) -> Any:
+        if self.streamed:
+            yield self.streamed
         raise KeyError("a secret of the house")
 
 
@@ -52,19 +55,20 @@ def echo(name: str) -> ToolExpert:
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     begun = {"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]}
-    experts = {
-        "echo": echo("echo"),
-        "org/model:v1": echo("slashed"),
+    upstreams = {
+        "echo": as_upstream(echo("echo")),
+        "org/model:v1": as_upstream(echo("slashed")),
         "faulty": Faulty(),
         "half": Faulty(streamed=[begun]),
     }
-    with serving(Gateway(experts, FakeRouter("echo", "echo"), body_limit=10_000)) as running:
+    router = FakeRouter("echo", "echo")
+    with serving(gateway_of(upstreams, router, body_limit=10_000)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def locked_url() -> Iterator[str]:
-    with serving(Gateway({"echo": echo("echo")}, api_key=KEY)) as running:
+    with serving(gateway_of({"echo": as_upstream(echo("echo"))}, api_key=KEY)) as running:
         yield running
 
 
@@ -190,18 +194,31 @@ def test_a_body_over_the_limit_is_refused(url: str, is_chunked: bool) -> None:
     assert call(url, "POST", "/v1/chat/completions", chat("echo"))[0] == 200
 
 
-def test_a_defect_of_ours_is_a_server_error_that_tells_no_secrets(
-    url: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.CRITICAL):
-        status, _, body = call(url, "POST", "/v1/chat/completions", chat("faulty"))
-        streamed = call(url, "POST", "/v1/chat/completions", chat("half", stream=True))
-    assert (status, error_of(body)["type"]) == (500, "server_error")
-    assert b"secret" not in body
+def test_a_defect_of_an_upstream_is_its_failure_and_tells_no_secrets(url: str) -> None:
+    status, _, body = call(url, "POST", "/v1/chat/completions", chat("faulty"))
+    streamed = call(url, "POST", "/v1/chat/completions", chat("half", stream=True))
+    assert (status, error_of(body)["type"]) == (502, "api_error")
     last = streamed[2].split(b"\n\n")[-2]
-    assert error_of(last.removeprefix(b"data: "))["code"] == "internal_error"
+    assert error_of(last.removeprefix(b"data: "))["type"] == "api_error"
     assert b"[DONE]" not in streamed[2]
+    assert b"secret" not in body + streamed[2]
     assert call(url, "POST", "/v1/chat/completions", chat("echo"))[0] == 200
+
+
+def test_a_defect_of_ours_is_a_server_error_that_tells_no_secrets(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(FakeRouter):
+        def route(self, prompt: str, *, rule: str | None = None, seed: int = 0) -> Decision:
+            raise KeyError("a secret of the house")
+
+    upstreams = {"echo": as_upstream(echo("echo"))}
+    with serving(gateway_of(upstreams, Broken("echo", "echo"))) as url:
+        with caplog.at_level(logging.CRITICAL):
+            status, _, body = call(url, "POST", "/v1/chat/completions", chat("auto"))
+        assert (status, error_of(body)["code"]) == (500, "internal_error")
+        assert b"secret" not in body
+        assert call(url, "POST", "/v1/chat/completions", chat("echo"))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -234,29 +251,29 @@ def test_an_expert_that_cannot_start_fails_the_lifespan() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    gateway = Gateway({"faulty": Faulty(fails_to_start=True)})
+    gateway = gateway_of({"faulty": Faulty(fails_to_start=True)})
     asyncio.run(gateway({"type": "lifespan"}, receive, send))
     assert sent == [{"type": "lifespan.startup.failed", "message": "the model file is missing"}]
 
 
 def test_only_http_is_spoken() -> None:
-    gateway = Gateway({"echo": echo("echo")})
+    gateway = gateway_of({"echo": as_upstream(echo("echo"))})
     with pytest.raises(ValueError, match="expected HTTP, got 'websocket'"):
         asyncio.run(gateway({"type": "websocket"}, None, None))  # type: ignore[arg-type]
 
 
-def test_a_failure_of_our_own_after_routing_says_who_failed(url: str) -> None:
+def test_a_failure_after_routing_says_who_failed(url: str) -> None:
     status, headers, _ = call(url, "POST", "/v1/chat/completions", chat("faulty"))
-    assert (status, headers["x-crossroads-model"]) == (500, "faulty")
+    assert (status, headers["x-crossroads-model"]) == (502, "faulty")
 
 
 def test_missing_identity_of_an_answer_is_filled_in() -> None:
-    @dataclass
+    @dataclass(eq=False)
     class Bare(Faulty):
-        async def complete(self, request: Request) -> Completion:
+        async def complete(self, order: Order) -> Body:
             return {"choices": completion("hi", model="x")["choices"]}
 
-    with serving(Gateway({"bare": Bare()})) as url:
+    with serving(gateway_of({"bare": Bare()})) as url:
         answer = json.loads(call(url, "POST", "/v1/chat/completions", chat("bare"))[2])
     assert answer["id"].startswith("chatcmpl-")
     assert (answer["object"], answer["model"]) == ("chat.completion", "bare")

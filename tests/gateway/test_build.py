@@ -1,20 +1,27 @@
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from crossroads.core.errors import InputError, UsageError
-from crossroads.gateway import build
-from crossroads.gateway.build import build_gateway
+from crossroads.gateway.build import Built, Lasting, build
 from crossroads.gateway.config import ServeConfig
-from crossroads.prompts.experts.http import HttpExpert
+from crossroads.gateway.dialects import build_surfaces
+from crossroads.gateway.telemetry import GatewayTelemetry
+from crossroads.prompts import fit_router, read_outcomes, save_router
 from crossroads.prompts.pool import ModelCard, Pool
+from tests.gateway.serving import QUIET
 
 NEAR = ModelCard(name="near", endpoint="local:units")
 FAR = ModelCard(name="far", endpoint="https://host/v1")
+
+
+def build_it(config: ServeConfig) -> Built:
+    lasting = Lasting(surfaces=build_surfaces(), telemetry=GatewayTelemetry(QUIET))
+    return build(config, lasting)
 
 
 def write_pool(folder: Path, *cards: ModelCard) -> str:
@@ -23,58 +30,77 @@ def write_pool(folder: Path, *cards: ModelCard) -> str:
     return str(path)
 
 
-@pytest.fixture
-def router(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A loaded router over ``near`` and ``far``."""
-    found = SimpleNamespace(pool=Pool(models=(NEAR, FAR)), router=SimpleNamespace(name="fake"))
-    monkeypatch.setattr(build, "load_router", lambda folder: found)
-    return found
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A router over ``near`` and ``far``, fitted and saved."""
+    rows = [
+        {"prompt_id": str(n), "prompt": f"question {n}", "model": model, "score": (n + k) % 2}
+        for n in range(40)
+        for k, model in enumerate(("near", "far"))
+    ]
+    root = tmp_path_factory.mktemp("router")
+    source = root / "outcomes.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    fitted = fit_router("ridge", read_outcomes(str(source)), pool=Pool(models=(NEAR, FAR)))
+    save_router(fitted, root / "fitted")
+    return str(root / "fitted")
 
 
 def test_nothing_to_serve_says_how_to_get_something() -> None:
     with pytest.raises(UsageError, match="run: crossroads fit auto --outcomes local --out DIR"):
-        build_gateway(ServeConfig())
+        build_it(ServeConfig())
 
 
 def test_a_pool_alone_serves_its_models(tmp_path: Path) -> None:
-    built = build_gateway(ServeConfig(pool=write_pool(tmp_path, NEAR, FAR)))
-    assert (built.models, built.router) == (("near", "far"), None)
+    built = build_it(ServeConfig(pool=write_pool(tmp_path, NEAR, FAR)))
+    assert list(built.policies.names) == ["near", "far"]
 
 
-def test_a_router_alone_serves_its_own_pool(router: Any) -> None:
-    built = build_gateway(ServeConfig(router="runs/x"))
-    assert (built.models, built.router) == (("near", "far"), "fake")
+def test_a_router_alone_serves_its_own_pool(folder: str) -> None:
+    built = build_it(ServeConfig(router=folder))
+    assert list(built.policies.names) == ["auto", "near", "far"]
 
 
-def test_a_pool_may_hold_more_than_the_router_chooses_among(router: Any, tmp_path: Path) -> None:
+def test_a_pool_may_hold_more_than_the_router_chooses_among(folder: str, tmp_path: Path) -> None:
     more = ModelCard(name="more", endpoint="local:calculator")
-    built = build_gateway(ServeConfig(router="x", pool=write_pool(tmp_path, more, FAR, NEAR)))
-    assert built.models == ("more", "far", "near")
+    built = build_it(ServeConfig(router=folder, pool=write_pool(tmp_path, more, FAR, NEAR)))
+    assert list(built.policies.names) == ["auto", "more", "far", "near"]
 
 
-def test_a_router_never_chooses_a_model_that_cannot_be_reached(router: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="router x chooses among far, which pool 'pool' lacks"):
-        build_gateway(ServeConfig(router="x", pool=write_pool(tmp_path, NEAR)))
-    router.pool = Pool.of(["near", "far"])
-    with pytest.raises(InputError, match="model 'near' has no endpoint"):
-        build_gateway(ServeConfig(router="x"))
+def test_a_router_never_chooses_a_model_that_cannot_be_reached(folder: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="chooses among far, which pool 'pool' lacks"):
+        build_it(ServeConfig(router=folder, pool=write_pool(tmp_path, NEAR)))
+    mute = ModelCard(name="far")
+    with pytest.raises(InputError, match="model 'far' has no endpoint"):
+        build_it(ServeConfig(router=folder, pool=write_pool(tmp_path, NEAR, mute)))
 
 
-def test_a_model_named_like_the_router_is_refused(router: Any, tmp_path: Path) -> None:
+def test_a_model_named_like_a_policy_is_refused(folder: str, tmp_path: Path) -> None:
     pool = write_pool(tmp_path, NEAR, FAR, ModelCard(name="auto", endpoint="local:units"))
     with pytest.raises(InputError, match="has a model named 'auto'"):
-        build_gateway(ServeConfig(router="x", pool=pool))
+        build_it(ServeConfig(router=folder, pool=pool))
 
 
 def test_a_router_that_does_not_load_stops_the_server(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere"):
-        build_gateway(ServeConfig(router=str(tmp_path / "nowhere"), pool="local"))
+        build_it(ServeConfig(router=str(tmp_path / "nowhere"), pool="local"))
 
 
-def test_timeouts_reach_the_upstreams(tmp_path: Path) -> None:
-    config = ServeConfig.model_validate(
-        {"pool": write_pool(tmp_path, FAR), "timeouts": {"idle": 7, "connect": 3}}
-    )
-    expert = build_gateway(config).gateway._experts["far"]
-    assert isinstance(expert, HttpExpert)
-    assert (expert.timeouts.idle, expert.timeouts.connect) == (7, 3)
+def test_an_upstream_is_kept_over_a_reload_where_nothing_of_it_changed(tmp_path: Path) -> None:
+    lasting = Lasting(surfaces=build_surfaces(), telemetry=GatewayTelemetry(QUIET))
+
+    async def reload() -> tuple[Built, Built]:
+        before = build(ServeConfig(pool=write_pool(tmp_path, NEAR, FAR)), lasting)
+        await before.services.start()
+        changed = FAR.model_copy(update={"endpoint": "https://other/v1"})
+        lasting.before = before
+        after = build(ServeConfig(pool=write_pool(tmp_path, NEAR, changed)), lasting)
+        await after.services.start()
+        await before.services.retire()
+        await after.services.close()
+        return before, after
+
+    before, after = asyncio.run(reload())
+    kept = {n for n, up in after.services.upstreams.items() if before.services.upstreams[n] is up}
+    assert kept == {"near"}
+    assert before.governor is after.governor

@@ -20,7 +20,7 @@ LAST = b"GET /last HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"
 POST = b"POST /echo HTTP/1.1\r\nhost: h\r\n"
 
 
-@pytest.fixture(scope="module", params=["uvicorn", "fast"])
+@pytest.fixture(scope="module", params=["standard", "fast"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -13,10 +13,11 @@ import aiohttp
 import openai
 import pytest
 
-from crossroads.gateway.app import Gateway
-from crossroads.prompts.experts.http import HttpExpert
+from crossroads.gateway.upstreams import build_upstreams
+from crossroads.prompts.experts.http import Timeouts
+from crossroads.prompts.pool import ModelCard
 from tests.gateway.fake_upstream import TEXT, FakeUpstream
-from tests.gateway.serving import FakeRouter, serving
+from tests.gateway.serving import FakeRouter, gateway_of, serving
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 
@@ -91,13 +92,14 @@ def test_a_failure_after_routing_says_who_failed(
 
 
 def test_a_failure_after_a_decision_carries_the_decision(upstream: FakeUpstream) -> None:
-    experts = {"m": HttpExpert(name="m", endpoint=upstream.url, upstream_model="status-429")}
-    with serving(Gateway(experts, FakeRouter("m", "m"))) as url:
+    card = ModelCard(name="m", endpoint=upstream.url, upstream_model="status-429")
+    upstreams = build_upstreams([card], timeouts=Timeouts())
+    with serving(gateway_of(upstreams, FakeRouter("m", "m"))) as url:
         status, headers, _ = ask(url, "auto")
     assert status == 429
     assert headers["retry-after"] == "7"
     assert headers["x-crossroads-model"] == "m"
-    assert headers["x-crossroads-policy"] == "fake argmax"
+    assert headers["x-crossroads-policy"] == "auto fake argmax"
     assert headers["x-crossroads-reason"].startswith("m has the highest estimated quality")
     assert headers["x-crossroads-decision-id"].startswith("dec_")
 
@@ -212,10 +214,10 @@ def test_a_limit_of_the_upstream_says_when_to_come_back(client: openai.OpenAI) -
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_ends_the_upstreams_work(stream: bool) -> None:
     with FakeUpstream() as upstream:
-        expert = HttpExpert(name="m", endpoint=upstream.url, upstream_model="slow-30")
-        if stream:
-            expert.upstream_model = "trickle-3"
-        with serving(Gateway({"m": expert})) as url:
+        behaviour = "trickle-3" if stream else "slow-30"
+        card = ModelCard(name="m", endpoint=upstream.url, upstream_model=behaviour)
+        upstreams = build_upstreams([card], timeouts=Timeouts())
+        with serving(gateway_of(upstreams)) as url:
             host, port = url.removeprefix("http://").split(":")
             body = json.dumps({"model": "m", "messages": HELLO, "stream": stream}).encode()
             with socket.create_connection((host, int(port))) as connection:

@@ -17,7 +17,7 @@ CLOSE = b"connection: close\r\n"
 SHORT = {"header_s": 0.3, "body_s": 0.3, "keep_alive_s": 0.3, "write_s": 0.3}
 
 
-@pytest.fixture(scope="module", params=["uvicorn", "fast"])
+@pytest.fixture(scope="module", params=["standard", "fast"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

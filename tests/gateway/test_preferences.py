@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from crossroads.core.errors import InputError, UsageError
-from crossroads.gateway.build import build_gateway
+from crossroads.gateway.app import Gateway
+from crossroads.gateway.build import Lasting, build
 from crossroads.gateway.config import read_config
+from crossroads.gateway.dialects import build_surfaces
+from crossroads.gateway.telemetry import GatewayTelemetry
 from tests.gateway.fake_upstream import FakeUpstream
-from tests.gateway.serving import serving
+from tests.gateway.serving import QUIET, serving
 
 CODE = "Why does my Python function raise an index error in this loop?"
 TRIP = "Which hotels near the airport in Lisbon should I book for my trip?"
@@ -38,10 +41,15 @@ def write_config(folder: Path, upstream: FakeUpstream, text: str = CONFIG) -> Pa
     return path
 
 
+def gateway(path: Path) -> Gateway:
+    lasting = Lasting(surfaces=build_surfaces(), telemetry=GatewayTelemetry(QUIET))
+    return Gateway(build(read_config(path), lasting).services)
+
+
 @pytest.fixture(scope="module")
 def url(upstream: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path = write_config(tmp_path_factory.mktemp("serve"), upstream)
-    with serving(build_gateway(read_config(path)).gateway) as running:
+    with serving(gateway(path)) as running:
         yield running
 
 
@@ -115,14 +123,14 @@ def test_a_policy_for_a_model_the_pool_lacks_is_refused(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     path = write_config(tmp_path, upstream, CONFIG.replace("model: usage", "model: gpt"))
-    with pytest.raises(InputError, match="preferences name model 'gpt', which pool 'fake' lacks"):
-        build_gateway(read_config(path))
+    with pytest.raises(InputError, match="policies.auto.policies: unknown model 'gpt'"):
+        gateway(path)
 
 
 def test_wrong_sections_are_named(upstream: FakeUpstream, tmp_path: Path) -> None:
     path = write_config(tmp_path, upstream, CONFIG + "  backend: matchr\n")
     with pytest.raises(UsageError, match="did you mean 'matcher'"):
-        build_gateway(read_config(path))
+        gateway(path)
     path = write_config(tmp_path, upstream, "pool: {pool}\npreferences: {{default: ok}}\n")
     with pytest.raises(InputError, match="policies"):
         read_config(path)
@@ -136,7 +144,7 @@ def test_an_option_of_another_back_end_is_named_with_the_remedy(
 ) -> None:
     text = CONFIG + "  backend: scorer\n  options: {{encoder: static}}\n"
     with pytest.raises(UsageError) as wrong:
-        build_gateway(read_config(write_config(tmp_path, upstream, text)))
+        gateway(write_config(tmp_path, upstream, text))
     assert str(wrong.value) == (
         "option 'encoder' is not one of scorer; it takes dtype, is_calibrated; "
         "remove it from preferences.options"

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from crossroads.core.errors import UnavailableError
-from crossroads.gateway.app import Gateway
 from crossroads.gateway.server import bind, serve, url_of
 from crossroads.prompts.experts.base import Completion, Request, completion
 from crossroads.prompts.experts.tools import ToolExpert
+from tests.gateway.serving import as_upstream, gateway_of
 
 
 class Slow(ToolExpert):
@@ -25,8 +25,20 @@ class Slow(ToolExpert):
         return completion("slowly", model=self.name)
 
 
-def slow_gateway() -> Gateway:
-    return Gateway({"slow": Slow(name="slow", answer=str, refusal="")})
+class Whole:
+    """A gateway that lives as long as it serves."""
+
+    def __init__(self, expert: ToolExpert) -> None:
+        self.gateway = gateway_of({expert.name: as_upstream(expert)})
+        self.start, self.close = self.gateway.start, self.gateway.close
+        self.num_reloads = 0
+
+    async def reload(self) -> None:
+        self.num_reloads += 1
+
+
+def slow_gateway() -> Whole:
+    return Whole(Slow(name="slow", answer=str, refusal=""))
 
 
 def ask(url: str, answers: list[Any]) -> None:
@@ -93,7 +105,7 @@ def test_an_expert_that_cannot_start_is_told_by_its_own_error() -> None:
         async def start(self) -> None:
             raise UnavailableError("model file x is missing; install it")
 
-    gateway = Gateway({"b": Broken(name="b", answer=str, refusal="")})
+    gateway = Whole(Broken(name="b", answer=str, refusal=""))
     ready: list[bool] = []
     with pytest.raises(UnavailableError, match="model file x is missing"):
         serve(gateway, bind("127.0.0.1", 0), on_ready=lambda: ready.append(True))

@@ -103,7 +103,7 @@ def _serve(
 
         def on_ready() -> None:
             if worker is None or worker.is_first:
-                _greet(url_of(listener), admin and url_of(admin), runtime)
+                _greet(url_of(listener), None if admin is None else url_of(admin), runtime)
             if worker is not None:
                 worker.report_ready()
 
@@ -111,7 +111,8 @@ def _serve(
             runtime,
             listener,
             drain=settings.timeouts.drain,
-            front=settings.http,
+            http=settings.http,
+            front=settings.front,
             on_ready=on_ready,
         )
     finally:

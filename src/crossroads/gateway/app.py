@@ -8,7 +8,7 @@ import time
 from crossroads.core.errors import CrossroadsError
 from crossroads.gateway.contracts import Surface
 from crossroads.gateway.endpoints import Endpoints
-from crossroads.gateway.errors import ApiError
+from crossroads.gateway.errors import ApiError, internal_error
 from crossroads.gateway.exchange import ClientGoneError, Exchange, Receive, Scope, Send
 from crossroads.gateway.once import Once
 from crossroads.gateway.pipeline import Run
@@ -78,10 +78,7 @@ class Gateway:
         except Exception:
             # Whatever goes wrong with one request, the next ones are served.
             logger.exception("request %s failed", exchange.request_id.decode())
-            failure = "The server failed on this request; its log says why."
-            await _refuse(
-                services, exchange, path, ApiError(failure, status=500, code="internal_error")
-            )
+            await _refuse(services, exchange, path, internal_error())
         finally:
             services.leave()
 

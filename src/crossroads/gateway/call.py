@@ -19,6 +19,9 @@ Anthropic's. An event of a stream is the parsed JSON object of its data (``[DONE
 chunk in ``chat`` and ``completions``, an object with ``type`` in the others.
 """
 
+GATEWAY_FIELDS = frozenset({"routing_preferences", "crossroads"})
+"""Fields of a request that are the gateway's own: never forwarded."""
+
 Body = dict[str, Any]
 Event = dict[str, Any]
 
@@ -113,8 +116,13 @@ class Call:
     phases: Phases = field(default_factory=Phases)
 
     def in_dialect(self, dialect: Dialect) -> Body:
-        """Return the request in its own dialect or in ``chat``."""
-        return self.native if dialect == self.dialect and self.native is not None else self.body
+        """Return what is forwarded: the request in its own dialect or in ``chat``."""
+        own = dialect == self.dialect and self.native is not None
+        body = self.native if own else self.body
+        assert body is not None
+        if GATEWAY_FIELDS.isdisjoint(body):
+            return body
+        return {name: value for name, value in body.items() if name not in GATEWAY_FIELDS}
 
     @cached_property
     def text(self) -> str:

@@ -45,6 +45,7 @@ from crossroads.gateway.policies.settings import (
     PolicySettings,
     PreferencesSettings,
 )
+from crossroads.gateway.serving.settings import FrontSettings
 from crossroads.gateway.settings import Section
 from crossroads.gateway.telemetry.settings import TelemetrySettings
 from crossroads.gateway.upstreams.settings import UpstreamSettings
@@ -90,9 +91,12 @@ class ServeConfig(Section):
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8080, ge=0, le=65535, description="0 takes any free port")
     workers: int = Field(default=1, ge=1, le=256, description="processes that share the port")
-    http: Literal["standard", "fast"] = Field(default="standard", description="HTTP/1.1 front")
     api_key: str | None = Field(default=None, description="usually ${CROSSROADS_API_KEY}")
     limits: Limits = Limits()
+    http: Literal["standard", "fast"] = Field(
+        default="standard", description="HTTP/1.1 implementation: uvicorn's, guarded, or our own"
+    )
+    front: FrontSettings = FrontSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     preferences: PreferenceSettings | None = None
     policies: dict[str, PolicySettings] = Field(default_factory=dict)

@@ -71,3 +71,9 @@ def from_expert(error: ExpertError) -> ApiError:
         param=error.param,
         headers=headers,
     )
+
+
+def internal_error() -> ApiError:
+    """Return what a client is told of a defect of ours; nothing that a defect says is passed on."""
+    failure = "The server failed on this request; its log says why."
+    return ApiError(failure, status=500, code="internal_error")

@@ -15,7 +15,7 @@ from typing import Any
 
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Choice, Grant, Kept, Record, Surface, Tally, Usage
-from crossroads.gateway.errors import ApiError, Headers, from_expert
+from crossroads.gateway.errors import ApiError, Headers, from_expert, internal_error
 from crossroads.gateway.exchange import ClientGoneError, Exchange
 from crossroads.gateway.headers import answer_headers, cache_headers, choice_headers
 from crossroads.gateway.services import Services
@@ -129,6 +129,10 @@ class Run:
                 self._error = error.code or "upstream_error"
                 await exchange.end(writer.fail(from_expert(error)))
                 return
+            except Exception:
+                # The client is told; the application logs what it was.
+                await exchange.end(writer.fail(internal_error()))
+                raise
         await exchange.end(writer.end())
 
     async def _replay(self, kept: Kept) -> None:

@@ -47,8 +47,10 @@ class Roster:
             raise
 
     async def stop(self, upstreams: Mapping[str, Upstream]) -> None:
-        """Use these no longer."""
+        """Use these no longer. Those that were never started are left alone."""
         for upstream in upstreams.values():
+            if upstream not in self._users:
+                continue
             self._users[upstream] -= 1
             if self._users[upstream] == 0:
                 del self._users[upstream]

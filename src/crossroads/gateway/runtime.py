@@ -43,18 +43,8 @@ logger = logging.getLogger(__name__)
 
 # Of the configuration, what only a new process can change.
 _FIXED = (
-    *(
-        "host",
-        "port",
-        "workers",
-        "http",
-        "ledger",
-        "telemetry",
-        "admin",
-        "idempotency",
-        "responses",
-        "watch_s",
-    ),
+    *("host", "port", "workers", "http", "front", "ledger", "telemetry", "admin"),
+    *("idempotency", "responses", "watch_s"),
 )
 
 

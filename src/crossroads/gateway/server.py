@@ -15,8 +15,8 @@ import uvicorn
 
 from crossroads.core.errors import CrossroadsError, UnavailableError
 from crossroads.gateway.app import Gateway
+from crossroads.gateway.serving import FrontSettings, http_protocol
 
-_KEEP_ALIVE = 75  # seconds a client may keep an idle connection; beyond most balancers' 60
 _BACKLOG = 2048
 
 
@@ -70,7 +70,8 @@ def serve(
     listener: socket.socket,
     *,
     drain: float = 30.0,
-    front: Literal["standard", "fast"] = "standard",
+    http: Literal["standard", "fast"] = "standard",
+    front: FrontSettings | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then finish the requests in flight for ``drain`` seconds.
@@ -79,25 +80,27 @@ def serve(
     Raises CrossroadsError where a part cannot start.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(served, listener, drain, front, on_ready))
+        runner.run(_serve(served, listener, drain, http, front or FrontSettings(), on_ready))
 
 
 async def _serve(
     served: Served,
     listener: socket.socket,
     drain: float,
-    front: Literal["standard", "fast"],
+    http: Literal["standard", "fast"],
+    front: FrontSettings,
     on_ready: Callable[[], None],
 ) -> None:
     config = uvicorn.Config(
         served.gateway,
-        http="httptools",
+        http=http_protocol(http, front),
         ws="none",
         lifespan="off",  # started below, where an error still has its type
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE,
+        proxy_headers=False,  # nothing here goes by where a client says it comes from
+        timeout_keep_alive=round(front.keep_alive_s),
         timeout_graceful_shutdown=max(1, round(drain)),
         backlog=_BACKLOG,
     )

@@ -80,7 +80,7 @@ def test_a_cut_message_raises(client: anthropic.Anthropic) -> None:
 def test_the_request_reaches_upstreams_as_it_was_sent(
     client: anthropic.Anthropic, canned: CannedServer
 ) -> None:
-    client.messages.create(model="text", system="Be kind.", top_k=5, **ASK)
+    client.messages.create(model="text", system="Be kind.", extra_body={"top_k": 5}, **ASK)
     call = canned.calls[-1]
     assert call.native == {"model": "text", "system": "Be kind.", "top_k": 5, **ASK}
     assert call.body["messages"][0] == {"role": "system", "content": "Be kind."}

@@ -124,6 +124,20 @@ def test_an_upstreams_own_key_or_model_name_is_its_failure_and_is_not_retried(
     assert engine.health()["a"]["num_failures"] == 1
 
 
+def test_a_full_queue_of_our_own_sheds_load_without_blaming_the_model() -> None:
+    full = failing(503, "upstream_queue_full", retry_after=1.0)
+    engine, fake = an_engine(
+        Scripted("a", full), Scripted("b"), retries=3, breaker={"consecutive_failures": 1}
+    )
+    _, tally = run_complete(engine)
+    assert [attempt.model for attempt in tally.attempts] == ["a", "b"]
+    assert fake.slept == []
+    health = engine.health()["a"]
+    assert (health["state"], health["num_failures"]) == ("closed", 0)
+    error, _ = failure_of(engine, Choice(model="a"))
+    assert (error.status, error.retry_after) == (503, 1.0)
+
+
 def test_the_last_error_counts_the_attempts_when_all_failed() -> None:
     engine, _ = an_engine(
         Scripted("a", failing(500)),

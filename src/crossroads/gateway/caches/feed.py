@@ -21,6 +21,7 @@ from crossroads.models.encoders import Float32
 
 _PAGE = 500  # entries read at once
 _PAUSE_S = 0.5  # between two looks at the stream
+_LONGEST_CLOSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class RedisFeed:
         self._me = secrets.token_bytes(8)
         self._last = b""
         self._task: asyncio.Task[None] | None = None
+        self._closing = asyncio.Event()
 
     def publish(self, entry: Entry, *, ttl: float) -> None:
         """Share an entry soon; returns at once."""
@@ -67,22 +69,23 @@ class RedisFeed:
         return {"store": "redis", **self._link.health()}
 
     async def close(self) -> None:
+        self._closing.set()
         if self._task is not None:
+            await asyncio.wait({self._task}, timeout=_LONGEST_CLOSE_S)
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
             self._task = None
         await self._link.close()
 
     async def _follow(self, ring: Ring) -> None:
-        while True:
+        while not self._closing.is_set():
             after = b"(" + self._last if self._last else b"-"
             page = await self._link.ask(b"XRANGE", self._key, after, b"+", b"COUNT", _PAGE)
             for serial, fields in page or ():
                 self._last = serial
                 self._add(ring, fields)
             if not page or len(page) < _PAGE:
-                await asyncio.sleep(_PAUSE_S)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), _PAUSE_S)
 
     def _add(self, ring: Ring, flat: Any) -> None:
         # Clients differ in whether they pair names and values.

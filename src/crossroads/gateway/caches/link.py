@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_QUEUE = 2_000  # commands not sent yet; further ones are dropped and counted
 _BATCH = 100  # commands sent at once
+_LONGEST_CLOSE_S = 2.0
 
 
 class RedisLink:
@@ -43,6 +44,7 @@ class RedisLink:
         self._num_dropped = 0
         self._queue: deque[tuple[Any, ...]] = deque()
         self._wake = asyncio.Event()
+        self._is_closing = False
         self._writer: asyncio.Task[None] | None = None
 
     @property
@@ -65,7 +67,7 @@ class RedisLink:
 
     def tell(self, *command: Any) -> None:
         """Send a command soon, answered or not; returns at once."""
-        if len(self._queue) >= _LONGEST_QUEUE:
+        if len(self._queue) >= _LONGEST_QUEUE or self._is_closing:
             self._num_dropped += 1
             return
         self._queue.append(command)
@@ -75,14 +77,13 @@ class RedisLink:
 
     async def close(self) -> None:
         """Send what is waiting, as far as Redis takes it, and disconnect."""
+        self._is_closing = True
+        self._wake.set()
         if self._writer is not None:
+            # Not by cancelling alone: a client may lose a cancellation that meets its answer.
+            await asyncio.wait({self._writer}, timeout=_LONGEST_CLOSE_S)
             self._writer.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._writer
             self._writer = None
-        while self._queue and self.is_up:
-            await self._send_batch()
-        self._queue.clear()
         with suppress(*self._failures):
             await self._client.aclose()
 
@@ -104,6 +105,8 @@ class RedisLink:
                     self._queue.clear()
                     break
                 await self._send_batch()
+            if self._is_closing:
+                return
 
     async def _send_batch(self) -> None:
         batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]

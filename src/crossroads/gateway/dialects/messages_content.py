@@ -8,6 +8,7 @@ import orjson
 
 from crossroads.gateway.call import Body
 from crossroads.gateway.dialects.reading import (
+    as_list,
     as_object,
     as_text,
     json_object,
@@ -33,14 +34,15 @@ def answer_blocks(message: Body, param: str) -> list[Body]:
     refuses it. Raises ApiError 400.
     """
     blocks: list[Body] = []
-    for block in message.get("thinking_blocks") or ():
-        if isinstance(block, dict) and block.get("type") in _THINKING:
-            blocks.append(block)
+    thinking = message.get("thinking_blocks")
+    if isinstance(thinking, list):
+        blocks += [b for b in thinking if isinstance(b, dict) and b.get("type") in _THINKING]
     blocks += _blocks(message.get("content"), f"{param}.content")
     refusal = message.get("refusal")
     if isinstance(refusal, str) and refusal:
         blocks.append({"type": "text", "text": refusal})
-    for number, call in enumerate(message.get("tool_calls") or ()):
+    calls = as_list(message.get("tool_calls") or [], f"{param}.tool_calls")
+    for number, call in enumerate(calls):
         where = f"{param}.tool_calls[{number}]"
         function = as_object(as_object(call, where).get("function"), f"{where}.function")
         blocks.append(

@@ -55,13 +55,14 @@ class Breaker:
         self._until = 0.0
         self.state: State = "closed"
         self.since = clock()
-        self.configure(settings)
+        self._settings = settings
+        self._clear()
 
     def configure(self, settings: BreakerSettings) -> None:
-        """Go on by other settings; the state stays, the window starts anew."""
-        self._settings = settings
-        self._width = settings.window_s / _NUM_BUCKETS
-        self._clear()
+        """Go on by other settings; the state stays, the window starts anew if they differ."""
+        if settings != self._settings:
+            self._settings = settings
+            self._clear()
 
     def may_enter(self) -> bool:
         """Whether ``enter`` would give a ticket now."""
@@ -146,6 +147,7 @@ class Breaker:
         self._num_probes = self._num_proven = 0
 
     def _clear(self) -> None:
+        self._width = self._settings.window_s / _NUM_BUCKETS
         self._ok = [0] * _NUM_BUCKETS
         self._failed = [0] * _NUM_BUCKETS
         self._slot = math.floor(self._clock() / self._width)

@@ -16,7 +16,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from crossroads.gateway.call import Body, Call, Dialect, Event
@@ -37,7 +36,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _UNEXPECTED = "model %r failed unexpectedly"
-_OF_STREAMS = ("stream", "stream_options")  # fields a request for a whole answer must not have
 
 
 class Answered(NamedTuple):
@@ -63,6 +61,8 @@ class Engine:
     clock : monotonic seconds, the same as ``Order.deadline`` is on
     sleep : waits between attempts
     rng : source of jitter
+
+    Raises InputError where the settings name a model that does not exist.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class Engine:
         """Return the first model's answer, its verdict in the tally; None where it has none."""
         names = (choice.model, *choice.fallbacks)
         try:
-            plan = self._plan(call, tally, names, deadline, is_buffered=True)
+            plan = self._plan(call, tally, names, deadline, only="chat")  # as verifiers read it
             answered = await self._answer(plan, self._hedge_s(choice))
         except ExpertError as error:
             if not choice.escalate_to or remedy(error) == "refuse":
@@ -308,16 +308,11 @@ class Engine:
         tally: Tally,
         names: Sequence[str],
         deadline: float | None = None,
-        *,
-        is_buffered: bool = False,
+        only: Dialect | None = None,
     ) -> Plan:
         if deadline is None:
             deadline = self._clock() + self._deadline_s
-        only: Dialect | None = "chat" if is_buffered else None
         stops = self._fleet.stops(call, names, deadline, only)
-        if is_buffered and call.is_stream:
-            body = {key: value for key, value in call.body.items() if key not in _OF_STREAMS}
-            stops = [Stop(stop.model, replace(stop.order, body=body)) for stop in stops]
         return Plan(self._fleet, call, tally, stops, deadline)
 
     def _hedge_s(self, choice: Choice) -> float | None:

@@ -9,8 +9,11 @@ from crossroads.gateway.contracts import Attempt
 from crossroads.prompts.experts.base import ExpertError
 
 Remedy = Literal["retry", "fallback", "refuse"]
+Side = Literal["model", "client", "gateway"]
 
 _CLIENTS_FAULT = frozenset({400, 413, 415, 422})
+_QUEUE_FULL = "upstream_queue_full"  # our own bound on calls to the model
+_NOT_MENDED_BY_TIME = frozenset({"upstream_refused", _QUEUE_FULL})
 _OVERFLOW = ("context length", "context_length", "context window", "context size", "too long")
 
 
@@ -19,18 +22,20 @@ def remedy(error: ExpertError) -> Remedy:
 
     Refused is what is wrong with the request itself. A model that is unknown upstream, or a key
     that is refused there, is the upstream's own trouble: waiting does not mend it, another model
-    may.
+    may. Where our own queue is full, whoever waited in it would only make it longer.
     """
     if error.status in _CLIENTS_FAULT:
         return "refuse"
-    if error.can_be_retried and error.code != "upstream_refused":
+    if error.can_be_retried and error.code not in _NOT_MENDED_BY_TIME:
         return "retry"
     return "fallback"
 
 
-def is_models_fault(error: ExpertError) -> bool:
-    """Whether the failure speaks against the model, not against the request."""
-    return error.status not in _CLIENTS_FAULT
+def blame(error: ExpertError) -> Side:
+    """Return whom the failure speaks against; only the ``model`` pays for it with its breaker."""
+    if error.status in _CLIENTS_FAULT:
+        return "client"
+    return "gateway" if error.code == _QUEUE_FULL else "model"
 
 
 def is_overflow(error: ExpertError) -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, get_args
 
+from crossroads.core.errors import InputError, unknown_name
 from crossroads.gateway.call import Body, Call, Dialect
 from crossroads.gateway.contracts import Order, Upstream
 from crossroads.gateway.engine.breaker import Breaker, Clock
@@ -29,7 +30,7 @@ class Stop(NamedTuple):
 class Fleet:
     """Upstreams by model name, with all that is known of them.
 
-    Parameters are those of ``Engine``.
+    Parameters are those of ``Engine``. Raises InputError where the settings name an unknown model.
     """
 
     def __init__(
@@ -59,6 +60,10 @@ class Fleet:
             dialect: {name: spoken for name, spoken in speakers.items() if spoken == dialect}
             for dialect, speakers in self._dialects.items()
         }
+        for name in settings.continuation.fields:
+            if name not in self.upstreams:
+                problem = unknown_name("model", name, self.upstreams)
+                raise InputError(f"failures.continuation.fields: {problem}")
         self._pass_headers = tuple(name.encode() for name in settings.pass_headers)
 
     def adopt(self, old: Fleet) -> None:

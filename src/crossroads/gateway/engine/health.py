@@ -7,7 +7,7 @@ from typing import Any
 
 from crossroads.gateway.contracts import Attempt, Usage
 from crossroads.gateway.engine.breaker import Breaker, Clock
-from crossroads.gateway.engine.faults import is_models_fault
+from crossroads.gateway.engine.faults import blame
 from crossroads.prompts.experts.base import ExpertError
 
 _WEIGHT = 0.2  # of the newest latency in the moving average
@@ -88,8 +88,12 @@ class Try:
         if not self._end(error.status, error.code or "", usage):
             return
         health = self._health
-        if not is_models_fault(error):
-            health.breaker.succeed(self._ticket)  # it is alive, and right
+        side = blame(error)
+        if side == "client":
+            health.breaker.succeed(self._ticket)  # the model is alive, and right
+            return
+        if side == "gateway":
+            health.breaker.leave(self._ticket)
             return
         health.num_failures += 1
         health.last_error = str(error)

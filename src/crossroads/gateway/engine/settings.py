@@ -64,7 +64,7 @@ class EngineSettings(Section):
     backoff_s: float = Field(default=0.1, gt=0, description="upper end of the first random wait")
     backoff_max_s: float = Field(default=2.0, gt=0, description="upper end of any random wait")
     max_retry_after_s: float = Field(
-        default=5.0, ge=0, description="longest Retry-After that is waited for; else fall back"
+        default=2.0, ge=0, description="longest Retry-After that is waited for; else fall back"
     )
     max_attempts: int = Field(default=6, ge=1, le=100, description="of one call, over all models")
     deadline_s: float = Field(default=600.0, gt=0, description="for the whole call")

@@ -20,4 +20,6 @@ class EvaluationSettings(Section):
         default="feedback", description="feedback, score, preference, or complete: see the docs"
     )
     level: float = Field(default=0.95, gt=0, lt=1, description="confidence level of the intervals")
-    most_calls: int = Field(default=20_000, ge=100, description="latest judged calls that are looked at")
+    most_calls: int = Field(
+        default=20_000, ge=100, description="latest judged calls that are looked at"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crossroads.gateway.governance.governor import KeyGovernor
 from crossroads.gateway.governance.keyfile import KeyFile
-from crossroads.gateway.governance.keys import hash_secret, new_secret
+from crossroads.gateway.governance.keys import fingerprint, hash_secret, new_secret
 from crossroads.gateway.governance.keystore import KeyStore
 from crossroads.gateway.governance.periods import SteadyClock
 from crossroads.gateway.governance.prices import PriceBook, price_of
@@ -27,6 +27,7 @@ __all__ = [
     "PriceBook",
     "SteadyClock",
     "TeamSettings",
+    "fingerprint",
     "hash_secret",
     "new_secret",
     "price_of",

@@ -32,8 +32,20 @@ class LeasedMeter:
 
     __slots__ = (
         *("_alone", "_answered", "_block", "_clerk", "_heard_ns", "_idle", "_least_block", "_low"),
-        *("_pending", "_refused", "_refused_until", "_seq", "_waiting", "_wants_more", "account"),
-        *("calls", "held", "is_listed", "kind", "limit", "period", "scope", "taken", "used"),
+        *("_pending", "_refused", "_refused_until", "_seq", "_waiting", "_wants_more"),
+        *(
+            "_wants_news",
+            "account",
+            "calls",
+            "held",
+            "is_listed",
+            "kind",
+            "limit",
+            "period",
+            "scope",
+            "taken",
+            "used",
+        ),
     )
 
     def __init__(self, account: Account, *, scope: str, period: str, clerk: Clerk) -> None:
@@ -44,7 +56,7 @@ class LeasedMeter:
         self._clerk = clerk
         self._least_block = self._block = max(1, int(account.limit * clerk.block_share))
         self._low = 0
-        self._wants_more = False
+        self._wants_more = self._wants_news = False
         self._seq = 0
         self._pending: Ask | None = None
         self._answered = Answer(held=0, free=self._block, spent=0, leased=0, calls=0)
@@ -77,13 +89,14 @@ class LeasedMeter:
             return False
         waiting: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((n, waiting))
+        self._idle = 0
         self.touch()
         self._clerk.wake()
         try:
             is_taken = await waiting
         except asyncio.CancelledError:
             if waiting.done() and not waiting.cancelled() and waiting.result():
-                self.settle(n, 0, now)
+                self.taken -= n
             raise
         if not is_taken and self._clerk.is_down:
             return self._take_alone(n, time.monotonic_ns())
@@ -93,7 +106,7 @@ class LeasedMeter:
         self.taken -= taken
         if self.kind != "parallel":
             self.used += used
-            self.calls += 1
+            self.calls += used > 0
         if self._alone is not None and taken != used:
             self._alone.give(taken - used, now)
         self._idle = 0
@@ -143,7 +156,7 @@ class LeasedMeter:
         if is_tick:
             self._idle += 1
             give = max(0, free) if self._idle > _IDLE_TICKS else 0
-        is_report = is_tick and (self.used > 0 or self._idle == 1)
+        is_report = is_tick and (self.used > 0 or self._wants_news or self._idle == 1)
         if not (self._waiting or give or self._wants_more or is_report):
             if self._idle > _IDLE_TICKS and self.held == self.taken == self.used == 0:
                 self.is_listed = False
@@ -160,7 +173,7 @@ class LeasedMeter:
             block=self._block if self._waiting or self._wants_more else 0,
             since_ms=self._since_ms(now),
         )
-        self._wants_more = False
+        self._wants_more = self._wants_news = False
         return self._pending
 
     def hear(self, ask: Ask, answer: Answer, now: int) -> None:
@@ -217,12 +230,13 @@ class LeasedMeter:
             is_taken = self._answered.free + self.held - self.taken - self.used >= n
         if is_taken:
             self.taken += n
+            self._idle = 0
             self.touch()
         return is_taken
 
     def touch(self) -> None:
         """Have the clerk look after it: report, and hear what others did."""
-        self._idle = 0
+        self._wants_news = True
         if not self.is_listed:
             self.is_listed = True
             self._clerk.listed.append(self)

@@ -169,7 +169,7 @@ class BudgetMeter:
     Attributes
     ----------
     spent, reserved : billionths of a dollar: settled in this period, and set aside
-    total_calls : settled in this period
+    total_calls : settled in this period, of those that cost something
     start, end : of the period, in Unix seconds
     """
 
@@ -214,7 +214,7 @@ class BudgetMeter:
             self.follow()
         self.reserved -= taken
         self.spent += used
-        self.total_calls += 1
+        self.total_calls += used > 0
 
     def left(self, now: int) -> int:
         if now >= self._ends_ns:

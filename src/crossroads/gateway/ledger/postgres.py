@@ -57,7 +57,7 @@ class PostgresStore:
         try:
             await self._migrate(connection)
         except BaseException:
-            connection.terminate()
+            await _terminate(connection)
             raise
         self._connection = connection
 
@@ -88,7 +88,8 @@ class PostgresStore:
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         self.open()
         status = self._run(self._connection.execute(_numbered(sql), *parameters))
-        return int(status.rpartition(" ")[2])  # "DELETE 7"
+        number = status.rpartition(" ")[2]  # "DELETE 7", but "DROP TABLE"
+        return int(number) if number.isdigit() else 0
 
     def number_at(self, column: str) -> str:
         return f"CAST(CAST({column} AS jsonb) ->> ? AS DOUBLE PRECISION)"
@@ -100,14 +101,16 @@ class PostgresStore:
         if self._loop is None:
             return
         connection, self._connection = self._connection, None
+        if connection is not None:
+            self._loop.run_until_complete(self._part(connection))
+        self._loop.close()
+        self._loop = None
+
+    async def _part(self, connection: Any) -> None:
         try:
-            if connection is not None and not connection.is_closed():
-                self._loop.run_until_complete(connection.close(timeout=self._timeout_s))
-        except Exception:  # noqa: BLE001 - the server is gone already
-            connection.terminate()
-        finally:
-            self._loop.close()
-            self._loop = None
+            await connection.close(timeout=self._timeout_s)
+        except (self._asyncpg.PostgresError, self._asyncpg.InterfaceError, OSError, TimeoutError):
+            await _terminate(connection)  # the server is gone already
 
     def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run work to its end. Raises BadRowError or UnavailableError in place of asyncpg's."""
@@ -133,9 +136,14 @@ class PostgresStore:
             ) from error
 
     def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.terminate()
+        if self._connection is not None and self._loop is not None:
+            self._loop.run_until_complete(_terminate(self._connection))
             self._connection = None
+
+
+async def _terminate(connection: Any) -> None:
+    connection.terminate()
+    await asyncio.sleep(0)  # the transport closes in the loop's next round
 
 
 @cache

@@ -25,10 +25,15 @@ class LedgerSettings(Section):
         description="sqlite:PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
     )
     flush_ms: int = Field(
-        default=200, ge=1, le=60_000, description="milliseconds between commits; what a crash may lose"
+        default=200,
+        ge=1,
+        le=60_000,
+        description="milliseconds between commits; what a crash may lose",
     )
     batch: int = Field(default=500, ge=1, le=10_000, description="most rows of one commit")
-    keep: tuple[Keep, ...] = Field(default=(), description="contents to store: text, answers, features")
+    keep: tuple[Keep, ...] = Field(
+        default=(), description="contents to store: text, answers, features"
+    )
     retention_days: float | None = Field(
         default=None, gt=0, description="rows older than this many days are deleted; null keeps all"
     )
@@ -41,7 +46,10 @@ class LedgerSettings(Section):
         "in the user's state folder",
     )
     timeout_s: float = Field(
-        default=5.0, gt=0, le=60, description="seconds to wait for the database before rows are journalled"
+        default=5.0,
+        gt=0,
+        le=60,
+        description="seconds to wait for the database before rows are journalled",
     )
 
     @field_validator("url")

@@ -76,6 +76,9 @@ class SqlLedger:
             if not is_postgres(self.settings.url):
                 raise InputError(str(error)) from error
             self._fail(error)
+        except BaseException:
+            self._store.close()
+            raise
         self._thread.start()
         self._guard.start()
 
@@ -272,7 +275,7 @@ class SqlLedger:
     def _watch(self) -> None:
         """Journal rows while the database holds the first thread up and the queue fills."""
         while not self._stopped.wait(_WATCH_EVERY_S):
-            while len(self._queue) > self._most // 2:
+            while len(self._queue) > self._most * 3 // 4:
                 for table, rows in self._next_rows():
                     if not self._spill(table, rows):
                         self._lost += len(rows)

@@ -137,7 +137,7 @@ class _NearestScore:
             self._learn(rows[picks])
 
     def of(self, batch: Sequence[Estimate]) -> list[float]:
-        rows = [estimate.embedding for estimate in batch]
+        rows = [estimate.embedding for estimate in batch if estimate.embedding is not None]
         if len(self.reference):
             found: list[float] = (np.stack(rows) @ self._support.T).max(axis=1).tolist()
             return found

@@ -51,19 +51,19 @@ class Estimate:
 
     Attributes
     ----------
-    quality : float64 (K,), rounded; ``EXCLUDED`` and below are ruled out
-    is_open : bool (K,), not ruled out by the router
-    embedding : float32 (D,); zeros where the router needs none
-    prompt : the text
+    quality : float64 (K,), rounded
+    is_open : bool (K,), not ruled out by the router; None where none is
+    embedding : float32 (D,), zeros where the router needs none; None once it is remembered
+    features : the same as little-endian float16, where somebody asked for it
     seconds : spent on it
     verification : whether the router's choice will be right, where it has a verifier
     kept : what policies made of it, by their own keys
     """
 
     quality: Float64
-    is_open: npt.NDArray[np.bool_]
-    embedding: Float32
-    prompt: str
+    is_open: npt.NDArray[np.bool_] | None
+    embedding: Float32 | None
+    features: bytes | None = None
     seconds: float = 0.0
     verification: Verification | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Estimates:
         self,
         fitted: FittedRouter,
         *,
-        cache: int = 8192,
+        cache: int = 4096,
         max_batch: int = 16,
         inline_chars: int = 4000,
     ) -> None:
@@ -105,6 +105,7 @@ class Estimates:
         self._encode: Callable[[str], Float32] = _encoder_of(encoder)
         self._cache: OrderedDict[str | bytes, Estimate] = OrderedDict()
         self._cache_size = cache
+        self.keep_features = False
         self._max_batch = max_batch
         self._inline_chars = inline_chars
         self._pending: dict[str | bytes, _Pending] = {}
@@ -173,9 +174,14 @@ class Estimates:
         if not np.isfinite(quality).all():
             raise RouterFailedError(f"router {self.fitted.router.name!r} estimates no number")
         is_open = quality > EXCLUDED
+        is_any_shut = not is_open.all()
         found = [
-            Estimate(quality[n], is_open[n], embeddings[n], cleaned[n]) for n in range(len(cleaned))
+            Estimate(quality[n], is_open[n] if is_any_shut else None, embeddings[n])
+            for n in range(len(cleaned))
         ]
+        if self.keep_features:
+            for n, row in enumerate(embeddings.astype("<f2")):
+                found[n].features = row.tobytes()
         if self.fitted.verifier is not None:
             answers = self.fitted.verifier.verifier.verify(embeddings, num_exemplars=0)
             for estimate, answer in zip(found, answers, strict=True):
@@ -259,6 +265,8 @@ class Estimates:
         if fresh:
             for seen in self._watchers:
                 seen(fresh)
+        for found in fresh:  # nobody looks at it again, and it is most of the memory
+            found.embedding = None
 
     def _remember(self, key: str | bytes, found: Estimate) -> None:
         if self._cache_size:

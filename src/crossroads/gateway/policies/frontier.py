@@ -108,7 +108,11 @@ class Frontier:
 
     def _singles(self) -> list[dict[str, Any]]:
         quality = self._estimates()
-        mean = np.clip(quality, 0, 1).mean(axis=0).tolist() if len(quality) else [None] * len(self._models)
+        mean = (
+            np.clip(quality, 0, 1).mean(axis=0).tolist()
+            if len(quality)
+            else [None] * len(self._models)
+        )
         cost = [float(usd) if np.isfinite(usd) else None for usd in self._cost]
         return [
             {"model": model, "quality": q, "usd": usd}

@@ -28,7 +28,9 @@ from crossroads.gateway.policies.objective import (
     resolve_rule,
 )
 from crossroads.gateway.policies.settings import LearnedSettings
+from crossroads.models.encoders import LONGEST_TEXT
 from crossroads.prompts.budget import prompt_draws
+from crossroads.prompts.checking import unicode_text
 from crossroads.prompts.decide import BudgetRule, DecisionRule, Tradeoff
 from crossroads.prompts.explain import leads, reason
 from crossroads.prompts.route_verification import reason_of
@@ -99,6 +101,7 @@ class LearnedNode:
         self._budget_s = None if settings.budget_us is None else settings.budget_us / 1e6
         objective = settings.objective
         self.rule = resolve_rule(fitted, None if objective is None else objective.text())
+        estimates.keep_features |= settings.keep_features
         self._rules: dict[str, DecisionRule] = {}
         self._weighs = can_weigh_costs(fitted)
         # Where costs are unknown only argmax decides, which looks at none.
@@ -139,21 +142,28 @@ class LearnedNode:
         if ask.cost_price > 0 and self._weighs:
             price = float(f"{ask.cost_price:.2e}")  # coarse enough for decisions to be remembered
         key = (self.name, ask.rule, None if ask.is_all else ask.allowed, price)
-        plan = found.kept.get(key)
+        kept = found.kept.get(key)
+        if kept.__class__ is Choice:
+            return kept
+        plan: _Plan | None = kept
         if plan is None:
             if len(found.kept) >= _MOST_KEPT:
                 found.kept.clear()
-            plan = found.kept[key] = self._plan(ask, found, rule, price)
-        column = plan.best
-        if plan.probability is not None and self._explorer is not None:
-            column = pick(plan.probability, draw(self._salt, ask.call.id))
-        choice = plan.choices.get(column)
-        if choice is None:
-            choice = plan.choices[column] = self._choice(ask, found, plan, column)
-        return choice
+            plan = self._plan(ask, found, rule, price)
+            if self._explorer is None:  # nothing is left to chance: the choice stands
+                choice = found.kept[key] = self._choice(ask, found, plan, plan.best)
+                return choice
+            found.kept[key] = plan
+        assert plan.probability is not None
+        column = pick(plan.probability, draw(self._salt, ask.call.id))
+        explored = plan.choices.get(column)
+        if explored is None:
+            explored = plan.choices[column] = self._choice(ask, found, plan, column)
+        return explored
 
     def _plan(self, ask: Ask, found: Estimate, rule: DecisionRule, price: float) -> _Plan:
-        may = self._own & found.is_open
+        num_open = len(self.fitted.models) if found.is_open is None else int(found.is_open.sum())
+        may = self._own if found.is_open is None else self._own & found.is_open
         if not ask.is_all:
             may = may & np.array([m in ask.allowed for m in self.fitted.models])
         columns = np.flatnonzero(may)
@@ -170,7 +180,7 @@ class LearnedNode:
             probability = [0.0] * len(columns)
             for column, share in sides:
                 probability[column] += share
-            best = self._prompt_draw(found, rule, sides)
+            best = self._prompt_draw(ask.text, rule, sides)
         return _Plan(
             rule=rule,
             columns=columns,
@@ -178,18 +188,16 @@ class LearnedNode:
             cost=cost,
             best=best,
             probability=probability,
-            is_pure=price == 0 and bool(may.sum() == found.is_open.sum()),
+            is_pure=price == 0 and int(may.sum()) == num_open,
         )
 
-    def _prompt_draw(
-        self, found: Estimate, rule: DecisionRule, sides: list[tuple[int, float]]
-    ) -> int:
+    def _prompt_draw(self, text: str, rule: DecisionRule, sides: list[tuple[int, float]]) -> int:
         """Return the side of a calibrated budget that falls to this prompt, as ``decide`` does."""
         assert isinstance(rule, BudgetRule)
-        texts = np.array([found.prompt], dtype=object)
-        asked = Queries(embeddings=found.embedding[None], texts=texts)
-        thrifty = prompt_draws(asked, self.settings.seed)[0] < rule.share
-        return sides[-1][0] if thrifty else sides[0][0]
+        texts = np.array([unicode_text(text[:LONGEST_TEXT])], dtype=object)
+        asked = Queries(embeddings=np.zeros((1, 1), dtype=np.float32), texts=texts)
+        is_thrifty = prompt_draws(asked, self.settings.seed)[0] < rule.share
+        return sides[-1][0] if is_thrifty else sides[0][0]
 
     def _choice(self, ask: Ask, found: Estimate, plan: _Plan, column: int) -> Choice:
         names = tuple(self.fitted.models[k] for k in plan.columns)
@@ -219,9 +227,7 @@ class LearnedNode:
             propensity=propensity,
             probabilities={} if probability is None else dict(zip(names, probability, strict=True)),
             is_explored=explored,
-            features=found.embedding.astype("<f2").tobytes()
-            if self.settings.keep_features
-            else None,
+            features=found.features if self.settings.keep_features else None,
             labels=labels,
         )
 

@@ -108,7 +108,7 @@ class LearnedSettings(Common):
         default=2, ge=0, le=16, description="next best models, where fallbacks names none"
     )
     keep_features: bool = Field(default=False, description="give the ledger the embedding")
-    cache: int = Field(default=8192, ge=0, le=1_000_000, description="prompts remembered")
+    cache: int = Field(default=4096, ge=0, le=1_000_000, description="prompts remembered")
     max_batch: int = Field(default=16, ge=1, le=256, description="prompts decided at once")
     inline_chars: int = Field(
         default=4000, ge=0, le=32_768, description="longer prompts are decided in a thread"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
 from crossroads.gateway.serving.settings import FrontSettings
 
 
-def http_protocol(settings: FrontSettings) -> type[asyncio.Protocol]:
+def http_protocol(
+    kind: Literal["standard", "fast"] = "standard", settings: FrontSettings | None = None
+) -> type[asyncio.Protocol]:
     """Return the class for uvicorn's ``http=`` that keeps these limits.
 
-    ``uvicorn.Config(app, http=http_protocol(settings), ws="none", lifespan="off", ...)``
+    ``standard`` is uvicorn's own protocol with limits, ``fast`` ours; both run plain ASGI
+    applications over HTTP/1.1: ``uvicorn.Config(app, http=http_protocol("fast"), ws="none")``.
     """
-    name = "HttpProtocol"
-    if settings.http == "fast":
+    limits = {"settings": settings or FrontSettings()}
+    if kind == "fast":
         from crossroads.gateway.serving.fast import FastHttpProtocol
 
-        return type(name, (FastHttpProtocol,), {"settings": settings, "__slots__": ()})
+        return type("FastHttpProtocol", (FastHttpProtocol,), {**limits, "__slots__": ()})
     from crossroads.gateway.serving.guarded import GuardedHttpProtocol
 
-    return type(name, (GuardedHttpProtocol,), {"settings": settings})
+    return type("GuardedHttpProtocol", (GuardedHttpProtocol,), limits)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from crossroads.gateway.settings import Section
@@ -12,9 +10,6 @@ from crossroads.gateway.settings import Section
 class FrontSettings(Section):
     """Limits of the HTTP server. The size of bodies is limited by ``limits.body_bytes``."""
 
-    http: Literal["uvicorn", "fast"] = Field(
-        default="uvicorn", description="HTTP/1.1 implementation: uvicorn's, guarded; or our own"
-    )
     header_s: float = Field(default=10.0, gt=0, le=600, description="to send request and headers")
     body_s: float = Field(default=60.0, gt=0, le=3600, description="to send the body")
     keep_alive_s: float = Field(

@@ -22,6 +22,7 @@ _KEPT = frozenset(
     | {"crossroads_scored_calls", "crossroads_scored_cost_usd", "crossroads_estimated_quality"}
     | {"crossroads_estimated_cost_usd", "crossroads_workers", "crossroads_resident_bytes"}
 )
+UNANSWERED = "unanswered"  # in place of a model, for calls that none answered
 _MOST_POINTS = 120  # of a series; samples are cumulative, so leaving some out loses nothing
 
 
@@ -94,16 +95,20 @@ def _series(samples: list[Sample], seconds: float) -> dict[str, Any]:
     stride = -(-(len(samples) - 1) // _MOST_POINTS)
     samples = samples[::-1][::stride][::-1]
     first, last = samples[0][1], samples[-1][1]
+    saved = _saved(first, last)
+    best = None if saved is None else saved["best_model"]
     changes = [(b[0] - a[0], a[1], b[1]) for a, b in pairwise(samples)]
     return {
         "times": [round(at, 3) for at, _ in samples[1:]],
         "requests_per_s": _by_model(samples),
         "failed_per_s": [_failed(a, b) / max(1e-3, s) for s, a, b in changes],
         "cost_usd": [_change(a, b, "crossroads_cost_usd") for _, a, b in changes],
+        "scored_cost_usd": [_change(a, b, "crossroads_scored_cost_usd") for _, a, b in changes],
+        "always_best_usd": [_expected(a, b, best) for _, a, b in changes],
         "p50_s": [_latency(a, b, 0.5) for _, a, b in changes],
         "p95_s": [_latency(a, b, 0.95) for _, a, b in changes],
         "totals": _totals(first, last),
-        "saved": _saved(first, last),
+        "saved": saved,
         "models": _models(first, last),
         "phases": _phases(first, last),
         "in_flight": last.gauges.get(("crossroads_in_flight", ()), 0),
@@ -131,7 +136,7 @@ def _by_model(samples: list[Sample]) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {}
     for index, (a, b) in enumerate(pairwise(samples)):
         for model, count in _by_label(a[1], b[1], "crossroads_requests", 2).items():
-            row = rates.setdefault(model or "none", [0.0] * (len(samples) - 1))
+            row = rates.setdefault(model or UNANSWERED, [0.0] * (len(samples) - 1))
             row[index] = count / max(1e-3, b[0] - a[0])
     return {model: row for model, row in rates.items() if any(row)}
 
@@ -183,11 +188,15 @@ def _saved(first: Snapshot, last: Snapshot) -> dict[str, Any] | None:
     }
 
 
+def _expected(before: Snapshot, after: Snapshot, model: str | None) -> float:
+    return _by_label(before, after, "crossroads_estimated_cost_usd", 0).get(model or "", 0.0)
+
+
 def _models(first: Snapshot, last: Snapshot) -> dict[str, dict[str, Any]]:
     requests = _by_label(first, last, "crossroads_requests", 2)
     cost = _by_label(first, last, "crossroads_cost_usd", 1)
     return {
-        model or "none": {
+        model or UNANSWERED: {
             "requests": count,
             "cost_usd": cost.get(model, 0.0),
             "p50_s": _latency(first, last, 0.5, model) if model else None,

@@ -60,6 +60,8 @@ class SharedSnapshots:
     def _fold(self) -> None:
         """Put the counts of workers that are gone into one file, so that files do not pile up."""
         ended = self._directory / _ENDED
+        for name in self._folded():
+            (self._directory / name).unlink(missing_ok=True)
         gone = [path for path in self._paths() if path == ended or not _is_alive(path)]
         whole = merge(_read(path, 0) for path in gone)
         names = [path.name for path in gone if path != ended]
@@ -70,10 +72,15 @@ class SharedSnapshots:
 
     def _paths(self) -> list[Path]:
         """Return the files that count: not those already in the sum of the ended ones."""
-        folded: list[str] = []
-        with suppress(OSError, ValueError):
-            folded = orjson.loads((self._directory / _ENDED).read_bytes())["folded"]
+        folded = self._folded()
         return [path for path in sorted(self._directory.glob("*.json")) if path.name not in folded]
+
+    def _folded(self) -> list[str]:
+        """Return the files whose removal may have been cut short."""
+        with suppress(OSError, ValueError, KeyError):
+            found: list[str] = orjson.loads((self._directory / _ENDED).read_bytes())["folded"]
+            return found
+        return []
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -83,7 +90,7 @@ class SharedSnapshots:
 
 
 def _read(path: Path, period: float) -> Snapshot:
-    with suppress(OSError, ValueError, TypeError):
+    with suppress(OSError, ValueError, TypeError, AttributeError):
         data = orjson.loads(path.read_bytes())
         snapshot = Snapshot.from_dict(data)
         is_fresh = time.time() - float(data.get("time", 0)) <= _FRESH * period

@@ -117,7 +117,7 @@ function trace(values, times, x, y) {
 
 function addCursor(place, chart, spec, x, { top, width }) {
   const { times } = spec;
-  const line = s("line", { class: "cursor", y1: PAD.top, y2: top, x1: -9, x2: -9 });
+  const line = s("line", { class: "cursor", y1: PAD.top, y2: top, visibility: "hidden" });
   const tip = h("div", { class: "tip", hidden: true });
   chart.append(line);
   let at = times.length - 1;
@@ -126,6 +126,7 @@ function addCursor(place, chart, spec, x, { top, width }) {
     const left = x(times[at]);
     line.setAttribute("x1", left);
     line.setAttribute("x2", left);
+    line.setAttribute("visibility", "visible");
     const rows = spec.series
       .filter((one) => one.values[at] || !spec.stacked)
       .map((one) => h("div", {}, h("span", {}, h("i", { class: "swatch", style: { background: one.colour } }), one.name), h("b", {}, spec.format(one.values[at]))));
@@ -137,8 +138,7 @@ function addCursor(place, chart, spec, x, { top, width }) {
   };
   const leave = () => {
     tip.hidden = true;
-    line.setAttribute("x1", -9);
-    line.setAttribute("x2", -9);
+    line.setAttribute("visibility", "hidden");
   };
   chart.addEventListener("pointermove", (event) => {
     const share = (event.offsetX - PAD.left) / (width - PAD.left - PAD.right);

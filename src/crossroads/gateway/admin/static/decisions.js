@@ -43,13 +43,13 @@ async function refresh({ force } = {}) {
 function list(rows) {
   return table(
     [
-      { title: "Time", cell: (r) => h("a", { class: "list-link", href: `#${encodeURIComponent(r.decision_id)}`, "data-focus": r.decision_id }, clock(r.time)) },
+      { title: "Time", cell: (r) => h("a", { class: "list-link", href: `#${encodeURIComponent(r.decision_id)}`, "data-focus": r.decision_id }, clock(r.time)), short: true },
       { title: "Asked", cell: (r) => r.asked || "-" },
       { title: "Answered by", cell: (r) => [r.model || r.chosen || "-", notes(r)] },
-      { title: "Outcome", cell: outcome },
+      { title: "Outcome", cell: outcome, short: true },
       { title: "Tokens", cell: (r) => `${count(r.input_tokens)} + ${count(r.output_tokens)}`, num: true },
       { title: "Cost", cell: (r) => usd(r.cost_usd), num: true },
-      { title: "Time taken", cell: (r) => ms(r.total_ms), num: true },
+      { title: "Took", cell: (r) => ms(r.total_ms), num: true },
     ],
     rows,
     { caption: "Recent decisions, the newest first", rowProps: (r) => ({ "data-id": r.decision_id }) },
@@ -65,8 +65,8 @@ function notes(row) {
 }
 
 function outcome(row) {
-  if (row.status !== 200) return tag(`${row.status} ${row.error || ""}`.trim(), "bad");
-  return row.is_complete ? tag(row.finish || "answered") : tag("cut short", "warn");
+  if (row.status !== 200) return tag(row.status || "given up", "bad");
+  return row.is_complete ? h("span", { class: "hint" }, row.finish || "answered") : tag("cut short", "warn");
 }
 
 function mark() {

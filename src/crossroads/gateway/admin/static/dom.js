@@ -39,9 +39,9 @@ export function show(element, visible) {
   if (element) element.hidden = !visible;
 }
 
-// Columns: {title, cell(row), num, key}. Rows become cards on a phone.
+// Columns: {title, cell(row), num, short, wide}. Rows become cards on a phone.
 export function table(columns, rows, { caption, rowProps } = {}) {
-  const className = (column) => (column.num ? "num" : undefined);
+  const className = (column) => (column.num ? "num" : column.short ? "short" : column.wide ? "wide" : undefined);
   return h(
     "table",
     { class: "stack" },

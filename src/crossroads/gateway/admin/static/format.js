@@ -90,6 +90,6 @@ export function plain(value) {
   if (typeof value === "object")
     return Object.entries(value).map(([name, item]) => `${name.replaceAll("_", " ")} ${plain(item)}`).join(", ");
   if (typeof value === "boolean") return value ? "yes" : "no";
-  if (typeof value === "number") return Number.isInteger(value) ? whole.format(value) : digits(value);
+  if (typeof value === "number") return Number.isInteger(value) ? whole.format(value) : String(Number(value.toPrecision(3)));
   return String(value);
 }

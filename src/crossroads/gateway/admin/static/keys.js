@@ -32,7 +32,7 @@ function list(keys) {
   const columns = [
     { title: "Key", cell: (key) => [nameOf(key), key.disabled && [" ", tag("disabled", "warn")]] },
     { title: "Team", cell: (key) => key.team || "-" },
-    { title: "Models", cell: (key) => (key.models ? plain(key.models) : "all") },
+    { title: "Models", cell: (key) => (key.models ? plain(key.models) : "all"), wide: true },
     { title: "Limits", cell: (key) => (key.limits && Object.keys(key.limits).length ? plain(key.limits) : "none") },
     { title: "Expires", cell: (key) => (unix(key.expires) ? moment(unix(key.expires)) : "never") },
   ];

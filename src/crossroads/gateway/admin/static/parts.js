@@ -5,23 +5,30 @@ import { legend } from "./charts.js";
 import { digits, ms, percent, seconds, usd } from "./format.js";
 
 const PHASES = {
-  queue: "var(--s1)", route: "var(--s0)", connect: "var(--s5)", upstream: "var(--s7)", relay: "var(--s2)",
+  queue: "var(--s1)", route: "var(--s0)", connect: "var(--s5)", relay: "var(--s2)",
 };
 
-// items: [{phase, ms}]. The upstream's share is grey: it is not the gateway's doing.
+// items: [{phase, ms}]. The bar splits the gateway's own time: the upstream's would hide it.
 export function phases(items) {
   const total = items.reduce((sum, item) => sum + item.ms, 0);
-  const own = total - (items.find((item) => item.phase === "upstream")?.ms ?? 0);
+  const upstream = items.find((item) => item.phase === "upstream")?.ms ?? 0;
+  const mine = items.filter((item) => item.phase !== "upstream");
+  const own = total - upstream;
   return h(
     "div",
     {},
     h(
-      "div",
-      { class: "parts", role: "img", "aria-label": items.map((i) => `${i.phase} ${ms(i.ms)}`).join(", ") },
-      items.map((i) => h("i", { style: { width: `${total ? (100 * i.ms) / total : 0}%`, background: PHASES[i.phase] } })),
+      "p",
+      { class: "totals" },
+      h("span", {}, "Upstream ", h("b", {}, ms(upstream))),
+      h("span", {}, "Gateway ", h("b", {}, ms(own)), ` (${percent(total ? own / total : 0, 2)})`),
     ),
-    legend(items.map((i) => ({ name: i.phase, value: ms(i.ms), colour: PHASES[i.phase] }))),
-    h("p", { class: "hint" }, `The gateway's own part: ${ms(own)} of ${ms(total)}.`),
+    h(
+      "div",
+      { class: "parts", role: "img", "aria-label": `The gateway's part: ${mine.map((i) => `${i.phase} ${ms(i.ms)}`).join(", ")}` },
+      mine.map((i) => h("i", { style: { width: `${own ? (100 * i.ms) / own : 0}%`, background: PHASES[i.phase] } })),
+    ),
+    legend(mine.map((i) => ({ name: i.phase, value: ms(i.ms), colour: PHASES[i.phase] }))),
   );
 }
 
@@ -64,8 +71,4 @@ export function attempts(items) {
 function outcome(one) {
   const status = one.status ? String(one.status) : "given up";
   return one.code ? `${status} ${one.code}` : status;
-}
-
-export function share(value, label) {
-  return h("div", { class: "share" }, bar(value, { label: `${label}: ${percent(value)}` }));
 }

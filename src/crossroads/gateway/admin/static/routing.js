@@ -2,7 +2,7 @@
 
 import { attempt, get, optional, problem, say } from "./api.js";
 import { legend } from "./charts.js";
-import { bar, blank, byId, facts, h, put, show, table, tag } from "./dom.js";
+import { bar, blank, byId, h, put, show, table, tag } from "./dom.js";
 import { digits, percent, plain, usd } from "./format.js";
 import { frontierChart } from "./frontier.js";
 
@@ -82,7 +82,7 @@ function describe() {
 
 function compare(unit) {
   const [now, then] = [current.operating, preview];
-  const change = (a, b) => (then && a ? `${b >= a ? "+" : ""}${percent(b / a - 1, 1)}` : "");
+  const change = (a, b) => (a ? `${b >= a ? "+" : ""}${percent(b / a - 1, Math.abs(b / a - 1) < 1 ? 1 : 0)}` : "");
   const rows = [
     ["Quality", digits(now?.quality), then && digits(then.quality), now && then && change(now.quality, then.quality)],
     ["Cost", usd(now?.cost_usd), then && usd(then.cost_usd), now && then && change(now.cost_usd, then.cost_usd)],
@@ -126,7 +126,7 @@ function policyTable(policies) {
     [
       { title: "Name", cell: ([name]) => name },
       { title: "Kind", cell: ([, p]) => tag(p.kind ?? "unknown") },
-      { title: "Models", cell: ([, p]) => plain(p.models) },
+      { title: "Models", cell: ([, p]) => plain(p.models), wide: true },
       { title: "Objective", cell: ([, p]) => plain(p.objective ?? "-") },
       { title: "More", cell: ([, p]) => h("span", { class: "hint" }, plain(Object.fromEntries(Object.entries(p).filter(([k, v]) => !skipped.has(k) && v !== null && typeof v !== "object")))) },
     ],

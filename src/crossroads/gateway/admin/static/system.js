@@ -24,7 +24,7 @@ function partTable(parts) {
     [
       { title: "Part", cell: ([name]) => name },
       { title: "State", cell: ([, part]) => state(part.status, TONES[part.status] ?? "warn") },
-      { title: "Says", cell: ([, part]) => [part.reason ?? "", h("span", { class: "sub" }, plain(rest(part)))] },
+      { title: "Says", cell: ([, part]) => [part.reason ?? "", h("span", { class: "sub" }, plain(rest(part)))], wide: true },
     ],
     parts,
     { caption: "Parts of the gateway" },

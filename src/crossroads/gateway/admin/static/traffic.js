@@ -6,8 +6,10 @@ import { bar, blank, byId, h, put, show, table } from "./dom.js";
 import { bytes, count, digits, percent, seconds, usd } from "./format.js";
 import { phases } from "./parts.js";
 
+const UNANSWERED = "unanswered";
 const colours = new Map(); // a model keeps its colour while the page is open
 const colourOf = (name) => {
+  if (name === UNANSWERED) return "var(--s7)";
   if (!colours.has(name)) colours.set(name, colour(colours.size));
   return colours.get(name);
 };
@@ -24,8 +26,10 @@ async function refresh() {
     await showEmpty();
     return;
   }
-  const models = Object.entries(traffic.models).sort((a, b) => b[1].requests - a[1].requests);
-  models.forEach(([name]) => colourOf(name));
+  const models = Object.entries(traffic.models).sort(
+    (a, b) => (a[0] === UNANSWERED) - (b[0] === UNANSWERED) || b[1].requests - a[1].requests,
+  );
+  models.forEach(([name]) => name !== UNANSWERED && colourOf(name));
   const saved = traffic.summary?.saved ?? traffic.saved;
   showFigures(traffic, saved);
   showRequests(traffic, models);
@@ -102,12 +106,29 @@ function showCost(traffic, saved) {
         )
       : h("p", { class: "hint" }, "No call of this period was scored by a router that knows prices, so there is nothing to compare with."),
   );
-  let sum = 0;
-  const values = traffic.cost_usd.map((value) => (sum += value));
+  const [routed, always] = [running(traffic.scored_cost_usd), running(traffic.always_best_usd)];
+  const isCompared = traffic.always_best_usd?.some((value) => value > 0);
+  const spent = running(traffic.cost_usd);
   timeChart(byId("cost"), {
-    times: traffic.times, series: [{ name: "spent so far", values, colour: "var(--accent)" }], format: usd,
-    label: `Money spent in this period, running sum: ${usd(sum)}`,
+    times: traffic.times,
+    series: isCompared
+      ? [
+          { name: "always-best", values: always, colour: "var(--s7)", dashed: true },
+          { name: "routed", values: routed, colour: "var(--accent)" },
+        ]
+      : [{ name: "spent", values: spent, colour: "var(--accent)" }],
+    format: usd,
+    label: `Money in this period, running sum: ${usd(spent.at(-1))} spent`,
   });
+  setLegend("cost", [
+    { name: isCompared ? "routed, running sum" : "spent, running sum", colour: "var(--accent)" },
+    ...(isCompared ? [{ name: `always ${saved?.best_model ?? "the best"} (dashed)`, colour: "var(--s7)" }] : []),
+  ]);
+}
+
+function running(values) {
+  let sum = 0;
+  return (values ?? []).map((value) => (sum += value));
 }
 
 function showLatency(traffic) {

@@ -34,14 +34,14 @@ function list(models) {
   return table(
     [
       { title: "Model", cell: ([name]) => name },
-      { title: "State", cell: ([, m]) => [state(WORDS[m.state] ?? m.state, TONES[m.state] ?? "warn"), rest(m)] },
+      { title: "State", cell: ([, m]) => [state(WORDS[m.state] ?? m.state, TONES[m.state] ?? "warn"), rest(m)], short: true },
       { title: "Failing", cell: ([, m]) => bar(m.failure_share, { tone: m.failure_share > 0.2 ? "bad" : m.failure_share > 0.05 ? "warn" : "none", label: percent(m.failure_share) }) },
       { title: "", cell: ([, m]) => percent(m.failure_share), num: true },
       { title: "Whole answer", cell: ([, m]) => seconds(m.answer_s), num: true },
       { title: "First token", cell: ([, m]) => seconds(m.first_event_s), num: true },
       { title: "In flight", cell: ([, m]) => count(m.in_flight), num: true },
       { title: "Calls", cell: ([, m]) => count(m.num_calls), num: true },
-      { title: "Last error", cell: ([, m]) => (m.last_error ? [m.last_error, h("span", { class: "sub" }, ago(m.last_error_time))] : "none") },
+      { title: "Last error", cell: ([, m]) => (m.last_error ? [m.last_error, h("span", { class: "sub" }, ago(m.last_error_time))] : "none"), wide: true },
     ],
     models,
     { caption: "Models and their health" },

@@ -1,0 +1,180 @@
+"""``crossroads keys``: virtual keys of the gateway, in a file it reads."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossroads.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from crossroads.gateway.governance import KeySettings
+
+_FILE = click.option(
+    "--file", "path", default="keys.yaml", show_default=True, help="governance.keys_file."
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group("keys")
+def command() -> None:
+    """Create, list, rotate and revoke the keys that clients of the gateway send.
+
+    A running gateway whose configuration says `governance: {keys_file: keys.yaml}` follows every
+    change within a second or two. The file holds hashes; a secret is shown once, when it is made.
+    """
+
+
+@command.command("create")
+@click.argument("name")
+@_FILE
+@click.option("--team", help="Team whose limits and budgets it shares.")
+@click.option("--model", "models", multiple=True, help="Model or policy it may ask for; repeat.")
+@click.option("--tag", "tags", multiple=True, help="Tag that rules see; repeat.")
+@click.option("--residency", multiple=True, help="Region its data may be sent to; repeat.")
+@click.option("--expires", help="Date or time, UTC: 2030-01-31, or 2030-01-31T12:00:00Z.")
+@click.option("--requests-per-minute", type=int, help="Limit.")
+@click.option("--tokens-per-minute", type=int, help="Limit, sent and received.")
+@click.option("--parallel", type=int, help="Requests at a time.")
+@click.option("--budget", help="USD per period, such as 20/month, 1.5/day or 100/30d.")
+@click.option("--pace", is_flag=True, help="Spread the budget over its period.")
+@_JSON
+def create(name: str, path: str, as_json: bool, **options: Any) -> None:
+    """Add the key NAME and print its secret.
+
+    JSON: {name, secret, file}.
+    """
+    from crossroads.gateway.governance import KeyFile
+
+    secret, _ = KeyFile(path).create(name, **_fields(options))
+    _print_secret(name, secret, path, as_json=as_json)
+
+
+@command.command("list")
+@_FILE
+@_JSON
+def list_(path: str, as_json: bool) -> None:
+    """Show the keys, never their secrets.
+
+    JSON: a list of {name, fingerprint, team, models, tags, residency, created, expires, disabled,
+    limits, budgets}.
+    """
+    from crossroads.gateway.governance import KeyFile
+
+    rows = [_row(key) for key in KeyFile(path).read()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    if not rows:
+        click.echo(f"no keys in {path}; make one: crossroads keys create NAME --file {path}")
+        return
+    _print_table(rows)
+
+
+@command.command("rotate")
+@click.argument("name")
+@_FILE
+@_JSON
+def rotate(name: str, path: str, as_json: bool) -> None:
+    """Give the key NAME a new secret and print it; the old one is refused from then on.
+
+    JSON: {name, secret, file}.
+    """
+    from crossroads.gateway.governance import KeyFile
+
+    secret, _ = KeyFile(path).rotate(name)
+    _print_secret(name, secret, path, as_json=as_json)
+
+
+@command.command("revoke")
+@click.argument("name")
+@_FILE
+@_JSON
+def revoke(name: str, path: str, as_json: bool) -> None:
+    """Remove the key NAME.
+
+    JSON: {name, file}.
+    """
+    from crossroads.gateway.governance import KeyFile
+
+    KeyFile(path).revoke(name)
+    if as_json:
+        click.echo(json.dumps({"name": name, "file": path}))
+    else:
+        click.echo(f"key {name!r} is removed from {path}")
+
+
+def _fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a key; what was not given is left out."""
+    limits = {
+        name: options[name]
+        for name in ("requests_per_minute", "tokens_per_minute", "parallel")
+        if options[name] is not None
+    }
+    fields: dict[str, Any] = {
+        name: options[name] for name in ("models", "tags", "residency") if options[name]
+    }
+    fields |= {name: options[name] for name in ("team", "expires") if options[name] is not None}
+    if limits:
+        fields["limits"] = limits
+    if options["budget"] is not None:
+        fields["budgets"] = [_budget(options["budget"], pace=options["pace"])]
+    elif options["pace"]:
+        raise UsageError("--pace spreads a budget; add --budget, such as --budget 20/month")
+    return fields
+
+
+def _budget(text: str, *, pace: bool) -> dict[str, Any]:
+    usd, slash, period = text.partition("/")
+    try:
+        amount = float(usd)
+    except ValueError:
+        amount = 0.0
+    if not slash or not period or not amount > 0:
+        raise UsageError(f"--budget: expected USD/PERIOD such as 20/month, got {text!r}")
+    return {"usd": amount, "per": period, "pace": pace}
+
+
+def _row(key: KeySettings) -> dict[str, Any]:
+    from crossroads.gateway.governance import fingerprint
+
+    row: dict[str, Any] = {"name": key.name, "fingerprint": fingerprint(key)}
+    shown = {"team", "models", "tags", "residency", "created", "expires", "disabled"}
+    row |= key.model_dump(mode="json", include=shown)
+    row["limits"] = key.limits.model_dump(exclude_none=True)
+    row["budgets"] = [budget.model_dump(exclude_defaults=True) for budget in key.budgets]
+    return row
+
+
+def _print_secret(name: str, secret: str, path: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"name": name, "secret": secret, "file": path}))
+        return
+    click.echo(secret)
+    click.echo(f"key {name!r} is in {path}; its secret is shown this once, keep it safe", err=True)
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("name", "hash", "team", "models", "expires", "limits", "budgets"):
+        table.add_column(title)
+    for row in rows:
+        limits = [f"{name} {value}" for name, value in row["limits"].items()]
+        budgets = [f"{b['usd']:g} USD/{b.get('per', 'month')}" for b in row["budgets"]]
+        table.add_row(
+            row["name"],
+            row["fingerprint"],
+            row["team"] or "-",
+            "all" if row["models"] is None else ", ".join(row["models"]),
+            "disabled" if row["disabled"] else row["expires"] or "never",
+            ", ".join(limits) or "-",
+            ", ".join(budgets) or "-",
+        )
+    console = Console()
+    # A pipe has no edge to wrap at; this is wide enough for every row on one line.
+    (console if console.is_terminal else Console(width=300)).print(table)

@@ -1,0 +1,230 @@
+"""Cascades: answer with the cheap model, verify, give it or escalate."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from crossroads.gateway.call import Body, Call, Event
+from crossroads.gateway.contracts import Choice, Tally, Usage
+from crossroads.gateway.engine import Engine, EngineSettings
+from crossroads.prompts.experts.base import ExpertError
+from tests.gateway.engine.scripted import (
+    TEXT,
+    WORDS,
+    Scripted,
+    Step,
+    a_call,
+    answer,
+    chunks,
+    cut,
+    failing,
+    finishes,
+    gathered,
+    num_openings,
+    text_of,
+)
+
+STREAMS = pytest.mark.parametrize("is_stream", [False, True])
+
+
+class Judge:
+    """Accepts, refuses, or fails, and remembers what it was asked."""
+
+    def __init__(self, accepted: bool = True, error: ExpertError | None = None) -> None:
+        self._accepted, self._error = accepted, error
+        self.asked: list[tuple[str, Body]] = []
+
+    async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
+        self.asked.append((model, answer))
+        if self._error is not None:
+            raise self._error
+        return {"accepted": self._accepted, "reason": "as told", "coverage": 0.9}
+
+
+def choice(judge: Judge, *escalate_to: str, **fields: Any) -> Choice:
+    return Choice(model="cheap", check=judge, escalate_to=escalate_to, **fields)
+
+
+def run(engine: Engine, choice: Choice, call: Call) -> tuple[Tally, str, list[Event]]:
+    tally = Tally()
+    if call.is_stream:
+        events = asyncio.run(gathered(engine, call, choice, tally))
+        return tally, text_of(events), events
+    body = asyncio.run(engine.complete(call, choice, tally))
+    return tally, body["choices"][0]["message"]["content"], []
+
+
+def an_engine(*upstreams: Scripted, **settings: Any) -> Engine:
+    settings = {"retries": 0, **settings}
+    return Engine(
+        {upstream.name: upstream for upstream in upstreams},
+        EngineSettings(**settings),
+        prefills=("strong", "spare"),
+    )
+
+
+CHEAP = answer("cheap answer", usage={"prompt_tokens": 3, "completion_tokens": 2})
+
+
+@STREAMS
+def test_an_accepted_answer_is_given_and_nobody_else_is_asked(is_stream: bool) -> None:
+    judge, strong = Judge(), Scripted("strong")
+    cheap = Scripted("cheap", Step(answer=CHEAP))
+    call = a_call(is_stream=is_stream)
+    tally, text, events = run(an_engine(cheap, strong), choice(judge, "strong"), call)
+    assert text == "cheap answer" == tally.text
+    assert judge.asked == [("cheap", CHEAP)]
+    assert strong.orders == []
+    assert tally.verdict == {"accepted": True, "reason": "as told", "coverage": 0.9}
+    assert tally.usage == Usage(3, 2)
+    assert (tally.model, tally.finish, tally.is_complete) == ("cheap", "stop", True)
+    assert tally.answer is CHEAP
+    if is_stream:
+        assert num_openings(events) == 1
+        assert finishes(events) == ["stop"]
+        assert events[-1]["usage"] == CHEAP["usage"]
+        assert call.phases.first_token is not None
+
+
+@STREAMS
+def test_a_refused_answer_is_escalated_and_both_are_billed(is_stream: bool) -> None:
+    strong = Scripted("strong")
+    engine = an_engine(Scripted("cheap", Step(answer=CHEAP)), strong)
+    tally, text, _ = run(engine, choice(Judge(False), "strong"), a_call(is_stream=is_stream))
+    assert text == TEXT
+    assert (tally.model, tally.usage) == ("strong", Usage(7, 5))
+    assert [attempt.usage for attempt in tally.attempts] == [Usage(3, 2), Usage(7, 5)]
+    assert tally.verdict is not None
+    assert not tally.verdict["accepted"]
+    assert tally.is_complete
+
+
+@STREAMS
+def test_a_verifier_that_fails_refuses(is_stream: bool) -> None:
+    judge = Judge(error=ExpertError("no scorer"))
+    engine = an_engine(Scripted("cheap", Step(answer=CHEAP)), Scripted("strong"))
+    tally, text, _ = run(engine, choice(judge, "strong"), a_call(is_stream=is_stream))
+    assert text == TEXT
+    assert tally.verdict == {"accepted": False, "reason": "The verifier failed: no scorer"}
+
+
+@STREAMS
+def test_the_next_in_line_is_asked_when_escalation_fails(is_stream: bool) -> None:
+    engine = an_engine(
+        Scripted("cheap", Step(answer=CHEAP)), Scripted("strong", failing(500)), Scripted("spare")
+    )
+    tally, text, _ = run(
+        engine, choice(Judge(False), "strong", "spare"), a_call(is_stream=is_stream)
+    )
+    assert text == TEXT
+    assert [attempt.model for attempt in tally.attempts] == ["cheap", "strong", "spare"]
+
+
+@STREAMS
+def test_a_refused_answer_is_given_and_marked_when_nobody_else_can_answer(is_stream: bool) -> None:
+    engine = an_engine(Scripted("cheap", Step(answer=CHEAP)), Scripted("strong", failing(500)))
+    tally, text, _ = run(engine, choice(Judge(False), "strong"), a_call(is_stream=is_stream))
+    assert text == "cheap answer"
+    assert tally.model == "cheap"
+    assert tally.verdict is not None
+    assert not tally.verdict["accepted"]
+    assert "status 500" in tally.verdict["escalation_failed"]
+
+
+@STREAMS
+def test_a_refused_answer_is_an_error_where_the_settings_want_that(is_stream: bool) -> None:
+    engine = an_engine(
+        Scripted("cheap", Step(answer=CHEAP)),
+        Scripted("strong", failing(503)),
+        give_refused=False,
+    )
+    with pytest.raises(ExpertError, match="2 attempts failed") as raised:
+        run(engine, choice(Judge(False), "strong"), a_call(is_stream=is_stream))
+    assert raised.value.status == 503
+
+
+@STREAMS
+def test_without_anybody_to_escalate_to_the_verdict_goes_along(is_stream: bool) -> None:
+    engine = an_engine(Scripted("cheap", Step(answer=CHEAP)))
+    tally, text, _ = run(engine, choice(Judge(False)), a_call(is_stream=is_stream))
+    assert text == "cheap answer"
+    assert tally.verdict == {"accepted": False, "reason": "as told", "coverage": 0.9}
+
+
+@STREAMS
+def test_a_cheap_model_that_fails_is_an_escalation(is_stream: bool) -> None:
+    judge = Judge()
+    engine = an_engine(Scripted("cheap", failing(500)), Scripted("strong"))
+    tally, text, _ = run(engine, choice(judge, "strong"), a_call(is_stream=is_stream))
+    assert text == TEXT
+    assert judge.asked == []
+    assert tally.verdict is not None
+    assert tally.verdict["reason"].startswith("There was no answer")
+
+
+@STREAMS
+def test_a_wrong_request_is_not_escalated(is_stream: bool) -> None:
+    strong = Scripted("strong")
+    engine = an_engine(Scripted("cheap", failing(422)), strong)
+    with pytest.raises(ExpertError) as raised:
+        run(engine, choice(Judge(), "strong"), a_call(is_stream=is_stream))
+    assert raised.value.status == 422
+    assert strong.orders == []
+
+
+def test_an_escalation_that_breaks_is_continued() -> None:
+    engine = an_engine(
+        Scripted("cheap", Step(answer=CHEAP)),
+        Scripted("strong", cut(4)),
+        Scripted("spare", Step(events=chunks(WORDS[3:]))),
+    )
+    call = a_call(is_stream=True)
+    tally, text, events = run(engine, choice(Judge(False), "strong", "spare"), call)
+    assert text == TEXT
+    assert num_openings(events) == 1
+    assert tally.is_complete
+
+
+def test_an_escalation_that_breaks_for_good_is_an_error_not_the_refused_answer() -> None:
+    async def main() -> None:
+        engine = an_engine(
+            Scripted("cheap", Step(answer=CHEAP)),
+            Scripted("strong", cut(4)),
+            continuation={"enabled": False},
+        )
+        tally, events = Tally(), []
+        with pytest.raises(ExpertError):
+            async for batch in engine.stream(
+                a_call(is_stream=True), choice(Judge(False), "strong"), tally
+            ):
+                events += batch
+        assert text_of(events) == "The quick brown "
+        assert not tally.is_complete
+        assert tally.answer is None
+
+    asyncio.run(main())
+
+
+def test_the_verifier_sees_chat_whatever_api_was_called() -> None:
+    judge = Judge()
+    cheap = Scripted("cheap", Step(answer=CHEAP), speaks=("chat", "messages"))
+    call = a_call("messages")
+    call.native = {"max_tokens": 5, "messages": []}
+    tally = Tally()
+    asyncio.run(an_engine(cheap).complete(call, choice(judge), tally))
+    assert cheap.orders[0].dialect == "chat"
+    assert cheap.orders[0].body is call.body
+    assert tally.dialect == "chat"
+
+
+def test_embeddings_are_not_verified() -> None:
+    judge = Judge()
+    vectors = {"data": [{"embedding": [0.5]}]}
+    cheap = Scripted("cheap", Step(answer=vectors), speaks=("embeddings",))
+    call = a_call("embeddings", input="?")
+    assert asyncio.run(an_engine(cheap).complete(call, choice(judge), Tally())) is vectors
+    assert judge.asked == []

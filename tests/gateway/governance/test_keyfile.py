@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crossroads.core.errors import InputError, UsageError
+from crossroads.gateway.governance import KeyFile, hash_secret
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> KeyFile:
+    return KeyFile(tmp_path / "keys.yaml")
+
+
+def test_a_created_key_is_read_back_as_it_was_given(file: KeyFile) -> None:
+    fields = {
+        "models": ["auto"],
+        "limits": {"requests_per_minute": 5},
+        "budgets": [{"usd": 2.5, "per": "day", "pace": True}],
+        "expires": "2030-01-31",
+    }
+    secret, made = file.create("alice", **fields)
+    assert file.read() == (made,)
+    assert made.hash == hash_secret(secret)
+    assert made.budgets[0].usd == 2.5
+    assert made.created is not None
+
+
+def test_the_file_holds_no_secret_and_only_its_owner_reads_it(file: KeyFile) -> None:
+    secret, _ = file.create("alice")
+    rotated, _ = file.rotate("alice")
+    text = file.path.read_text()
+    assert secret not in text
+    assert rotated not in text
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+
+
+def test_rotating_replaces_the_hash_and_keeps_the_rest(file: KeyFile) -> None:
+    _, before = file.create("alice", tags=["x"])
+    secret, after = file.rotate("alice")
+    assert after == before.model_copy(update={"hash": hash_secret(secret)})
+    assert file.read() == (after,)
+
+
+def test_revoking_removes_one_key_only(file: KeyFile) -> None:
+    file.create("alice")
+    _, bob = file.create("bob")
+    file.revoke("alice")
+    assert file.read() == (bob,)
+
+
+def test_names_are_unique_and_unknown_ones_are_named_with_the_nearest(file: KeyFile) -> None:
+    file.create("alice")
+    with pytest.raises(InputError, match="'alice' is there already"):
+        file.create("alice")
+    with pytest.raises(UsageError, match="did you mean 'alice'"):
+        file.revoke("alcie")
+    with pytest.raises(InputError, match="limits"):
+        file.create("bob", limits={"parallel": 0})
+    assert [key.name for key in file.read()] == ["alice"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("keys: [", "not valid YAML"),
+        ("- 1", "top level"),
+        ("keys: [{name: a}]", "keys.0"),
+        ("keys: 3", "keys"),
+        (
+            f"keys:\n- {{name: a, hash: 'sha256:{'0' * 64}'}}\n"
+            f"- {{name: a, hash: 'sha256:{'1' * 64}'}}",
+            "'a' is there twice",
+        ),
+    ],
+)
+def test_a_file_that_is_not_right_is_named(file: KeyFile, text: str, problem: str) -> None:
+    file.path.write_text(text)
+    with pytest.raises(InputError, match=problem) as caught:
+        file.read()
+    assert str(file.path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_writers_at_the_same_time_lose_nothing(file: KeyFile) -> None:
+    code = (
+        "import sys; from crossroads.gateway.governance import KeyFile\n"
+        "for i in range(5): KeyFile(sys.argv[1]).create(f'{sys.argv[2]}-{i}')"
+    )
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(file.path), name]) for name in "abc"
+    ]
+    assert [process.wait(timeout=30) for process in running] == [0, 0, 0]
+    assert len(file.read()) == 15
+    assert sorted(path.name for path in file.path.parent.iterdir()) == [
+        "keys.yaml",
+        "keys.yaml.lock",
+    ]

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crossroads.core.errors import InputError
+from crossroads.gateway.ledger import (
+    Feedback,
+    Filters,
+    LedgerReader,
+    LedgerSettings,
+    open_ledger,
+)
+from tests.gateway.ledger.records import record
+
+NOW = time.time()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """30 calls: every third by another key and model, every tenth failed, two from a cache."""
+    url = f"sqlite:{tmp_path_factory.mktemp('ledger')}/l.db"
+    ledger = open_ledger(LedgerSettings(url=url))
+    for n in range(30):
+        changes = {"model": "large", "key_id": "key-b", "cost_usd": 0.01} if n % 3 == 0 else {}
+        if n % 10 == 9:
+            changes |= {"status": 503, "error": "upstream_error", "is_complete": False}
+        if n in (1, 2):
+            changes |= {"cache": "exact", "cost_usd": 0.0, "saved_usd": 0.001}
+        if n == 4:
+            changes |= {"scores": {}, "costs": {}}
+        ledger.append(record(f"dec_{n}", time=NOW - 30 + n, total_ms=float(n), **changes))
+    ledger.append_feedback(Feedback(decision_id="dec_5", score=0.0, time=NOW))
+    ledger.append_feedback(Feedback(decision_id="dec_5", score=1.0, time=NOW + 1))
+    ledger.close()
+    return url
+
+
+@pytest.fixture
+def reader(url: str) -> Iterator[LedgerReader]:
+    with LedgerReader(url) as opened:
+        yield opened
+
+
+def test_recent_calls_come_newest_first(reader: LedgerReader) -> None:
+    assert [r.decision_id for r in reader.recent(3)] == ["dec_29", "dec_28", "dec_27"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        (Filters(), 30),
+        (Filters(model="large"), 10),
+        (Filters(key_id="key-b", policy="auto"), 10),
+        (Filters(policy="other"), 0),
+        (Filters(is_error=True), 3),
+        (Filters(is_error=False), 27),
+        (Filters(since=NOW - 10), 10),
+        (Filters(since=NOW - 20, until=NOW - 10), 10),
+    ],
+)
+def test_filters_choose_calls(reader: LedgerReader, filters: Filters, count: int) -> None:
+    assert len(reader.recent(100, filters)) == count
+    assert len(list(reader.records(filters))) == count
+
+
+def test_a_call_comes_with_what_was_said_about_it(reader: LedgerReader) -> None:
+    entry = reader.get("dec_5")
+    assert entry is not None
+    assert [f.score for f in entry.feedback] == [0.0, 1.0]
+    assert reader.get("dec_none") is None
+    assert reader.key_of("dec_0") == "key-b"
+    assert reader.key_of("dec_none") is None
+
+
+def test_the_summary_adds_up(reader: LedgerReader) -> None:
+    found = reader.summary()
+    assert (found["calls"], found["errors"], found["cache_hits"]) == (30, 3, 2)
+    assert found["cost_usd"] == pytest.approx(sum(r.cost_usd for r in reader.records()))
+    for group in ("by_model", "by_policy", "by_key"):
+        assert sum(each["calls"] for each in found[group].values()) == 30
+        total = sum(each["cost_usd"] for each in found[group].values())
+        assert total == pytest.approx(found["cost_usd"])
+    assert found["by_error"] == {"upstream_error": 3}
+    assert found["latency_ms"]["total_ms"]["p50"] == pytest.approx(14.5)
+    assert found["latency_ms"]["first_token_ms"] is None
+
+
+def test_savings_are_against_the_best_model_where_its_cost_was_known(reader: LedgerReader) -> None:
+    found = reader.summary()
+    assert found["best_model"] == "large"  # by the router's estimates
+    assert found["compared_calls"] == 29
+    assert found["best_model_cost_usd"] == pytest.approx(0.29)
+    spent = sum(r.cost_usd for r in reader.records() if r.costs)
+    assert found["saved_usd"] == pytest.approx(0.29 - spent)
+    other = reader.summary(best_model="small")
+    assert other["best_model_cost_usd"] == pytest.approx(0.029)
+
+
+def test_an_empty_period_has_a_summary(reader: LedgerReader) -> None:
+    found = reader.summary(NOW + 100)
+    assert found["calls"] == 0
+    assert found["cost_usd"] == 0
+    assert found["best_model"] is None
+
+
+def test_a_ledger_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.db"):
+        LedgerReader(f"sqlite:{tmp_path}/none.db")

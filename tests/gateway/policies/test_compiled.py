@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pytest
+
+from crossroads.gateway.call import Client
+from crossroads.gateway.errors import ApiError
+from tests.gateway.policies.conftest import LEARNED, call, choose, choose_one, compiled, pool
+
+PREFERENCES = {
+    "kind": "preferences",
+    "otherwise": "small",
+    "policies": [{"name": "law", "description": "contracts and courts", "model": "large"}],
+}
+
+
+def test_policies_are_listed_before_models_and_auto_first() -> None:
+    policies = compiled(
+        {"smart": {**LEARNED, "default": True}, "ab": {"kind": "split", "weights": {"small": 1}}}
+    )
+    assert list(policies.names) == ["auto", "smart", "ab", "small", "medium", "large", "other"]
+    assert list(compiled({}).names) == ["small", "medium", "large", "other"]
+
+
+def test_a_named_model_goes_past_the_policies() -> None:
+    policies = compiled({"auto": LEARNED})
+    found = choose_one(policies, call("small"))
+    assert (found.model, found.policy, found.propensity) == ("small", "direct", 1.0)
+    assert found.reason == "the request names the model"
+    assert found.decision is None
+
+
+def test_auto_asks_the_policy_of_that_name_or_the_default() -> None:
+    assert choose_one(compiled({"auto": LEARNED}), call("auto", "hard")).model == "large"
+    found = choose_one(compiled({"smart": {**LEARNED, "default": True}}), call("auto", "hard"))
+    assert (found.model, found.policy) == ("large", "smart")
+
+
+def test_a_rule_in_the_name_goes_before_the_policys() -> None:
+    policies = compiled({"auto": LEARNED, "cheap": {**LEARNED, "objective": {"tradeoff": 100}}})
+    assert choose_one(policies, call("auto", "easy")).model == "large"
+    by_rule = choose_one(policies, call("auto:tradeoff:500", "easy"))
+    assert by_rule.model == "small"
+    assert by_rule.decision is not None
+    assert by_rule.decision.rule == "tradeoff:500"
+    assert choose_one(policies, call("cheap", "easy")).model == "small"
+    assert choose_one(policies, call("cheap:argmax", "easy")).model == "large"
+
+
+def test_a_model_called_auto_something_is_served_by_its_name() -> None:
+    policies = compiled({"auto": LEARNED}, models=pool(**{"auto:x": {}}))
+    assert choose_one(policies, call("auto:x")).model == "auto:x"
+
+
+def test_a_policy_may_be_named_beside_the_model() -> None:
+    policies = compiled({"auto": LEARNED})
+    by_header = call("small", "hard", headers={"x-crossroads-policy": "auto"})
+    by_field = call("small", "hard", crossroads={"policy": "auto"})
+    assert [found.model for found in choose(policies, by_header, by_field)] == ["large"] * 2
+
+
+@pytest.mark.parametrize("name", ["", "AUTO", "autos", "small:argmax"])
+def test_other_names_are_not_found(name: str) -> None:
+    with pytest.raises(ApiError, match="does not exist; GET /v1/models lists") as refused:
+        choose(compiled({"auto": LEARNED}), call(name))
+    assert (refused.value.status, refused.value.code) == (404, "model_not_found")
+
+
+def test_without_policies_auto_says_what_is_missing() -> None:
+    for name in ("auto", "auto:tradeoff:5"):
+        with pytest.raises(ApiError, match="No router is loaded, so 'auto' cannot be served"):
+            choose(compiled({}), call(name))
+
+
+def test_a_rule_needs_a_fitted_router_where_preferences_serve_plain_auto() -> None:
+    with pytest.raises(ApiError) as refused:
+        choose(compiled({"auto": PREFERENCES}), call("auto:tradeoff:5"))
+    assert refused.value.status == 404
+    assert "rule 'tradeoff:5' needs a fitted router" in str(refused.value)
+    assert "plain 'auto', which the preferences serve" in str(refused.value)
+
+
+@pytest.mark.parametrize("rule", ["tradeof:5", "tradeoff:x", "tradeoff:-1", "budget:0.01"])
+def test_a_wrong_rule_is_400_not_a_failure(rule: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        choose(compiled({"auto": LEARNED}), call(f"auto:{rule}"))
+    assert (refused.value.status, refused.value.code) == (400, "invalid_rule")
+
+
+@pytest.mark.parametrize("content", ["", "  ", 5, None, []])
+def test_there_is_nothing_to_route_by_without_text(content: object) -> None:
+    policies = compiled({"auto": LEARNED})
+    with pytest.raises(ApiError, match="No message holds text") as refused:
+        choose(policies, call("auto", content))
+    assert refused.value.status == 400
+    assert choose_one(policies, call("small", content)).model == "small"
+
+
+def test_a_key_may_ask_only_for_what_it_lists() -> None:
+    policies = compiled({"auto": LEARNED, "other-policy": LEARNED})
+    client = Client(key_id="k1", models=frozenset(("auto", "small", "medium")))
+    assert choose_one(policies, call("auto", "hard", client=client)).model == "medium"
+    assert choose_one(policies, call("auto:argmax", "hard", client=client)).model == "medium"
+    assert choose_one(policies, call("small", client=client)).model == "small"
+    for name in ("large", "other-policy", "other-policy:argmax"):
+        with pytest.raises(ApiError, match="'k1' may not ask for") as refused:
+            choose(policies, call(name, client=client))
+        assert refused.value.status == 403
+    sneaky = call("small", client=client, headers={"x-crossroads-policy": "other-policy"})
+    with pytest.raises(ApiError, match="may not ask for"):
+        choose(policies, sneaky)
+
+
+def test_everything_is_described_as_plain_data_and_healthy() -> None:
+    import json
+
+    policies = compiled(
+        {
+            "auto": LEARNED,
+            "ab": {"kind": "split", "weights": {"small": 1, "auto": 1}},
+            "kept": {"kind": "sticky", "policy": "ab"},
+            "words": PREFERENCES,
+            "steps": {
+                "kind": "cascade",
+                "steps": ["small", "large"],
+                "check": {"kind": "rules", "min_chars": 3},
+            },
+            "watched": {"kind": "shadow", "base": "small", "candidate": "auto"},
+            "some": {"kind": "canary", "base": "small", "candidate": "large", "share": 0.1},
+            "first": {
+                "kind": "rules",
+                "rules": [{"when": {"tools": True}, "use": "large"}],
+                "otherwise": "small",
+            },
+        }
+    )
+    told = json.loads(json.dumps(policies.describe()))
+    kinds = {name: part["kind"] for name, part in told.items()}
+    assert kinds == {
+        "auto": "learned",
+        "ab": "split",
+        "kept": "sticky",
+        "words": "preferences",
+        "steps": "cascade",
+        "watched": "shadow",
+        "some": "canary",
+        "first": "rules",
+    }
+    assert all(part["version"] and part["models"] for part in told.values())
+    assert json.loads(json.dumps(policies.health()))["state"] == "ok"
+    policies.close()
+
+
+def test_versions_change_with_settings_targets_and_artefacts_only() -> None:
+    def version(name: str, **fields: object) -> object:
+        policies = compiled(
+            {"auto": {**LEARNED, **fields}, "ab": {"kind": "split", "weights": {"auto": 1}}}
+        )
+        return policies.describe()[name]["version"]
+
+    assert version("auto") == version("auto")
+    assert version("auto") != version("auto", seed=1)
+    assert version("ab") != version("ab", seed=1)

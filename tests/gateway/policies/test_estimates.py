@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crossroads.gateway.policies.estimates import Estimates, RouterFailedError
+from crossroads.prompts.fitted import FittedRouter
+from tests.gateway.policies.conftest import MODELS, Stub, run, stub
+
+
+def made(**settings: int) -> tuple[Estimates, Stub]:
+    fitted = stub()
+    estimates = Estimates(fitted, **settings)
+    router = fitted.router
+    assert isinstance(router, Stub)
+    router.batches.clear()
+    router.threads.clear()
+    return estimates, router
+
+
+async def ask(estimates: Estimates, *texts: str) -> list[list[float] | None]:
+    found = await asyncio.gather(*(estimates.get(text) for text in texts))
+    return [None if one is None else one.quality.tolist() for one in found]
+
+
+def test_what_waits_is_estimated_together_and_what_is_known_not_again() -> None:
+    estimates, router = made()
+
+    async def work() -> None:
+        await ask(estimates, "a", "b", "a", "c")
+        await ask(estimates, "b", "c")
+
+    run(work)
+    assert router.batches == [["a", "b", "c"]]
+    assert (estimates.num_hits, estimates.num_misses, estimates.num_batches) == (2, 4, 1)
+
+
+def test_one_turn_of_the_loop_never_works_on_more_than_it_may() -> None:
+    """The bound on the event loop's lag: between two batches other work gets its turn."""
+    estimates, router = made(max_batch=4, inline_chars=100)
+    seen: list[int] = []
+
+    async def work() -> None:
+        done = False
+
+        async def tick() -> None:
+            while not done:
+                seen.append(len(router.batches))
+                await asyncio.sleep(0)
+
+        ticker = asyncio.create_task(tick())
+        await ask(estimates, *(f"{n:02d} {'x' * 40}" for n in range(20)))
+        done = True
+        await ticker
+
+    run(work)
+    assert max(len(batch) for batch in router.batches) <= 4
+    assert max(sum(map(len, batch)) for batch in router.batches) <= 100 + 43
+    assert max(after - before for before, after in zip(seen, seen[1:], strict=False)) == 1
+    assert set(router.threads) == {"MainThread"}
+
+
+def test_long_texts_and_slow_routers_never_block_the_loop() -> None:
+    """The router waits for an event that only the event loop can set."""
+    for slow in (True, False):
+        estimates, router = made(inline_chars=4000 if slow else 10)
+        estimates.is_inline = not slow
+
+        async def work(estimates: Estimates = estimates, router: Stub = router) -> None:
+            waiting = asyncio.create_task(estimates.get("wait for it, please"))
+            await asyncio.sleep(0.02)
+            assert not waiting.done()
+            router.gate.set()
+            assert await waiting is not None
+
+        run(work)
+        assert router.threads == ["router"]
+        estimates.close()
+
+
+def test_a_thread_takes_all_that_waits_at_once() -> None:
+    estimates, router = made(inline_chars=0, max_batch=8)
+
+    async def work() -> None:
+        first = asyncio.create_task(estimates.get("wait"))
+        await asyncio.sleep(0.02)
+        rest = asyncio.gather(*(estimates.get(f"text {n}") for n in range(12)))
+        await asyncio.sleep(0)
+        router.gate.set()
+        await first
+        await rest
+
+    run(work)
+    assert [len(batch) for batch in router.batches] == [1, 8, 4]
+    estimates.close()
+
+
+def test_over_budget_there_is_no_estimate_but_a_late_one_is_remembered() -> None:
+    estimates, router = made(inline_chars=0)
+
+    async def work() -> None:
+        assert await estimates.get("wait", budget_s=0.005) is None
+        router.gate.set()
+        while estimates.cached("wait") is None:
+            await asyncio.sleep(0.001)
+        assert await estimates.get("wait", budget_s=0.005) is not None
+
+    run(work)
+    assert len(router.batches) == 1
+    estimates.close()
+
+
+def test_one_broken_prompt_fails_alone() -> None:
+    estimates, _ = made()
+
+    async def work() -> list[object]:
+        texts = ("easy", "broken", "hard")
+        return list(
+            await asyncio.gather(*(estimates.get(t) for t in texts), return_exceptions=True)
+        )
+
+    easy, broken, hard = run(work)
+    assert isinstance(broken, RouterFailedError)
+    assert "RuntimeError: a matrix is singular" in str(broken)
+    assert not isinstance(easy, BaseException)
+    assert not isinstance(hard, BaseException)
+    assert estimates.num_failures == 1
+
+
+def test_a_client_that_goes_takes_nothing_from_the_others() -> None:
+    estimates, router = made(inline_chars=0)
+
+    async def work() -> None:
+        one, other = (asyncio.create_task(estimates.get("wait")) for _ in range(2))
+        await asyncio.sleep(0.01)
+        one.cancel()
+        router.gate.set()
+        assert await other is not None
+        with pytest.raises(asyncio.CancelledError):
+            await one
+
+    run(work)
+    estimates.close()
+
+
+def test_the_least_recently_used_prompt_is_forgotten_first() -> None:
+    estimates, _ = made(cache=2)
+
+    async def work() -> None:
+        for text in ("a", "b", "a", "c"):
+            await estimates.get(text)
+
+    run(work)
+    assert estimates.cached("a") is not None
+    assert estimates.cached("b") is None
+    assert estimates.cached("c") is not None
+
+
+def test_without_a_cache_nothing_is_remembered() -> None:
+    estimates, router = made(cache=0)
+
+    async def work() -> None:
+        await estimates.get("a")
+        await estimates.get("a")
+
+    run(work)
+    assert router.batches == [["a"], ["a"]]
+
+
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=20))
+def test_estimates_do_not_depend_on_the_batch(texts: list[str]) -> None:
+    estimates, _ = made()
+    texts = [text for text in texts if "wait" not in text and "broken" not in text]
+    if texts:
+        together = estimates.estimate(texts)
+        alone = [estimates.estimate([text])[0] for text in texts]
+        assert all((a.quality == b.quality).all() for a, b in zip(together, alone, strict=True))
+
+
+def test_a_fitted_router_estimates_alike_in_every_batch(knn: FittedRouter) -> None:
+    estimates = Estimates(knn)
+    texts = [f"What is {n} times {n + 3}, and how many inches are {n} metres?" for n in range(40)]
+    together = estimates.estimate(texts)
+    for size in (1, 7, 16):
+        parts = [estimates.estimate(texts[i : i + size]) for i in range(0, 40, size)]
+        found = [one for part in parts for one in part]
+        for a, b in zip(together, found, strict=True):
+            assert a.quality.tolist() == b.quality.tolist()
+            assert np.array_equal(a.embedding, b.embedding)  # type: ignore[arg-type]
+
+
+def test_an_estimate_has_every_model_and_no_embedding_is_kept() -> None:
+    estimates, _ = made()
+
+    async def work() -> None:
+        found = await estimates.get("easy")
+        assert found is not None
+        assert found.quality.tolist() == [0.9, 0.91, 0.92]
+        assert len(found.quality) == len(MODELS)
+        assert found.embedding is None
+        assert found.features is None
+
+    run(work)

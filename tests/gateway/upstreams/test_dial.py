@@ -1,0 +1,256 @@
+"""URLs, TLS and proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossroads.core.errors import InputError
+from crossroads.gateway.contracts import Order
+from crossroads.gateway.upstreams import build_upstream
+from crossroads.gateway.upstreams.dial import parse_endpoint, tls_context
+from crossroads.prompts.experts.base import ExpertError
+from crossroads.prompts.pool import ModelCard
+from tests.gateway.upstreams.conftest import Run
+from tests.gateway.upstreams.servers import HELLO, SHORT, chat_answer, raw_server, response
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a key and a certificate for 127.0.0.1 that signs itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate, and is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-subj", "/CN=test"),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    yield folder
+
+
+def server_tls(folder: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+class Proxy:
+    """An HTTP proxy: CONNECT, and absolute URLs to one place."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.heads: list[str] = []
+        self.refusal = b""
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.heads.append(head.decode())
+        if self.refusal:
+            writer.write(self.refusal)
+            writer.close()
+            return
+        method, place, _ = head.decode().split(" ", 2)
+        address = place.removeprefix("http://").split("/")[0]
+        host, port = address.split(":")
+        there_reader, there_writer = await asyncio.open_connection(host, int(port))
+        if method == "CONNECT":
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        else:
+            there_writer.write(head)
+        await asyncio.gather(_pump(reader, there_writer), _pump(there_reader, writer))
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(65_536):
+            writer.write(data)
+    writer.close()
+
+
+@asynccontextmanager
+async def proxy_server() -> AsyncIterator[Proxy]:
+    proxy = Proxy()
+    server = await asyncio.start_server(proxy.handle, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        await asyncio.sleep(0.02)
+
+
+async def ask(url: str, **card: Any) -> Any:
+    """Ask a model at this URL twice; return the last answer."""
+    upstream = build_upstream(ModelCard(name="m", endpoint=url, **card), timeouts=SHORT)
+    await upstream.start()
+    try:
+        await upstream.complete(Order(dialect="chat", body=HELLO))
+        return await upstream.complete(Order(dialect="chat", body=HELLO))
+    finally:
+        await upstream.close()
+
+
+def test_https_with_a_trusted_authority_keeps_its_connection(run: Run, certificate: Path) -> None:
+    async def check() -> None:
+        answer = response(chat_answer())
+        async with raw_server(answer, tls=server_tls(certificate)) as server:
+            got = await ask(server.url, ca_file=str(certificate / "cert.pem"))
+            assert got["choices"][0]["message"]["content"] == "hi"
+            assert (server.num_connections, len(server.requests)) == (1, 2)
+
+    run(check())
+
+
+def test_a_certificate_nobody_vouches_for_is_no_connection(run: Run, certificate: Path) -> None:
+    async def check() -> None:
+        answer = response(chat_answer())
+        async with raw_server(answer, tls=server_tls(certificate)) as server:
+            with pytest.raises(ExpertError, match="certificate not trusted") as failed:
+                await ask(server.url)
+            assert (failed.value.status, failed.value.code) == (503, "upstream_unavailable")
+            assert not server.requests
+
+    run(check())
+
+
+def test_plain_http_where_tls_was_asked_for_is_no_connection(run: Run) -> None:
+    async def check() -> None:
+        async with raw_server(response(chat_answer())) as server:
+            with pytest.raises(ExpertError) as failed:
+                await ask(server.url.replace("http:", "https:"))
+            assert failed.value.status in {503, 504}
+
+    run(check())
+
+
+def test_http_through_a_proxy_names_the_whole_url(run: Run) -> None:
+    async def check() -> None:
+        async with raw_server(response(chat_answer())) as server, proxy_server() as proxy:
+            await ask(server.url, proxy=f"http://me:my%20word@127.0.0.1:{proxy.port}")
+            line, *headers = proxy.heads[0].split("\r\n")
+            assert line == f"POST {server.url}/chat/completions HTTP/1.1"
+            assert "proxy-authorization: Basic bWU6bXkgd29yZA==" in headers
+            assert (len(proxy.heads), len(server.requests)) == (1, 2)
+
+    run(check())
+
+
+def test_https_through_a_proxy_is_a_tunnel_that_hides_the_request(
+    run: Run, certificate: Path
+) -> None:
+    async def check() -> None:
+        answer = response(chat_answer())
+        async with (
+            raw_server(answer, tls=server_tls(certificate)) as server,
+            proxy_server() as proxy,
+        ):
+            got = await ask(
+                server.url,
+                proxy=f"http://127.0.0.1:{proxy.port}",
+                ca_file=str(certificate / "cert.pem"),
+                api_key="secret-key",
+            )
+            assert got["extra"] == {"kept": True}
+            assert proxy.heads == [
+                f"CONNECT 127.0.0.1:{server.port} HTTP/1.1\r\n"
+                f"host: 127.0.0.1:{server.port}\r\n\r\n"
+            ]
+            assert len(server.requests) == 2
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    ("refusal", "match"),
+    [
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "answered with 407"),
+        (b"what?\r\n\r\n", "answered with 0"),
+        (b"HTTP/1.1 200", "closed the connection"),
+        (b"x" * 70_000, "answered with 0"),
+    ],
+)
+def test_a_proxy_that_refuses_is_no_connection(run: Run, refusal: bytes, match: str) -> None:
+    async def check() -> None:
+        async with proxy_server() as proxy:
+            proxy.refusal = refusal
+            with pytest.raises(ExpertError, match=match) as failed:
+                await ask("https://127.0.0.1:9/v1", proxy=f"http://127.0.0.1:{proxy.port}")
+            assert failed.value.code == "upstream_unavailable"
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("http://host/v1", "/v1/chat/completions"),
+        ("http://host:8080/v1/", "/v1/chat/completions"),
+        ("https://host", "/chat/completions"),
+        ("https://host/a/b?api-version=3", "/a/b/chat/completions?api-version=3"),
+    ],
+)
+def test_parts_of_an_api_are_below_its_endpoint(url: str, line: str) -> None:
+    assert parse_endpoint(url, where="model 'm'").path_of("chat/completions") == line
+
+
+@pytest.mark.parametrize(
+    ("url", "authority"),
+    [
+        ("http://host/v1", "host"),
+        ("http://host:80/v1", "host"),
+        ("https://host:80/v1", "host:80"),
+        ("http://[::1]:8000/v1", "[::1]:8000"),
+    ],
+)
+def test_the_host_header_has_a_port_only_where_it_is_unusual(url: str, authority: str) -> None:
+    assert parse_endpoint(url, where="model 'm'").target.authority == authority
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("host/v1", "ftp://host/v1", "file:///etc/passwd", "http:///v1", "http://host:99999/v1"),
+        *("http://user:secret-word@host/v1", "http://host/v1#x", "http://host/a b", "unix:/x"),
+        *("http://host/v1\r\nx: y", "http://h\u00f6st/v1", "http://[::1/v1", "gopher://host"),
+    ],
+)
+def test_an_endpoint_that_is_no_plain_url_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="model 'm': endpoint") as refused:
+        parse_endpoint(url, where="model 'm'")
+    assert "secret-word" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["host:3128", "https://host:3128", "socks5://host:1", "http://host/path", "http://"]
+)
+def test_a_proxy_that_is_none_is_refused(proxy: str) -> None:
+    with pytest.raises(InputError, match="proxy is not http://host:port"):
+        parse_endpoint("https://host/v1", where="model 'm'", proxy=proxy)
+
+
+def test_an_authority_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file; give a PEM file"):
+        tls_context(str(tmp_path / "none.pem"))
+    empty = tmp_path / "empty.pem"
+    empty.write_text("no certificate")
+    with pytest.raises(InputError, match="give a PEM file"):
+        tls_context(str(empty))
+
+
+def test_credentials_of_a_proxy_are_not_shown() -> None:
+    base = parse_endpoint("http://host/v1", where="m", proxy="http://me:secret-word@proxy:1")
+    assert "secret" not in repr(base)
+    assert "Basic" not in repr(base)
