@@ -15,7 +15,9 @@ import uvloop
 WORDS = "Explain briefly how a suspension bridge carries its load to the towers and anchors"
 
 
-def request_bytes(model: str, *, stream: bool, number: int, words: int = 100, key: str = "") -> bytes:
+def request_bytes(
+    model: str, *, stream: bool, number: int, words: int = 100, key: str = ""
+) -> bytes:
     """Return one chat request; every number is another prompt, so that no cache helps."""
     text = " ".join(f"{WORDS} {number}".split() * (words // 12))
     body = json.dumps(

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 HERE = Path(__file__).parent
-MODELS = 11  # as many as the router chooses among
+LITELLM_MODEL = "model-0"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
@@ -143,7 +143,7 @@ def litellm(folder: Path, upstream: int, program: str, *, core: int | None = Non
     """LiteLLM's proxy with one worker: no keys, no database, no callbacks."""
     port = free_port()
     entry = {
-        "model_name": "model-0",
+        "model_name": LITELLM_MODEL,
         "litellm_params": {
             "model": "openai/stub",
             "api_base": f"http://127.0.0.1:{upstream}/v1",
@@ -187,3 +187,8 @@ def crossroads(  # type: ignore[no-untyped-def]
         log=folder / f"{name}.log",
         core=core,
     )
+
+
+def pin(core: int) -> None:
+    """Keep this process on one core."""
+    os.sched_setaffinity(0, {core})

@@ -22,8 +22,19 @@ _COMMANDS = {
     "route": ("crossroads.cli.route", "Ask a fitted router where a prompt should go, and why."),
     "serve": (
         "crossroads.cli.serve",
-        "Serve a fitted router behind an OpenAI-compatible endpoint.",
+        "Serve models and policies behind the APIs of OpenAI and Anthropic.",
     ),
+    "check-config": (
+        "crossroads.cli.check_config",
+        "Find what is wrong with a configuration of the gateway.",
+    ),
+    "keys": ("crossroads.cli.keys", "Create, list, revoke and rotate keys of the gateway."),
+    "ledger": ("crossroads.cli.ledger", "Show, export, prune and judge what the gateway did."),
+    "evaluate": (
+        "crossroads.cli.evaluate",
+        "Estimate from a ledger how another policy would have done.",
+    ),
+    "replay": ("crossroads.cli.replay", "Decide a ledger's calls again and show what changes."),
     "demo": ("crossroads.cli.demo", "Compare, fit, serve and ask, on what ships with the package."),
     "doctor": ("crossroads.cli.doctor", "Check this installation: extras, models, data, ports."),
 }

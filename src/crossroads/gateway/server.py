@@ -80,12 +80,22 @@ def serve(
     Raises CrossroadsError where a part cannot start.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(served, listener, drain, http, front or FrontSettings(), on_ready))
+        runner.run(
+            _serve(
+                served,
+                listener,
+                drain=drain,
+                http=http,
+                front=front or FrontSettings(),
+                on_ready=on_ready,
+            )
+        )
 
 
 async def _serve(
     served: Served,
     listener: socket.socket,
+    *,
     drain: float,
     http: Literal["standard", "fast"],
     front: FrontSettings,

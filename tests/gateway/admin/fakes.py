@@ -152,9 +152,7 @@ class FakeGateway:
             ),
             drift=lambda: (
                 {"alarm": False, "statistic": 0.41, "threshold": 1.36, "calls": 512}
-                | {
-                    "method": "Kolmogorov-Smirnov on windows of 512; one false alarm in 10,000 calls."
-                }
+                | {"method": "Kolmogorov-Smirnov, windows of 512; a false alarm in 10,000 calls."}
             ),
             reload=self.reload,
             check_config=self.check_config,

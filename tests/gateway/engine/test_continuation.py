@@ -193,6 +193,15 @@ def test_more_than_one_choice_is_not_continued() -> None:
     assert second.orders == []
 
 
+def test_a_second_choice_nobody_asked_for_is_not_continued() -> None:
+    other = chunk({"content": "x"})
+    other["choices"][0]["index"] = 1
+    second = goes_on(WORDS)
+    _, error, _ = run(an_engine(Scripted("a", cut(2, [chunks()[0], other])), second))
+    assert error is not None
+    assert second.orders == []
+
+
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "refusal", "audio"])
 def test_what_is_not_plain_text_is_not_continued(field: str) -> None:
     events = [chunk({"role": "assistant"}), chunk({field: "hm"}), chunk({"content": "So"})]
@@ -355,6 +364,14 @@ def test_a_broken_message_goes_on_in_its_open_block(after: int) -> None:
         usage = tally.usage
         assert usage is not None
         assert told == {"input_tokens": 14, "output_tokens": usage.output_tokens}
+
+
+def test_a_continued_message_that_only_begins_like_the_answer_is_kept_whole() -> None:
+    first = Scripted("a", cut(6, messages_events(WORDS)), speaks=("messages",))
+    second = Scripted("b", Step(events=messages_events(("The quick",))), speaks=("messages",))
+    _, error, tally = run_messages(first, second)
+    assert error is None
+    assert tally.text == "The quick brown The quick"
 
 
 def test_a_message_is_not_continued_in_another_dialect_or_after_its_block() -> None:

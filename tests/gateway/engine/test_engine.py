@@ -480,6 +480,49 @@ def test_a_new_engine_adopts_what_the_old_one_knows() -> None:
     assert [attempt.model for attempt in tally.attempts] == ["c"]
 
 
+def test_an_adopted_breaker_goes_on_by_the_new_settings() -> None:
+    upstream = Scripted("a", failing(500))
+    old, fake = an_engine(upstream, retries=0)
+    new = Engine(
+        {"a": upstream},
+        EngineSettings.model_validate({"retries": 0, "breaker": {"consecutive_failures": 1}}),
+        clock=fake,
+        sleep=fake.sleep,
+    )
+    new.adopt(old)
+    failure_of(new, Choice(model="a"))
+    assert old.health()["a"]["state"] == new.health()["a"]["state"] == "open"
+
+
+def test_nobody_waits_for_a_retry_that_the_breaker_would_refuse() -> None:
+    engine, fake = an_engine(
+        Scripted("a", failing(500)), Scripted("b"), retries=3, breaker={"consecutive_failures": 2}
+    )
+    _, tally = run_complete(engine)
+    assert [attempt.model for attempt in tally.attempts] == ["a", "a", "b"]
+    assert len(fake.slept) == 1
+
+
+def test_a_probe_whose_client_leaves_makes_room_for_another() -> None:
+    async def main() -> None:
+        first = Scripted("a", failing(500), Step(stalls=True), Step())
+        engine, fake = an_engine(first, retries=0, breaker={"consecutive_failures": 1, "probes": 1})
+        choice = Choice(model="a")
+        with pytest.raises(ExpertError):
+            await engine.complete(a_call(), choice, Tally())
+        fake.now += 10.0
+        task = asyncio.create_task(engine.complete(a_call(), choice, Tally()))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert engine.health()["a"]["state"] == "half_open"
+        await engine.complete(a_call(), choice, Tally())
+        assert engine.health()["a"]["state"] == "closed"
+
+    asyncio.run(main())
+
+
 def test_health_is_plain_data_with_latencies_and_the_last_error() -> None:
     engine, fake = an_engine(Scripted("a", failing(500), Step()), retries=1)
     run_complete(engine, Choice(model="a"))
@@ -490,8 +533,16 @@ def test_health_is_plain_data_with_latencies_and_the_last_error() -> None:
     assert health["failure_share"] == 0.5
     assert health["last_error"] == "status 500"
     assert health["answer_s"] == 0.0
+    assert health["first_event_s"] is None
     assert health["in_flight"] == 0
     assert health["state_for_s"] >= 1.0
+
+
+def test_the_time_to_a_streams_first_event_is_averaged() -> None:
+    engine, _ = an_engine(Scripted("a"))
+    asyncio.run(gathered(engine, a_call(is_stream=True), Choice(model="a"), Tally()))
+    health = engine.health()["a"]
+    assert (health["first_event_s"], health["answer_s"]) == (0.0, None)
 
 
 def test_a_tool_call_in_a_stream_is_put_together() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
-from crossroads.gateway.contracts import Choice, Tally, Usage
+from crossroads.gateway.call import Event
+from crossroads.gateway.contracts import Choice, Order, Tally, Usage
 from crossroads.gateway.engine import Engine, EngineSettings
 from crossroads.gateway.engine.hedge import HedgeBudget
 from crossroads.gateway.engine.settings import HedgeSettings
@@ -117,6 +119,44 @@ def test_both_are_cancelled_when_the_client_leaves() -> None:
         assert [attempt.code for attempt in tally.attempts] == ["cancelled", "cancelled"]
 
     asyncio.run(main())
+
+
+class Gated(Scripted):
+    """Answers when the gate opens, in the same moment as all others behind it."""
+
+    gate: asyncio.Event
+
+    async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
+        await self.gate.wait()
+        async for batch in super().stream(order):
+            yield batch
+
+
+def test_a_loser_that_was_as_fast_is_closed_and_not_counted() -> None:
+    async def main() -> None:
+        first, second = Gated("a"), Gated("b")
+        first.gate = second.gate = asyncio.Event()
+        engine = Engine({"a": first, "b": second})
+        tally = Tally()
+        task = asyncio.create_task(gathered(engine, a_call(is_stream=True), CHOICE, tally))
+        while len(tally.attempts) < 2:
+            await asyncio.sleep(AFTER)
+        first.gate.set()
+        assert text_of(await task) == TEXT
+        assert tally.model == "a"
+        assert second.num_running == 0
+        assert [attempt.status for attempt in tally.attempts] == [200, 0]
+        assert all(health["in_flight"] == 0 for health in engine.health().values())
+
+    asyncio.run(main())
+
+
+def test_hedges_count_as_attempts() -> None:
+    settings = EngineSettings(max_attempts=1)
+    engine = Engine({"a": Scripted("a", Step(first_s=3 * AFTER)), "b": Scripted("b")}, settings)
+    tally = Tally()
+    asyncio.run(engine.complete(a_call(), CHOICE, tally))
+    assert [attempt.model for attempt in tally.attempts] == ["a"]
 
 
 def test_settings_can_hedge_every_policy() -> None:

@@ -36,11 +36,12 @@ def repeats() -> dict[str, Any]:
             target.probability, log.action, log.propensity, supported_NK=supported_models(log)
         )
         number = np.arange(CALLS)
-        for name in UNBIASED:
-            of = terms(name, met, log.reward, expected, clip=np.inf)
+        parts = {n: terms(n, met, log.reward, expected, clip=np.inf) for n in UNBIASED}
+        resampled = bootstrap(parts, number, level=0.95, draws=200, seed=0)
+        for name, of in parts.items():
             found[name]["value"].append(of.value)
             found[name]["t"].append(asymptotic(of, number, 0.95))
-            found[name]["boot"].append(bootstrap(of, number, 0.95, 200, 0))
+            found[name]["boot"].append(resampled[name])
     return found
 
 

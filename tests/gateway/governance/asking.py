@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from crossroads.gateway.call import Call, Dialect
 from crossroads.gateway.contracts import Grant
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.governance import GovernanceSettings, KeyGovernor, SteadyClock
+from crossroads.gateway.governance.stores import Answer, Ask, StoreError
+from crossroads.gateway.governance.stores.base import Entry, exchange, new_entry
 
 SECRET = "a-secret-of-the-tests"
 HEADERS = {b"authorization": f"Bearer {SECRET}".encode()}
@@ -112,6 +113,48 @@ class Worker:
                 pipe.close()
 
 
-async def gather_grants(governor: KeyGovernor, num: int, usd: float | None) -> int:
-    found = await asyncio.gather(*(is_granted(governor, usd=usd) for _ in range(num)))
-    return sum(found)
+class FakeStore:
+    """A store in this process, by the same arithmetic, that fails when told.
+
+    ``is_gone`` refuses, ``loses_answers`` does what it is asked but fails to say so; the workers in
+    ``dead`` are not heard of any more.
+    """
+
+    def __init__(self) -> None:
+        self.entries: dict[str, Entry] = {}
+        self.documents: dict[str, bytes] = {}
+        self.dead: set[str] = set()
+        self.is_gone = self.loses_answers = False
+        self.now_ms = 0
+        self.num_exchanges = 0
+
+    async def exchange(self, worker: str, ttl_ms: int, asks: Sequence[Ask]) -> list[Answer]:
+        self._check()
+        self.num_exchanges += 1
+        answers = []
+        for ask in asks:
+            entry = self.entries.setdefault(ask.account.name, new_entry(ask.account, self.now_ms))
+            entry.state.limit = ask.account.limit
+            alive = {w for e in self.entries.values() for w in e.leases} - self.dead
+            answers.append(exchange(entry, ask, worker, self.now_ms, alive.__contains__))
+        if self.loses_answers:
+            raise StoreError("the answer was lost")
+        return answers
+
+    async def read(self, name: str) -> bytes | None:
+        self._check()
+        return self.documents.get(name)
+
+    async def swap(self, name: str, old: bytes | None, new: bytes) -> bool:
+        self._check()
+        if self.documents.get(name) != old:
+            return False
+        self.documents[name] = new
+        return True
+
+    async def close(self) -> None:
+        pass
+
+    def _check(self) -> None:
+        if self.is_gone:
+            raise StoreError("gone")

@@ -13,6 +13,7 @@ from crossroads.gateway.ledger import (
     LedgerReader,
     LedgerSettings,
     open_ledger,
+    owner_of,
 )
 from tests.gateway.ledger.records import record
 
@@ -110,3 +111,13 @@ def test_an_empty_period_has_a_summary(reader: LedgerReader) -> None:
 def test_a_ledger_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.db"):
         LedgerReader(f"sqlite:{tmp_path}/none.db")
+
+
+def test_a_decision_on_its_way_is_found(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path}/l.db"
+    ledger = open_ledger(LedgerSettings(url=url, flush_ms=60_000))
+    ledger.append(record("dec_1"))
+    with LedgerReader(url) as reader:
+        assert owner_of(ledger, reader, "dec_1") == "key-a"
+        assert owner_of(ledger, reader, "dec_2") is None
+    ledger.close()

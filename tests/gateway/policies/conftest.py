@@ -24,6 +24,7 @@ from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
 
 T = TypeVar("T")
 MODELS = ("small", "medium", "large")
+_ROWS = 1200  # of the calibrated router's table
 COSTS = (0.001, 0.01, 0.1)
 
 
@@ -157,19 +158,19 @@ def calibrated() -> FittedRouter:
     rng = np.random.default_rng(0)
     colours = ("red", "green", "blue", "white", "black")
     texts = []
-    for n in range(400):
+    for n in range(_ROWS):
         if n % 2:
             texts.append(f"What is {rng.integers(999)} times {rng.integers(999)}? sum {n}")
         else:
             texts.append(f"Describe a {rng.choice(colours)} flower in the garden, poem {n}")
-    score = np.zeros((400, 2), dtype=np.float32)
+    score = np.zeros((_ROWS, 2), dtype=np.float32)
     score[::2, 0] = 1.0  # the first is right about flowers, nobody about sums
     table = OutcomeTable(
-        prompt_ids=np.array([str(n) for n in range(400)], dtype=object),
+        prompt_ids=np.array([str(n) for n in range(_ROWS)], dtype=object),
         models=("small", "large"),
         score=score,
         prompt_hash=np.array([prompt_hash(text) for text in texts], dtype=np.uint64),
         texts=np.array(texts, dtype=object),
-        cost=np.tile(np.array([0.001, 0.1]), (400, 1)),
+        cost=np.tile(np.array([0.001, 0.1]), (_ROWS, 1)),
     )
     return fit_router("knn", table, calibrate="sdm", level=0.9)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_one_turn_of_the_loop_never_works_on_more_than_it_may() -> None:
     run(work)
     assert max(len(batch) for batch in router.batches) <= 4
     assert max(sum(map(len, batch)) for batch in router.batches) <= 100 + 43
-    assert max(after - before for before, after in zip(seen, seen[1:], strict=False)) == 1
+    assert max(after - before for before, after in itertools.pairwise(seen)) == 1
     assert set(router.threads) == {"MainThread"}
 
 

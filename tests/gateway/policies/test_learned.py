@@ -42,7 +42,7 @@ def learned(**fields: Any) -> CompiledPolicies:
         ({"min_cost_above_quality": 0.5}, "hard", "medium"),
         ({"min_cost_above_quality": 0.5}, "easy", "small"),
         ({"tradeoff": 1.0}, "hard", "large"),
-        ({"tradeoff": 50.0}, "hard", "medium"),
+        ({"tradeoff": 5.0}, "hard", "medium"),
         ({"rule": "argmax"}, "easy", "large"),
     ],
 )

@@ -106,7 +106,10 @@ def test_lines_reach_the_file_in_order_and_also_after_it_was_rotated(tmp_path: P
     path.rename(path.with_suffix(".1"))
     logs.put(record(request_id="req_5"))
     logs.outbox.close()
-    first = [orjson.loads(text)["request_id"] for text in path.with_suffix(".1").open()]
+    first = [
+        orjson.loads(text)["request_id"]
+        for text in path.with_suffix(".1").read_bytes().splitlines()
+    ]
     assert first == [f"req_{i}" for i in range(5)]
     assert orjson.loads(path.read_bytes())["request_id"] == "req_5"
 

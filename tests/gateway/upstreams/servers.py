@@ -67,10 +67,10 @@ Answer = Callable[[Received, asyncio.StreamWriter], Awaitable[None]]
 async def read_request(reader: asyncio.StreamReader) -> Received:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     line, *rest = head[:-4].split("\r\n")
-    headers = dict(text.lower().split(": ", 1) for text in rest)
+    pairs = [text.split(": ", 1) for text in rest]
+    headers = {name.lower(): value for name, value in pairs}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    original = dict(text.split(": ", 1) for text in rest)
-    return Received(line, {name.lower(): value for name, value in original.items()}, body)
+    return Received(line, headers, body)
 
 
 @asynccontextmanager
@@ -108,6 +108,7 @@ async def raw_server(
     try:
         yield served
     finally:
+        await asyncio.sleep(0.005)  # connections of clients that left at once are accepted first
         server.close()
         for task in tuple(tasks):
             task.cancel()
@@ -126,7 +127,9 @@ def response(
 
 def stream_response(*datas: bytes, end: bool = True) -> bytes:
     """Return a chunked event stream, one chunk for each of ``datas``."""
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(data), data) for data in datas)
     return head + chunks + (b"0\r\n\r\n" if end else b"")
 

@@ -30,8 +30,16 @@ from tests.gateway.upstreams.servers import (
 WHOLE = [
     (response(b"hello"), 200, b"hello"),
     (response(b""), 200, b""),
-    (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n", 200, b"hello"),
-    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n", 200, b"hello"),
+    (
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
+        200,
+        b"hello",
+    ),
+    (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n5;a=b\r\nhello\r\n0\r\nx: y\r\n\r\n",
+        200,
+        b"hello",
+    ),
     (b"HTTP/1.1 204 No Content\r\n\r\n", 204, b""),
     (b"HTTP/1.1 304 Not Modified\r\n\r\n", 304, b""),
     (b"HTTP/1.1 100 Continue\r\n\r\n" + response(b"hello"), 200, b"hello"),
@@ -296,7 +304,7 @@ def test_a_trickle_does_not_outlive_the_deadline(run: Run) -> None:
         async with raw_server(answer) as server, pool_to(server) as pool:
             request = request_to(server)
             request.deadline -= SHORT.total - 0.4
-            with pytest.raises(HttpFailure, match="no whole answer within 0.4 s"):
+            with pytest.raises(HttpFailure, match=r"no whole answer within 0\.4 s"):
                 await pool.fetch(request)
 
     run(ask())

@@ -165,8 +165,7 @@ def test_https_through_a_proxy_is_a_tunnel_that_hides_the_request(
             )
             assert got["extra"] == {"kept": True}
             assert proxy.heads == [
-                f"CONNECT 127.0.0.1:{server.port} HTTP/1.1\r\n"
-                f"host: 127.0.0.1:{server.port}\r\n\r\n"
+                f"CONNECT 127.0.0.1:{server.port} HTTP/1.1\r\nhost: 127.0.0.1:{server.port}\r\n\r\n"
             ]
             assert len(server.requests) == 2
 

@@ -24,7 +24,17 @@ STREAMS = [
     b"retry: 5\ndata: a\n\n",
 ]
 _LINE = st.sampled_from(
-    [b"data: x", b"data:y", b"data", b": c", b"event: e", b"", b"", b"data: data: ", b"\xef\xbb\xbf"]
+    [
+        b"data: x",
+        b"data:y",
+        b"data",
+        b": c",
+        b"event: e",
+        b"",
+        b"",
+        b"data: data: ",
+        b"\xef\xbb\xbf",
+    ]
 )
 _TEXTS = st.lists(st.tuples(_LINE, st.sampled_from([b"\n", b"\r\n", b"\r"]))).map(
     lambda lines: b"".join(line + end for line, end in lines)

@@ -25,7 +25,7 @@ class SemanticSettings(Section):
     """Answers to requests that differ in the wording of their last message only."""
 
     threshold: float = Field(
-        default=0.95, ge=0.5, le=1.0, description="least cosine similarity of the two texts"
+        default=0.97, ge=0.5, le=1.0, description="least cosine similarity of the two texts"
     )
     ttl_s: float = Field(default=3600.0, gt=0, le=31_536_000, description="seconds kept")
     max_entries: int = Field(default=10_000, ge=1, le=200_000, description="about 1 KiB each")

@@ -18,6 +18,7 @@ from crossroads.gateway.dialects.reading import (
     own_headers,
     wrong,
 )
+from crossroads.gateway.dialects.understanding import reads_answers
 from crossroads.gateway.errors import ApiError
 from crossroads.prompts.experts.base import new_completion_id, wants_usage
 
@@ -44,6 +45,7 @@ class ChatSurface:
             headers=headers,
         )
 
+    @reads_answers
     def render(self, call: Call, model: str, dialect: Dialect, answer: Body) -> bytes:
         """Return the JSON of a ``chat.completion`` that names the model that answered."""
         return orjson.dumps(normal_completion(answer, model))
@@ -108,6 +110,7 @@ class ChatWriter:
         self._begun: set[int] = set()
         self._usage: Any = None
 
+    @reads_answers
     def feed(self, events: Sequence[Event]) -> bytes:
         """Return the bytes of a batch of chunks."""
         written: list[bytes] = []

@@ -24,6 +24,7 @@ from crossroads.gateway.dialects.reading import (
     own_headers,
     wrong,
 )
+from crossroads.gateway.dialects.understanding import reads_answers
 from crossroads.gateway.errors import ApiError
 from crossroads.prompts.experts.base import wants_usage
 
@@ -49,6 +50,7 @@ class CompletionsSurface:
             headers=own_headers(request, headers),
         )
 
+    @reads_answers
     def render(self, call: Call, model: str, dialect: Dialect, answer: Body) -> bytes:
         """Return the JSON of a ``text_completion`` that names the model that answered."""
         choices = answer.get("choices") or []
@@ -161,6 +163,7 @@ class CompletionsWriter:
         self._echoed: set[int] = set()
         self._usage: Any = None
 
+    @reads_answers
     def feed(self, events: Sequence[Event]) -> bytes:
         """Return the bytes of a batch of chunks."""
         written: list[bytes] = []

@@ -10,6 +10,7 @@ import orjson
 from crossroads.gateway.call import Body, Call, Client, Dialect
 from crossroads.gateway.contracts import Writer
 from crossroads.gateway.dialects.reading import load, model_of, own_headers, wrong
+from crossroads.gateway.dialects.understanding import reads_answers
 from crossroads.gateway.errors import ApiError
 
 _ENCODINGS = (None, "float", "base64")
@@ -28,6 +29,8 @@ class EmbeddingsSurface:
         if not _is_input(given):
             expected = "a text, a list of texts, a list of token ids, or a list of such lists"
             raise wrong("input", expected, given)
+        if not isinstance(request.get("messages") or [], list):
+            raise wrong("messages", "a list", request["messages"])
         encoding = request.get("encoding_format")
         if encoding not in _ENCODINGS:
             raise wrong("encoding_format", "'float' or 'base64'", encoding)
@@ -40,6 +43,7 @@ class EmbeddingsSurface:
             headers=own_headers(request, headers),
         )
 
+    @reads_answers
     def render(self, call: Call, model: str, dialect: Dialect, answer: Body) -> bytes:
         """Return the JSON of the list of vectors, which names the model that answered."""
         return orjson.dumps({"object": "list", **answer, "model": model})

@@ -21,6 +21,7 @@ from crossroads.gateway.dialects.reading import (
     own_headers,
     wrong,
 )
+from crossroads.gateway.dialects.understanding import reads_answers
 from crossroads.gateway.errors import ApiError
 
 _OVERLOADED = 529  # the API's own status for what is 503 elsewhere
@@ -63,6 +64,7 @@ class MessagesSurface:
             headers=own_headers(request, headers),
         )
 
+    @reads_answers
     def render(self, call: Call, model: str, dialect: Dialect, answer: Body) -> bytes:
         """Return the JSON of a message that names the model that answered."""
         if dialect == "messages":
@@ -132,6 +134,7 @@ class _NativeWriter:
     def __init__(self, model: str) -> None:
         self._model = model
 
+    @reads_answers
     def feed(self, events: Sequence[Event]) -> bytes:
         return all_named([self._renamed(event) for event in events])
 
@@ -154,6 +157,7 @@ class _ChatWriter:
     def __init__(self, model: str) -> None:
         self._translator = ChatToMessages(model)
 
+    @reads_answers
     def feed(self, events: Sequence[Event]) -> bytes:
         return all_named(self._translator.feed(events))
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from crossroads.gateway.call import Body
+from crossroads.gateway.dialects.understanding import reads_answers
 
 _FINISH = {
     "end_turn": "stop",
@@ -90,6 +91,7 @@ def _count(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 0
 
 
+@reads_answers
 def from_messages_answer(answer: Body) -> Body:
     """Translate a message into a ``chat.completion``.
 
@@ -139,6 +141,7 @@ def function_call(id: Any, name: Any, arguments: str) -> Body:
     return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+@reads_answers
 def to_messages_answer(answer: Body, model: str) -> Body:
     """Translate a ``chat.completion`` into a message; of several choices, the first."""
     choices = answer.get("choices") or [{}]

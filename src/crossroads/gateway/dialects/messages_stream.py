@@ -16,6 +16,7 @@ from crossroads.gateway.dialects.messages_answer import (
     new_message_id,
     stop_reason,
 )
+from crossroads.gateway.dialects.understanding import reads_answers
 
 
 class MessagesToChat:
@@ -32,6 +33,7 @@ class MessagesToChat:
         self._block: Body = {}  # of thinking, as it must be sent back
         self._has_arguments = False
 
+    @reads_answers
     def feed(self, events: Sequence[Event]) -> list[Event]:
         """Return the chunks for a batch of events."""
         chunks: list[Event] = []
@@ -145,6 +147,7 @@ class ChatToMessages:
         self._sequence: str | None = None
         self._usage: Any = None
 
+    @reads_answers
     def feed(self, chunks: Sequence[Event]) -> list[Event]:
         """Return the events for a batch of chunks."""
         events: list[Event] = [] if self._is_begun else self._begin()

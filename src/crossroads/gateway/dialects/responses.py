@@ -22,6 +22,7 @@ from crossroads.gateway.dialects.responses_answer import failed, new_response, t
 from crossroads.gateway.dialects.responses_request import from_responses_request, input_items
 from crossroads.gateway.dialects.responses_store import ResponsesStore, Stored
 from crossroads.gateway.dialects.responses_stream import ChatToResponses
+from crossroads.gateway.dialects.understanding import reads_answers
 from crossroads.gateway.errors import ApiError
 
 _PREVIOUS = "previous_response_id"
@@ -114,6 +115,7 @@ class ResponsesSurface:
         call.native = native
         call.size += len(orjson.dumps(earlier))
 
+    @reads_answers
     def render(self, call: Call, model: str, dialect: Dialect, answer: Body) -> bytes:
         """Return the JSON of a response that names the model that answered, and keep it."""
         request = _request(call)
@@ -171,6 +173,7 @@ class _NativeWriter:
         self._response: Body = {}
         self._number = -1
 
+    @reads_answers
     def feed(self, events: Sequence[Event]) -> bytes:
         return all_named([self._noted(event) for event in events])
 
@@ -209,6 +212,7 @@ class _ChatWriter:
         self._call = call
         self._translator = ChatToResponses(_request(call), model)
 
+    @reads_answers
     def feed(self, events: Sequence[Event]) -> bytes:
         return all_named(self._translator.feed(events))
 

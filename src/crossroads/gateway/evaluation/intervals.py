@@ -6,13 +6,16 @@ means. Calls of one session are resampled, and their deviations summed, together
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from crossroads.core.errors import InputError
 from crossroads.gateway.evaluation.log import Float64, Ints
+
+Name = TypeVar("Name")
 
 _CELLS = 4_000_000  # of a block of bootstrap counts, to bound memory
 
@@ -74,10 +77,15 @@ class Interval:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def interval(
-    terms: Terms, cluster_N: Ints, *, level: float = 0.95, draws: int = 1_000, seed: int = 0
-) -> Interval:
-    """Return the estimate of these terms with its intervals.
+def intervals(
+    parts: Mapping[Name, Terms],
+    cluster_N: Ints,
+    *,
+    level: float = 0.95,
+    draws: int = 1_000,
+    seed: int = 0,
+) -> dict[Name, Interval]:
+    """Return the estimates of these terms with their intervals, all from the same resamples.
 
     ``cluster_N`` numbers the sessions from 0. With fewer than two sessions there is no interval.
     ``draws`` 0 leaves the bootstrap out. Raises InputError unless 0 < level < 1 and draws >= 0.
@@ -86,9 +94,12 @@ def interval(
         raise InputError(
             f"interval: expected a level between 0 and 1 and draws >= 0, got {level!r}, {draws!r}"
         )
-    low, high = asymptotic(terms, cluster_N, level)
-    ends = bootstrap(terms, cluster_N, level, draws, seed) if draws else (np.nan, np.nan)
-    return Interval(*(_known(v) for v in (terms.value, low, high, *ends)))
+    resampled = bootstrap(parts, cluster_N, level=level, draws=draws, seed=seed)
+    found = {}
+    for name, terms in parts.items():
+        ends = (*asymptotic(terms, cluster_N, level), *resampled[name])
+        found[name] = Interval(*(_known(value) for value in (terms.value, *ends)))
+    return found
 
 
 def asymptotic(terms: Terms, cluster_N: Ints, level: float) -> tuple[float, float]:
@@ -104,41 +115,51 @@ def asymptotic(terms: Terms, cluster_N: Ints, level: float) -> tuple[float, floa
 
 def standard_error(terms: Terms, cluster_N: Ints) -> float:
     """Return the standard error of an estimate, robust to correlation within sessions."""
-    sums = np.bincount(cluster_N, weights=terms.influence)
+    sums = _sums(terms.influence, cluster_N)
     correction = len(sums) / max(len(sums) - 1, 1)
     return float(np.sqrt(correction * np.square(sums).sum()) / len(cluster_N))
 
 
 def bootstrap(
-    terms: Terms, cluster_N: Ints, level: float, draws: int, seed: int
-) -> tuple[float, float]:
-    """Return the percentile interval over resampled sessions."""
+    parts: Mapping[Name, Terms], cluster_N: Ints, *, level: float, draws: int, seed: int
+) -> dict[Name, tuple[float, float]]:
+    """Return the percentile interval of each over resampled sessions; NaN where there is none."""
     num_clusters = int(cluster_N.max()) + 1
-    if num_clusters < 2:
-        return float("nan"), float("nan")
-    ones = np.ones(len(cluster_N))
-    parts = [terms.add, ones]
-    if terms.num is not None and terms.den is not None:
-        parts += [terms.num, terms.den]
-    sums_CP = np.stack([np.bincount(cluster_N, weights=part) for part in parts], axis=1)
-    rng = np.random.default_rng(seed)
+    if num_clusters < 2 or draws == 0:
+        return dict.fromkeys(parts, (float("nan"), float("nan")))
+    zero, one = np.zeros(len(cluster_N)), np.ones(len(cluster_N))
+    columns = [one]
+    for terms in parts.values():
+        columns += [terms.add, zero if terms.num is None else terms.num]
+        columns += [one if terms.den is None else terms.den]
+    sums_CP = np.stack([_sums(each, cluster_N) for each in columns], axis=1)
+    totals = _resampled(sums_CP, draws, np.random.default_rng(seed))
+    found = {}
+    for n, name in enumerate(parts):
+        add, num, den = totals[:, 3 * n + 1 : 3 * n + 4].T
+        known = den > 0
+        values = add[known] / totals[known, 0] + num[known] / den[known]
+        ends = (
+            np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if known.any() else [np.nan] * 2
+        )
+        found[name] = float(ends[0]), float(ends[1])
+    return found
+
+
+def _resampled(sums_CP: Float64, draws: int, rng: np.random.Generator) -> Float64:
+    """Return the sums of ``draws`` resamples of the sessions, float (draws, P)."""
+    num_clusters = len(sums_CP)
     share = np.full(num_clusters, 1 / num_clusters)
     block = max(1, _CELLS // num_clusters)
-    values: list[Float64] = []
-    for start in range(0, draws, block):
-        counts = rng.multinomial(num_clusters, share, size=min(block, draws - start))
-        total = counts @ sums_CP
-        value = total[:, 0] / total[:, 1]
-        if len(parts) > 2:
-            positive = total[:, 3] > 0
-            ratio = np.divide(total[:, 2], total[:, 3], where=positive, out=np.zeros(len(total)))
-            value = (value + ratio)[positive]
-        values.append(value)
-    found = np.concatenate(values)
-    if len(found) == 0:
-        return float("nan"), float("nan")
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    parts = [
+        rng.multinomial(num_clusters, share, size=min(block, draws - start)) @ sums_CP
+        for start in range(0, draws, block)
+    ]
+    return np.concatenate(parts)
+
+
+def _sums(value_N: Float64, cluster_N: Ints) -> Float64:
+    return np.asarray(np.bincount(cluster_N, weights=value_N), dtype=np.float64)
 
 
 def clusters(session_N: Any) -> Ints:

@@ -144,8 +144,10 @@ def build_log(
 
 
 def _unfit(record: Record, policy: str | None) -> str:
-    if record.policy in ("", DIRECT) or not record.chosen:
+    if record.policy == DIRECT:
         return "named their model"
+    if not record.policy or not record.chosen:
+        return "decided by no policy"
     if policy is not None and record.policy != policy:
         return "of other policies"
     return "answered by a cache" if record.cache else ""

@@ -21,7 +21,7 @@ from crossroads.gateway.evaluation.intervals import (
     Interval,
     Terms,
     clusters,
-    interval,
+    intervals,
     standard_error,
 )
 from crossroads.gateway.evaluation.log import Bools, Float64, Ints, Log
@@ -137,34 +137,41 @@ def off_policy(
     bound = float(np.sqrt(len(log))) if clip is None else clip
     cluster_N = clusters(log.session)
 
-    def ends(of: Terms) -> Interval:
-        return interval(of, cluster_N, level=level, draws=draws, seed=seed)
-
     refused = float(met.unsupported.mean()) > _SMALL
-    value, difference, bounds = {}, {}, {}
-    cost, cost_difference = {}, {}
-    prices = _expected_costs(log, made_by, seed)
+    parts = {
+        ("served", ""): Terms(log.reward),
+        ("served_cost", ""): Terms(log.cost),
+        **_by_price(log, target.probability),
+    }
+    prices = _expected_costs(log, seed)
     for name in ESTIMATORS:
         of = terms(name, met, log.reward, expected, clip=bound)
         of_cost = terms(name, met, log.cost, prices, clip=bound)
-        value[name] = Interval(None) if refused else ends(of)
-        difference[name] = Interval(None) if refused else ends(of.minus(log.reward))
-        cost[name] = Interval(None) if refused else ends(of_cost)
-        cost_difference[name] = Interval(None) if refused else ends(of_cost.minus(log.cost))
         if refused and name in _BOUNDED:
-            bounds[name] = _bounds(ends(of), ends(of.plus(met.unsupported)))
+            parts["lower", name], parts["upper", name] = of, of.plus(met.unsupported)
+        elif not refused:
+            parts["value", name], parts["difference", name] = of, of.minus(log.reward)
+            parts["cost", name], parts["cost_difference", name] = of_cost, of_cost.minus(log.cost)
+    found = intervals(parts, cluster_N, level=level, draws=draws, seed=seed)
+
+    def every(kind: str) -> dict[str, Interval]:
+        return {name: found.get((kind, name), Interval(None)) for name in ESTIMATORS}
+
     return Evaluation(
         candidate=target.name,
         num_calls=len(log),
         num_sessions=int(cluster_N.max()) + 1,
-        value=value,
-        difference=difference,
-        cost=cost,
-        cost_difference=cost_difference,
-        expected_cost=_by_price(log, target.probability, ends),
-        served=ends(Terms(log.reward)),
-        served_cost=ends(Terms(log.cost)),
-        bounds=bounds,
+        value=every("value"),
+        difference=every("difference"),
+        cost=every("cost"),
+        cost_difference=every("cost_difference"),
+        expected_cost=found.get(("expected_cost", "")),
+        served=found["served", ""],
+        served_cost=found["served_cost", ""],
+        bounds={
+            name: _bounds(found["lower", name], found["upper", name])
+            for name in (_BOUNDED if refused else ())
+        },
         unsupported=float(met.unsupported.mean()) if refused else 0.0,
         effective_size=met.effective_size,
         weights=_weights(met, bound),
@@ -212,7 +219,7 @@ def supported_models(log: Log) -> Bools:
     return supported
 
 
-def _expected_costs(log: Log, made_by: str, seed: int) -> Float64:
+def _expected_costs(log: Log, seed: int) -> Float64:
     """Return the prices known when the calls were decided, else a cross-fitted mean."""
     if np.isfinite(log.price).all():
         return log.price
@@ -220,12 +227,13 @@ def _expected_costs(log: Log, made_by: str, seed: int) -> Float64:
     return np.where(np.isfinite(log.price), log.price, fitted)
 
 
-def _by_price(log: Log, probability: Float64, ends: Any) -> Interval | None:
+def _by_price(log: Log, probability: Float64) -> dict[tuple[str, str], Terms]:
+    """Return the terms of the cost by price; empty where a price is missing."""
     used = probability > 0
     if not np.isfinite(log.price[used]).all():
-        return None
-    found: Interval = ends(Terms((probability * np.where(used, log.price, 0.0)).sum(axis=1)))
-    return found
+        return {}
+    cost = (probability * np.where(used, log.price, 0.0)).sum(axis=1)
+    return {("expected_cost", ""): Terms(cost)}
 
 
 def _bounds(lower: Interval, upper: Interval) -> tuple[float, float]:

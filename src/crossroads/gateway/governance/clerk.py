@@ -72,7 +72,7 @@ class Clerk:
 
     async def start(self) -> None:
         """Reach the store, if it is there; then look after the meters."""
-        await self._exchange(is_tick=True)
+        await self.exchange(is_tick=True)
         if self.is_down:
             logger.warning("the store of limits is not there (%s)", self.problem)
         self._task = asyncio.create_task(self._run(), name="governance")
@@ -86,7 +86,7 @@ class Clerk:
             if not self.is_down:
                 for meter in self.listed:
                     meter.retire()
-                await self._exchange(is_tick=True)
+                await self.exchange(is_tick=True)
         await self.store.close()
 
     def describe(self) -> dict[str, Any]:
@@ -108,9 +108,10 @@ class Clerk:
             self._event.clear()
             if self.is_down and time.monotonic() < self._next_tick:
                 continue
-            await self._exchange(is_tick=time.monotonic() >= self._next_tick)
+            await self.exchange(is_tick=time.monotonic() >= self._next_tick)
 
-    async def _exchange(self, *, is_tick: bool) -> None:
+    async def exchange(self, *, is_tick: bool) -> None:
+        """Tell the store what there is to tell; ``is_tick``: the regular report."""
         if is_tick:
             self._next_tick = time.monotonic() + self._tick_s
         sent = time.monotonic_ns()

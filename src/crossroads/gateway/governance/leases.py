@@ -311,6 +311,8 @@ class LeasedBudget(LeasedMeter):
         super().settle(taken, used, now)
 
     def left(self, now: int) -> int:
+        if now >= self._ends_ns:
+            self.follow()
         return self._answered.free + self.held - self.taken - self.used
 
     def wait_s(self, n: int, now: int) -> float | None:

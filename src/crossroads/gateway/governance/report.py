@@ -55,8 +55,8 @@ def _limits(meters: Iterable[Meter]) -> list[dict[str, Any]]:
 
 def _budget(budget: Budget, now: float) -> dict[str, Any]:
     meter = budget.meter
+    left = max(0, meter.left(time.monotonic_ns()))
     share = meter.spent / meter.limit
-    left = max(0, meter.limit - meter.spent - meter.reserved)
     return {
         "per": meter.period,
         "usd": meter.limit / NANO_USD,

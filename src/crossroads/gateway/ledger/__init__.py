@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crossroads.gateway.ledger.feedback import Feedback, parse_feedback, unknown_decision
+from crossroads.gateway.ledger.ownership import owner_of
 from crossroads.gateway.ledger.reading import Entry, Filters, LedgerReader
 from crossroads.gateway.ledger.settings import LedgerSettings
 from crossroads.gateway.ledger.writer import SqlLedger, check_ledger, open_ledger
@@ -16,6 +17,7 @@ __all__ = [
     "SqlLedger",
     "check_ledger",
     "open_ledger",
+    "owner_of",
     "parse_feedback",
     "unknown_decision",
 ]

@@ -5,8 +5,10 @@ estimated together: on the loop while they are short and few, which blocks it fo
 millisecond, and else in one thread. Handing every prompt to a thread is slower (the interpreter
 runs one of the two at a time) and makes the loop wait for the interpreter's lock.
 
-A batch is estimated with the same numbers whatever it holds: embeddings are computed text by text,
-and estimates are rounded to ``_DIGITS`` digits, far coarser than the order of a sum matters.
+A prompt gets the same numbers whatever it is batched with. Embeddings are computed text by text. A
+router in double precision differs from batch to batch in the last bits only, and estimates are
+rounded to ``_DIGITS`` digits. One in single precision differs more (``knn``): that is measured when
+it is loaded, and such routers and verifiers estimate a batch row by row.
 """
 
 from __future__ import annotations
@@ -38,7 +40,16 @@ Float64 = npt.NDArray[np.float64]
 _DIGITS = 6
 _LOOP_SECONDS = 0.001  # work on the loop in one turn; beyond it a thread is the lesser evil
 _LEAST_HASHED = 256  # characters: shorter texts are their own key
-_PROBES = ("hello", "what is 12 times 12?", "write a poem about the sea " * 20)
+_SAME = 1e-12  # difference between batches that rounding hides
+_PROBES = (
+    "hello",
+    "what is 12 times 12?",
+    "write a poem about the sea " * 20,
+    "def add(a, b):\n    return a + b\n# what does this return for a list?",
+    "Summarise the history of the printing press in three sentences.",
+    "how many feet are 3.5 metres",
+    "Who wrote it, when, and why does that matter to us today?",
+)
 
 
 class RouterFailedError(CrossroadsError):
@@ -119,6 +130,7 @@ class Estimates:
         self.num_hits = self.num_misses = self.num_batches = self.num_failures = 0
         self.num_inline = 0
         self.last_failure = ""
+        self.is_batched = self._is_same_in_batches()
         self.seconds = self._probe()  # of one prompt, moving average
         self.is_inline = self.seconds <= _LOOP_SECONDS
 
@@ -168,8 +180,7 @@ class Estimates:
             embeddings = np.stack([self._encode(text) for text in cleaned])
         else:
             embeddings = np.zeros((len(cleaned), 1), dtype=np.float32)
-        column = np.array(cleaned, dtype=object)
-        quality = self.fitted.router.predict(Queries(embeddings=embeddings, texts=column))
+        quality = self._predict(embeddings, cleaned)
         quality = np.round(quality, _DIGITS) + 0.0  # no negative zeros
         if not np.isfinite(quality).all():
             raise RouterFailedError(f"router {self.fitted.router.name!r} estimates no number")
@@ -183,8 +194,7 @@ class Estimates:
             for n, row in enumerate(embeddings.astype("<f2")):
                 found[n].features = row.tobytes()
         if self.fitted.verifier is not None:
-            answers = self.fitted.verifier.verifier.verify(embeddings, num_exemplars=0)
-            for estimate, answer in zip(found, answers, strict=True):
+            for estimate, answer in zip(found, self._verify(embeddings), strict=True):
                 estimate.verification = answer
         seconds = (time.perf_counter() - started) / len(found)
         for estimate in found:
@@ -197,9 +207,40 @@ class Estimates:
             self._work.put(None)
             self._thread = None
 
+    def _predict(self, embeddings: Float32, texts: Sequence[str]) -> Float64:
+        column = np.array(texts, dtype=object)
+        if self.is_batched or len(texts) == 1:
+            return self.fitted.router.predict(Queries(embeddings=embeddings, texts=column))
+        rows = [
+            Queries(embeddings=embeddings, texts=column).take(slice(n, n + 1))
+            for n in range(len(texts))
+        ]
+        return np.concatenate([self.fitted.router.predict(row) for row in rows])
+
+    def _verify(self, embeddings: Float32) -> list[Verification]:
+        assert self.fitted.verifier is not None
+        verify = self.fitted.verifier.verifier.verify
+        if self.is_batched:
+            return verify(embeddings, num_exemplars=0)
+        rows = range(len(embeddings))
+        return [verify(embeddings[n : n + 1], num_exemplars=0)[0] for n in rows]
+
+    def _is_same_in_batches(self) -> bool:
+        """Whether batches differ from single prompts by nothing that rounding does not hide."""
+        self.is_batched = True
+        together = self.estimate(_PROBES)
+        embeddings = np.stack([e.embedding for e in together if e.embedding is not None])
+        whole = self._predict(embeddings, _PROBES)
+        self.is_batched = False
+        alone = self._predict(embeddings, _PROBES)
+        if np.abs(whole - alone).max() > _SAME:
+            return False
+        return self.fitted.verifier is None or [
+            estimate.verification for estimate in together
+        ] == self._verify(embeddings)
+
     def _probe(self) -> float:
         """Return the seconds of one prompt once warm. A router that cannot decide raises here."""
-        self.estimate(_PROBES)
         started = time.perf_counter()
         for text in _PROBES:
             self.estimate([text])

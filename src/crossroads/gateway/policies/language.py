@@ -1,9 +1,9 @@
 """The language of a text, roughly: by its script, and in Latin script by its commonest words.
 
 It reads the first ``_READ`` characters, knows ``LANGUAGES`` and answers "" when unsure: short
-texts, mixed ones, and languages it does not know. It needs two common words of one language more
-than of any other, which a sentence of eight words usually has. Closely related languages that
-share a script (Bulgarian and Russian, Hindi and Marathi) are told to be the larger one.
+texts, mixed ones, and languages it does not know. It needs two different common words of one
+language more than of any other, which a sentence of eight words usually has. Closely related
+languages that share a script (Bulgarian and Russian, Hindi and Marathi) are told to be the larger.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _by_script(text: str) -> str:
 
 def _by_words(text: str) -> str:
     counts: dict[str, int] = {}
-    for word in _WORD.findall(text.lower()):
+    for word in set(_WORD.findall(text.lower())):
         for code in _WORDS.get(word, ()):
             counts[code] = counts.get(code, 0) + 1
     if not counts:

@@ -28,7 +28,7 @@ _LIKE_A_KEY = re.compile(
     r"\b(?:sk|pk|rk|xai|gsk|hf|AIza|ghp|xox[bp])[-_][\w-]{6,}"
     r"|\b(?P<scheme>Bearer|Basic)\s+[\w.~+/=-]{4,}"
     r"|(?P<name>\b(?:x-)?api[-_]?key|authorization|password|secret|token)(?P<is>[\"']?\s*[:=]\s*)"
-    r"[\"']?[^\s\"',;&}]{3,}"
+    r"(?:(?:Bearer|Basic)\s+)?[\"']?[^\s\"',;&}]{3,}"
     r"|(?P<url>\w+://[^\s:/@]*):[^\s@/]+@",
     re.IGNORECASE,
 )

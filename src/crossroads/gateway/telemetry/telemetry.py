@@ -152,14 +152,11 @@ class GatewayTelemetry:
             "loop_lag_worst_ms": round(self._lag.take_worst(), 3),
         }
         problems = list(self._problems)
-        for name, outbox in (
-            ("logs", self.logs and self.logs.outbox),
-            ("otel", self._tracer and self._tracer.outbox),
-        ):
-            if outbox:
-                facts[f"{name}_dropped"] = outbox.num_dropped
-                if outbox.error:
-                    problems.append(f"{name}: {outbox.error}")
+        for name, part in (("logs", self.logs), ("otel", self._tracer)):
+            if part is not None:
+                facts[f"{name}_dropped"] = part.outbox.num_dropped
+                if part.outbox.error:
+                    problems.append(f"{name}: {part.outbox.error}")
         if problems:
             facts |= {"status": "degraded", "reason": "; ".join(problems)}
         return facts

@@ -226,7 +226,7 @@ class Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """End the exchange if it is late. Called by ``Watch``."""
         if now >= self._deadline:
-            self._fail_late(f"no whole answer within {self._total:.3g} s")
+            self._fail_late(f"no whole answer within {round(self._total, 2):g} s")
         elif self._waiter is None:
             self._heard = now  # a slow reader is no silence of the upstream
         elif not self._head_done:
@@ -243,7 +243,11 @@ class Connection(asyncio.Protocol):
             self._failure = failure
         waiter = self._waiter
         if waiter is not None and not waiter.done():
-            waiter.set_exception(self._failure)
+            is_there = self._chunks if self._wait_for == _DATA else self._head_done
+            if is_there and self._wait_for != _END:
+                waiter.set_result(None)  # what came before is good, and is read first
+            else:
+                waiter.set_exception(self._failure)
         self.abort()
 
     # --- what the event loop calls ---------------------------------------------------------------

@@ -137,6 +137,8 @@ class ConnectionPool:
 
     async def _ask(self, request: Request, *, is_again: bool) -> Connection:
         began = time.monotonic()
+        if began >= request.deadline:
+            raise HttpFailure("timeout", "no time is left to ask")
         # A request that found a dead connection gets a fresh one: others may be dead, too.
         connection = None if is_again else self._take()
         if connection is None:
@@ -173,7 +175,7 @@ class ConnectionPool:
                 await dial(self._loop, self.target, self._tls, connection)
         except TimeoutError as error:
             connection.abort()
-            raise HttpFailure("timeout", f"no connection within {max(0, seconds):g} s") from error
+            raise HttpFailure("timeout", f"no connection within {round(seconds, 2):g} s") from error
         except BaseException:
             connection.abort()
             raise

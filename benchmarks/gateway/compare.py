@@ -1,0 +1,228 @@
+"""CPU per request and added latency of the gateway, beside LiteLLM's proxy and a bare pass-through.
+
+One run measures all of them against the same stub upstream on this machine: the servers take turns
+round by round, each pinned to one core, the stub and the load to the other. CPU is that of the
+server's processes, user and system. A stream's events come one by one, a millisecond apart. Writes ``benchmarks/results/gateway-speed.json`` and a plot.
+
+python benchmarks/gateway/compare.py [--litellm PROGRAM] [--quick] [--out FILE]
+
+LiteLLM is measured where its program is found: ``pip install 'litellm[proxy]'`` in an environment
+of its own, then ``--litellm ENVIRONMENT/bin/litellm``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.gateway import load, servers
+from benchmarks.gateway.plot import speed_plot
+from crossroads.core.provenance import machine
+from crossroads.prompts.pool import Pool, read_pool
+
+RESULTS = Path(__file__).parents[1] / "results"
+_LIBRARIES = ("crossroads", "uvicorn", "uvloop", "httptools", "aiohttp", "orjson", "numpy")
+SERVER_CORE, OTHER_CORE = 0, 1
+MODEL = servers.LITELLM_MODEL
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One kind of load."""
+
+    name: str
+    connections: int
+    requests: int
+    stream: bool = False
+
+
+@dataclass
+class Subject:
+    """A server under measurement, and the model it is asked for."""
+
+    name: str
+    server: servers.Server
+    model: str
+    share: float = 1.0  # of the requests: slow servers get fewer
+    rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+
+def scenarios(quick: bool) -> list[Scenario]:
+    scale = 4 if quick else 1
+    return [
+        Scenario("json c=1", 1, 2000 // scale),
+        Scenario("json c=32", 32, 12_000 // scale),
+        Scenario("stream c=8", 8, 3000 // scale, stream=True),
+    ]
+
+
+def configurations(folder: Path, upstream: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return the gateway's configurations by name, with the model each is asked for."""
+    url = f"http://127.0.0.1:{upstream}/v1"
+    shipped = read_pool("mmlu-pro:served")
+    cards = tuple(card.model_copy(update={"endpoint": url}) for card in shipped)
+    pool = Pool(name="stub", models=cards)
+    path = folder / "pool.json"
+    path.write_text(pool.model_dump_json(exclude_defaults=True))
+    first, second, third, fourth = pool.names[:4]
+    rules = {
+        "kind": "rules",
+        "rules": [
+            {"when": {"min_tokens": 4000}, "use": fourth},
+            {"when": {"tools": True}, "use": third},
+            {"when": {"tags": ["code"]}, "use": second},
+        ],
+        "otherwise": first,
+    }
+    base = {"pool": str(path), "policies": {"rules": rules}, "admin": None}
+    router = str(fit_router(folder, pool))
+
+    def at(name: str, **fields: Any) -> dict[str, Any]:
+        ledger = {"url": f"sqlite:{folder / f'{name}.db'}"}
+        return {**base, "ledger": ledger, "telemetry": {"logs": None}, **fields}
+
+    logs = {"logs": {"file": str(folder / "calls.log")}}
+    return {
+        "direct": (first, at("direct")),
+        "direct, no ledger": (first, at("bare", ledger=None)),
+        "rules": ("rules", at("rules")),
+        "rules, logs": ("rules", at("logs", telemetry=logs)),
+        "rules, fast front": ("rules", at("fast", http="fast")),
+        "learned": ("auto", at("learned", router=router)),
+        "learned, fast front": ("auto", at("learned-fast", router=router, http="fast")),
+    }
+
+
+def fit_router(folder: Path, pool: Pool) -> Path:
+    """Fit ``auto`` on the replayed outcomes of eleven models."""
+    from crossroads.prompts import fit_router as fit
+    from crossroads.prompts import read_outcomes, save_router
+
+    out = folder / "router"
+    save_router(fit("auto", read_outcomes("mmlu-pro:served"), pool=pool), out)
+    return out
+
+
+@contextmanager
+def subjects(folder: Path, upstream: int, litellm: str | None) -> Iterator[list[Subject]]:
+    """Start everything that is compared."""
+    with ExitStack() as stack:
+        found = []
+
+        def start(name: str, context: Any, model: str, share: float = 1.0) -> None:
+            server = stack.enter_context(context)
+            print(f"  {name}: ready after {server.ready_s:.1f} s", flush=True)
+            found.append(Subject(name, server, model, share))
+
+        start("bare uvicorn + aiohttp", servers.bare(folder, upstream, core=SERVER_CORE), MODEL)
+        for name, (model, config) in configurations(folder, upstream).items():
+            context = servers.crossroads(folder, name.replace(" ", ""), config, core=SERVER_CORE)
+            start(f"crossroads {name}", context, model)
+        if litellm is not None:
+            context = servers.litellm(folder, upstream, litellm, core=SERVER_CORE)
+            start("LiteLLM proxy", context, MODEL, 0.05)
+        yield found
+
+
+def measure(subject: Subject, scenario: Scenario, number: int) -> None:
+    """Add one round of a scenario to a subject."""
+    count = max(64, int(scenario.requests * subject.share))
+    data = [
+        load.request_bytes(subject.model, stream=scenario.stream, number=number * 1_000_000 + n)
+        for n in range(count)
+    ]
+    before = subject.server.cpu_s()
+    outcome = load.run(subject.server.port, data, connections=scenario.connections)
+    spent = subject.server.cpu_s() - before
+    if outcome.failures:
+        raise SystemExit(f"{subject.name}: {outcome.failures} of {count} requests failed")
+    subject.rounds.setdefault(scenario.name, []).append(
+        {
+            "cpu_ms": 1e3 * spent / count,
+            "requests_per_s": count / outcome.elapsed_s,
+            "p50_ms": outcome.percentile_ms(0.5),
+            "p99_ms": outcome.percentile_ms(0.99),
+        }
+    )
+
+
+def summary(subject: Subject) -> dict[str, Any]:
+    """Return the median of each figure over the rounds, and the CPU's spread."""
+    found: dict[str, Any] = {
+        "ready_s": subject.server.ready_s,
+        "rss_mib": subject.server.rss_mib(),
+    }
+    for name, rounds in subject.rounds.items():
+        figures = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+        spread = sorted(r["cpu_ms"] for r in rounds)
+        found[name] = {**figures, "cpu_ms_low": spread[0], "cpu_ms_high": spread[-1]}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--litellm", default=shutil.which("litellm"), help="its program")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the load")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gateway-speed.json")
+    given = parser.parse_args()
+    began = time.time()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with servers.stub(folder, "--gap", "0.001", core=OTHER_CORE) as stub:
+            servers.pin(OTHER_CORE)
+            with subjects(folder, stub.port, given.litellm) as found:
+                direct = Subject("stub, direct", stub, MODEL)
+                everything = [direct, *found]
+                for number in range(given.rounds + 1):
+                    for scenario in scenarios(given.quick):
+                        for subject in everything:
+                            measure(subject, scenario, number)
+                    if number == 0:  # the first round only warms up
+                        for subject in everything:
+                            subject.rounds.clear()
+                result = {subject.name: summary(subject) for subject in everything}
+    body = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
+        "rounds": given.rounds,
+        "scenarios": [vars(scenario) for scenario in scenarios(given.quick)],
+        "machine": machine(_LIBRARIES),
+        "servers": result,
+    }
+    given.out.write_text(json.dumps(body, indent=1) + "\n")
+    given.out.with_suffix(".svg").write_text(speed_plot(body))
+    report(body)
+
+
+def report(body: dict[str, Any]) -> None:
+    """Print a table."""
+    rows = body["servers"]
+    peer = rows.get("LiteLLM proxy")
+    names = [scenario["name"] for scenario in body["scenarios"]]
+    print(f"{'':32}" + "".join(f"{name + ' CPU ms':>20}" for name in names) + "   p50 / p99 c=1")
+    for name, row in rows.items():
+        line = f"{name:32}"
+        for scenario in names:
+            cpu = row[scenario]["cpu_ms"]
+            ratio = f" (1/{peer[scenario]['cpu_ms'] / cpu:.0f})" if peer and cpu else ""
+            line += f"{cpu:>12.3f}{ratio:>8}"
+        single = row[names[0]]
+        print(
+            f"{line}   {single['p50_ms']:.2f} / {single['p99_ms']:.2f} ms  {row['rss_mib']:.0f} MiB"
+        )
+
+
+if __name__ == "__main__":
+    main()

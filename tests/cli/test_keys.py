@@ -1,0 +1,105 @@
+"""``crossroads keys``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from crossroads.cli.keys import command
+from crossroads.core.errors import CrossroadsError, InputError, UsageError
+from crossroads.gateway.governance import GovernanceSettings, KeyFile, KeyGovernor, hash_secret
+
+FIELDS = {
+    *("name", "fingerprint", "team", "models", "tags", "residency", "created", "expires"),
+    *("disabled", "limits", "budgets"),
+}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.yaml"
+
+
+def run(path: Path, *arguments: str) -> Result:
+    result = CliRunner().invoke(command, [*arguments, "--file", str(path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result
+
+
+def as_json(path: Path, *arguments: str) -> Any:
+    return json.loads(run(path, *arguments, "--json").stdout)
+
+
+def test_a_created_key_is_let_in_by_a_gateway_that_reads_the_file(path: Path) -> None:
+    made = as_json(path, "create", "alice", "--model", "auto", "--tag", "x")
+    assert made.keys() == {"name", "secret", "file"}
+    governor = KeyGovernor(GovernanceSettings(keys_file=str(path)))
+    client = governor.identify({b"x-api-key": made["secret"].encode()})
+    assert (client.key_id, client.models, client.tags) == ("alice", {"auto"}, {"x"})
+
+
+def test_the_secret_alone_is_on_stdout_and_nowhere_after(path: Path) -> None:
+    created = run(path, "create", "alice")
+    secret = created.stdout.strip()
+    assert secret.startswith("sk-cr-")
+    assert "once" in created.stderr
+    assert KeyFile(path).read()[0].hash == hash_secret(secret)
+    for arguments in (["list"], ["list", "--json"]):
+        assert secret not in run(path, *arguments).output
+
+
+def test_all_options_reach_the_file(path: Path) -> None:
+    options = ["--team", "t", "--residency", "eu", "--expires", "2030-01-31", "--pace"]
+    options += ["--requests-per-minute", "5", "--tokens-per-minute", "6", "--parallel", "7"]
+    run(path, "create", "alice", *options, "--budget", "2.5/30d")
+    (row,) = as_json(path, "list")
+    assert row.keys() == FIELDS
+    assert row["limits"] == {"requests_per_minute": 5, "tokens_per_minute": 6, "parallel": 7}
+    assert row["budgets"] == [{"usd": 2.5, "per": "30d", "pace": True}]
+    assert (row["team"], row["residency"]) == ("t", ["eu"])
+    assert row["expires"].startswith("2030-01-31T00:00:00")
+
+
+def test_the_table_in_a_pipe_has_one_line_for_each_key(path: Path) -> None:
+    assert "crossroads keys create NAME" in run(path, "list").stdout
+    run(path, "create", "alice", "--budget", "20/month", "--requests-per-minute", "5")
+    run(path, "create", "bob")
+    lines = run(path, "list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["name", "alice", "bob"]
+    assert "20 USD/month" in lines[1]
+
+
+def test_rotating_and_revoking_end_a_secret(path: Path) -> None:
+    first = as_json(path, "create", "alice")["secret"]
+    second = as_json(path, "rotate", "alice")["secret"]
+    assert first != second
+    assert KeyFile(path).read()[0].hash == hash_secret(second)
+    assert as_json(path, "revoke", "alice") == {"name": "alice", "file": str(path)}
+    assert KeyFile(path).read() == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "problem"),
+    [
+        (["create", "a b"], InputError, "name"),
+        (["create", "a", "--budget", "20"], UsageError, "USD/PERIOD"),
+        (["create", "a", "--budget", "x/day"], UsageError, "USD/PERIOD"),
+        (["create", "a", "--budget", "1/year"], InputError, "expected hour, day"),
+        (["create", "a", "--pace"], UsageError, "--budget"),
+        (["create", "a", "--expires", "soon"], InputError, "expires"),
+        (["create", "a", "--parallel", "0"], InputError, "parallel"),
+        (["rotate", "nobody"], UsageError, "unknown key 'nobody'"),
+        (["revoke", "nobody"], UsageError, "unknown key 'nobody'"),
+    ],
+)
+def test_what_is_asked_for_wrongly_is_told_in_one_line(
+    path: Path, arguments: list[str], kind: type[CrossroadsError], problem: str
+) -> None:
+    with pytest.raises(kind, match=problem) as caught:
+        run(path, *arguments)
+    assert "\n" not in str(caught.value)
+    assert not path.exists()

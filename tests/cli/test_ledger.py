@@ -1,0 +1,117 @@
+"""``crossroads ledger``: show, export, judge and prune."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from crossroads.gateway.ledger import LedgerReader
+from crossroads.prompts.readers import read_outcomes
+from tests.cli.ledgers import run_main, write_ledger
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return write_ledger(tmp_path / "l.db")
+
+
+def test_show_prints_one_call_with_its_feedback(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run_main(capsys, "ledger", "show", "--ledger", url, "dec_7")
+    shown = json.loads(out)
+    assert code == 0
+    assert shown["prompt"] == "question 7"
+    assert len(shown["feedback"]) == 1
+    code, out, err = run_main(capsys, "ledger", "show", "--ledger", url, "dec_none")
+    assert (code, out) == (1, "")
+    assert "no decision 'dec_none'" in err
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_exported_outcomes_are_a_table_the_arena_reads(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    out = tmp_path / f"o.{suffix}"
+    code, told, _ = run_main(capsys, "ledger", "export", "--ledger", url, "--out", out)
+    assert code == 0
+    assert "of 100 prompts and 2 models, made of 300 calls" in told
+    table = read_outcomes(out)
+    assert len(table) == 100
+    assert set(table.models) == {"small", "large"}
+    assert table.has_texts
+    assert table.has_costs
+
+
+@pytest.mark.slow
+def test_the_arena_compares_routers_on_an_exported_ledger(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o.parquet"
+    run_main(capsys, "ledger", "export", "--ledger", url, "--out", out)
+    arguments = ["--outcomes", out, "--routers", "knn,best-single", "--seeds", 1, "--jobs", 1]
+    code, board, err = run_main(
+        capsys, "arena", "prompts", *arguments, "--json", "--out", tmp_path / "arena"
+    )
+    assert code == 0, err
+    assert {row["router"] for row in json.loads(board)["rows"]} >= {"knn", "best-single"}
+
+
+def test_calls_are_exported_whole(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "calls.jsonl"
+    arguments = ["--ledger", tmp_path / "l.db", "--out", out, "--what", "calls"]
+    code, told, _ = run_main(capsys, "ledger", "export", *arguments)
+    assert (code, told) == (0, f"300 calls in {out}\n")
+    assert len(out.read_bytes().splitlines()) == 300
+
+
+def test_summary_prints_figures(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run_main(capsys, "ledger", "summary", "--ledger", url, "--since", "1h")
+    figures = json.loads(out)
+    assert code == 0
+    assert figures["calls"] == 300
+    assert figures["best_model"] == "large"
+    assert figures["saved_usd"] > 0
+
+
+def test_prune_keeps_so_many_days(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["ledger", "prune", "--ledger", url, "--days"]
+    assert run_main(capsys, *arguments, "1")[1] == "0 rows deleted\n"
+    assert run_main(capsys, *arguments, "0")[1] == "600 rows deleted\n"
+
+
+def test_feedback_is_added_from_lines_all_or_none(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = '{"decision_id": "dec_1", "score": 0.5, "source": "judge"}\n'
+    file = tmp_path / "f.jsonl"
+    for wrong, problem in (
+        ('{"decision_id": "dec_x", "score": 1}\n', "line 2: no decision 'dec_x'"),
+        ('{"decision_id": "dec_2", "score": 7}\n', "line 2: 'score' must be"),
+        ("{\n", "line 2"),
+    ):
+        file.write_text(good + wrong)
+        code, _, err = run_main(capsys, "ledger", "feedback", "--ledger", url, file)
+        assert code == 1
+        assert problem in err
+    file.write_text(good)
+    code, out, _ = run_main(capsys, "ledger", "feedback", "--ledger", url, file)
+    assert (code, out) == (0, "1 judgements added\n")
+    with LedgerReader(url) as reader:
+        entry = reader.get("dec_1")
+    assert entry is not None
+    assert [each.source for each in entry.feedback] == ["user", "judge"]
+
+
+def test_a_ledger_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "none.db"
+    code, _, err = run_main(capsys, "ledger", "show", "--ledger", missing, "dec_1")
+    assert code == 1
+    assert "none.db" in err
+    assert not missing.exists()

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from crossroads.core.errors import InputError, UsageError
+from crossroads.gateway.evaluation import (
+    FixedModel,
+    LoggedScores,
+    RouterCandidate,
+    Split,
+    Uniform,
+    build_log,
+)
+from crossroads.gateway.evaluation.candidates import choice_probability
+from crossroads.prompts.decide import BudgetRule
+from crossroads.prompts.fitted import fit_router, save_router
+from crossroads.prompts.readers import read_outcomes
+from tests.gateway.ledger.records import record
+
+
+def log(**changes: Any) -> Any:
+    return build_log([record("d1", **changes), record("d2", **changes)], None)
+
+
+def test_plain_policies_have_the_probabilities_they_say() -> None:
+    assert FixedModel("large").target(log()).probability.tolist() == [[1, 0]] * 2
+    assert Uniform().target(log()).probability.tolist() == [[0.5, 0.5]] * 2
+    split = Split({"small": 3, "large": 1}).target(log())
+    assert split.probability.tolist() == [[0.25, 0.75]] * 2
+
+
+def test_unknown_models_and_empty_splits_are_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean 'large'"):
+        FixedModel("largr").target(log())
+    with pytest.raises(UsageError, match="weights"):
+        Split({"small": 0.0}).target(log())
+
+
+@pytest.mark.parametrize(
+    ("rule", "chosen"),
+    [("argmax", "large"), ("tradeoff:1000", "small"), ("max-cost:0.005", "small")],
+)
+def test_logged_estimates_decide_under_another_rule(rule: str, chosen: str) -> None:
+    of = log()
+    target = LoggedScores(rule).target(of)
+    assert [of.models[k] for k in target.probability.argmax(axis=1)] == [chosen] * 2
+    assert rule in target.name
+
+
+def test_a_rule_that_weighs_unknown_costs_is_refused() -> None:
+    with pytest.raises(InputError, match="weighs costs"):
+        LoggedScores("tradeoff:1").target(log(costs={}))
+    with pytest.raises(InputError, match="no estimates"):
+        LoggedScores("argmax").target(log(scores={}))
+
+
+def test_a_mixture_of_two_prices_has_both_choices_probabilities() -> None:
+    quality, cost = np.array([[0.5, 0.9]]), np.array([[0.001, 0.01]])
+    rule = BudgetRule(usd=0.005, low_price=0.0, high_price=100.0, share=0.3)
+    np.testing.assert_allclose(choice_probability(rule, quality, cost), [[0.3, 0.7]])
+
+
+@pytest.fixture(scope="module")
+def router(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("router") / "knn"
+    save_router(fit_router("knn", read_outcomes("local")), folder)
+    return folder
+
+
+def test_a_fitted_router_decides_by_kept_text(router: Path) -> None:
+    candidate = RouterCandidate.load(router)
+    texts = ["What is 12 % of 250?", "Convert 3 miles to kilometres."]
+    names = candidate.router.models
+    of = build_log([record(f"d{n}", prompt=t, chosen=names[0]) for n, t in enumerate(texts)], None)
+    target = candidate.target(of)
+    wanted = [d.model for d in candidate.router.decide(texts)]
+    assert [target.models[k] for k in target.probability.argmax(axis=1)] == wanted
+    assert target.models[: len(of.models)] == of.models
+    assert target.quality is not None
+
+
+def test_a_fitted_router_decides_by_kept_embeddings(router: Path) -> None:
+    candidate = RouterCandidate.load(router, "argmax")
+    texts = ["What is 12 % of 250?", "Convert 3 miles to kilometres."]
+    vectors = candidate.router._encoder.encode(texts)
+    of = replace(log(), features=vectors.astype(np.float16).astype(np.float32))
+    by_vector = candidate.target(of).probability
+    by_text = candidate.target(replace(of, texts=np.array(texts, dtype=object))).probability
+    np.testing.assert_array_equal(by_vector, by_text)
+
+
+def test_a_router_needs_text_or_embeddings(router: Path) -> None:
+    with pytest.raises(InputError, match="neither the text nor the embedding"):
+        RouterCandidate.load(router).target(log())

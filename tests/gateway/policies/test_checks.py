@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from crossroads.gateway.call import Body
+from crossroads.gateway.contracts import ExpertError
+from crossroads.gateway.policies.checks import (
+    JudgeCheck,
+    LogprobsCheck,
+    RulesCheck,
+    build_check,
+)
+from crossroads.gateway.policies.settings import CheckSettings
+from crossroads.prompts.experts.base import completion
+from tests.gateway.policies.conftest import call, run
+
+
+def judged(check: Any, answer: Body) -> Mapping[str, Any]:
+    async def work() -> Mapping[str, Any]:
+        found: Mapping[str, Any] = await check.accepts(call(text="what is it?"), "small", answer)
+        return found
+
+    return run(work)
+
+
+def rules(**fields: Any) -> RulesCheck:
+    return RulesCheck(CheckSettings(kind="rules", **fields), where="c")
+
+
+SCHEMA = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "good", "bad", "told"),
+    [
+        ({"min_chars": 5}, "long enough", "no", "fewer than 5"),
+        ({"regex": r"\d"}, "it is 7", "seven", "lacks the required pattern"),
+        ({"refusals": True}, "The sky is blue.", "I'm sorry, but no.", "declines"),
+        ({"refusals": True}, "Sorry is a word.", "As an AI model, I", "declines"),
+        ({"json_schema": SCHEMA}, '{"n": 3}', '{"n": "3"}', "wrong at n"),
+        ({"json_schema": SCHEMA}, '```json\n{"n": 3}\n```', "{}", "wrong at top level"),
+        ({"json_schema": SCHEMA}, '{"n": 3}', "n = 3", "is no JSON"),
+    ],
+)
+def test_each_rule_accepts_and_refuses(
+    fields: dict[str, Any], good: str, bad: str, told: str
+) -> None:
+    check = rules(**fields)
+    assert judged(check, completion(good, model="small"))["accepted"] is True
+    refused = judged(check, completion(bad, model="small"))
+    assert refused["accepted"] is False
+    assert told in refused["reason"]
+
+
+def test_a_call_of_a_tool_is_not_judged_as_text() -> None:
+    answer = completion("", model="small")
+    assert judged(rules(min_chars=5), answer)["accepted"] is False
+    answer["choices"][0]["message"] |= {"content": None, "tool_calls": [{"id": "1"}]}
+    assert judged(rules(min_chars=5), answer)["accepted"] is True
+
+
+@pytest.mark.parametrize("answer", [{}, {"choices": []}, {"choices": [None]}, {"choices": [{}]}])
+def test_an_answer_without_text_is_refused_and_nothing_breaks(answer: Body) -> None:
+    assert judged(rules(min_chars=1), answer)["accepted"] is False
+    assert judged(LogprobsCheck(-1.0), answer)["accepted"] is False
+
+
+def test_log_probabilities_are_averaged_over_tokens() -> None:
+    answer = completion("a b", model="small")
+    answer["choices"][0]["logprobs"] = {"content": [{"logprob": -0.2}, {"logprob": -0.6}]}
+    found = judged(LogprobsCheck(-0.5), answer)
+    assert found["mean_logprob"] == pytest.approx(-0.4)
+    assert found["accepted"] is True
+    assert judged(LogprobsCheck(-0.3), answer)["accepted"] is False
+
+
+@pytest.mark.parametrize(
+    ("said", "accepted"),
+    [
+        ("yes", True),
+        ("Yes.", True),
+        ('"YES"', True),
+        ("no", False),
+        ("yesterday", False),
+        ("", False),
+        ("I say yes", False),
+    ],
+)
+def test_only_a_clear_yes_of_the_judge_accepts(said: str, accepted: bool) -> None:
+    asked: list[tuple[str, Body]] = []
+
+    async def ask(model: str, body: Body) -> Body:
+        asked.append((model, body))
+        return completion(said, model=model)
+
+    found = judged(JudgeCheck("judge", ask), completion("an answer", model="small"))
+    assert found["accepted"] is accepted
+    model, body = asked[0]
+    assert (model, body["temperature"]) == ("judge", 0)
+    assert '"what is it?"' in body["messages"][1]["content"]
+    assert '"an answer"' in body["messages"][1]["content"]
+
+
+def test_a_judge_that_fails_is_an_expert_error() -> None:
+    async def ask(model: str, body: Body) -> Body:
+        raise ExpertError("down")
+
+    with pytest.raises(ExpertError):
+        judged(JudgeCheck("judge", ask), completion("x", model="small"))
+
+
+def test_settings_build_the_check_they_name() -> None:
+    async def ask(model: str, body: Body) -> Body:
+        return completion("yes", model=model)
+
+    logprobs = CheckSettings(kind="logprobs", least=-0.5)
+    judge = CheckSettings(kind="judge", model="large", question="Good?")
+    assert isinstance(build_check(logprobs, where="c", ask_model=None), LogprobsCheck)
+    built = build_check(judge, where="c", ask_model=ask)
+    assert judged(built, completion("x", model="small"))["judge"] == "large"

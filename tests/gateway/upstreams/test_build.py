@@ -1,0 +1,68 @@
+"""From cards to upstreams."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from crossroads.core.errors import InputError
+from crossroads.gateway.upstreams import UpstreamSettings, build_upstream, build_upstreams
+from crossroads.prompts.pool import ModelCard, Pool
+from tests.gateway.upstreams.servers import SHORT
+
+
+def test_every_card_of_a_pool_gets_its_upstream() -> None:
+    pool = Pool(
+        models=(
+            ModelCard(name="a", endpoint="https://host/v1"),
+            ModelCard(name="b", endpoint="https://host/v1", api="anthropic"),
+            ModelCard(name="c", endpoint="local:units"),
+            ModelCard(name="d", api="litellm"),
+        )
+    )
+    upstreams = build_upstreams(pool, timeouts=SHORT)
+    assert {name: upstream.name for name, upstream in upstreams.items()} == {
+        name: name for name in pool.names
+    }
+    assert upstreams["a"].speaks == {"chat", "completions", "embeddings"}
+    assert upstreams["b"].speaks == {"chat", "messages"}
+
+
+@pytest.mark.parametrize(
+    ("card", "match"),
+    [
+        ({}, "has no endpoint"),
+        ({"endpoint": "ftp://host"}, "is not a URL"),
+        ({"endpoint": "http://host", "proxy": "socks5://host:1"}, "proxy is not"),
+        ({"endpoint": "http://host", "proxy": "http://${NO_SUCH_VARIABLE}:1"}, "not set"),
+        ({"endpoint": "http://host", "timeouts": {"idle": 0}}, "expected seconds > 0"),
+    ],
+)
+def test_a_card_that_cannot_work_is_refused_before_anything_starts(
+    card: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        build_upstream(ModelCard(name="m", **card), timeouts=SHORT)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"max_idle": -1}, {"idle_s": 0}, {"max_waiting": -1}, {"max_answer_mib": 0}, {"typo": 1}],
+)
+def test_settings_out_of_range_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        UpstreamSettings(**fields)
+
+
+def test_importing_the_room_loads_no_heavy_library() -> None:
+    heavy = "aiohttp torch litellm redis asyncpg httpx starlette"
+    code = (
+        "import sys, crossroads.gateway.upstreams.build\n"
+        f"print([name for name in {heavy.split()} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
