@@ -56,7 +56,7 @@ def test_once_compares_fits_serves_asks_and_ends(tmp_path: Path) -> None:
         assert expected in output, output
     for pool in ("served", "small"):
         assert (tmp_path / f"arena-{pool}" / "report.html").is_file()
-    assert "crossroads serve --router" in output
+    assert "crossroads serve --config" in output
     assert URL.search(output) is None  # nothing is left to talk to
     # Again: finished cells are reused.
     again = start(tmp_path, "--once")

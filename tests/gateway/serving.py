@@ -22,6 +22,7 @@ from crossroads.gateway.engine import Engine, EngineSettings
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.governance import GovernanceSettings, KeyGovernor, PriceBook
 from crossroads.gateway.policies import PoliciesSettings, compile_policies
+from crossroads.gateway.runtime import Runtime
 from crossroads.gateway.services import Services
 from crossroads.gateway.telemetry import GatewayTelemetry, TelemetrySettings
 from crossroads.gateway.upstreams.local import LocalUpstream
@@ -80,6 +81,41 @@ def serving(gateway: Gateway) -> Iterator[str]:
     thread = threading.Thread(
         target=lambda: asyncio.run(server.serve(sockets=[listener])), name="gateway"
     )
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the gateway did not start"
+            time.sleep(0.005)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+@contextmanager
+def serving_runtime(runtime: Runtime) -> Iterator[str]:
+    """Run everything a configuration asks for on a free port; yield its URL."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        runtime.gateway,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+    )
+    server = uvicorn.Server(config)
+
+    async def run() -> None:
+        try:
+            await runtime.start()
+            await server.serve(sockets=[listener])
+        finally:
+            await runtime.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), name="runtime")
     thread.start()
     try:
         while not server.started:

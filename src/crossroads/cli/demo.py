@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossroads.core.errors import UnavailableError
+from crossroads.core.files import write_atomically
 
 if TYPE_CHECKING:
     from crossroads.core.arena import Leaderboard
@@ -37,7 +38,8 @@ PROMPTS = (
     "What is the opposite of 'cold'?",
 )
 POOLS = {"served": "11 served chat models", "small": "14 models of at most 8 billion parameters"}
-PORT = 8080
+PORT, ADMIN_PORT = 8080, 8081
+CONFIG = "gateway.yaml"
 START_TIMEOUT_S = 60
 
 
@@ -66,7 +68,7 @@ def command(once: bool, out: Path, seeds: int) -> None:
     router = out / "router"
     _fit_local(router)
     _step(3, "Serve it behind an OpenAI-compatible endpoint and ask")
-    with _serving(router) as url:
+    with _serving(out) as (url, admin):
         for prompt in PROMPTS:
             _ask(url, prompt)
         click.echo(f"\nAll of this took {time.perf_counter() - started:.0f} s.")
@@ -74,10 +76,11 @@ def command(once: bool, out: Path, seeds: int) -> None:
             click.echo(f"  report     {(out / f'arena-{pool}' / 'report.html').resolve()}")
         click.echo(f"  router     {router.resolve()}")
         if once:
-            again = f"crossroads serve --router {router} --pool local"
+            again = f"crossroads serve --config {out / CONFIG}"
             click.echo(f"  endpoint   start it again with: {again}")
         else:
             click.echo(f"  endpoint   {url}/v1/chat/completions   (model: auto)")
+            click.echo(f"  dashboard  {admin}")
             body = json.dumps({"model": "auto", "messages": [_message("What is 12 % of 250?")]})
             click.echo(f"\nAsk it yourself:\n  curl -si {url}/v1/chat/completions -d '{body}'")
             click.echo("\nServing until Ctrl-C.")
@@ -138,22 +141,23 @@ def _fit_local(out: Path) -> None:
 
 
 @contextmanager
-def _serving(router: Path) -> Iterator[str]:
+def _serving(out: Path) -> Iterator[tuple[str, str]]:
     """Run the real server as a process of its own; end it, and only it, afterwards."""
-    port = _free_port()
-    arguments = ["serve", "--router", str(router), "--pool", "local", "--port", str(port)]
-    log = router.with_name("server.log")
+    port, admin = _free_port(PORT), _free_port(ADMIN_PORT)
+    config = out / CONFIG
+    write_atomically(config, _configuration(out, port, admin))
+    log = out / "server.log"
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [sys.executable, "-m", "crossroads", *arguments],
+            [sys.executable, "-m", "crossroads", "serve", "--config", str(config)],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         )
         try:
             _wait_until_healthy(server, url, log)
-            yield url
+            yield url, f"http://127.0.0.1:{admin}"
         finally:
             server.send_signal(signal.SIGTERM)
             try:
@@ -163,9 +167,25 @@ def _serving(router: Path) -> Iterator[str]:
                 server.wait()
 
 
-def _free_port() -> int:
+def _configuration(out: Path, port: int, admin: int) -> str:
+    """Return the YAML of a gateway over the local experts that remembers what it was asked."""
+    import yaml
+
+    policy = {"kind": "learned", "router": str(out / "router")}
+    settings = {
+        "pool": "local",
+        "port": port,
+        "admin": {"port": admin},
+        "policies": {"auto": policy},
+        "ledger": {"url": f"sqlite:{out / 'ledger.db'}", "keep": ["text"]},
+        "telemetry": {"logs": {"file": str(out / "calls.log")}},
+    }
+    return yaml.safe_dump(settings, sort_keys=False)
+
+
+def _free_port(usual: int) -> int:
     """Return the usual port, or any free one where it is taken."""
-    for wanted in (PORT, 0):
+    for wanted in (usual, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -157,7 +157,7 @@ def _prompted(
     required = list(properties)
     path = _post(summary, {**properties, "stream": _FLAG}, answer, required=required, error=error)
     content = path["post"]["responses"]["200"]["content"]
-    content["text/event-stream"] = {"schema": _TEXT}
+    content["text/event-stream"] = {"schema": {}}
     return path
 
 

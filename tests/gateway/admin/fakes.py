@@ -6,11 +6,12 @@ import asyncio
 import math
 import random
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.gateway.admin import AdminSources, Reply
 from crossroads.gateway.contracts import Record
 from crossroads.gateway.telemetry import GatewayTelemetry, History, TelemetrySettings
@@ -91,30 +92,37 @@ async def filled_history(*, seconds: float = 900.0, step: float = 5.0) -> Histor
     return history
 
 
-def frontier(price: float | None) -> dict[str, Any]:
-    """Return a made-up frontier: cost in USD per 1,000 prompts."""
-
-    def point(share: float) -> dict[str, Any]:
-        cost = 0.08 * (13.5 / 0.08) ** share
-        quality = 0.52 + 0.37 * (1 - (1 - share) ** 2.2)
-        weights = [math.exp(-((i / 4 - share) ** 2) * 9) for i in range(5)]
-        shares = {m: w / sum(weights) for m, w in zip(MODELS, weights, strict=True)}
-        return {"price": 900 * (1 - share) ** 3, "quality": quality, "cost_usd": cost} | {
-            "shares": shares
-        }
-
-    points = [point(i / 40) for i in range(41)]
-    near = None if price is None else min(points, key=lambda p: abs(p["price"] - price))
+def point(share: float) -> dict[str, Any]:
+    """Return a made-up operating point, 0 the cheapest and 1 the dearest; USD per call."""
+    weights = [math.exp(-((i / 4 - share) ** 2) * 9) for i in range(5)]
     return {
-        "points": [{k: v for k, v in p.items() if k != "shares"} for p in points],
-        "models": [
-            {"model": m, "quality": q, "cost_usd": 1e3 * u} for m, (q, u, _) in MODELS.items()
-        ],
-        "operating": points[19],
-        "preview": near,
-        "unit": "USD per 1,000 prompts",
-        "source": "measured on 2,000 held-out prompts (replayed)",
+        "price": 900 * (1 - share) ** 3,
+        "quality": 0.52 + 0.37 * (1 - (1 - share) ** 2.2),
+        "usd": 0.00008 * (0.0135 / 0.00008) ** share,
+        "shares": {m: w / sum(weights) for m, w in zip(MODELS, weights, strict=True)},
+        "num_prompts": 512,
     }
+
+
+def frontier() -> dict[str, Any]:
+    """Return a made-up frontier."""
+    curve = [point(i / 40) for i in range(41)]
+    return {
+        "points": [{name: p[name] for name in ("price", "quality", "usd")} for p in curve],
+        "models": [{"model": m, "quality": q, "usd": u} for m, (q, u, _) in MODELS.items()],
+        "operating_point": point(19 / 40),
+        "measured": {
+            "quality": 0.781,
+            "cost_usd": 0.0011,
+            "best_single": "frontier-x",
+            "best_single_quality": 0.853,
+            "best_single_cost_usd": 0.0135,
+        },
+    }
+
+
+def preview(policy: str, price: float) -> dict[str, Any]:
+    return min((point(i / 40) for i in range(41)), key=lambda p: abs(p["price"] - price))
 
 
 class FakeGateway:
@@ -122,11 +130,11 @@ class FakeGateway:
 
     def __init__(self, *, names: Mapping[str, str] | None = None) -> None:
         self.keys = [
-            {"id": "checkout", "team": "shop", "models": None, "limits": {"requests_per_min": 600}},
-            {"id": "search", "team": "shop", "models": ["auto", "small-1b"], "limits": {}},
-            {"id": "support-bot", "team": "care", "models": None, "disabled": True},
+            self.key("checkout", 120, 31.6, limits=[("requests", "minute", 600)]),
+            self.key("search", 60, 52.8, models=["auto", "small-1b"], source="config"),
+            self.key("support-bot", 25, 25.0, team="care", disabled=True),
         ]
-        self.asked: list[bytes] = []
+        self.asked: list[tuple[bytes, str]] = []
         self.num_reloads = 0
         self.rename = dict(names or {})
         self.rows = [record(i, at=NOW - 2.3 * i) for i in range(60)]
@@ -145,15 +153,12 @@ class FakeGateway:
             decisions=self.decisions,
             decision=lambda id: next((r for r in self.rows if r.decision_id == id), None),
             policies=self.policies,
-            frontier=lambda policy, price: frontier(price),
+            preview=preview,
             regret=lambda: (
                 {"regret": -0.021, "low": -0.034, "high": -0.008, "calls": 4812}
-                | {"best_model": "large-70b", "method": "Doubly robust over the last 7 days."}
+                | {"best_model": "large-70b", "method": "doubly robust", "level": 0.95, "why": ""}
             ),
-            drift=lambda: (
-                {"alarm": False, "statistic": 0.41, "threshold": 1.36, "calls": 512}
-                | {"method": "Kolmogorov-Smirnov, windows of 512; a false alarm in 10,000 calls."}
-            ),
+            drift=lambda: {"auto": {"state": "ok", "source": "similarity", "window": 512}},
             reload=self.reload,
             check_config=self.check_config,
             playground=self.playground,
@@ -192,49 +197,61 @@ class FakeGateway:
         found["coder-14b"]["last_error"] = "coder-14b: no first byte within 5 s"
         return found
 
-    def governance(self) -> dict[str, Any]:
-        def budget(name: str, usd: float, spent: float, elapsed: float, **more: Any) -> Any:
-            return {"name": name, "usd": usd, "spent_usd": spent, "period": "month"} | {
-                "elapsed_share": elapsed,
-                "reset_at": NOW + 9e5,
-                **more,
-            }
+    def budget(self, usd: float, spent: float, **more: Any) -> dict[str, Any]:
+        start = datetime.now(UTC) - timedelta(days=18)
+        moments = {"start": start, "reset_at": start + timedelta(days=30)}
+        told = {name: moment.isoformat(timespec="seconds") for name, moment in moments.items()}
+        return {"per": "month", "usd": usd, "spent_usd": spent, "pace": None, **told, **more}
 
+    def key(
+        self, name: str, usd: float, spent: float, *, limits: Any = (), **more: Any
+    ) -> dict[str, Any]:
         return {
-            "keys": self.keys,
-            "budgets": [
-                budget("shop", 400, 251.2, 0.61, scope="team", paced=True, price=12.4),
-                budget("checkout", 120, 31.6, 0.61, scope="key"),
-                budget("search", 60, 52.8, 0.61, scope="key"),
-                budget("support-bot", 25, 25.0, 0.61, scope="key"),
-            ],
-            "store": {"kind": "memory"},
+            "name": name,
+            "fingerprint": "9f31c2",
+            "source": "file",
+            "team": "shop",
+            "models": None,
+            "expires": None,
+            "expired": False,
+            "disabled": False,
+            "limits": [{"kind": k, "per": p, "limit": n, "left": n} for k, p, n in limits],
+            "budgets": [self.budget(usd, spent)] if usd else [],
+            **more,
         }
 
-    def create_key(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        if any(key["id"] == asked["name"] for key in self.keys):
-            raise InputError(f"key {asked['name']!r} exists; choose another name")
-        key = {"id": asked["name"], "team": asked.get("team"), "models": asked.get("models")}
-        self.keys.append(key)
-        return {**key, "secret": "sk-cr-made-up-and-worth-nothing"}
+    def governance(self) -> dict[str, Any]:
+        paced = self.budget(400, 251.2, pace={"price": 12.4, "elapsed_share": 0.61})
+        return {
+            "open": False,
+            "keys": self.keys,
+            "teams": [{"name": "shop", "limits": [], "budgets": [paced]}],
+            "store": {"url": "memory", "reachable": True, "problem": ""},
+        }
 
-    def revoke_key(self, name: str) -> bool:
-        before = len(self.keys)
-        self.keys = [key for key in self.keys if key["id"] != name]
-        return len(self.keys) < before
+    async def create_key(self, name: str, **fields: Any) -> str:
+        if any(key["name"] == name for key in self.keys):
+            raise InputError(f"key {name!r} exists; choose another name")
+        self.keys = [*self.keys, self.key(name, 0, 0, **fields)]
+        return "sk-cr-made-up-and-worth-nothing"
 
-    def decisions(self, limit: int, filters: Mapping[str, str]) -> list[Record]:
+    async def revoke_key(self, name: str) -> None:
+        if not any(key["name"] == name for key in self.keys):
+            raise UsageError(f"there is no key {name!r}")
+        self.keys = [key for key in self.keys if key["name"] != name]
+
+    def decisions(self, limit: int, filters: Mapping[str, Any]) -> list[Record]:
         rows = self.rows
         if "model" in filters:
             rows = [row for row in rows if row.model == filters["model"]]
-        if filters.get("status") == "failed":
+        if filters.get("is_error"):
             rows = [row for row in rows if row.status != 200]
         return rows[:limit]
 
     async def policies(self) -> dict[str, dict[str, Any]]:
         return {
             "auto": {"kind": "learned", "models": list(MODELS), "objective": "tradeoff:100"}
-            | {"router": "knn", "version": "4f2a91"},
+            | {"router": "knn", "version": "4f2a91", "frontier": frontier()},
             "code": {"kind": "rules", "models": ["coder-14b", "large-70b"]},
             "trial": {"kind": "canary", "models": ["auto", "auto-next"], "share": 0.05},
         }
@@ -247,8 +264,8 @@ class FakeGateway:
         problems = ["policies.auto: router runs/gone: no such folder"] if text else []
         return {"ok": not problems, "problems": problems}
 
-    def playground(self, body: bytes) -> Reply:
-        self.asked.append(body)
+    async def playground(self, body: bytes, key: str) -> Reply:
+        self.asked.append((body, key))
         prompt = orjson.loads(body)["messages"][-1]["content"]
         answer = {
             "model": "medium-8b",

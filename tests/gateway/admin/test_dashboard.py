@@ -180,7 +180,9 @@ def test_the_slider_previews_another_point_by_keyboard_and_goes_back(
     from selenium.webdriver.common.keys import Keys
 
     opened(browser, f"{url}/routing")
-    assert "measured on 2,000 held-out prompts (replayed)" in text(browser)
+    assert "estimates of the last 512 prompts; measured on held-out prompts where marked" in text(
+        browser
+    )
     slider = browser.find_element("id", "price")
     deployed = slider.get_attribute("aria-valuetext")
     slider.send_keys(*[Keys.ARROW_RIGHT] * 8)
@@ -242,10 +244,10 @@ def test_a_key_is_made_shown_once_and_revoked_in_two_steps(
     until(lambda: "laptop" in text(browser, "#list"), "the new key")
     button = browser.find_element("css selector", '[aria-label="Revoke laptop"]')
     button.send_keys(Keys.ENTER)
-    assert any(key["id"] == "laptop" for key in gateway.keys)
+    assert any(key["name"] == "laptop" for key in gateway.keys)
     button.send_keys(Keys.ENTER)
     until(lambda: "laptop" not in text(browser, "#list"), "the key gone")
-    assert not any(key["id"] == "laptop" for key in gateway.keys)
+    assert not any(key["name"] == "laptop" for key in gateway.keys)
     opened(browser, f"{url}/keys")
     assert "sk-cr-" not in browser.page_source
 
@@ -383,9 +385,9 @@ def test_markup_in_names_prompts_and_errors_is_inert(
 ) -> None:
     errors(browser)
     gateway.rename = {"small-1b": XSS}
-    gateway.keys = [{"id": XSS, "team": XSS, "models": [XSS]}]
+    gateway.keys = [gateway.key(XSS, 5, 1, team=XSS, models=[XSS], source=XSS)]
     before = gateway.rows
-    gateway.rows = [record(1)]
+    gateway.rows = [record(1), *before[1:]]
     row = gateway.rows[0]
     row.model, row.asked, row.reason, row.prompt, row.answer = XSS, XSS, XSS, XSS, XSS
     row.scores, row.attempts, row.key_id = {XSS: 0.5}, [(XSS, 200, XSS, 0.1)], XSS
@@ -393,7 +395,7 @@ def test_markup_in_names_prompts_and_errors_is_inert(
         for path in PATHS.values():
             opened(browser, url + path)
             until(lambda: len(text(browser)) > 100, path)
-            if path in {"/upstreams", "/decisions", "/keys"}:
+            if path in {"/upstreams", "/decisions", "/keys", "/budgets"}:
                 assert XSS in text(browser), path
             assert run(browser, "window.hacked") is None, path
             assert run(browser, "document.querySelectorAll('main img, main script').length") == 0

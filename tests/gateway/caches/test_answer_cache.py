@@ -78,6 +78,9 @@ OTHER = [
     {"tools": [{"type": "function", "function": {"name": "f"}}]},
     {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]},
     {"headers": {b"x-crossroads-tags": b"internal"}},
+    {"headers": {b"x-crossroads-policy": b"cheap"}},
+    {"headers": {b"x-crossroads-residency": b"eu"}},
+    {"routing_preferences": [{"name": "code"}]},
     {"crossroads": {"policy": "cheap"}},
     {"a_field_of_tomorrow": True},
 ]
@@ -94,6 +97,14 @@ def test_what_cannot_change_the_answer_does_not(change: dict[str, Any]) -> None:
         assert get(keep(asked(crossroads={}), told()), asked(**change)) is not None
     else:
         assert get(keep(asked(), told()), asked(**change)) is not None
+
+
+def test_headers_that_rules_go_by_can_be_named() -> None:
+    gold, silver = {b"x-tier": b"gold"}, {b"x-tier": b"silver"}
+    assert get(keep(asked(headers=gold), told()), asked(headers=silver)) is not None
+    store = keep(asked(headers=gold), told(), headers=["X-Tier"])
+    assert get(store, asked(headers=silver)) is None
+    assert get(store, asked(headers=gold)) is not None
 
 
 @given(st.permutations(["model", "messages", "max_tokens", "seed", "stop"]))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from crossroads.gateway.call import ANYBODY, Call
 from crossroads.gateway.dialects import ChatSurface
 from crossroads.gateway.errors import ApiError
+from crossroads.prompts.experts.base import chunks_of
 from tests.gateway.dialects import strategies as own
 from tests.gateway.dialects.canned import answer, chunks
 from tests.gateway.dialects.reading_events import events_of
@@ -129,6 +130,17 @@ def test_token_counts_come_last_where_asked_for(is_in_last_choice: bool) -> None
     assert [event["usage"] for event in asked[:-2]] == [None, None]
     unasked = written([chunk({"content": "x"}), *last])
     assert len(unasked) == 3 and all("usage" not in event for event in unasked[:-1])
+
+
+def test_calls_of_a_whole_answer_get_the_index_that_chunks_need() -> None:
+    whole = list(chunks_of(answer("tools"), include_usage=False))
+    calls = [
+        call
+        for event in written(whole)[:-1]
+        for choice in event["choices"]
+        for call in choice["delta"].get("tool_calls", ())
+    ]
+    assert [(call["index"], call["id"]) for call in calls] == [(0, "call_Paris"), (1, "call_Rome")]
 
 
 def test_unknown_fields_of_chunks_and_choices_pass() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from crossroads.gateway.call import ANYBODY
 from crossroads.gateway.dialects import build_surfaces, to_messages_request
 from crossroads.gateway.errors import ApiError
+from crossroads.prompts.experts.base import ExpertError
 
 SURFACES = build_surfaces().by_path
 FIELDS = [
@@ -80,6 +81,54 @@ def test_any_chat_request_becomes_a_messages_request_or_an_api_error(body: dict[
     with suppress(ApiError):
         translated = to_messages_request(body)
         assert isinstance(translated["messages"], list)
+
+
+SMALLEST: dict[str, dict[str, Any]] = {
+    "/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
+    "/completions": {"prompt": "x", "echo": True},
+    "/messages": {"messages": [{"role": "user", "content": "x"}]},
+    "/responses": {"input": "x"},
+}
+delta = st.dictionaries(
+    st.sampled_from(
+        [*("role", "content", "tool_calls", "reasoning_content", "refusal", "thinking_blocks")]
+    ),
+    values,
+    max_size=4,
+)
+choice = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.just(0) | values,
+        "delta": delta | values,
+        "message": delta | values,
+        "finish_reason": st.sampled_from(["stop", "length", None]) | values,
+        "logprobs": values,
+    },
+)
+answers = st.fixed_dictionaries(
+    {"choices": st.lists(choice, max_size=2) | values},
+    optional={"id": values, "usage": values, "created": values},
+)
+
+
+@pytest.mark.parametrize("path", sorted(SMALLEST))
+@given(events=st.lists(answers, max_size=3))
+def test_any_answer_is_written_or_the_upstreams_failure(
+    path: str, events: list[dict[str, Any]]
+) -> None:
+    surface = SURFACES[path]
+    asked = {"model": "m", "stream_options": {"include_usage": True}, **SMALLEST[path]}
+    call = surface.parse(orjson.dumps(asked), client=ANYBODY, headers={})
+    for answer in events:
+        with suppress(ExpertError):
+            orjson.loads(surface.render(call, "m", "chat", answer))
+    writer = surface.writer(call, "m", "chat")
+    try:
+        written = writer.feed(events) + writer.end()
+    except ExpertError:
+        written = writer.fail(ApiError("cut", status=502))
+    assert written.endswith(b"\n\n")
 
 
 @pytest.mark.parametrize("path", sorted(SURFACES))

@@ -151,9 +151,25 @@ def test_signed_thinking_goes_back_as_it_came() -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("So far \n", [text("So far")]),
+        ([text("So "), text(" ")], [text("So")]),
+        (" ", None),
+    ],
+)
+def test_an_answer_to_be_continued_ends_without_white_space(content: Any, expected: Any) -> None:
+    turns = to(USER, {"role": "assistant", "content": content})["messages"][1:]
+    assert turns == ([] if expected is None else [{"role": "assistant", "content": expected}])
+    middle = to(USER, {"role": "assistant", "content": "a "}, USER)["messages"][1]
+    assert middle["content"] == [text("a ")]
+
+
+@pytest.mark.parametrize(
     ("messages", "fields", "param"),
     [
         ([USER], {"n": 2}, "n"),
+        ([USER], {"functions": [{"name": "f"}]}, "functions"),
         ([{"role": "wizard", "content": "x"}], {}, "messages[0].role"),
         ([{"role": "user", "content": 5}], {}, "messages[0].content"),
         ([{"role": "user", "content": [{"type": "input_audio"}]}], {}, "messages[0].content[0]"),

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossroads.gateway.dialects import ChatToMessages, MessagesToChat
-from crossroads.prompts.experts.base import ExpertError, assemble
+from crossroads.prompts.experts.base import ExpertError, assemble, chunks_of
 from tests.gateway.dialects import strategies as own
-from tests.gateway.dialects.canned import chunks
+from tests.gateway.dialects.canned import answer, chunks
 from tests.gateway.dialects.test_messages_answer import parsed
 
 Stream = tuple[list[dict[str, Any]], dict[str, Any]]
@@ -98,6 +98,18 @@ def test_mixed_fragments_of_parallel_calls_still_give_block_after_block() -> Non
             fragment = event["delta"]["partial_json"]
             written[event["index"]] = written.get(event["index"], "") + fragment
     assert set(written.values()) == {"{}", '{"a":1}', '{"b":2}'}
+
+
+def test_a_whole_answer_given_as_chunks_keeps_its_calls_and_thoughts_apart() -> None:
+    thinking = [{"type": "thinking", "thinking": t, "signature": t} for t in ("one", "two")]
+    whole = answer("tools")
+    whole["choices"][0]["message"] |= {"thinking_blocks": thinking, "reasoning_content": "onetwo"}
+    events = to_events(list(chunks_of(whole, include_usage=True)))
+    started = [e["content_block"] for e in events if e["type"] == "content_block_start"]
+    assert [b["type"] for b in started] == ["thinking"] * 2 + ["text"] + ["tool_use"] * 2
+    assert [b["id"] for b in started[3:]] == ["call_Paris", "call_Rome"]
+    thoughts = [e["delta"] for e in events if e.get("index") in (0, 1) and "delta" in e]
+    assert [d.get("thinking") or d["signature"] for d in thoughts] == ["one", "one", "two", "two"]
 
 
 def test_a_second_choice_is_left_out() -> None:

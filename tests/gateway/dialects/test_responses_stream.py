@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from crossroads.gateway.dialects.responses_answer import to_responses_answer
 from crossroads.gateway.dialects.responses_stream import ChatToResponses
+from crossroads.prompts.experts.base import chunks_of
 from tests.gateway.dialects import strategies as own
 from tests.gateway.dialects.canned import answer, chunks
 
@@ -154,6 +155,12 @@ def test_mixed_fragments_of_parallel_calls_keep_to_their_items() -> None:
     assert [(item["call_id"], item["arguments"]) for item in output] == [
         *(("c0", '{"a":1}'), ("c1", '{"b":2}'))
     ]
+
+
+def test_a_whole_answer_given_as_chunks_keeps_its_calls_apart() -> None:
+    events = to_events(list(chunks_of(answer("tools"), include_usage=True)))
+    output = events[-1]["response"]["output"]
+    assert [item.get("call_id") for item in output] == [None, "call_Paris", "call_Rome"]
 
 
 def test_log_probabilities_are_passed_on() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -128,8 +129,9 @@ class Gated(Scripted):
 
     async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
         await self.gate.wait()
-        async for batch in super().stream(order):
-            yield batch
+        async with aclosing(super().stream(order)) as batches:
+            async for batch in batches:
+                yield batch
 
 
 def test_a_loser_that_was_as_fast_is_closed_and_not_counted() -> None:

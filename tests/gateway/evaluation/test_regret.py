@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from crossroads.core.errors import InputError
-from crossroads.gateway.evaluation.regret import anytime_factor, live_regret
+from crossroads.gateway.evaluation import EvaluationSettings
+from crossroads.gateway.evaluation.regret import anytime_factor, live_regret, regret_of_ledger
+from crossroads.gateway.ledger import Feedback, LedgerReader, LedgerSettings, open_ledger
 from tests.gateway.evaluation.logs import make_log
+from tests.gateway.ledger.records import record
 
 TRUTH = np.array([0.5, 0.8, 0.3])
 
@@ -87,3 +93,34 @@ def test_few_calls_say_nothing() -> None:
 def test_a_wrong_level_is_refused() -> None:
     with pytest.raises(InputError):
         live_regret(log(100), level=1.0)
+
+
+@pytest.mark.parametrize("reward", ["feedback", "complete"])
+def test_the_regret_of_a_ledger_is_of_its_window(tmp_path: Path, reward: Any) -> None:
+    url = f"sqlite:{tmp_path}/l.db"
+    ledger = open_ledger(LedgerSettings(url=url))
+    chance = random.Random(0)
+    for n in range(400):
+        model = chance.choice(["small", "large"])
+        old = n >= 300
+        row = record(
+            f"d{n}",
+            time=time.time() - (7_200 if old else 60),
+            chosen=model,
+            propensity=0.5,
+            probabilities={"small": 0.5, "large": 0.5},
+            is_complete=model == "large",
+        )
+        ledger.append(row)
+        score = 0.9 if model == "large" else 0.4
+        ledger.append_feedback(Feedback(decision_id=f"d{n}", score=score, time=row.time + 1))
+    ledger.close()
+    settings = EvaluationSettings(window_hours=1, reward=reward)
+    with LedgerReader(url) as reader:
+        found = regret_of_ledger(reader, settings)
+        nothing = regret_of_ledger(reader, settings, policy="other")
+    assert found["calls"] == 300
+    assert found["best_model"] == "large"
+    assert found["low"] > 0
+    assert nothing["regret"] is None
+    assert "no call to learn from" in nothing["why"]

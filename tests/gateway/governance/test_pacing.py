@@ -51,16 +51,17 @@ def test_the_spend_is_the_budget_and_wins_more_than_cutting_off(seed: int) -> No
     assert gained > cut_off_then_cheapest * 1.03
 
 
-def test_a_budget_that_is_never_short_costs_nothing() -> None:
+@pytest.mark.parametrize("first_price", [None, 300.0])
+def test_a_budget_that_is_never_short_costs_nothing(first_price: float | None) -> None:
     at, quality, cost = calls(0)
-    pacer = Pacer(1_000.0)
+    pacer = Pacer(1_000.0, first_price=first_price)
     spend(pacer, at, quality, cost * 0.01)
     assert pacer.price == 0.0
 
 
 def test_a_pace_goes_on_where_another_left_off() -> None:
-    at, quality, cost = calls(1)
-    whole, first = Pacer(BUDGET), Pacer(BUDGET)
+    at, _, cost = calls(1)
+    whole, first = Pacer(BUDGET / 10), Pacer(BUDGET / 10)
     half = len(at) // 2
     spent = num = 0.0
     for i in range(half):
@@ -68,7 +69,7 @@ def test_a_pace_goes_on_where_another_left_off() -> None:
             if pacer.is_due(START, END, at[i]):
                 pacer.step(START, END, at[i], spent_usd=spent, calls=int(num))
         spent, num = spent + cost[i, 1], num + 1
-    second = Pacer(BUDGET)
+    second = Pacer(BUDGET / 10)
     second.adopt(PaceState.from_dict(first.state.to_dict()))
     for pacer in (whole, second):
         pacer.step(START, END, at[half] + 600, spent_usd=spent, calls=int(num))
@@ -111,5 +112,5 @@ def test_the_price_stays_within_its_bounds(found: list[tuple[float, float, int]]
     "values", [{"price": -1.0}, {"price": float("nan")}, {"cost": 1.0}, {"price": "x"}, [], None]
 )
 def test_a_state_that_is_none_is_refused(values: Any) -> None:
-    with pytest.raises(ValueError, match="pace|could not convert"):
+    with pytest.raises(ValueError, match=r"pace|could not convert"):
         PaceState.from_dict(values)

@@ -29,9 +29,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @contextmanager
-def workers(num: int, store: str, **key: Any) -> Iterator[list[Worker]]:
-    key = {"name": "a", "secret": SECRET, **key}
-    running = [Worker({"keys": [key], "store": store, "lease_ttl_s": 1.5}) for _ in range(num)]
+def workers(
+    num: int, store: str, *, on_failure: str = "open", **key: Any
+) -> Iterator[list[Worker]]:
+    given = {
+        "keys": [{"name": "a", "secret": SECRET, **key}],
+        "store": store,
+        "on_store_failure": on_failure,
+        "lease_ttl_s": 1.5,
+    }
+    running = [Worker(given) for _ in range(num)]
     try:
         for worker in running:
             worker.ask(describe=True)
@@ -71,7 +78,13 @@ def test_10_calls_run_at_a_time_over_4_workers_and_their_places_are_free_again(s
         assert granted_by(running, num=25) == 10
         for worker in running:
             worker.ask(release=True)
-        until(lambda: granted_by(running[:1], num=10) == 10 or _released(running[0]))
+
+        def all_fit_again() -> bool:
+            num = running[0].ask(num=10).get("200", 0)
+            running[0].ask(release=True)
+            return num == 10
+
+        until(all_fit_again)
 
 
 def test_the_lease_of_a_killed_worker_comes_back_after_its_time_to_live(store: str) -> None:
@@ -89,6 +102,64 @@ def _budget(worker: Worker) -> dict[str, Any]:
     return budget
 
 
-def _released(worker: Worker) -> bool:
-    worker.ask(release=True)
-    return False
+def _health(worker: Worker) -> str:
+    status: str = worker.ask(describe=True)["health"]["status"]
+    return status
+
+
+def test_without_redis_open_workers_overspend_by_no_more_than_what_was_left_for_each() -> None:
+    budget = {"usd": 10.0, "per": "30d"}
+    with redis_server() as server, workers(2, server.url, budgets=[budget]) as running:
+        before = granted_by(running, num=2, usd=1.0, settle=1.0)
+        until(lambda: all(_budget(worker)["spent_usd"] == 4.0 for worker in running))
+        server.kill()
+        meanwhile = granted_by(running, num=50, usd=1.0, settle=1.0)
+        assert before == 4
+        assert 6 <= meanwhile <= 12  # at least what was left, at most that for each worker
+        until(lambda: [_health(worker) for worker in running] == ["degraded", "degraded"])
+        server.start()
+        until(lambda: [_health(worker) for worker in running] == ["ok", "ok"])
+        until(lambda: all(_budget(w)["spent_usd"] == 4.0 + meanwhile for w in running))
+        assert granted_by(running, num=5, usd=1.0, settle=1.0) == 0
+
+
+def test_without_redis_closed_workers_refuse_and_serve_again_after() -> None:
+    limits = {"requests_per_day": 1_000}
+    with (
+        redis_server() as server,
+        workers(1, server.url, on_failure="closed", limits=limits) as (worker,),
+    ):
+        assert worker.ask(num=1, settle=0.0) == {"200": 1}
+        server.kill()
+        found = worker.ask(num=500, settle=0.0)
+        assert found.keys() <= {"200", "503"}
+        assert found["200"] <= 15 + 8  # the block at hand: 1/64 of the limit, or 8 calls
+        assert _health(worker) == "failing"
+        server.start()
+        until(lambda: worker.ask(num=100, settle=0.0) == {"200": 100})
+
+
+def test_redis_killed_and_started_under_load_leaves_no_call_unanswered_or_uncounted() -> None:
+    budget = {"usd": 1_000.0, "per": "30d"}
+    with redis_server() as server, workers(2, server.url, budgets=[budget]) as running:
+        granted = 0
+        for turn in range(20):
+            for worker in running:
+                worker.tell(num=10, usd=1.0, settle=1.0)
+            if turn % 10 == 3:
+                server.kill()
+            if turn % 10 == 7:
+                server.start()
+            answers = [worker.hear() for worker in running]
+            assert [sum(answer.values()) for answer in answers] == [10, 10]
+            granted += sum(answer.get("200", 0) for answer in answers)
+        assert granted == 400
+        until(lambda: [_health(worker) for worker in running] == ["ok", "ok"])
+        until(lambda: all(_budget(worker)["spent_usd"] == granted for worker in running))
+
+
+def test_a_worker_that_ends_gives_back_its_lease_at_once(store: str) -> None:
+    with workers(2, store, name="ends", limits={"requests_per_day": 64}) as (first, second):
+        first.ask(num=1, settle=0.0)
+        first.stop()
+        assert second.ask(num=64, settle=0.0) == {"200": 63, "429": 1}

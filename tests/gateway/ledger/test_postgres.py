@@ -20,20 +20,27 @@ from crossroads.gateway.ledger import (
     check_ledger,
     open_ledger,
 )
-from crossroads.gateway.ledger.postgres import PostgresStore
 from tests.gateway.ledger.records import record
 from tests.gateway.postgres_server import PostgresServer
 
+asyncpg = pytest.importorskip("asyncpg")
 _numbers = itertools.count(1)
+
+
+def run_sql(url: str, statement: str) -> None:
+    async def run() -> None:
+        connection = await asyncpg.connect(url)
+        await connection.execute(statement)
+        await connection.close()
+
+    asyncio.run(run())
 
 
 @pytest.fixture
 def url(postgres: PostgresServer) -> str:
     """An empty database."""
     name = f"ledger_{next(_numbers)}"
-    store = PostgresStore(postgres.url)
-    store.execute(f"CREATE DATABASE {name}")
-    store.close()
+    run_sql(postgres.url, f"CREATE DATABASE {name}")
     return f"{postgres.url.rpartition('/')[0]}/{name}"
 
 
@@ -161,11 +168,24 @@ def test_replicas_migrate_and_write_side_by_side(url: str, tmp_path: Path) -> No
     assert len(set(read_ids(url))) == 200
 
 
+def test_an_older_schema_is_migrated(url: str, tmp_path: Path) -> None:
+    ledger = open_ledger(settings(url, tmp_path))
+    ledger.append(record("dec_kept"))
+    ledger.close()
+    run_sql(url, "DROP TABLE feedback")  # as version 1 had none
+    run_sql(url, "DELETE FROM ledger_schema WHERE version = 2")
+    again = open_ledger(settings(url, tmp_path))
+    again.append_feedback(Feedback(decision_id="dec_kept", score=0.5))
+    again.close()
+    with LedgerReader(url) as reader:
+        entry = reader.get("dec_kept")
+    assert entry is not None
+    assert [each.score for each in entry.feedback] == [0.5]
+
+
 def test_a_newer_schema_is_refused(url: str, tmp_path: Path) -> None:
     open_ledger(settings(url, tmp_path)).close()
-    store = PostgresStore(url)
-    store.execute("INSERT INTO ledger_schema VALUES (99)")
-    store.close()
+    run_sql(url, "INSERT INTO ledger_schema VALUES (99)")
     with pytest.raises(InputError, match=r"version 99.*upgrade"):
         open_ledger(settings(url, tmp_path))
 
@@ -179,3 +199,11 @@ def test_it_is_read_beside_a_running_event_loop(url: str, tmp_path: Path) -> Non
     ledger.append(record("dec_1"))
     ledger.close()
     assert asyncio.run(_read_off_the_loop(url)) == ["dec_1"]
+
+
+def test_a_database_of_something_else_is_left_as_it_was(url: str, tmp_path: Path) -> None:
+    with LedgerReader(url) as reader, pytest.raises(InputError, match="not a ledger"):
+        reader.get("dec_1")
+    run_sql(url, "CREATE TABLE calls (caller TEXT)")
+    with pytest.raises(InputError, match="not a ledger"):
+        open_ledger(settings(url, tmp_path))

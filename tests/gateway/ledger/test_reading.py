@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,31 @@ def test_a_decision_on_its_way_is_found(tmp_path: Path) -> None:
         assert owner_of(ledger, reader, "dec_1") == "key-a"
         assert owner_of(ledger, reader, "dec_2") is None
     ledger.close()
+
+
+def test_a_database_of_something_else_is_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "other.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE customers (name TEXT)")
+    connection.close()
+    before = path.read_bytes()
+    with (
+        LedgerReader(f"sqlite:{path}") as reader,
+        pytest.raises(InputError, match="not a ledger"),
+    ):
+        reader.get("dec_1")
+    with pytest.raises(InputError, match="not a ledger"):
+        open_ledger(LedgerSettings(url=f"sqlite:{path}"))
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("customers",)]
+    connection.close()
+    assert len(path.read_bytes()) == len(before)
+
+
+def test_a_reader_makes_no_ledger_of_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    with (
+        LedgerReader(f"sqlite:{tmp_path}/empty.db") as reader,
+        pytest.raises(InputError, match="not a ledger"),
+    ):
+        reader.get("dec_1")

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
 from crossroads.core.errors import InputError, UnavailableError
-from crossroads.gateway.contracts import Ledger
+from crossroads.gateway.contracts import Ledger, Record
 from crossroads.gateway.ledger import (
     Feedback,
     LedgerReader,
@@ -20,7 +24,9 @@ from crossroads.gateway.ledger import (
 )
 from crossroads.gateway.ledger.schema import Row
 from crossroads.gateway.ledger.sqlite import SqliteStore
+from crossroads.gateway.ledger.urls import default_journal
 from tests.gateway.ledger.records import record
+from tests.gateway.ledger.test_schema import RECORDS
 
 
 def settings(folder: Path, **changes: Any) -> LedgerSettings:
@@ -76,6 +82,19 @@ def test_it_is_a_ledger_and_returns_what_it_was_given(ledger: SqlLedger, tmp_pat
         assert list(reader.records()) == rows
     assert ledger.health()["written"] == 1200
     assert ledger.health()["state"] == "ok"
+
+
+@settings_of_hypothesis(max_examples=15, deadline=None)
+@given(st.lists(RECORDS, max_size=80, unique_by=lambda r: r.decision_id))
+def test_whatever_is_appended_is_what_is_read(rows: list[Record]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ledger = open_ledger(settings(folder, keep=["text", "answers", "features"], batch=33))
+        for each in rows:
+            ledger.append(each)
+        ledger.close()
+        with LedgerReader(f"sqlite:{folder}/l.db") as reader:
+            assert list(reader.records()) == rows
 
 
 def test_rows_are_committed_within_the_flush_interval_without_being_asked(tmp_path: Path) -> None:
@@ -197,6 +216,36 @@ def test_the_journal_of_a_process_that_died_is_adopted_by_the_next(tmp_path: Pat
     second.close()
     assert read_ids(tmp_path) == {"dec_left"}
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_a_damaged_journal_is_put_aside_and_holds_nobody_up(tmp_path: Path) -> None:
+    name = default_journal(f"sqlite:{tmp_path}/l.db")[1]
+    (tmp_path / f"{name}-1-dead.jsonl").write_text("no JSON\n")
+    ledger = open_ledger(settings(tmp_path))
+    ledger.append(record("dec_1"))
+    ledger.flush()
+    health = ledger.health()
+    ledger.close()
+    assert health["state"] == "ok"
+    assert health["damaged_journals"] == [f"{tmp_path}/{name}-1-dead.damaged"]
+    assert read_ids(tmp_path) == {"dec_1"}
+
+
+def test_half_a_line_at_the_end_of_a_journal_is_cut_off(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    first = SqlLedger(settings(tmp_path), store)
+    first.start()
+    first.flush()
+    store.is_full = True
+    first.append(record("dec_whole"))
+    first.flush()
+    first.close()
+    with Path(first.health()["journal"]).open("ab") as file:
+        file.write(b'{"table": "calls", "rows": [["dec_ha')
+    second = open_ledger(settings(tmp_path))
+    wait_until(lambda: second.health()["replayed"] == 1)
+    second.close()
+    assert read_ids(tmp_path) == {"dec_whole"}
 
 
 def test_the_journal_of_a_living_process_is_left_alone(tmp_path: Path) -> None:

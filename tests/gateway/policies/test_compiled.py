@@ -160,3 +160,40 @@ def test_versions_change_with_settings_targets_and_artefacts_only() -> None:
     assert version("auto") == version("auto")
     assert version("auto") != version("auto", seed=1)
     assert version("ab") != version("ab", seed=1)
+
+
+def test_a_reload_keeps_sessions_estimates_and_the_watch_for_drift() -> None:
+    section = {
+        "auto": {**LEARNED, "drift": {"window": 20}},
+        "kept": {"kind": "sticky", "policy": "auto"},
+    }
+    before = compiled(section)
+    choose(before, call("kept", "hard", user="u"), call("auto", "easy"))
+    after = compiled(section, fallbacks={"large": ["other"]})
+    after.adopt(before)
+    kept, known = choose(after, call("kept", "no-large hard", user="u"), call("auto", "easy"))
+    assert (kept.model, kept.labels["sticky"]) == ("large", "kept")
+    assert known.fallbacks == ("other",)  # decided anew, by the new fallbacks
+    told = after.health()["policies"]["auto"]
+    assert (told["misses"], told["drift"]["prompts"]) == (0, 2)
+    assert after.describe()["auto"]["frontier"]["operating_point"]["num_prompts"] == 2
+
+
+def test_a_policy_that_changed_starts_anew() -> None:
+    before = compiled({"auto": LEARNED, "kept": {"kind": "sticky", "policy": "auto"}})
+    choose(before, call("kept", "hard", user="u"))
+    changed = {**LEARNED, "objective": {"max_quality_under_usd": 0.01}}
+    after = compiled({"auto": changed, "kept": {"kind": "sticky", "policy": "auto"}})
+    after.adopt(before)
+    found = choose_one(after, call("kept", "hard", user="u"))
+    assert (found.model, "sticky" in found.labels) == ("medium", False)
+
+
+def test_a_session_with_a_model_that_is_gone_ends_with_a_reload() -> None:
+    section = {"kept": {"kind": "sticky", "policy": "ab"}}
+    ab = {"kind": "split", "weights": {"small": 1}, "fallbacks": ["medium"]}
+    before = compiled({**section, "ab": ab}, models=pool(extra={}))
+    choose(before, call("kept", user="u"))
+    after = compiled({**section, "ab": ab})
+    after.adopt(before)
+    assert "sticky" not in choose_one(after, call("kept", user="u")).labels

@@ -89,7 +89,10 @@ def test_a_price_on_cost_adds_to_the_policys_own() -> None:
 
 def test_a_price_on_cost_stays_within_what_the_policy_can_afford() -> None:
     capped = learned(objective={"max_quality_under_usd": 0.01})
-    assert choose_one(capped, call(text="hard"), price=1.0).model == "medium"
+    found = choose_one(capped, call(text="hard"), price=1.23456)
+    assert (found.model, found.labels["cost-price"]) == ("medium", "1.23")
+    assert found.decision is not None
+    assert found.decision.rule == "max-cost:0.01"
     assert choose_one(capped, call(text="hard"), price=1000.0).model == "small"
     floor = learned(objective={"min_cost_above_quality": 0.5})
     assert choose_one(floor, call(text="hard"), price=1000.0).model == "medium"

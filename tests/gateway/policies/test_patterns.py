@@ -23,6 +23,11 @@ from crossroads.gateway.policies.patterns import Pattern
         r"(?:(?:ab)+c)+",
         r"(?=(a+)+)b",
         r"(a+|b)*c",
+        r"(a{1,3})*b",
+        r"(a?a)*b",
+        r"(?i)(?:aa|A)*b",
+        "a?" * 30 + "a" * 30,
+        r".*.*.*x",
     ],
 )
 def test_patterns_that_can_take_forever_are_refused(text: str) -> None:
@@ -40,12 +45,13 @@ def test_what_is_no_pattern_is_refused(text: str) -> None:
     ("text", "length"),
     [
         (r"\bsql\b", 4000),
-        (r"select .* from", 2000),
-        (r"(foo|bar)*", 2000),
-        (r".*.*x", 158),
-        (r"(?>a+)b", 2000),
-        (r"(?:a++)+b", 2000),
+        (r"select .* from", 1000),
+        (r"(foo|bar)*", 1000),
+        (r".*.*x", 99),
+        (r"(?>a+)b", 1000),
+        (r"(?:a++)+b", 1000),
         (r"a{0,3}b?", 4000),
+        (r"(?i)\b(code|coding|python)\b.*", 577),
     ],
 )
 def test_the_more_a_pattern_repeats_the_less_it_reads(text: str, length: int) -> None:
@@ -59,7 +65,7 @@ def test_what_stands_beyond_the_limit_is_not_found() -> None:
 
 
 def test_the_worst_accepted_patterns_end() -> None:
-    for text in (r"a*a*a*b", r".*.*.*=", r"(?:x?y?){0,9}z", r"\s+$"):
+    for text in (r"a*a*b", r".*.*=", r"a?a?a?a?a?a?b", r"\s+$"):
         assert not Pattern(text, where="p").found_in("a" * 100_000)
 
 

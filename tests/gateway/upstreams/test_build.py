@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from crossroads.core.errors import InputError
 from crossroads.gateway.upstreams import UpstreamSettings, build_upstream, build_upstreams
-from crossroads.prompts.pool import ModelCard, Pool
+from crossroads.prompts.pool import ModelCard, Pool, parse_pool
 from tests.gateway.upstreams.servers import SHORT
 
 
@@ -66,3 +69,12 @@ def test_importing_the_room_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_yaml_of_the_documentation_is_valid() -> None:
+    page = (Path(__file__).parents[3] / "docs/gateway/upstreams.md").read_text("utf-8")
+    cards, section = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    pool = parse_pool(cards, where="documentation")
+    assert set(build_upstreams(pool, timeouts=SHORT)) == set(pool.names)
+    shown = UpstreamSettings.model_validate(yaml.safe_load(section)["upstreams"])
+    assert shown == UpstreamSettings()

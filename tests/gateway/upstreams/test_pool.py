@@ -8,7 +8,7 @@ import pytest
 
 from crossroads.gateway.upstreams.connection import HttpFailure
 from crossroads.gateway.upstreams.dial import Target
-from crossroads.gateway.upstreams.pool import ConnectionPool
+from crossroads.gateway.upstreams.pool import ConnectionPool, Request
 from tests.gateway.upstreams.conftest import Run
 from tests.gateway.upstreams.servers import (
     Received,
@@ -51,8 +51,8 @@ def test_every_answer_reaches_who_asked(run: Run) -> None:
         await asyncio.sleep(int(request.body) % 7 / 1000)
         writer.write(response(request.body))
 
-    async def ask(number: int, pool: ConnectionPool, request: object) -> bool:
-        _, body = await pool.fetch(request)  # type: ignore[arg-type]
+    async def ask(number: int, pool: ConnectionPool, request: Request) -> bool:
+        _, body = await pool.fetch(request)
         return int(body) == number
 
     async def ask_all() -> None:
@@ -275,5 +275,31 @@ def test_time_is_counted_where_it_goes(run: Run) -> None:
             assert first.phases.connect > 0
             assert second.phases.connect == 0
             assert 0.04 < second.phases.upstream <= second.phases.total
+
+    run(ask())
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_server_that_closes_every_connection_at_once_is_unavailable(
+    run: Run, is_stream: bool
+) -> None:
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async def ask() -> None:
+        async with raw_server(b"") as server:
+            closing = await asyncio.start_server(close, "127.0.0.1", 0)
+            target = Target(host="127.0.0.1", port=closing.sockets[0].getsockname()[1])
+            pool = ConnectionPool(target)
+            await pool.start()
+            for _ in range(20):
+                with pytest.raises(HttpFailure) as failed:
+                    request = request_to(server)
+                    await (pool.open(request) if is_stream else pool.fetch(request))
+                assert failed.value.kind in {"lost", "connect"}
+            assert (pool.num_idle, pool.num_busy) == (0, 0)
+            await pool.close()
+            closing.close()
+            await asyncio.sleep(0.01)
 
     run(ask())

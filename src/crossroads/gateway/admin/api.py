@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -17,9 +18,10 @@ from crossroads import __version__
 from crossroads.core.errors import CrossroadsError
 from crossroads.gateway.admin.explain import explain, to_fields
 from crossroads.gateway.admin.guard import BodyTooLargeError
+from crossroads.gateway.admin.shapes import budget_rows, frontier_view, limit_texts
 from crossroads.gateway.admin.sources import AdminSources
 from crossroads.gateway.errors import ApiError
-from crossroads.gateway.telemetry.exposition import CONTENT_TYPE
+from crossroads.gateway.telemetry.catalogue import CONTENT_TYPE
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ T = TypeVar("T")
 _BROKEN = "The admin server failed on this request; its log says why."
 _MOST_DECISIONS = 500
 _LONGEST_TRAFFIC = 86_400.0  # seconds
-_FILTERS = ("model", "policy", "key", "status")
+_FILTERS = {"model": "model", "policy": "policy", "key": "key_id"}
 
 
 class Api:
@@ -63,17 +65,20 @@ class Api:
                 Route(f"/api/{name}", _json(work), methods=["POST"])
                 for name, work in changes.items()
             ),
-            Route("/api/keys/{id}", _json(self._revoke_key), methods=["DELETE"]),
+            Route("/api/keys/{name}", _json(self._revoke_key), methods=["DELETE"]),
             Route("/metrics", self._metrics, methods=["GET"]),
         ]
 
     async def _read(self, name: str, *arguments: Any) -> Any:
         """Ask one source. Raises ApiError 404 where there is none."""
-        source = getattr(self._sources, name)
+        return await _wait(self._source(name)(*arguments))
+
+    def _source(self, name: str) -> Callable[..., Any]:
+        source: Callable[..., Any] | None = getattr(self._sources, name)
         if source is None:
             message = f"This gateway has no {name.replace('_', ' ')}; see its configuration."
             raise ApiError(message, status=404, code="not_configured")
-        return await _wait(source(*arguments))
+        return source
 
     async def _status(self, _: Request) -> dict[str, Any]:
         health = await self._read("health") if self._sources.health else {"status": "ok"}
@@ -98,33 +103,44 @@ class Api:
         return found
 
     async def _keys(self, _: Request) -> dict[str, Any]:
-        facts = await self._read("governance")
-        return {"keys": list(facts.get("keys", ())), "teams": facts.get("teams", [])}
+        told = await self._read("governance")
+        keys = [
+            {name: value for name, value in key.items() if name != "budgets"}
+            | {"limits": limit_texts(key.get("limits") or ())}
+            for key in told.get("keys") or ()
+        ]
+        return {"keys": keys, "teams": [team["name"] for team in told.get("teams") or ()]}
 
     async def _budgets(self, _: Request) -> dict[str, Any]:
-        facts = await self._read("governance")
-        return {"budgets": list(facts.get("budgets", ())), "store": facts.get("store")}
+        told = await self._read("governance")
+        return {"budgets": budget_rows(told, now=time.time()), "store": told.get("store")}
 
     async def _create_key(self, request: Request) -> Mapping[str, Any]:
         body = await _body(request)
         name = body.get("name")
         if not isinstance(name, str) or not name.strip() or len(name) > 100:
             raise ApiError("'name' must be a text of 1 to 100 characters.", param="name")
-        found: Mapping[str, Any] = await self._read("create_key", body)
-        return found
+        fields = {field: body[field] for field in ("team", "models") if body.get(field)}
+        source = self._source("create_key")
+        secret = await _wait(source(name.strip(), **fields))
+        return {"name": name.strip(), **fields, "secret": secret}
 
     async def _revoke_key(self, request: Request) -> dict[str, Any]:
-        key = request.path_params["id"]
-        if not await self._read("revoke_key", key):
-            raise ApiError(f"There is no key {key!r}.", status=404, code="key_not_found")
-        return {"id": key, "revoked": True}
+        name = request.path_params["name"]
+        await self._read("revoke_key", name)
+        return {"name": name, "revoked": True}
 
     async def _decisions(self, request: Request) -> dict[str, Any]:
         limit = _number(request, "limit", default=50, low=1, high=_MOST_DECISIONS)
         query = request.query_params
-        filters = {name: query[name] for name in _FILTERS if query.get(name)}
-        if filters.get("status") not in (None, "ok", "failed"):
+        filters: dict[str, Any] = {
+            field: query[name] for name, field in _FILTERS.items() if query.get(name)
+        }
+        status = query.get("status") or None
+        if status not in (None, "ok", "failed"):
             raise ApiError("'status' must be ok or failed.", param="status")
+        if status is not None:
+            filters["is_error"] = status == "failed"
         rows = await self._read("decisions", int(limit), filters)
         return {"decisions": [to_fields(row) for row in rows]}
 
@@ -143,11 +159,20 @@ class Api:
         policy = request.query_params.get("policy", "")
         if not policy:
             raise ApiError("'policy' is missing: name one of /api/policies.", param="policy")
-        price = None
+        policies = await self._read("policies")
+        told = (policies.get(policy) or {}).get("frontier")
+        if told is None:
+            raise ApiError(
+                f"{policy!r} is no learned policy, so it has no frontier.",
+                status=404,
+                code="no_frontier",
+            )
+        preview = None
         if "price" in request.query_params:
             price = _number(request, "price", default=0.0, low=0.0, high=1e12)
-        found: Mapping[str, Any] = await self._read("frontier", policy, price)
-        return found
+            preview = {"price": price, **await self._read("preview", policy, price)}
+        operating = told.get("operating_point") or {}
+        return frontier_view(told, operating=operating, preview=preview)
 
     async def _check_config(self, request: Request) -> Mapping[str, Any]:
         text = (await request.body()).decode("utf-8", "replace")
@@ -158,7 +183,8 @@ class Api:
         body = await _body(request)
         if not isinstance(body.get("messages"), list) or not isinstance(body.get("model"), str):
             raise ApiError("A chat request is expected: 'model' and 'messages'.", param="messages")
-        reply = await self._read("playground", orjson.dumps({**body, "stream": False}))
+        key = request.headers.get("x-gateway-key", "")
+        reply = await self._read("playground", orjson.dumps({**body, "stream": False}), key)
         try:
             answer = orjson.loads(reply.body)
         except ValueError:

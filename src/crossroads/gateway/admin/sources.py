@@ -35,34 +35,27 @@ class AdminSources:
     Attributes
     ----------
     health : ``compose_health``'s answer: ``status``, ``parts``
-    metrics : Prometheus text
-    traffic : by seconds back: ``History.series``
-    summary : by Unix time: a ledger's figures since then (``LedgerReader.summary``); its ``saved``
+    metrics : Prometheus text, ``GatewayTelemetry.render``
+    traffic : by seconds back, ``History.series``
+    summary : by Unix time, a ledger's figures since then (``LedgerReader.summary``); its ``saved``
         goes before the one of ``traffic``
-    models : what ``GET /v1/models`` lists, with the cards' facts: ``name``, ``kind`` (``model`` or
-        ``policy``), ``context``, ``inputs``, ``tools``, ``residency``, ``usd_per_mtok_in``,
-        ``usd_per_mtok_out``
-    upstreams : by model, ``Engine.health``: ``state`` (closed, half-open, open), ``state_for_s``,
-        ``failure_share``, ``in_flight``, ``num_calls``, ``num_failures``, ``answer_s``,
-        ``first_event_s``, ``last_error``, ``last_error_time``
-    governance : ``keys`` (``id``, ``team``, ``models``, ``expires``, ``disabled``), ``budgets``
-        (``name``, ``scope``, ``usd``, ``spent_usd``, ``period``, ``elapsed_share``, ``reset_at``,
-        ``paced``, ``price``), ``store``
-    create_key : from ``name``, ``team``, ``models`` to the key's facts and its ``secret``
-    revoke_key : whether there was such a key
-    decisions : the newest first, at most so many; filters are ``model``, ``policy``, ``key``,
-        ``status`` (``ok``, ``failed``), all texts
-    decision : one of them, or None
-    policies : by name: ``kind``, ``models``, ``objective``, ``version`` and what else there is
-    frontier : of a policy, and at a price (quality per USD; None for the operating point):
-        ``points`` (``quality``, ``cost_usd``, ``price``), ``models`` (``model``, ``quality``,
-        ``cost_usd``), ``operating`` and ``preview`` (points, the latter with ``shares`` by model
-        where known), ``unit`` of cost, ``source`` (how it was measured, as a phrase)
-    regret : ``regret``, ``low``, ``high``, ``best_model``, ``calls``, ``method``
-    drift : ``alarm``, ``statistic``, ``threshold``, ``calls``, ``method``
+    models : what ``GET /v1/models`` lists; ``name``, and ``kind`` (``model`` or ``policy``)
+    upstreams : by model, ``Engine.health``
+    governance : ``KeyGovernor.describe``: ``keys``, ``teams``, ``store``
+    create_key : ``KeyStore.create``: from a name, and ``team`` and ``models`` where given, to the
+        secret
+    revoke_key : ``KeyStore.revoke``; raises CrossroadsError for a name there is not
+    decisions : at most so many, the newest first; the filters are fields of ``ledger.Filters``:
+        ``model``, ``policy``, ``key_id`` (texts), ``is_error`` (bool)
+    decision : one of them by its id, or None; with ``feedback`` where there is some
+    policies : by name, ``CompiledPolicies.describe``
+    preview : of a learned policy by name, at a price in quality per USD (``CompiledPolicies``'s)
+    regret : ``evaluation.live_regret``
+    drift : by learned policy, the state of its alarm (``drift`` of the policy's health)
     reload : read the configuration anew; ``changed``, ``message``
-    check_config : of YAML text, or of the file in use: ``ok``, ``problems``
-    playground : answers a chat request's JSON in this process
+    check_config : of YAML text, or None for the file in use: ``ok``, and ``problems``, texts or
+        objects with ``level``, ``place``, ``message``
+    playground : answers a chat request's JSON, with a key or "", in this process; `in_process`
     config_path : of the file in use, to be shown
     gateway_url : where clients reach the gateway, to be shown
     """
@@ -74,16 +67,16 @@ class AdminSources:
     models: Callable[[], Maybe[Sequence[Facts]]] | None = None
     upstreams: Callable[[], Maybe[Mapping[str, Facts]]] | None = None
     governance: Callable[[], Maybe[Facts]] | None = None
-    create_key: Callable[[Facts], Maybe[Facts]] | None = None
-    revoke_key: Callable[[str], Maybe[bool]] | None = None
-    decisions: Callable[[int, Mapping[str, str]], Maybe[Sequence[Row]]] | None = None
+    create_key: Callable[..., Maybe[str]] | None = None
+    revoke_key: Callable[[str], Maybe[None]] | None = None
+    decisions: Callable[[int, Mapping[str, Any]], Maybe[Sequence[Row]]] | None = None
     decision: Callable[[str], Maybe[Row | None]] | None = None
     policies: Callable[[], Maybe[Mapping[str, Facts]]] | None = None
-    frontier: Callable[[str, float | None], Maybe[Facts]] | None = None
+    preview: Callable[[str, float], Maybe[Facts]] | None = None
     regret: Callable[[], Maybe[Facts]] | None = None
-    drift: Callable[[], Maybe[Facts]] | None = None
+    drift: Callable[[], Maybe[Mapping[str, Facts]]] | None = None
     reload: Callable[[], Maybe[Facts]] | None = None
     check_config: Callable[[str | None], Maybe[Facts]] | None = None
-    playground: Callable[[bytes], Maybe[Reply]] | None = None
+    playground: Callable[[bytes, str], Maybe[Reply]] | None = None
     config_path: str = ""
     gateway_url: str = ""

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from crossroads.gateway.caches.answers import pack
 from crossroads.gateway.caches.exact import ExactCache
 from crossroads.gateway.caches.feed import RedisFeed
-from crossroads.gateway.caches.identity import KEEP, READ, exact_key, permissions, scope_of
+from crossroads.gateway.caches.identity import (
+    HEADERS,
+    KEEP,
+    READ,
+    exact_key,
+    permissions,
+    scope_of,
+)
 from crossroads.gateway.caches.link import RedisLink
 from crossroads.gateway.caches.semantic import SemanticCache
 from crossroads.gateway.caches.settings import CacheSettings
@@ -26,10 +33,15 @@ class AnswerCache:
     ----------
     exact, semantic : the caches; None for one that is off
     settings : what is kept, and who shares it
+    headers : names of further headers that make requests different
     """
 
     def __init__(
-        self, exact: ExactCache | None, semantic: SemanticCache | None, settings: CacheSettings
+        self,
+        exact: ExactCache | None,
+        semantic: SemanticCache | None,
+        settings: CacheSettings,
+        headers: Iterable[str] = (),
     ) -> None:
         self._exact = exact
         self._semantic = semantic
@@ -37,6 +49,9 @@ class AnswerCache:
         self._sampling = settings.sampling
         self._tool_calls = settings.tool_calls
         self._max_answer_bytes = settings.max_answer_bytes
+        self._headers = tuple(
+            dict.fromkeys([*HEADERS, *(n.lower().encode() for n in (*settings.headers, *headers))])
+        )
         self._scopes: dict[Client, bytes] = {}
         self._num_bypassed = 0
 
@@ -47,13 +62,15 @@ class AnswerCache:
             return None
         scope = self._scope_of(call.client)
         if self._exact is not None:
-            key = exact_key(call, scope)
+            key = exact_key(call, scope, self._headers)
             if key is None:
                 return None
             kept = await self._exact.get(key, call)
             if kept is not None:
                 return kept
-        return None if self._semantic is None else await self._semantic.get(call, scope)
+        return (
+            None if self._semantic is None else await self._semantic.get(call, scope, self._headers)
+        )
 
     def put(self, call: Call, tally: Tally) -> None:
         """Keep a complete answer where it may be kept; returns at once."""
@@ -64,11 +81,11 @@ class AnswerCache:
             return
         scope = self._scope_of(call.client)
         if self._exact is not None:
-            key = exact_key(call, scope)
+            key = exact_key(call, scope, self._headers)
             if key is not None:
                 self._exact.put(key, call, tally.dialect, data)
         if self._semantic is not None and tally.dialect == "chat":
-            self._semantic.put(call, scope, data)
+            self._semantic.put(call, scope, self._headers, data)
 
     def health(self) -> dict[str, Any]:
         """Return hits, misses and the state of the stores as plain data."""
@@ -93,10 +110,11 @@ class AnswerCache:
         return scope
 
 
-def build_cache(settings: CacheSettings) -> AnswerCache | None:
+def build_cache(settings: CacheSettings, headers: Iterable[str] = ()) -> AnswerCache | None:
     """Return the caches of a configuration; None where all are off.
 
-    Loads the encoder of the semantic cache. Raises MissingExtraError without what Redis or the
+    ``headers`` are those that the rules of policies go by. Loads the encoder of the semantic cache.
+    Raises MissingExtraError without what Redis or the
     encoder needs, InputError for a URL that is none.
     """
     if settings.exact is None and settings.semantic is None:
@@ -127,4 +145,4 @@ def build_cache(settings: CacheSettings) -> AnswerCache | None:
                 length=settings.semantic.max_entries,
             )
         semantic = SemanticCache.load(settings.semantic, feed)
-    return AnswerCache(exact, semantic, settings)
+    return AnswerCache(exact, semantic, settings, headers)

@@ -2,15 +2,16 @@
 
 Two requests are the same when everything that can change the answer is: the model or policy asked,
 messages, parameters, tools, tags, and who may share. Whether the answer is streamed does not
-change it, nor does the end user's name. A request in another dialect than ``chat`` shares answers
-with ``chat`` where it says nothing that ``chat`` has no word for; otherwise it is compared as sent.
+change it, nor does the end user's name or session. A request in another dialect than ``chat``
+shares answers with ``chat`` where it says nothing that ``chat`` has no word for; otherwise it is
+compared as sent.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -22,7 +23,13 @@ _BOTH = READ | KEEP
 
 _SIZE = 20  # bytes of a key
 _CONTROL = "crossroads"  # field of a request with the gateway's own options
-_TAGS = b"x-crossroads-tags"
+# Headers that policies go by; what rules go by besides is named in the configuration.
+HEADERS = (
+    b"x-crossroads-policy",
+    b"x-crossroads-tags",
+    b"x-crossroads-residency",
+    b"x-crossroads-seed",
+)
 # Fields that say how an answer is delivered or who is behind it, not what it is.
 _ASIDE = frozenset(
     {"stream", "stream_options", "user", "safety_identifier", "prompt_cache_key", _CONTROL}
@@ -83,12 +90,15 @@ def scope_of(client: Client, scope: str) -> bytes:
     return orjson.dumps([owner, rights, sorted(client.tags), sorted(client.residency)])
 
 
-def exact_key(call: Call, scope: bytes) -> bytes | None:
-    """Return the key of a call; None where it cannot be written as JSON."""
-    return _digest(call, scope, _request(call))
+def exact_key(call: Call, scope: bytes, names: Sequence[bytes] = HEADERS) -> bytes | None:
+    """Return the key of a call; None where it cannot be written as JSON.
+
+    ``names`` are the headers that make a difference, in lower case.
+    """
+    return _digest(call, scope, names, _request(call))
 
 
-def semantic_key(call: Call, scope: bytes) -> bytes | None:
+def semantic_key(call: Call, scope: bytes, names: Sequence[bytes] = HEADERS) -> bytes | None:
     """Return the key of everything but the wording of the last message.
 
     Numbers and negations of that message are in the key: texts that differ in them are close in
@@ -105,13 +115,14 @@ def semantic_key(call: Call, scope: bytes) -> bytes | None:
     if not isinstance(text, str):
         return None
     rest = {**last, "content": _FACTS.findall(text.lower())}
-    return _digest(call, scope, {**request, "messages": [*messages[:-1], rest]})
+    return _digest(call, scope, names, {**request, "messages": [*messages[:-1], rest]})
 
 
-def _digest(call: Call, scope: bytes, request: Mapping[str, Any]) -> bytes | None:
-    body = call.body
+def _digest(
+    call: Call, scope: bytes, names: Sequence[bytes], request: Mapping[str, Any]
+) -> bytes | None:
     kept = {name: value for name, value in request.items() if name not in _ASIDE}
-    own = body.get(_CONTROL)
+    own = call.body.get(_CONTROL)
     if isinstance(own, dict):
         kept[_CONTROL] = {name: value for name, value in own.items() if name != "cache"}
     try:
@@ -119,11 +130,12 @@ def _digest(call: Call, scope: bytes, request: Mapping[str, Any]) -> bytes | Non
     except TypeError:  # a number beyond 64 bits, a broken surrogate
         return None
     lane = b"chat" if request is not call.native and "messages" in kept else call.dialect.encode()
+    parts = [scope, call.model.encode("utf-8", "replace")]
+    headers = call.headers
+    parts += [b"%b:%b" % (name, headers[name]) for name in names if name in headers]
     digest = hashlib.blake2b(data, digest_size=_SIZE, key=lane)
-    tags = call.headers.get(_TAGS, b"")
-    digest.update(
-        b"\n%d\n%b%b\n%b" % (len(scope), scope, tags, call.model.encode("utf-8", "replace"))
-    )
+    for part in parts:  # lengths, so that no two lists of parts are the same bytes
+        digest.update(b"%d:%b" % (len(part), part))
     return digest.digest()
 
 

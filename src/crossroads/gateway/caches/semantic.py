@@ -8,6 +8,7 @@ wrong hit is possible, which is why this cache is off by default, see ``docs/gat
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from crossroads.gateway.caches.answers import kept_from
@@ -53,11 +54,11 @@ class SemanticCache:
         encoder.encode(["a text to load what is loaded at the first one"])
         return cls(encoder, settings, feed)
 
-    async def get(self, call: Call, scope: bytes) -> Kept | None:
+    async def get(self, call: Call, scope: bytes, names: Sequence[bytes]) -> Kept | None:
         self._follow()
         if len(self._ring) == 0 or not self._can_compare(call):
             return None
-        group = semantic_key(call, scope)
+        group = semantic_key(call, scope, names)
         if group is None:
             return None
         kept = await self._find(call, group)
@@ -67,9 +68,9 @@ class SemanticCache:
             self._num_hits += 1
         return kept
 
-    def put(self, call: Call, scope: bytes, data: bytes) -> None:
+    def put(self, call: Call, scope: bytes, names: Sequence[bytes], data: bytes) -> None:
         self._follow()
-        group = semantic_key(call, scope) if self._can_compare(call) else None
+        group = semantic_key(call, scope, names) if self._can_compare(call) else None
         if group is None:
             return
         vector = self._vector(call.text)

@@ -45,6 +45,9 @@ class CacheSettings(Section):
         default="key", description="who shares answers: one key, one team, everybody"
     )
     store: str = Field(default="memory", description="memory, or redis://host:port/db")
+    headers: tuple[str, ...] = Field(
+        default=(), description="of requests that policies go by, besides x-crossroads-..."
+    )
     namespace: str = Field(
         default="crossroads",
         pattern=r"^[\w.:-]{1,64}$",

@@ -4,6 +4,7 @@
 upstreams that speak it, beside its translation into ``chat`` for all others.
 """
 
+from crossroads.gateway.call import GATEWAY_FIELDS
 from crossroads.gateway.dialects.chat import ChatSurface
 from crossroads.gateway.dialects.completions import CompletionsSurface
 from crossroads.gateway.dialects.embeddings import EmbeddingsSurface
@@ -14,7 +15,7 @@ from crossroads.gateway.dialects.messages_request import (
     to_messages_request,
 )
 from crossroads.gateway.dialects.messages_stream import ChatToMessages, MessagesToChat
-from crossroads.gateway.dialects.reading import GATEWAY_FIELDS, forwarded
+from crossroads.gateway.dialects.reading import forwarded
 from crossroads.gateway.dialects.registry import Surfaces, build_store, build_surfaces
 from crossroads.gateway.dialects.responses import ResponsesSurface
 from crossroads.gateway.dialects.responses_store import MemoryStore, ResponsesStore, Stored

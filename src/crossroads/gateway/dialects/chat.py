@@ -165,6 +165,7 @@ class ChatWriter:
                 or "finish_reason" not in choice
                 or not isinstance(delta, dict)
                 or "role" in delta
+                or "tool_calls" in delta
             ):
                 return [self._mended(choice) for choice in choices]
         return choices
@@ -179,4 +180,10 @@ class ChatWriter:
             delta = {"role": "assistant", **delta}
             if delta.get("content") is None:
                 delta["content"] = ""
+        calls = delta.get("tool_calls")
+        if calls:
+            delta["tool_calls"] = [
+                call if "index" in call else {"index": number, **call}
+                for number, call in enumerate(calls)
+            ]
         return {"finish_reason": None, **choice, "index": index, "delta": delta}

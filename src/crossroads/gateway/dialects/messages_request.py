@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from crossroads.gateway.call import Body
+from crossroads.gateway.call import GATEWAY_FIELDS, Body
 from crossroads.gateway.dialects.messages_content import (
     answer_blocks,
     chat_messages,
     user_blocks,
 )
 from crossroads.gateway.dialects.reading import (
-    GATEWAY_FIELDS,
     as_list,
     as_object,
     as_text,
@@ -53,6 +52,8 @@ def to_messages_request(body: Body) -> Body:
     """
     if body.get("n") not in (None, 1):
         raise wrong("n", "1 for this model", body["n"])
+    if body.get("functions"):
+        raise ApiError("'functions' must be given as 'tools' for this model.", param="functions")
     request = {name: value for name, value in body.items() if name not in _ONLY_CHAT}
     system, messages = _conversation(as_list(body.get("messages"), "messages"))
     request["messages"] = messages
@@ -168,7 +169,23 @@ def _conversation(messages: list[Any]) -> tuple[list[Body], list[Body]]:
             turns[-1]["content"] += blocks
         elif blocks:
             turns.append({"role": role, "content": blocks})
+    _trim_prefill(turns)
     return system, turns
+
+
+def _trim_prefill(turns: list[Body]) -> None:
+    """Drop white space at the end of an answer to be continued: the API refuses it there."""
+    if not turns or turns[-1]["role"] != "assistant":
+        return
+    content = turns[-1]["content"]
+    while content and content[-1].get("type") == "text":
+        last = content.pop()
+        text = last["text"].rstrip()
+        if text:
+            content.append({**last, "text": text})
+            return
+    if not content:
+        turns.pop()
 
 
 def _texts(content: Any, param: str) -> list[Body]:

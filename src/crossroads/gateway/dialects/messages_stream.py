@@ -194,15 +194,16 @@ class ChatToMessages:
     def _take(self, choice: Body, events: list[Event]) -> None:
         delta = choice.get("delta") or {}
         thought = delta.get("reasoning_content") or delta.get("reasoning")
-        if isinstance(thought, str):
+        blocks = delta.get("thinking_blocks") or ()
+        if isinstance(thought, str) and not blocks:
             self._add("thinking", {"type": "thinking_delta", "thinking": thought}, events)
-        for block in delta.get("thinking_blocks") or ():
-            self._sign(block, events)
+        for block in blocks:
+            self._sign(block, bool(thought), events)
         text = delta.get("content") or delta.get("refusal")
         if text:
             self._add("text", {"type": "text_delta", "text": text}, events)
-        for fragment in delta.get("tool_calls") or ():
-            self._take_call(fragment, events)
+        for number, fragment in enumerate(delta.get("tool_calls") or ()):
+            self._take_call(fragment.get("index", number), fragment, events)
         if choice.get("finish_reason"):
             self._finish = choice["finish_reason"]
             sequence = choice.get("stop_reason")
@@ -216,19 +217,22 @@ class ChatToMessages:
             self._open(kind, empty, events)
         events.append({"type": "content_block_delta", "index": self._index, "delta": delta})
 
-    def _sign(self, block: Body, events: list[Event]) -> None:
-        """Add the signature of thinking that was sent, or thinking that cannot be read."""
+    def _sign(self, block: Body, is_whole: bool, events: list[Event]) -> None:
+        """Add the signature of thinking that was sent, or all of it; or what cannot be read."""
         if block.get("type") == "redacted_thinking":
             self._open("redacted_thinking", block, events)
-        elif block.get("signature"):
+            self._close(events)
+            return
+        if is_whole and block.get("thinking"):
+            self._add("thinking", {"type": "thinking_delta", "thinking": block["thinking"]}, events)
+        if block.get("signature"):
             delta = {"type": "signature_delta", "signature": block["signature"]}
             self._add("thinking", delta, events)
         self._close(events)
 
-    def _take_call(self, fragment: Body, events: list[Event]) -> None:
-        number = fragment.get("index", 0)
+    def _take_call(self, number: int, fragment: Body, events: list[Event]) -> None:
         function = fragment.get("function") or {}
-        if number == self._call:
+        if self._kind == "tool_use" and number == self._call:
             self._add_arguments(function.get("arguments"), events)
             return
         if number in self._over:  # an empty fragment after the end, as some servers send
@@ -279,6 +283,6 @@ class ChatToMessages:
     def _close(self, events: list[Event]) -> None:
         if self._kind:
             events.append({"type": "content_block_stop", "index": self._index})
-        if self._call >= 0:
+        if self._kind == "tool_use":
             self._over.add(self._call)
         self._kind, self._call = "", -1

@@ -7,13 +7,10 @@ from typing import Any
 
 import orjson
 
-from crossroads.gateway.call import Body
+from crossroads.gateway.call import GATEWAY_FIELDS, Body
 from crossroads.gateway.errors import ApiError
 
-ROUTING_PREFERENCES = "routing_preferences"
-OWN_FIELD = "crossroads"
-GATEWAY_FIELDS = frozenset({ROUTING_PREFERENCES, OWN_FIELD})
-"""Fields of a request that are the gateway's own: stripped before it is forwarded."""
+OWN_FIELD = "crossroads"  # of a request, with options for the gateway
 
 _NAMES = {bool: "boolean", str: "string", dict: "object", list: "list"}
 
@@ -94,11 +91,6 @@ def _header(value: Any, param: str) -> bytes:
         return value.encode("latin-1")
     except UnicodeEncodeError:
         raise wrong(param, expected, value) from None
-
-
-def own_fields_of(body: Body) -> Body:
-    """Return those fields of a request that are the gateway's own."""
-    return {name: body[name] for name in GATEWAY_FIELDS if name in body}
 
 
 def forwarded(body: Body) -> Body:

@@ -35,6 +35,11 @@ class _Item:
     fragments: list[str] = field(default_factory=list)
     logprobs: list[Body] = field(default_factory=list)
 
+    def add(self, fragment: Any) -> None:
+        if not isinstance(fragment, str):
+            raise TypeError(f"a fragment of text that is {type(fragment).__name__}")
+        self.fragments.append(fragment)
+
     @property
     def text(self) -> str:
         return "".join(self.fragments)
@@ -134,8 +139,8 @@ class ChatToResponses:
             self._add("message", delta["content"], events, logprobs_of(choice.get("logprobs")))
         if delta.get("refusal"):
             self._add("refusal", delta["refusal"], events)
-        for fragment in delta.get("tool_calls") or ():
-            self._add_to_call(fragment, events)
+        for number, fragment in enumerate(delta.get("tool_calls") or ()):
+            self._add_to_call(fragment.get("index", number), fragment, events)
         self._finish = choice.get("finish_reason") or self._finish
 
     def _add(
@@ -148,7 +153,7 @@ class ChatToResponses:
             self._added(item, events)
             place = {"item_id": item.id, "output_index": item.index, "content_index": 0}
             self._say(events, "response.content_part.added", **place, part=item.part())
-        item.fragments.append(text)
+        item.add(text)
         place = {"item_id": item.id, "output_index": item.index, "content_index": 0}
         more: Body = {}
         if kind == "message":
@@ -167,8 +172,7 @@ class ChatToResponses:
             whole["content"] = []
         self._say(events, "response.output_item.added", output_index=item.index, item=whole)
 
-    def _add_to_call(self, fragment: Body, events: list[Event]) -> None:
-        number = fragment.get("index") or 0
+    def _add_to_call(self, number: int, fragment: Body, events: list[Event]) -> None:
         function = fragment.get("function") or {}
         item = self._calls.get(number)
         if item is None:
@@ -180,7 +184,7 @@ class ChatToResponses:
             self._added(item, events)
         arguments = function.get("arguments")
         if arguments:
-            item.fragments.append(arguments)
+            item.add(arguments)
             place = {"item_id": item.id, "output_index": item.index}
             self._say(events, "response.function_call_arguments.delta", **place, delta=arguments)
 

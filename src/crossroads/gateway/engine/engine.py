@@ -22,7 +22,7 @@ from crossroads.gateway.call import Body, Call, Dialect, Event
 from crossroads.gateway.contracts import Choice, Tally, Upstream, Usage
 from crossroads.gateway.engine.answers import estimate, read_answer
 from crossroads.gateway.engine.breaker import Clock
-from crossroads.gateway.engine.faults import after, remedy
+from crossroads.gateway.engine.faults import fail, remedy
 from crossroads.gateway.engine.fleet import Fleet, Sleep, Stop
 from crossroads.gateway.engine.health import Try
 from crossroads.gateway.engine.hedge import race
@@ -210,8 +210,8 @@ class Engine:
         """Have another model go on; where none does, what broke the answer is the error."""
         try:
             return await self._open(plan)
-        except ExpertError as error:
-            raise after(plan.tally.attempts, failure) from error
+        except ExpertError:
+            fail(plan.tally.attempts, failure)
 
     async def _begin(self, plan: Plan, stop: Stop, attempt: Try) -> Opened:
         """Wait for the first events: until then a failure can be hidden from the client."""
@@ -277,7 +277,9 @@ class Engine:
         """Return the first model's answer, its verdict in the tally; None where it has none."""
         names = (choice.model, *choice.fallbacks)
         try:
-            plan = self._plan(call, tally, names, deadline, only="chat")  # as verifiers read it
+            num_reserved = 1 if choice.escalate_to else 0
+            # In the dialect that verifiers read.
+            plan = self._plan(call, tally, names, deadline, only="chat", num_reserved=num_reserved)
             answered = await self._answer(plan, self._hedge_s(choice))
         except ExpertError as error:
             if not choice.escalate_to or remedy(error) == "refuse":
@@ -308,12 +310,14 @@ class Engine:
         tally: Tally,
         names: Sequence[str],
         deadline: float | None = None,
+        *,
         only: Dialect | None = None,
+        num_reserved: int = 0,
     ) -> Plan:
         if deadline is None:
             deadline = self._clock() + self._deadline_s
         stops = self._fleet.stops(call, names, deadline, only)
-        return Plan(self._fleet, call, tally, stops, deadline)
+        return Plan(self._fleet, call, tally, stops, deadline, num_reserved=num_reserved)
 
     def _hedge_s(self, choice: Choice) -> float | None:
         after_s = choice.hedge_after

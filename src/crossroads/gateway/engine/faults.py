@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
 from crossroads.gateway.contracts import Attempt
 from crossroads.prompts.experts.base import ExpertError
@@ -49,16 +49,16 @@ def is_overflow(error: ExpertError) -> bool:
     return any(words in message for words in _OVERFLOW)
 
 
-def after(attempts: Sequence[Attempt], last: ExpertError) -> ExpertError:
-    """Return the error for the client when nothing is left to try: the last, and the count."""
+def fail(attempts: Sequence[Attempt], last: ExpertError) -> NoReturn:
+    """Raise the error for the client when nothing is left to try: the last, and the count."""
     if len(attempts) < 2:
-        return last
+        raise last
     models = dict.fromkeys(attempt.model for attempt in attempts)
-    return ExpertError(
+    raise ExpertError(
         f"{len(attempts)} attempts failed ({', '.join(models)}); the last: {last}",
         status=last.status,
         type=last.type,
         code=last.code,
         param=last.param,
         retry_after=last.retry_after,
-    )
+    ) from last

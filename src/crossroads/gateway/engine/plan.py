@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Attempt, Tally
 from crossroads.gateway.engine.breaker import FORCED
-from crossroads.gateway.engine.faults import after, is_overflow, remedy
+from crossroads.gateway.engine.faults import fail, is_overflow, remedy
 from crossroads.gateway.engine.fleet import Fleet, Stop
 from crossroads.gateway.engine.health import Try
 from crossroads.prompts.experts.base import ExpertError
@@ -25,14 +25,16 @@ class Plan:
     stops : models that can serve the call, in the order of preference
     deadline : on the fleet's clock
     is_continuation : the request was changed by us, so a model's refusal is not the client's fault
+    num_reserved : attempts to leave to another plan of the call
 
-    Raises ExpertError where no model may be asked.
+    Raises ExpertError where no model may be asked, or may not be any more.
     """
 
     __slots__ = (
         *(
             "_at",
             "_deadline",
+            "_most",
             "_fleet",
             "_is_continuation",
             "_is_forced",
@@ -53,6 +55,7 @@ class Plan:
         deadline: float,
         *,
         is_continuation: bool = False,
+        num_reserved: int = 0,
     ) -> None:
         self.call = call
         self.tally = tally
@@ -62,6 +65,9 @@ class Plan:
         self._is_continuation = is_continuation
         self._is_forced = False
         self._at = 0  # index of the next stop
+        self._most = max(1, fleet.settings.max_attempts - num_reserved)
+        if tally.attempts and not self.has_attempts_left:
+            raise ExpertError("the time or the attempts of the call are used up", status=504)
         if not self._go_on():
             self._force()
 
@@ -72,8 +78,7 @@ class Plan:
     @property
     def has_attempts_left(self) -> bool:
         """Whether the bounds on attempts and on time allow another one."""
-        is_few = len(self.tally.attempts) < self._fleet.settings.max_attempts
-        return is_few and self._fleet.clock() < self._deadline
+        return len(self.tally.attempts) < self._most and self._fleet.clock() < self._deadline
 
     def begin(self) -> Try:
         """Begin the attempt at the current stop."""
@@ -81,7 +86,7 @@ class Plan:
 
     def begin_hedge(self) -> tuple[Stop, Try] | None:
         """Begin an attempt at the next stop, beside the running one; None where none is left."""
-        if len(self.tally.attempts) >= self._fleet.settings.max_attempts:
+        if len(self.tally.attempts) >= self._most:
             return None
         while self._at < len(self._stops):
             stop = self._stops[self._at]
@@ -101,11 +106,11 @@ class Plan:
             self._keep_larger_contexts(error)
         attempts = self.tally.attempts
         if not self.has_attempts_left:
-            raise after(attempts, error) from error
+            fail(attempts, error)
         if what == "retry" and await self._retries_here(error):
             return
         if not self._go_on():
-            raise after(attempts, error) from error
+            fail(attempts, error)
 
     def rest_s(self, error: ExpertError) -> float:
         """Return the seconds for which nobody should ask the model: a Retry-After too long."""

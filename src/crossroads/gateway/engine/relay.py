@@ -9,7 +9,7 @@ from crossroads.gateway.call import Event
 from crossroads.gateway.contracts import Usage
 from crossroads.gateway.engine.answers import tokens_of, total
 from crossroads.gateway.engine.continuation import can_continue, continued_stops
-from crossroads.gateway.engine.faults import after, remedy
+from crossroads.gateway.engine.faults import fail, remedy
 from crossroads.gateway.engine.fleet import Fleet, Stop
 from crossroads.gateway.engine.health import Try
 from crossroads.gateway.engine.plan import Plan
@@ -81,7 +81,7 @@ class Relay:
 
     def end(self) -> None:
         """The answer is whole."""
-        usage = self._end_part()
+        usage = self._end_part(is_whole=True)
         self._attempt.succeed(usage, is_stream=True)
         tally = self._plan.tally
         tally.answer = self._reader.answer()
@@ -90,23 +90,23 @@ class Relay:
     def give_up(self) -> None:
         """Nobody waits for the rest; nothing to do where the last part already ended."""
         if self._is_running:
-            self._attempt.give_up("cancelled", self._end_part())
+            self._attempt.give_up("cancelled", self._end_part(is_whole=False))
 
     def continuation(self, error: ExpertError) -> Plan:
         """Return the plan by which the broken answer goes on. Raises the error for the client."""
-        usage = self._end_part()
+        usage = self._end_part(is_whole=False)
         plan = self._plan
         self._attempt.fail(error, usage, rest_s=plan.rest_s(error))
         text = self._reader.text
         settings = self._fleet.settings
         can = settings.continuation.enabled and can_continue(self._order, self._reader)
         if not can or remedy(error) == "refuse" or not plan.has_attempts_left:
-            raise after(plan.tally.attempts, error) from error
+            fail(plan.tally.attempts, error)
         at = self._names.index(self._stop.model)
         names = (*self._names[at + 1 :], *self._names[:at], self._stop.model)
         stops = continued_stops(self._fleet, self._order, names, text)
         if not stops:
-            raise after(plan.tally.attempts, error) from error
+            fail(plan.tally.attempts, error)
         self._prefix = len(text)
         return Plan(self._fleet, plan.call, plan.tally, stops, plan.deadline, is_continuation=True)
 
@@ -125,12 +125,17 @@ class Relay:
         tally.finish = reader.finish
         tally.usage = total(self._parts)
 
-    def _end_part(self) -> Usage:
+    def _end_part(self, *, is_whole: bool) -> Usage:
+        """Count what this part used: as told, where its upstream came to the end of telling."""
         self._is_running = False
-        usage = self._reader.usage if self._splice is None else self._splice.usage
-        if usage is None:
-            produced = self._reader.size - self._size
+        told = self._reader.usage if self._splice is None else self._splice.usage
+        if told is not None and is_whole:
+            usage = told
+        else:
             inputs = self._plan.call.input_tokens + tokens_of(self._prefix)
-            usage = Usage(inputs, tokens_of(produced), True)
+            outputs = tokens_of(self._reader.size - self._size)
+            if told is not None:
+                inputs, outputs = told.input_tokens, max(told.output_tokens, outputs)
+            usage = Usage(inputs, outputs, True)
         self._parts.append(usage)
         return usage

@@ -14,6 +14,7 @@ from crossroads.gateway.evaluation.candidates import (
 from crossroads.gateway.evaluation.intervals import Interval
 from crossroads.gateway.evaluation.log import Log, build_log, rewards_of
 from crossroads.gateway.evaluation.off_policy import Evaluation, off_policy
+from crossroads.gateway.evaluation.regret import live_regret, regret_of_ledger
 from crossroads.gateway.evaluation.settings import EvaluationSettings
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "Target",
     "Uniform",
     "build_log",
+    "live_regret",
     "off_policy",
+    "regret_of_ledger",
     "rewards_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -12,7 +13,8 @@ from crossroads.core.files import write_atomically
 from crossroads.gateway.evaluation.intervals import Interval
 from crossroads.gateway.evaluation.off_policy import Evaluation
 
-_WIDTH, _LEFT, _RIGHT, _ROW = 640.0, 120.0, 20.0, 30.0
+_WIDTH, _LEFT, _RIGHT, _ROW = 480.0, 120.0, 24.0, 28.0
+_TICKS = 4
 _NAMES = {
     "ips": "IPS",
     "snips": "SNIPS",
@@ -72,9 +74,10 @@ def render_page(found: Evaluation, *, source: str) -> str:
 
 
 def _plots(found: Evaluation) -> list[_Plot]:
+    reward = "Mean reward of a call, in [0, 1]. The direct method's bar does not show its bias."
     cost_less = "Mean cost less that of what was served, USD."
     parts = (
-        ("Reward", "Mean reward of a call, in [0, 1].", found.value, found.served, False),
+        ("Reward", reward, found.value, found.served, False),
         ("Gain", "Mean reward less that of what was served.", found.difference, None, True),
         ("Cost", "Mean cost of a call, USD.", found.cost, found.served_cost, False),
         ("Cost less served", cost_less, found.cost_difference, None, True),
@@ -122,12 +125,21 @@ def _plot(
                 is_reference=name == "served",
             )
         )
-    values = [low + (high - low) * share for share in (0.05, 0.35, 0.65, 0.95)]
     return _Plot(
         title=title,
         caption=caption,
         dots=tuple(dots),
-        ticks=tuple((place(value), f"{value:.3g}") for value in values),
+        ticks=tuple((place(value), f"{value:.6g}") for value in _round_values(low, high)),
         height=_ROW * len(dots),
         zero=place(0.0) if has_zero else None,
     )
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Return up to four values within, all multiples of 1, 2 or 5 times a power of ten."""
+    unit = 10.0 ** math.floor(math.log10((high - low) / _TICKS))
+    for step in (unit, 2 * unit, 5 * unit, 10 * unit):
+        first, last = math.ceil(low / step), math.floor(high / step)
+        if last - first < _TICKS:
+            break
+    return [n * step for n in range(first, last + 1)]

@@ -11,6 +11,7 @@ from a fixed start on; over a sliding window it is that of a single look.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,11 @@ from crossroads.core.errors import InputError
 from crossroads.gateway.evaluation.candidates import FixedModel
 from crossroads.gateway.evaluation.estimators import overlap, terms
 from crossroads.gateway.evaluation.intervals import clusters, standard_error
-from crossroads.gateway.evaluation.log import Log
+from crossroads.gateway.evaluation.log import Log, build_log, rewards_of
 from crossroads.gateway.evaluation.off_policy import supported_models
 from crossroads.gateway.evaluation.reward_model import expected_rewards
+from crossroads.gateway.evaluation.settings import EvaluationSettings
+from crossroads.gateway.ledger.reading import Filters, LedgerReader
 
 METHOD = "doubly robust, anytime-valid (asymptotic confidence sequence), all models at once"
 _TIGHTEST_AT = 500.0  # calls at which the sequence is narrowest
@@ -58,18 +61,10 @@ def live_regret(log: Log, *, level: float = 0.95, seed: int = 0) -> dict[str, An
     """
     if not 0 < level < 1:
         raise InputError(f"regret: expected a level between 0 and 1, got {level!r}")
-    facts: dict[str, Any] = {
-        "calls": len(log),
-        "served": float(log.reward.mean()) if len(log) else None,
-        "method": METHOD,
-        "level": level,
-        **dict.fromkeys(("regret", "low", "high", "best_model"), None),
-        "models": [],
-        "unsupported": [],
-        "why": "",
-    }
+    facts = _nothing(len(log), level)
     if len(log) < _LEAST:
         return {**facts, "why": f"{len(log)} judged calls; at least {_LEAST} are needed"}
+    facts["served"] = float(log.reward.mean())
     found = _against(log, level, seed)
     supported = [each for each in found if each.difference is not None]
     facts["models"] = [_plain(each) for each in found]
@@ -83,6 +78,42 @@ def live_regret(log: Log, *, level: float = 0.95, seed: int = 0) -> dict[str, An
         "best_model": best.model,
         "low": max(each.low for each in supported if each.low is not None),
         "high": max(each.high for each in supported if each.high is not None),
+    }
+
+
+def regret_of_ledger(
+    reader: LedgerReader, settings: EvaluationSettings, *, policy: str | None = None
+) -> dict[str, Any]:
+    """Return ``live_regret`` over the latest judged calls of a ledger, with ``window_hours``.
+
+    Blocks for as long as reading and computing take: for a thread off the event loop. Raises
+    UnavailableError where the database cannot be reached.
+    """
+    since = time.time() - 3_600 * settings.window_hours
+    rewards = None
+    if settings.reward == "complete":
+        records = reader.recent(settings.most_calls, Filters(since=since))
+    else:
+        records = reader.judged(settings.most_calls, since)
+        rewards = rewards_of(reader.feedback(since), kind=settings.reward)
+    try:
+        log = build_log(records, rewards, policy=policy)
+    except InputError as error:
+        return {**_nothing(0, settings.level), "why": str(error)}
+    return {**live_regret(log, level=settings.level), "window_hours": settings.window_hours}
+
+
+def _nothing(calls: int, level: float) -> dict[str, Any]:
+    """Return the facts of a regret that is not known."""
+    unknown = dict.fromkeys(("served", "regret", "low", "high", "best_model"))
+    return {
+        **unknown,
+        "calls": calls,
+        "method": METHOD,
+        "level": level,
+        "models": [],
+        "unsupported": [],
+        "why": "",
     }
 
 

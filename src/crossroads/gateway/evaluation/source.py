@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -41,16 +42,29 @@ def read_log(
 
     Raises InputError where there is nothing to learn from.
     """
-    records, feedback = read_ledger(source, since=since)
-    if judge is not None:
-        feedback = [each for each in feedback if each.source == judge]
-    rewards = None if reward == "complete" else rewards_of(feedback, kind=reward)
-    return build_log(records, rewards, policy=policy)
+    if _is_file_of_calls(source):
+        records, feedback = read_ledger(source, since=since)
+        return build_log(records, _rewards(feedback, reward, judge), policy=policy)
+    with LedgerReader(ledger_url(source)) as reader:
+        rewards = _rewards(reader.feedback(since), reward, judge)
+        return build_log(reader.records(Filters(since=since)), rewards, policy=policy)
+
+
+def _rewards(
+    feedback: Iterable[Feedback], kind: Reward, judge: str | None
+) -> dict[str, float] | None:
+    if kind == "complete":
+        return None
+    return rewards_of((f for f in feedback if judge is None or f.source == judge), kind=kind)
+
+
+def _is_file_of_calls(source: str) -> bool:
+    return Path(source).suffix.lower() in CALL_FORMATS
 
 
 def read_ledger(source: str, *, since: float | None = None) -> tuple[list[Record], list[Feedback]]:
     """Return the calls of a ledger and everything said about them."""
-    if Path(source).suffix.lower() in CALL_FORMATS:
+    if _is_file_of_calls(source):
         records, feedback = read_calls(Path(source))
         return [r for r in records if since is None or r.time >= since], feedback
     with LedgerReader(ledger_url(source)) as reader:

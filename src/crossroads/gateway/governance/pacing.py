@@ -11,9 +11,9 @@ That is dual mirror descent with entropy as its potential (Balseiro, Lu and Mirr
 Many Worlds: Dual Mirror Descent for Online Allocation Problems", 2020) on a horizon that recedes:
 what was missed is spread over the rest. ``prompts.budget.PacedBudget`` does the same per call with
 squared distance as its potential; its step has the scale of the costs, which a gateway does not
-know beforehand, so here steps are relative. The price is bounded by 1/1000 and 100 times quality 1
-per mean cost of a call: below it decides nothing and counts as 0, above it only the cheapest model
-is left.
+know beforehand, so here steps are relative. The price is 0 until a step spends more than its
+target, and is bounded by 1/1000 and 100 times quality 1 per mean cost of a call: near the lower
+bound it decides nothing and counts as 0, at the upper one only the cheapest model is left.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from typing import Any
 
 from crossroads.gateway.governance.periods import elapsed_share
 
-_GAIN = 0.2
+_GAIN = 0.3
 _CALLS_FOR_HALF = 20  # with fewer calls in a step their mean cost is mostly chance
 _LEAST, _MOST = 1e-3, 1e2  # quality per mean cost of a call
-_FIRST = 0.1  # of the same, where nobody said otherwise
+_NEGLIGIBLE = 2e-3  # of the same: counts as no price
+_FIRST = 0.1  # of the same, at the first step that spent too much
 _MEMORY = 0.05  # weight of the newest step in the mean cost of a call
 _STEPS = 500  # in a period, about
 _LEAST_STEP_S, _MOST_STEP_S = 1.0, 600.0
@@ -41,7 +42,7 @@ class PaceState:
 
     Attributes
     ----------
-    price : quality per USD; 0 before the first call was paid
+    price : quality per USD; 0 until a step spent too much
     at : Unix seconds of the last step
     start : of the period, Unix seconds
     spent_usd, calls : of the period, at the last step
@@ -77,7 +78,7 @@ class Pacer:
     ----------
     usd : the period's budget
     traffic : 24 hourly weights (UTC); None for even traffic
-    first_price : quality per USD to begin with; None to derive it from the first calls' cost
+    first_price : quality per USD to begin with; None for no price until it is needed
 
     Attributes
     ----------
@@ -137,24 +138,25 @@ class Pacer:
         new_usd: float,
         calls: float,
     ) -> float:
-        if state.price == 0.0:
-            return _FIRST * calls / new_usd if new_usd > 0 else 0.0
         before = elapsed_share(start, end, state.at, self._traffic)
         passed = elapsed_share(start, end, now, self._traffic) - before
         if 1 - before < _LAST_SHARE:
             return state.price
         target = max(0.0, self.usd - state.spent_usd) * passed / (1 - before)
         error = 1.0 if target <= 0 else min(new_usd / target - 1, 1.0)
-        return state.price * math.exp(_GAIN * calls / (calls + _CALLS_FOR_HALF) * error)
+        weight = calls / (calls + _CALLS_FOR_HALF)
+        if state.price == 0.0:  # so far nothing had to be saved
+            return _FIRST * weight * max(0.0, error) * calls / new_usd if new_usd > 0 else 0.0
+        return state.price * math.exp(_GAIN * weight * error)
 
     def _bounded(self, price: float, mean_usd: float) -> float:
-        if mean_usd <= 0:
+        if mean_usd <= 0 or price == 0.0:
             return price
         return min(max(price, _LEAST / mean_usd), _MOST / mean_usd)
 
     def _effective(self, state: PaceState) -> float:
-        at_floor = state.price * state.mean_usd <= _LEAST * 1.001
-        return 0.0 if at_floor and state.mean_usd > 0 else state.price
+        is_negligible = state.price * state.mean_usd < _NEGLIGIBLE and state.mean_usd > 0
+        return 0.0 if is_negligible else state.price
 
     def describe(self, start: float, end: float, now: float) -> dict[str, Any]:
         """Return plain data: the price, the share due by now."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import logging
 import os
 import secrets
 import threading
@@ -19,7 +20,9 @@ from crossroads.core.errors import InputError
 from crossroads.core.journal import append_line, read_lines
 from crossroads.gateway.ledger.schema import COLUMNS, Row
 
-_REMEDY = "move the file away to go on without its rows"
+_log = logging.getLogger(__name__)
+
+_REMEDY = "it is put aside; correct the line and rename it to .jsonl to have its rows"
 
 
 class Journal:
@@ -36,6 +39,7 @@ class Journal:
         self._prefix = prefix
         self.path = folder / f"{prefix}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         self.num_rows = 0
+        self.damaged: list[str] = []  # files put aside
         self._lock = threading.Lock()
         self._held: int | None = None
 
@@ -65,7 +69,7 @@ class Journal:
         with self._lock:
             if self._held is None:
                 return
-            yield from _entries(self.path)
+            yield from self._entries(self.path)
             self._release()
 
     def adopt(self) -> Generator[tuple[str, list[Row]], None, None]:
@@ -77,7 +81,7 @@ class Journal:
             if held is None:
                 continue
             try:
-                yield from _entries(path)
+                yield from self._entries(path)
                 path.unlink(missing_ok=True)
             finally:
                 os.close(held)
@@ -88,6 +92,17 @@ class Journal:
             if self._held is not None:
                 os.close(self._held)
                 self._held = None
+
+    def _entries(self, path: Path) -> list[tuple[str, list[Row]]]:
+        """Return a file's entries; a damaged file is put aside, so that it holds nobody up."""
+        try:
+            return read_lines(path, _entry, remedy=_REMEDY)
+        except InputError as error:
+            aside = path.with_suffix(".damaged")
+            path.rename(aside)
+            self.damaged.append(str(aside))
+            _log.error("ledger: a journal is put aside as %s: %s", aside.name, error)
+            return []
 
     def _hold(self) -> None:
         if self._held is not None:
@@ -121,10 +136,6 @@ def _lock_file(path: Path) -> int | None:
         pass
     os.close(descriptor)
     return None
-
-
-def _entries(path: Path) -> Generator[tuple[str, list[Row]], None, None]:
-    yield from read_lines(path, _entry, remedy=_REMEDY)
 
 
 def _entry(entry: Any) -> tuple[str, list[Row]]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from crossroads.core.errors import MissingExtraError, UnavailableError
 from crossroads.gateway.ledger.schema import COLUMNS, KEYS, POSTGRES_WORDS, Row, migrations
-from crossroads.gateway.ledger.store import BadRowError, newer_schema
+from crossroads.gateway.ledger.store import BadRowError, newer_schema, not_a_ledger
 from crossroads.gateway.ledger.urls import redacted
 
 Result = TypeVar("Result")
@@ -27,9 +27,10 @@ class PostgresStore:
     ----------
     url : ``postgresql://...`` as PostgreSQL's clients understand it
     timeout_s : seconds for connecting and for every statement
+    is_reader : never make a ledger where there is none
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 5.0, is_reader: bool = False) -> None:
         try:
             import asyncpg  # type: ignore[import-untyped]
         except ImportError as error:
@@ -39,6 +40,7 @@ class PostgresStore:
         self._asyncpg = asyncpg
         self.url = url
         self._timeout_s = timeout_s
+        self._is_reader = is_reader
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: Any = None
 
@@ -65,9 +67,11 @@ class PostgresStore:
         steps = migrations(POSTGRES_WORDS)
         async with connection.transaction():
             await connection.execute(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
-            await connection.execute(
-                "CREATE TABLE IF NOT EXISTS ledger_schema (version INTEGER NOT NULL)"
-            )
+            if await connection.fetchval("SELECT to_regclass('ledger_schema')") is None:
+                taken = await connection.fetchval("SELECT to_regclass('calls')")
+                if self._is_reader or taken is not None:
+                    raise not_a_ledger(redacted(self.url))
+                await connection.execute("CREATE TABLE ledger_schema (version INTEGER NOT NULL)")
             version = await connection.fetchval("SELECT MAX(version) FROM ledger_schema") or 0
             if version > len(steps):
                 raise newer_schema(redacted(self.url), version, len(steps))

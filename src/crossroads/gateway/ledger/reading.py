@@ -22,6 +22,7 @@ from crossroads.gateway.ledger.store import Store, build_store
 from crossroads.gateway.ledger.summary import summarise_calls
 
 _PAGE = 1_000  # rows read at once
+_TIMEOUT_S = 60.0  # of a query: sums over a long period take their time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,7 @@ class LedgerReader:
 
     def __init__(self, url: str, *, store: Store | None = None) -> None:
         self.url = url
-        self._store = store or build_store(url, is_reader=True)
+        self._store = store or build_store(url, timeout_s=_TIMEOUT_S, is_reader=True)
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -98,6 +99,15 @@ class LedgerReader:
         columns = ", ".join(CALL_COLUMNS)
         sql = f"SELECT {columns} FROM {CALLS} WHERE {where} ORDER BY time DESC, id DESC LIMIT ?"
         return [decode(row) for row in self._fetch(sql, (*values, n))]
+
+    def judged(self, n: int, since: float) -> list[Record]:
+        """Return the latest calls since then (Unix seconds) that have feedback, newest first."""
+        columns = ", ".join(CALL_COLUMNS)
+        sql = (
+            f"SELECT {columns} FROM {CALLS} WHERE time >= ? AND decision_id IN "
+            f"(SELECT decision_id FROM {FEEDBACK} WHERE time >= ?) ORDER BY time DESC LIMIT ?"
+        )
+        return [decode(row) for row in self._fetch(sql, (since, since, n))]
 
     def get(self, decision_id: str) -> Entry | None:
         """Return one call, None where there is no such decision."""

@@ -15,8 +15,9 @@ from typing import Any
 
 from crossroads.core.errors import UnavailableError
 from crossroads.gateway.ledger.schema import COLUMNS, KEYS, SQLITE_WORDS, Row, migrations
-from crossroads.gateway.ledger.store import BadRowError, newer_schema
+from crossroads.gateway.ledger.store import BadRowError, newer_schema, not_a_ledger
 
+_OURS = 0x43524C47  # application_id of a ledger's file: CRLG
 _ROWS_PER_STATEMENT = 32  # times the columns stays far below SQLite's limit of parameters
 
 
@@ -27,10 +28,12 @@ class SqliteStore:
     ----------
     path : the file
     timeout_s : seconds to wait for another process's transaction
+    is_reader : never make a ledger where there is none
     """
 
-    def __init__(self, path: Path, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, path: Path, *, timeout_s: float = 5.0, is_reader: bool = False) -> None:
         self.path = path
+        self._is_reader = is_reader
         self._timeout_s = timeout_s
         self._connection: sqlite3.Connection | None = None
 
@@ -58,6 +61,7 @@ class SqliteStore:
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         steps = migrations(SQLITE_WORDS)
+        self._check_ours(connection)
         if _version(connection) == len(steps):
             return
         connection.execute("BEGIN IMMEDIATE")
@@ -68,11 +72,23 @@ class SqliteStore:
             for statements in steps[version:]:
                 for statement in statements:
                     connection.execute(statement)
+            connection.execute(f"PRAGMA application_id={_OURS}")
             connection.execute(f"PRAGMA user_version={len(steps)}")
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")
             raise
+
+    def _check_ours(self, connection: sqlite3.Connection) -> None:
+        """Refuse a database of something else: nothing is ever added to one."""
+        (kind,) = connection.execute("PRAGMA application_id").fetchone()
+        if kind == _OURS:
+            return
+        (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        # made by another process at this moment, between the two looks
+        (kind,) = connection.execute("PRAGMA application_id").fetchone()
+        if kind != _OURS and (tables or self._is_reader):
+            raise not_a_ledger(f"sqlite:{self.path}")
 
     def insert(self, table: str, rows: Sequence[Row]) -> None:
         connection = self._opened()

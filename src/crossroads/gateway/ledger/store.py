@@ -54,20 +54,20 @@ class Store(Protocol):
 def build_store(url: str, *, timeout_s: float = 5.0, is_reader: bool = False) -> Store:
     """Return the store of a ledger's URL, not yet open.
 
-    A reader refuses to make a file that is not there. Raises InputError for an unknown kind of
+    A reader refuses to make a ledger where there is none. Raises InputError for an unknown kind of
     URL, MissingExtraError for PostgreSQL without asyncpg.
     """
     check_url(url)
     if is_postgres(url):
         from crossroads.gateway.ledger.postgres import PostgresStore
 
-        return PostgresStore(url, timeout_s=timeout_s)
+        return PostgresStore(url, timeout_s=timeout_s, is_reader=is_reader)
     from crossroads.gateway.ledger.sqlite import SqliteStore
 
     path = sqlite_path(url)
     if is_reader and not path.is_file():
         raise InputError(f"ledger {redacted(url)!r}: no such file; give the URL the server writes")
-    return SqliteStore(path, timeout_s=timeout_s)
+    return SqliteStore(path, timeout_s=timeout_s, is_reader=is_reader)
 
 
 def newer_schema(where: str, found: int, known: int) -> InputError:
@@ -75,3 +75,7 @@ def newer_schema(where: str, found: int, known: int) -> InputError:
         f"ledger {where}: its schema is version {found}, this crossroads knows {known}; "
         "upgrade crossroads, or name another ledger"
     )
+
+
+def not_a_ledger(where: str) -> InputError:
+    return InputError(f"ledger {where}: not a ledger; give the URL the server writes, or a new one")

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 5.0
 _PRUNE_EVERY_S = 600.0
 _WATCH_EVERY_S = 0.1
+_ROWS_A_TURN = 50
 _MOST_INTEGER = 2**63 - 1
 _DAY_S = 86_400.0
 
@@ -115,7 +116,7 @@ class SqlLedger:
         ``state`` is ``ok`` or ``degraded``; counts are of this process since it started:
         ``written`` rows committed, ``spilled`` to the journal and ``replayed`` from one,
         ``journalled`` waiting there now, ``queued`` in memory, ``lost`` to a full queue,
-        ``rejected`` because no database could store them.
+        ``rejected`` because no database could store them. ``damaged_journals`` were put aside.
         """
         is_ok = self._error is None and self._journal.num_rows == 0
         return {
@@ -132,6 +133,7 @@ class SqlLedger:
             "rejected": self._rejected,
             "committed_at": self._committed_at,
             "journal": str(self._journal.path),
+            "damaged_journals": list(self._journal.damaged),
             "flush_ms": self.settings.flush_ms,
         }
 
@@ -201,7 +203,9 @@ class SqlLedger:
     def _next_rows(self) -> list[tuple[str, list[Row]]]:
         calls: list[Row] = []
         feedback: list[Row] = []
-        for _ in range(self.settings.batch):
+        for number in range(self.settings.batch):
+            if number % _ROWS_A_TURN == 0:
+                time.sleep(0)  # let the event loop's thread have the interpreter
             try:
                 item = self._queue.popleft()
             except IndexError:

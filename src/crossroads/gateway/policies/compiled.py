@@ -12,6 +12,7 @@ from crossroads.gateway.errors import ApiError
 from crossroads.gateway.policies.eligibility import Eligibility
 from crossroads.gateway.policies.learned import LearnedNode
 from crossroads.gateway.policies.node import Ask, ModelNode, Node
+from crossroads.gateway.policies.sticky import StickyNode
 
 AUTO = "auto"
 POLICY = b"x-crossroads-policy"
@@ -109,6 +110,18 @@ class CompiledPolicies:
                 f"server with --router, or ask for plain {base!r}, which the {node.kind} serve."
             )
         return node, rule
+
+    def adopt(self, before: CompiledPolicies) -> None:
+        """Take over sessions, estimates and the watch for drift of policies that did not change.
+
+        For a reload; call it before the first request.
+        """
+        for name, node in self._policies.items():
+            old: Any = before._policies.get(name)
+            if old is None or old.version != node.version:
+                continue
+            if isinstance(node, LearnedNode | StickyNode):
+                node.adopt(old)  # of the same class: the version covers the kind
 
     def describe(self) -> dict[str, Any]:
         """Return every policy as plain data, for the dashboard."""

@@ -61,6 +61,10 @@ class Drift:
         self.num_prompts = self.num_windows = self.num_alarms = 0
         self._last: dict[str, Any] = {}
 
+    def adopt(self, before: Drift) -> None:
+        """Go on where the watch over the same router under the same settings was."""
+        vars(self).update(vars(before))
+
     def seen(self, batch: Sequence[Estimate]) -> None:
         """Count new prompts; test when a window is full."""
         self.num_prompts += len(batch)

@@ -99,7 +99,8 @@ class Estimates:
     fitted : the router
     cache : prompts remembered, the least recently used go first
     max_batch : prompts estimated at once
-    inline_chars : texts up to this length may be estimated on the event loop
+    inline_chars : texts up to this length may be estimated on the event loop, and no more
+        characters than these, or one text, in one of its turns
     """
 
     def __init__(
@@ -200,6 +201,12 @@ class Estimates:
         for estimate in found:
             estimate.seconds = seconds
         return found
+
+    def adopt(self, before: Estimates) -> None:
+        """Remember what the same router estimated before a reload; decisions are made anew."""
+        for key, found in list(before._cache.items())[-self._cache_size :]:
+            found.kept = {}  # made under other fallbacks, perhaps
+            self._remember(key, found)
 
     def close(self) -> None:
         """End the thread, if there is one; what waits for it still gets its answer."""

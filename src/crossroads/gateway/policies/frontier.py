@@ -47,6 +47,10 @@ class Frontier:
             self._recent[self._count % _RECENT] = estimate.quality[self._columns]
             self._count += 1
 
+    def adopt(self, before: Frontier) -> None:
+        """Take over the estimates that the same router made before a reload."""
+        self._recent, self._count = before._recent, before._count
+
     def point(self, rule: DecisionRule) -> dict[str, Any]:
         """Return what a rule would have done with the recent prompts.
 

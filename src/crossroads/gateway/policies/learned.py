@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from crossroads.gateway.policies.explore import Explorer
 from crossroads.gateway.policies.frontier import Frontier
 from crossroads.gateway.policies.node import Ask, Manner, Node
 from crossroads.gateway.policies.objective import (
+    PricedMaxCost,
     can_weigh_costs,
     mixture,
     priced,
@@ -50,7 +52,9 @@ class _Plan:
     Attributes
     ----------
     rule : with the price in it
-    columns : of the router, eligible ones (E,)
+    price : on cost, of the caller
+    names : of the E eligible models
+    columns : their places among the router's (E,)
     quality, cost : of those (E,)
     best : column among them that the rule takes
     probability : of each, where the choice is random
@@ -59,6 +63,8 @@ class _Plan:
     """
 
     rule: DecisionRule
+    price: float
+    names: tuple[str, ...]
     columns: npt.NDArray[np.intp]
     quality: Float64
     cost: Float64
@@ -107,13 +113,15 @@ class LearnedNode:
         # Where costs are unknown only argmax decides, which looks at none.
         self._cost = np.where(np.isfinite(fitted.mean_cost), fitted.mean_cost, 0.0)
         self._own = np.array([m in self.candidates for m in fitted.models])
+        self._columns = np.flatnonzero(self._own)
+        self._own_cost = self._cost[self._columns]
         self._salt = salt(settings.seed, self.name)
         self._explorer = (
             None
             if settings.explore is None
             else Explorer(settings.explore, len(fitted.models), settings.seed)
         )
-        self._frontier = Frontier(fitted, np.flatnonzero(self._own))
+        self._frontier = Frontier(fitted, self._columns)
         estimates.watch(self._frontier.seen)
         self._drift = None if settings.drift is None else Drift(fitted, settings.drift)
         if self._drift is not None:
@@ -162,14 +170,8 @@ class LearnedNode:
         return explored
 
     def _plan(self, ask: Ask, found: Estimate, rule: DecisionRule, price: float) -> _Plan:
-        num_open = len(self.fitted.models) if found.is_open is None else int(found.is_open.sum())
-        may = self._own if found.is_open is None else self._own & found.is_open
-        if not ask.is_all:
-            may = may & np.array([m in ask.allowed for m in self.fitted.models])
-        columns = np.flatnonzero(may)
-        if len(columns) == 0:
-            raise self._none_left(ask)
-        quality, cost = found.quality[columns], self._cost[columns]
+        names, columns, cost, is_whole = self._eligible(ask, found)
+        quality = found.quality[columns]
         rule = priced(rule, price)
         sides = mixture(rule, quality, cost)
         best = max(sides, key=lambda side: side[1])[0]
@@ -183,13 +185,36 @@ class LearnedNode:
             best = self._prompt_draw(ask.text, rule, sides)
         return _Plan(
             rule=rule,
+            price=price,
+            names=names,
             columns=columns,
             quality=quality,
             cost=cost,
             best=best,
             probability=probability,
-            is_pure=price == 0 and int(may.sum()) == num_open,
+            is_pure=price == 0 and is_whole,
         )
+
+    def _eligible(
+        self, ask: Ask, found: Estimate
+    ) -> tuple[tuple[str, ...], npt.NDArray[np.intp], Float64, bool]:
+        """Return the models that may answer: names, columns, costs; and whether no constraint bit.
+
+        What the router itself rules out is no constraint.
+        """
+        known = self.fitted.models
+        if ask.is_all and found.is_open is None:
+            is_whole = len(self._columns) == len(known)
+            return self.models, self._columns, self._own_cost, is_whole
+        is_open = np.ones(len(known), dtype=bool) if found.is_open is None else found.is_open
+        may = self._own & is_open
+        if not ask.is_all:
+            may &= np.array([m in ask.allowed for m in known])
+        columns = np.flatnonzero(may)
+        if len(columns) == 0:
+            raise self._none_left(ask)
+        names = tuple(known[k] for k in columns)
+        return names, columns, self._cost[columns], bool((may == is_open).all())
 
     def _prompt_draw(self, text: str, rule: DecisionRule, sides: list[tuple[int, float]]) -> int:
         """Return the side of a calibrated budget that falls to this prompt, as ``decide`` does."""
@@ -200,8 +225,7 @@ class LearnedNode:
         return sides[-1][0] if is_thrifty else sides[0][0]
 
     def _choice(self, ask: Ask, found: Estimate, plan: _Plan, column: int) -> Choice:
-        names = tuple(self.fitted.models[k] for k in plan.columns)
-        probability = plan.probability
+        names, probability = plan.names, plan.probability
         propensity = 1.0 if probability is None else probability[column]
         explored = self._explorer is not None and column != plan.best
         told = reason(plan.rule, names, plan.quality, plan.cost, column)
@@ -218,6 +242,8 @@ class LearnedNode:
         labels = {}
         if len(names) < len(self.models):
             labels["eligible"] = f"{len(names)} of {len(self.models)}"
+        if plan.price:
+            labels["cost-price"] = f"{plan.price:g}"  # to decide again with
         return self._manner.choice(
             names[column],
             allowed=ask.allowed,
@@ -234,17 +260,17 @@ class LearnedNode:
     def _decision(
         self, found: Estimate, plan: _Plan, column: int, told: str, propensity: float
     ) -> Decision:
-        names = [self.fitted.models[k] for k in plan.columns]
+        names = plan.names
         cost = float(self.fitted.mean_cost[plan.columns[column]])
         row = np.array([column])
         return Decision(
             chosen=(names[column],),
             scores=dict(zip(names, plan.quality.tolist(), strict=True)),
-            rule=str(plan.rule),
+            rule=str(plan.rule.rule if isinstance(plan.rule, PricedMaxCost) else plan.rule),
             reason=told,
             propensity=propensity,
             predicted_quality=min(max(float(plan.quality[column]), 0.0), 1.0),
-            predicted_cost_usd=cost if np.isfinite(cost) else None,
+            predicted_cost_usd=cost if math.isfinite(cost) else None,
             confidence=float(leads(plan.rule, plan.quality[None], plan.cost, row)[0]),
             seconds=found.seconds,
             router=self.fitted.router.name,
@@ -325,6 +351,13 @@ class LearnedNode:
                 code="ruled_out",
             )
         return self._manner.eligibility.refusal(ask.call, self.candidates, self.name)
+
+    def adopt(self, before: LearnedNode) -> None:
+        """Take over what the same policy learnt from traffic before a reload."""
+        self.estimates.adopt(before.estimates)
+        self._frontier.adopt(before._frontier)
+        if self._drift is not None and before._drift is not None:
+            self._drift.adopt(before._drift)
 
     def describe(self) -> dict[str, Any]:
         return {

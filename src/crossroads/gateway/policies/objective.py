@@ -53,12 +53,12 @@ def priced(rule: DecisionRule, cost_price: float) -> DecisionRule:
             rule.usd, rule.low_price + cost_price, rule.high_price + cost_price, rule.share
         )
     if isinstance(rule, MaxCost):
-        return _PricedMaxCost(rule, cost_price)
+        return PricedMaxCost(rule, cost_price)
     return rule  # min-quality takes the cheapest above its floor already
 
 
 @dataclass(frozen=True)
-class _PricedMaxCost:
+class PricedMaxCost:
     """argmax of quality - price * cost among the models that ``rule`` can afford."""
 
     rule: MaxCost
@@ -87,7 +87,7 @@ def mixture(rule: DecisionRule, quality_E: Float64, cost_E: Float64) -> list[tup
 
 def values(rule: DecisionRule, quality_E: Float64, cost_E: Float64) -> Float64:
     """Return what the rule maximises, shape (E,); -inf where it may not choose."""
-    if isinstance(rule, _PricedMaxCost):
+    if isinstance(rule, PricedMaxCost):
         can = rule.rule.affordable(quality_E[None], cost_E)[0]
         return np.where(can, quality_E - rule.price * cost_E, -np.inf)
     if isinstance(rule, MaxCost):

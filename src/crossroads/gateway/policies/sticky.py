@@ -86,6 +86,13 @@ class StickyNode:
         escalate_to = tuple(name for name in choice.escalate_to if name in ask.allowed)
         return replace(choice, fallbacks=fallbacks, escalate_to=escalate_to)
 
+    def adopt(self, before: StickyNode) -> None:
+        """Take over the sessions of the same policy, but for those that name a model now gone."""
+        there = self._manner.eligibility.all
+        for session, (until, choice) in before._kept.items():
+            if there.issuperset((choice.model, *choice.fallbacks, *choice.escalate_to)):
+                self._kept[session] = until, choice
+
     def describe(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

@@ -54,7 +54,9 @@ class Cycle:
         *("_wants_100", "keep_alive", "scope", "task"),
     )
 
-    def __init__(self, connection: Connection, scope: dict[str, Any], *, keep_alive: bool) -> None:
+    def __init__(
+        self, connection: Connection, scope: dict[str, Any], *, keep_alive: bool, wants_100: bool
+    ) -> None:
         self.scope = scope
         self.keep_alive = keep_alive
         self.is_whole = False
@@ -71,10 +73,7 @@ class Cycle:
         self._chunked = False
         self._num_left: int | None = None
         self._event: asyncio.Event | None = None
-        self._wants_100 = any(
-            name == b"expect" and value.lower() == b"100-continue"
-            for name, value in scope["headers"]
-        )
+        self._wants_100 = wants_100
 
     # --- request ---------------------------------------------------------------------------------
 

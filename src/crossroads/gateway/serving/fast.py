@@ -47,7 +47,7 @@ class FastHttpProtocol(asyncio.Protocol):
 
     __slots__ = (
         *("_app", "_app_state", "_client", "_current", "_deadline", "_drained", "_headers"),
-        *("_incoming", "_is_deaf", "_is_long", "_is_paused", "_loop", "_num_head_bytes"),
+        *("_host", "_incoming", "_is_deaf", "_is_long", "_is_paused", "_loop", "_num_head_bytes"),
         *(
             "_offer",
             "_parser",
@@ -85,6 +85,7 @@ class FastHttpProtocol(asyncio.Protocol):
         self._reading = _IDLE
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._host: bytes | None = None  # the last that was found right
         self._is_long = False
         self._is_deaf = False
         self._is_paused = False
@@ -187,7 +188,7 @@ class FastHttpProtocol(asyncio.Protocol):
         if self._is_long:
             check_size(headers, self.settings.header_bytes)
         version = parser.get_http_version()
-        check_host(headers, version)
+        wants_100 = self._check(headers, version)
         if parser.should_upgrade():
             self._offer = without_upgrade(parser.get_method(), self._url, version, headers)
             return
@@ -209,7 +210,7 @@ class FastHttpProtocol(asyncio.Protocol):
             "state": self._app_state.copy(),
         }
         keep_alive = version != "1.0" and parser.should_keep_alive()
-        cycle = Cycle(self, scope, keep_alive=keep_alive)
+        cycle = Cycle(self, scope, keep_alive=keep_alive, wants_100=wants_100)
         self._incoming = cycle
         self._reading = _BODY
         self._deadline = self._loop.time() + self.settings.body_s
@@ -218,6 +219,22 @@ class FastHttpProtocol(asyncio.Protocol):
         else:
             self._queue.append(cycle)
             self._pause()
+
+    def _check(self, headers: list[tuple[bytes, bytes]], version: str) -> bool:
+        """Check ``Host``; return whether the client waits for a 100. Raises RefusedError."""
+        num_hosts = 0
+        host = b""
+        wants_100 = False
+        for name, value in headers:
+            if name == b"host":
+                num_hosts += 1
+                host = value
+            elif name == b"expect":
+                wants_100 = value.lower() == b"100-continue"
+        if num_hosts != 1 or host != self._host:  # else the same as of the request before
+            check_host(headers, version)
+            self._host = host
+        return wants_100
 
     def on_body(self, body: bytes) -> None:
         cycle = self._incoming

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # of Prometheus' text format
+
 Kind = Literal["counter", "histogram", "gauge"]
 
 # Bounds in seconds; the first two as the gen_ai conventions advise.

@@ -20,8 +20,6 @@ from crossroads.gateway.telemetry.snapshot import Key, Snapshot
 
 T = TypeVar("T")
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 
 def render(snapshot: Snapshot) -> bytes:
     """Return every metric in Prometheus' text format; takes milliseconds."""

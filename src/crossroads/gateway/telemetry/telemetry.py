@@ -13,7 +13,7 @@ from typing import Any
 from crossroads.core.errors import CrossroadsError
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Record
-from crossroads.gateway.telemetry import exposition
+from crossroads.gateway.telemetry.catalogue import CONTENT_TYPE
 from crossroads.gateway.telemetry.lag import LagProbe
 from crossroads.gateway.telemetry.logs import Logs
 from crossroads.gateway.telemetry.meter import Meter
@@ -38,7 +38,7 @@ class GatewayTelemetry:
     but not installed.
     """
 
-    content_type = exposition.CONTENT_TYPE
+    content_type = CONTENT_TYPE
 
     def __init__(
         self,
@@ -141,6 +141,8 @@ class GatewayTelemetry:
 
     async def render(self) -> bytes:
         """Return the figures of all workers in Prometheus' text format (``content_type``)."""
+        from crossroads.gateway.telemetry import exposition
+
         figures = await self.figures()
         return await asyncio.to_thread(exposition.render, figures)
 
@@ -149,7 +151,7 @@ class GatewayTelemetry:
         facts: dict[str, Any] = {
             "status": "ok",
             "in_flight": self.meter.in_flight,
-            "loop_lag_worst_ms": round(self._lag.take_worst(), 3),
+            "loop_lag_worst_ms": round(self._lag.worst_ms, 3),
         }
         problems = list(self._problems)
         for name, part in (("logs", self.logs), ("otel", self._tracer)):

@@ -134,7 +134,6 @@ class Connection(asyncio.Protocol):
 
         ``limit`` bounds an answer read whole.
         """
-        assert self._transport is not None, "not connected"
         if self.is_reused:
             self._reset()
         self.is_busy = True
@@ -143,7 +142,9 @@ class Connection(asyncio.Protocol):
         self._deadline = deadline
         self._limit = limit
         self._heard = time.monotonic()
-        if len(body) <= _JOIN_BYTES:
+        if self._transport is None:  # gone between connecting and asking
+            self._fail(HttpFailure("lost", "connection lost before an answer"))
+        elif len(body) <= _JOIN_BYTES:
             self._transport.write(head + body)
         else:
             self._transport.write(head)

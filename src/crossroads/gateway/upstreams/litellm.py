@@ -11,6 +11,7 @@ import importlib
 import os
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from crossroads.core.errors import MissingExtraError
@@ -41,13 +42,14 @@ class LitellmUpstream:
     ----------
     card : the model; ``upstream_model`` as the library names it (``provider/model``), ``endpoint``
         becomes ``api_base`` where it is given
-    timeouts : ``total`` applies to the call, ``first_byte`` and ``idle`` to a stream's chunks
+    timeouts : ``total`` applies to a call, ``first_byte`` and ``idle`` to a stream's chunks; those of
+        the card go before
     settings : bounds of all upstreams
     """
 
     def __init__(self, card: ModelCard, *, timeouts: Timeouts, settings: UpstreamSettings) -> None:
         self._card = card
-        self._timeouts = timeouts
+        self._timeouts = replace(timeouts, **card.timeouts) if card.timeouts else timeouts
         self._failures = Failures(f"model {card.name!r} by litellm")
         limit = card.max_parallel
         self.gate = (
@@ -121,7 +123,8 @@ class LitellmUpstream:
         began = await self._enter(order, deadline)
         source: Any = None
         try:
-            source = await self._ask(fields, deadline)
+            first = time.monotonic() + self._timeouts.first_byte
+            source = await self._ask(fields, min(first, deadline))
             progress = Chunks()
             chunks = aiter(source)
             while (event := await self._next(chunks, deadline)) is not None:

@@ -61,15 +61,15 @@ class Chunks:
         if type(choices) is not list:
             raise MalformedEventError("an event without choices in the stream")
         self.num_events += 1
-        for choice in choices:
-            if type(choice) is not dict:
-                raise MalformedEventError("an event with a choice that is none in the stream")
-            index = choice.get("index", 0)
-            if choice.get("finish_reason") is None:
-                self._open.add(index)
-            else:
-                self._open.discard(index)
-                self._is_finished = True
+        try:
+            for choice in choices:
+                if choice.get("finish_reason") is None:
+                    self._open.add(choice.get("index", 0))
+                else:
+                    self._open.discard(choice.get("index", 0))
+                    self._is_finished = True
+        except (AttributeError, TypeError) as error:
+            raise MalformedEventError("a choice that is none in the stream") from error
 
     def done(self) -> None:
         self._is_done = True

@@ -32,11 +32,11 @@ async function call(path, options = {}) {
 
 export const get = (path) => call(path);
 
-export function send(method, path, body) {
+export function send(method, path, body, headers = {}) {
   const isText = typeof body === "string";
   return call(path, {
     method,
-    headers: { "x-csrf-token": csrf, "content-type": isText ? "text/plain" : "application/json" },
+    headers: { "x-csrf-token": csrf, "content-type": isText ? "text/plain" : "application/json", ...headers },
     body: body === undefined ? undefined : isText ? body : JSON.stringify(body),
   });
 }

@@ -9,7 +9,7 @@ async function refresh() {
   show(byId("empty"), !budgets.length);
   show(byId("filled"), budgets.length > 0);
   if (!budgets.length) {
-    put(byId("empty"), blank("No budgets", "A key or a team may have money per period; a paced one is spread over it.", h("pre", {}, "governance:\n  teams:\n    research: {budget: {usd: 50, period: week, pace: true}}")));
+    put(byId("empty"), blank("No budgets", "A key or a team may have money per period; a paced one is spread over it.", h("pre", {}, "governance:\n  teams:\n    research: {budgets: [{usd: 50, per: week, pace: true}]}")));
     return;
   }
   put(byId("list"), budgets.map(row));

@@ -39,9 +39,9 @@ export function show(element, visible) {
   if (element) element.hidden = !visible;
 }
 
-// Columns: {title, cell(row), num, short, wide}. Rows become cards on a phone.
+// Columns: {title, cell(row), num, short, wide, meter}. Rows become cards on a phone.
 export function table(columns, rows, { caption, rowProps } = {}) {
-  const className = (column) => (column.num ? "num" : column.short ? "short" : column.wide ? "wide" : undefined);
+  const className = (column) => (column.num ? "num" : column.short ? "short" : column.wide ? "wide" : column.meter ? "meters" : undefined);
   return h(
     "table",
     { class: "stack" },
@@ -76,6 +76,11 @@ export function bar(share, { tone, mark, label } = {}) {
     h("i", { style: { width }, "data-tone": tone }),
     mark !== undefined && h("b", { style: { left: `${Math.min(1, Math.max(0, mark)) * 100}%` } }),
   );
+}
+
+// A bar and its figure, in one cell.
+export function meter(share, text, options = {}) {
+  return h("span", { class: "meter" }, bar(share, { label: text, ...options }), h("span", {}, text));
 }
 
 export const tag = (text, tone) => h("span", { class: "tag", "data-tone": tone }, text);

@@ -11,8 +11,8 @@ export function frontierChart(place, spec) {
   mount(place, (width, height) => draw(place, spec, width, height));
 }
 
-function draw(place, { points, models, operating, preview, unit }, width, height) {
-  const all = [...points, ...models, operating, preview].filter(Boolean);
+function draw(place, { points, models, operating, preview, measured, unit }, width, height) {
+  const all = [...points, ...models, operating, preview, measured].filter(Boolean);
   const costs = all.map((p) => p.cost_usd).filter((value) => value > 0);
   const [cheap, dear] = [Math.min(...costs), Math.max(...costs)];
   const x = axis(cheap, dear, width);
@@ -42,6 +42,10 @@ function draw(place, { points, models, operating, preview, unit }, width, height
     chart.append(
       s("circle", { cx: x.at(operating.cost_usd), cy: y(operating.quality), r: 6, fill: "var(--accent)", stroke: "var(--panel)", "stroke-width": 2 }),
     );
+  }
+  if (measured) {
+    const [cx, cy] = [x.at(measured.cost_usd), y(measured.quality)];
+    chart.append(s("path", { d: `M${cx - 5} ${cy - 5}l10 10m0 -10l-10 10`, stroke: "var(--s3)", "stroke-width": 2.5, "stroke-linecap": "round" }));
   }
   if (preview) {
     chart.append(

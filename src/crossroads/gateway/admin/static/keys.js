@@ -26,18 +26,21 @@ async function refresh() {
   put(byId("list"), keys.length ? list(keys) : h("p", { class: "hint" }, "There is no key yet: everybody may ask until the first one is made."));
 }
 
-const nameOf = (key) => key.id ?? key.key_id ?? key.name;
-
 function list(keys) {
   const columns = [
-    { title: "Key", cell: (key) => [nameOf(key), key.disabled && [" ", tag("disabled", "warn")]] },
+    { title: "Key", cell: (key) => [key.name, marks(key), key.fingerprint && h("span", { class: "sub mono" }, key.fingerprint)] },
     { title: "Team", cell: (key) => key.team || "-" },
     { title: "Models", cell: (key) => (key.models ? plain(key.models) : "all"), wide: true },
-    { title: "Limits", cell: (key) => (key.limits && Object.keys(key.limits).length ? plain(key.limits) : "none") },
+    { title: "Limits", cell: (key) => key.limits.join(", ") || "none" },
     { title: "Expires", cell: (key) => (unix(key.expires) ? moment(unix(key.expires)) : "never") },
   ];
-  if (canRevoke) columns.push({ title: "", cell: (key) => revoke(nameOf(key)), num: true });
+  if (canRevoke) columns.push({ title: "", cell: (key) => (key.source === "config" ? tag("in the configuration") : revoke(key.name)), num: true });
   return table(columns, keys, { caption: "Keys" });
+}
+
+function marks(key) {
+  if (key.disabled) return [" ", tag("disabled", "warn")];
+  return key.expired ? [" ", tag("expired", "warn")] : null;
 }
 
 // Asks in place rather than with a dialog: the first press arms, the second does it.
@@ -76,7 +79,7 @@ function showSecret(key) {
       getSelection().selectAllChildren(code);
     }
   });
-  put(byId("secret"), h("p", {}, h("b", {}, `The secret of ${nameOf(key)}.`), " It is shown once and kept only as a hash."), code, copy);
+  put(byId("secret"), h("p", {}, h("b", {}, `The secret of ${key.name}.`), " It is shown once and kept only as a hash."), code, copy);
   show(byId("secret"), true);
   say("The key is made. Its secret is on the page.");
   copy.focus();
@@ -90,7 +93,7 @@ byId("new").addEventListener("submit", async (event) => {
   const key = await attempt(() => send("POST", "/api/keys", body));
   if (!key) return;
   event.target.reset();
-  showSecret({ id: body.name, ...key });
+  showSecret(key);
   last = "";
   await attempt(refresh);
 });

@@ -35,7 +35,8 @@ async function ask() {
   button.disabled = true;
   button.textContent = "Waiting";
   result.setAttribute("aria-busy", "true");
-  const reply = await attempt(() => send("POST", "/api/playground", request()));
+  const key = byId("key").value.trim();
+  const reply = await attempt(() => send("POST", "/api/playground", request(), key ? { "x-gateway-key": key } : {}));
   button.disabled = false;
   button.textContent = "Send";
   result.setAttribute("aria-busy", "false");

@@ -2,7 +2,7 @@
 
 import { attempt, get, optional, problem, say } from "./api.js";
 import { legend } from "./charts.js";
-import { bar, blank, byId, h, put, show, table, tag } from "./dom.js";
+import { blank, byId, h, meter, put, show, table, tag } from "./dom.js";
 import { digits, percent, plain, usd } from "./format.js";
 import { frontierChart } from "./frontier.js";
 
@@ -20,7 +20,7 @@ async function start() {
   const names = Object.keys(policies);
   show(byId("policies-panel"), names.length > 0);
   put(byId("policies"), policyTable(policies));
-  const drawable = names.filter((name) => policies[name].has_frontier ?? policies[name].kind === "learned");
+  const drawable = names.filter((name) => policies[name].frontier);
   put(byId("policy"), drawable.map((name) => h("option", { value: name }, name)));
   show(byId("policy-field"), drawable.length > 1);
   if (drawable.length) await choose(drawable[0]);
@@ -43,7 +43,7 @@ async function choose(policy) {
   current.points = [...(current.points ?? [])].sort(byCost);
   current.models ??= [];
   if (!current.points.length) {
-    showEmpty("No frontier for this policy", "Its router was fitted without costs, so there is one point only.");
+    showEmpty("No frontier for this policy", "The router has not seen a prompt since the start, or knows no costs. Send some traffic, and its estimates draw the frontier.");
     return;
   }
   show(byId("empty"), false);
@@ -71,9 +71,11 @@ function describe() {
     legend([
       { name: "router", colour: "var(--accent)" },
       { name: "single models", colour: "var(--ink-2)" },
+      ...(current.measured ? [{ name: "measured on held-out prompts", colour: "var(--s3)" }] : []),
       ...(preview ? [{ name: "preview", colour: "var(--s1)" }] : []),
     ]),
   );
+  byId("measured").textContent = measured();
   slider.setAttribute("aria-valuetext", shown ? `quality ${digits(shown.quality)}, ${usd(shown.cost_usd)} ${unit}` : "");
   byId("back").disabled = !preview;
   put(byId("compare"), compare(unit));
@@ -84,8 +86,8 @@ function compare(unit) {
   const [now, then] = [current.operating, preview];
   const change = (a, b) => (a ? `${b >= a ? "+" : ""}${percent(b / a - 1, Math.abs(b / a - 1) < 1 ? 1 : 0)}` : "");
   const rows = [
-    ["Quality", digits(now?.quality), then && digits(then.quality), now && then && change(now.quality, then.quality)],
-    ["Cost", usd(now?.cost_usd), then && usd(then.cost_usd), now && then && change(now.cost_usd, then.cost_usd)],
+    ["Quality", digits(now?.quality), then && digits(then.quality), now && then ? change(now.quality, then.quality) : ""],
+    ["Cost", usd(now?.cost_usd), then && usd(then.cost_usd), now && then ? change(now.cost_usd, then.cost_usd) : ""],
     ["Price", price(now), then && price(then), ""],
   ];
   return [
@@ -99,6 +101,13 @@ function compare(unit) {
   ];
 }
 
+function measured() {
+  const [router, best] = [current.measured, current.best_single];
+  if (!router) return "";
+  const versus = best ? `; ${best.model} alone ${digits(best.quality)} at ${usd(best.cost_usd)}` : "";
+  return `Measured on held-out prompts when it was fitted: quality ${digits(router.quality)} at ${usd(router.cost_usd)}${versus}.`;
+}
+
 const price = (point) => (point?.price === undefined || point?.price === null ? "-" : digits(point.price, 3));
 
 function showShares(point) {
@@ -110,18 +119,17 @@ function showShares(point) {
       ? table(
           [
             { title: "Model", cell: ([name]) => name },
-            { title: "Share", cell: ([, share]) => bar(share, { label: percent(share) }) },
-            { title: "", cell: ([, share]) => percent(share, 1), num: true },
+            { title: "Share", cell: ([, share]) => meter(share, percent(share, 1)), meter: true },
           ],
           shares,
           { caption: "Share of prompts by model" },
         )
-      : h("p", { class: "hint" }, "The shares of this point are not known."),
+      : h("p", { class: "hint" }, preview && preview.price !== undefined && !preview.shares ? "Asking the router." : "The shares of this point are not known."),
   );
 }
 
 function policyTable(policies) {
-  const skipped = new Set(["kind", "models", "name", "version", "frontier", "has_frontier", "objective"]);
+  const skipped = new Set(["kind", "models", "name", "version", "frontier", "objective"]);
   return table(
     [
       { title: "Name", cell: ([name]) => name },

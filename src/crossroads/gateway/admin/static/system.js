@@ -2,7 +2,7 @@
 
 import { attempt, get, optional, poll, send } from "./api.js";
 import { byId, facts, h, put, state, table } from "./dom.js";
-import { count, digits, plain } from "./format.js";
+import { count, digits, percent, plain } from "./format.js";
 
 const TONES = { ok: "good", degraded: "warn", failing: "bad" };
 
@@ -15,7 +15,7 @@ async function refresh() {
   const parts = Object.entries(status.parts ?? {});
   put(byId("parts"), parts.length ? partTable(parts) : h("p", { class: "hint" }, "No part reports its health."));
   put(byId("regret"), regret ? regretFacts(regret) : h("p", { class: "hint" }, "Not known: it needs a ledger, and feedback on served answers."));
-  put(byId("drift"), drift ? driftFacts(drift) : h("p", { class: "hint" }, "Not watched: no deployed router holds what its training prompts looked like."));
+  put(byId("drift"), drift && Object.keys(drift).length ? driftFacts(drift) : h("p", { class: "hint" }, "Not watched: no deployed router holds what its training prompts looked like."));
 }
 
 function partTable(parts) {
@@ -32,24 +32,35 @@ function partTable(parts) {
 }
 
 function regretFacts(found) {
-  if (found.regret === undefined || found.regret === null) return h("p", { class: "hint" }, found.message ?? "Not enough feedback yet.");
+  if (found.regret === undefined || found.regret === null) return h("p", { class: "hint" }, `Not known yet: ${found.why || "too few judged calls"}.`);
   return [
     facts([
       ["Regret", `${digits(found.regret)} quality per call`],
-      ["Interval", found.low !== undefined && `${digits(found.low)} to ${digits(found.high)}`],
+      ["Interval", found.low !== null && `${digits(found.low)} to ${digits(found.high)} (${percent(found.level ?? 0.95)})`],
       ["Best fixed model", found.best_model],
-      ["Calls", count(found.calls)],
+      ["Judged calls", count(found.calls)],
     ]),
-    h("p", { class: "hint legend-line" }, `Negative: the router does better than ${found.best_model ?? "it"}. ${found.method ?? ""}`),
+    h("p", { class: "hint legend-line" }, `Below 0 the router does better than always ${found.best_model}. By ${found.method}.`),
   ];
 }
 
-function driftFacts(found) {
-  return [
-    h("p", {}, found.alarm ? state("The prompts no longer look like those the router learned from", "bad") : state("The prompts look like those the router learned from", "good")),
-    h("div", { class: "legend-line" }, facts(Object.entries(found).filter(([name]) => !["alarm", "method"].includes(name)).map(([name, value]) => [name.replaceAll("_", " "), plain(value)]))),
-    found.method && h("p", { class: "hint legend-line" }, found.method),
-  ];
+const DRIFT = {
+  ok: ["like those it learned from", "good"],
+  alarm: ["unlike those it learned from", "bad"],
+  learning: ["too few to say", "none"],
+};
+
+function driftFacts(policies) {
+  return Object.entries(policies).map(([name, found]) => {
+    const [words, tone] = DRIFT[found.state] ?? [found.state, "warn"];
+    const rest = Object.entries(found).filter(([key, value]) => key !== "state" && value !== null);
+    return h(
+      "div",
+      { class: "budget" },
+      h("p", {}, h("b", {}, name), " ", state(words, tone)),
+      facts(rest.map(([key, value]) => [key.replaceAll("_", " "), plain(value)])),
+    );
+  });
 }
 
 async function run(button, action) {
@@ -66,9 +77,12 @@ function outcome(found) {
     "div",
     { class: "notice" },
     state(found.message ?? (good ? "No problem found: a first request would be served." : `${problems.length} problem${problems.length === 1 ? "" : "s"} found`), good ? "good" : "bad"),
-    problems.length > 0 && h("ul", {}, problems.map((text) => h("li", {}, plain(text)))),
+    problems.length > 0 && h("ul", {}, problems.map((found) => h("li", {}, problemText(found)))),
   );
 }
+
+const problemText = (found) =>
+  typeof found === "object" ? [found.level, found.place, found.message].filter(Boolean).join(": ") : String(found);
 
 byId("reload").addEventListener("click", (event) => run(event.target, () => send("POST", "/api/reload", {})));
 byId("check").addEventListener("click", (event) => run(event.target, () => send("POST", "/api/check-config", "")));

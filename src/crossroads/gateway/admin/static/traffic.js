@@ -2,7 +2,7 @@
 
 import { attempt, get, poll } from "./api.js";
 import { colour, legend, timeChart } from "./charts.js";
-import { bar, blank, byId, h, put, show, table } from "./dom.js";
+import { bar, blank, byId, h, meter, put, show, table } from "./dom.js";
 import { bytes, count, digits, percent, seconds, usd } from "./format.js";
 import { phases } from "./parts.js";
 
@@ -155,8 +155,7 @@ function showSplit(models, requests) {
     table(
       [
         { title: "Model", cell: ([name]) => [h("i", { class: "swatch", style: { background: colourOf(name) } }), name] },
-        { title: "Share", cell: ([, m]) => bar(m.requests / requests, { label: percent(m.requests / requests) }) },
-        { title: "", cell: ([, m]) => percent(m.requests / requests), num: true },
+        { title: "Share", cell: ([, m]) => meter(m.requests / requests, percent(m.requests / requests)), meter: true },
         { title: "Requests", cell: ([, m]) => count(m.requests), num: true },
         { title: "Spent", cell: ([, m]) => usd(m.cost_usd), num: true },
         { title: "Per 1,000", cell: ([, m]) => usd((1000 * m.cost_usd) / m.requests), num: true },

@@ -1,7 +1,7 @@
 // Health of every model: breaker, failures, latency, calls in flight, the last error.
 
 import { optional, poll } from "./api.js";
-import { bar, blank, byId, h, put, show, state, table } from "./dom.js";
+import { blank, byId, h, meter, put, show, state, table } from "./dom.js";
 import { ago, count, percent, seconds, span } from "./format.js";
 
 const TONES = { closed: "good", "half-open": "warn", half_open: "warn", open: "bad" };
@@ -30,13 +30,14 @@ async function refresh() {
 
 const figure = (name, value, note) => h("div", {}, h("dt", {}, name), h("dd", {}, value), h("p", {}, note));
 
+const tone = (share) => (share > 0.2 ? "bad" : share > 0.05 ? "warn" : "none");
+
 function list(models) {
   return table(
     [
       { title: "Model", cell: ([name]) => name },
       { title: "State", cell: ([, m]) => [state(WORDS[m.state] ?? m.state, TONES[m.state] ?? "warn"), rest(m)], short: true },
-      { title: "Failing", cell: ([, m]) => bar(m.failure_share, { tone: m.failure_share > 0.2 ? "bad" : m.failure_share > 0.05 ? "warn" : "none", label: percent(m.failure_share) }) },
-      { title: "", cell: ([, m]) => percent(m.failure_share), num: true },
+      { title: "Failing", cell: ([, m]) => meter(m.failure_share, percent(m.failure_share), { tone: tone(m.failure_share) }), meter: true },
       { title: "Whole answer", cell: ([, m]) => seconds(m.answer_s), num: true },
       { title: "First token", cell: ([, m]) => seconds(m.first_event_s), num: true },
       { title: "In flight", cell: ([, m]) => count(m.in_flight), num: true },

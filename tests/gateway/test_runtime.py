@@ -1,0 +1,230 @@
+"""A gateway as its configuration describes it, over real sockets."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossroads.gateway.config import read_config
+from crossroads.gateway.runtime import Runtime
+from tests.gateway.fake_upstream import FakeUpstream
+from tests.gateway.serving import serving_runtime
+
+HELLO = [{"role": "user", "content": "hello there"}]
+KEYS = {"mine": "sk-test-0123456789abcdef", "other": "sk-test-fedcba9876543210"}
+
+
+def write(folder: Path, upstream: FakeUpstream, **fields: Any) -> Path:
+    models = [
+        {"name": name, "endpoint": upstream.url, "price_in": 1.0, "price_out": 2.0}
+        for name in ("ok", "usage", "trickle-1")
+    ]
+    pool = folder / "pool.json"
+    pool.write_text(json.dumps({"name": "fake", "models": models}), "utf-8")
+    settings = {
+        "pool": str(pool),
+        "policies": {"auto": {"kind": "split", "weights": {"ok": 1}}},
+        "ledger": {"url": f"sqlite:{folder / 'ledger.db'}", "flush_ms": 10, "keep": ["text"]},
+        "governance": {"keys": [{"name": n, "secret": s} for n, s in KEYS.items()]},
+        "telemetry": {"logs": None},
+        "admin": None,
+        "watch_s": 0.05,
+        **fields,
+    }
+    path = folder / "gateway.json"
+    path.write_text(json.dumps(settings), "utf-8")  # JSON is YAML, too
+    return path
+
+
+def runtime_of(path: Path) -> Runtime:
+    return Runtime(read_config(path), read=partial(read_config, path), path=path)
+
+
+@pytest.fixture
+def path(tmp_path: Path, upstream: FakeUpstream) -> Path:
+    return write(tmp_path, upstream)
+
+
+@pytest.fixture
+def url(path: Path) -> Iterator[str]:
+    with serving_runtime(runtime_of(path)) as running:
+        yield running
+
+
+def call(
+    url: str, method: str, path: str, body: Any = None, *, key: str = "mine", **headers: str
+) -> tuple[int, dict[str, str], Any]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    data = None if body is None else json.dumps(body)
+    given = {"authorization": f"Bearer {KEYS[key]}", **headers}
+    try:
+        connection.request(method, path, data, given)
+        response = connection.getresponse()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        raw = response.read()
+        is_json = found.get("content-type", "").startswith("application/json")
+        return response.status, found, json.loads(raw) if is_json else raw
+    finally:
+        connection.close()
+
+
+def ask(url: str, model: str = "auto", **fields: Any) -> tuple[int, dict[str, str], Any]:
+    return call(url, "POST", "/v1/chat/completions", {"model": model, "messages": HELLO, **fields})
+
+
+def until(found: Callable[[], Any], seconds: float = 5.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = found()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError("it did not come to pass")
+
+
+def decision(url: str, decision_id: str) -> Any:
+    status, _, row = call(url, "GET", f"/v1/decisions/{decision_id}")
+    return row if status == 200 else None
+
+
+def test_a_call_leaves_a_record_that_its_own_key_can_read(url: str) -> None:
+    _, headers, _ = ask(url)
+    decision_id = headers["x-crossroads-decision-id"]
+    row = until(lambda: decision(url, decision_id))
+    assert (row["key_id"], row["policy"], row["model"]) == ("mine", "auto", "ok")
+    assert (row["input_tokens"], row["output_tokens"]) == (7, 5)
+    assert row["cost_usd"] == pytest.approx((7 * 1.0 + 5 * 2.0) / 1e6)
+    assert row["is_complete"]
+    assert row["prompt"] == "hello there"
+    phases = ("queue_ms", "route_ms", "connect_ms", "upstream_ms", "relay_ms")
+    assert sum(row[phase] for phase in phases) == pytest.approx(row["total_ms"], rel=0.05)
+    path = f"/v1/decisions/{decision_id}"
+    assert call(url, "GET", path, key="other")[0] == 404
+
+
+def test_the_cost_header_says_what_the_ledger_says(url: str) -> None:
+    _, headers, _ = ask(url)
+    row = until(lambda: decision(url, headers["x-crossroads-decision-id"]))
+    assert float(headers["x-crossroads-cost-usd"]) == pytest.approx(row["cost_usd"])
+
+
+def test_overhead_is_split_by_phase_in_a_standard_header(url: str) -> None:
+    _, headers, _ = ask(url)
+    names = [part.split(";")[0].strip() for part in headers["server-timing"].split(",")]
+    assert names == ["queue", "route", "connect", "upstream", "relay"]
+
+
+def test_an_answer_is_judged_by_its_decision_id(url: str) -> None:
+    _, headers, _ = ask(url)
+    decision_id = headers["x-crossroads-decision-id"]
+    until(lambda: decision(url, decision_id))
+    judgement = {"decision_id": decision_id, "score": 0.75, "source": "user"}
+    status, _, kept = call(url, "POST", "/v1/feedback", judgement)
+    assert (status, kept["reward"]) == (200, 0.75)
+    row = until(lambda: (row := decision(url, decision_id)) and row["feedback"] and row)
+    assert row["feedback"][0]["score"] == 0.75
+    assert call(url, "POST", "/v1/feedback", judgement, key="other")[0] == 404
+    assert call(url, "POST", "/v1/feedback", {**judgement, "score": 2})[0] == 400
+    assert call(url, "POST", "/v1/feedback", {**judgement, "decision_id": "dec_no"})[0] == 404
+
+
+def test_a_changed_file_is_served_without_a_restart(
+    url: str, path: Path, tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    assert ask(url)[1]["x-crossroads-model"] == "ok"
+    write(tmp_path, upstream, policies={"auto": {"kind": "split", "weights": {"usage": 1}}})
+    until(lambda: ask(url)[1]["x-crossroads-model"] == "usage")
+
+
+def test_a_broken_file_leaves_the_old_configuration_serving_and_says_so(
+    url: str, path: Path, tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    def configuration() -> str:
+        return str(call(url, "GET", "/health/ready")[2]["parts"]["configuration"])
+
+    write(tmp_path, upstream, policies={"auto": {"kind": "split", "weights": {"none": 1}}})
+    until(lambda: configuration() == "degraded")
+    assert ask(url)[1]["x-crossroads-model"] == "ok"
+    write(tmp_path, upstream)
+    until(lambda: configuration() == "ok")
+
+
+def test_a_stream_outlives_the_configuration_it_began_under(
+    url: str, path: Path, tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    body = json.dumps({"model": "trickle-1", "messages": HELLO, "stream": True})
+    given = {"authorization": f"Bearer {KEYS['mine']}"}
+    connection.request("POST", "/v1/chat/completions", body, given)
+    response = connection.getresponse()
+    first = response.readline()
+    write(tmp_path, upstream, policies={"auto": {"kind": "split", "weights": {"usage": 1}}})
+    until(lambda: ask(url)[1]["x-crossroads-model"] == "usage")
+    assert first.startswith(b"data: ")
+    assert response.read().endswith(b"data: [DONE]\n\n")
+    connection.close()
+
+
+def test_models_are_listed_in_the_shape_of_the_client(url: str) -> None:
+    openai = call(url, "GET", "/v1/models")[2]
+    assert [card["id"] for card in openai["data"]] == ["auto", "ok", "usage", "trickle-1"]
+    anthropic = call(url, "GET", "/v1/models", **{"anthropic-version": "2023-06-01"})[2]
+    assert anthropic["data"][0]["type"] == "model"
+    assert (anthropic["first_id"], anthropic["has_more"]) == ("auto", False)
+
+
+def test_errors_have_the_shape_of_the_api_that_was_called(url: str) -> None:
+    wrong = {"model": "none", "max_tokens": 1, "messages": HELLO}
+    status, _, body = call(url, "POST", "/v1/messages", wrong)
+    assert (status, body["type"], body["error"]["type"]) == (404, "error", "not_found_error")
+    status, _, body = call(url, "POST", "/v1/chat/completions", wrong)
+    assert (status, body["error"]["code"]) == (404, "model_not_found")
+    status, _, body = call(url, "POST", "/v1/messages", wrong, authorization="Bearer wrong")
+    assert (status, body["error"]["type"]) == (401, "authentication_error")
+
+
+def test_a_repeated_idempotency_key_is_answered_once(url: str, upstream: FakeUpstream) -> None:
+    body = {"model": "ok", "messages": HELLO}
+    key = {"Idempotency-Key": "order-7"}
+    before = len(upstream.requests)
+    first = call(url, "POST", "/v1/chat/completions", body, **key)
+    again = call(url, "POST", "/v1/chat/completions", body, **key)
+    assert len(upstream.requests) == before + 1
+    assert first[2] == again[2]
+    assert again[1]["x-crossroads-replayed"] == "true"
+    assert first[1]["x-crossroads-decision-id"] == again[1]["x-crossroads-decision-id"]
+    changed = {**body, "temperature": 0.5}
+    assert call(url, "POST", "/v1/chat/completions", changed, **key)[0] == 422
+    assert len(upstream.requests) == before + 1
+
+
+def test_open_paths_need_no_key_and_tell_no_reasons(url: str) -> None:
+    for path in ("/health", "/health/ready", "/version"):
+        status, _, body = call(url, "GET", path, authorization="")
+        assert status == 200
+        assert "reason" not in json.dumps(body)
+    assert call(url, "GET", "/metrics", authorization="")[0] == 401
+    metrics = call(url, "GET", "/metrics")[2]
+    assert b"crossroads_phase_seconds_count" in metrics
+
+
+def test_the_document_of_the_api_names_the_models(url: str) -> None:
+    document = call(url, "GET", "/openapi.json")[2]
+    schema = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]
+    model = schema["content"]["application/json"]["schema"]["properties"]["model"]
+    assert model["examples"][0] == "auto"
+
+
+def test_a_gateway_without_a_ledger_says_so(tmp_path: Path, upstream: FakeUpstream) -> None:
+    with serving_runtime(runtime_of(write(tmp_path, upstream, ledger=None))) as url:
+        assert ask(url)[0] == 200
+        for method, path, body in (("GET", "/v1/decisions/dec_1", None), ("POST", "/feedback", {})):
+            status, _, found = call(url, method, path, body)
+            assert (status, found["error"]["code"]) == (404, "no_ledger")
