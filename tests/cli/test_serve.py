@@ -4,10 +4,12 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +39,10 @@ def pool(tmp_path: Path) -> str:
 @contextmanager
 def server(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """The real command; yields the process, its URL and its second line."""
+    folder = Path(tempfile.mkdtemp())  # its ledger goes there
     process = subprocess.Popen(
         [sys.executable, "-m", "crossroads", "serve", "--port", "0", *options],
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -47,9 +51,11 @@ def server(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen
     assert process.stdout is not None
     assert process.stderr is not None
     try:
-        ready, example = process.stdout.readline(), process.stdout.readline()
+        ready = process.stdout.readline()
+        dashboard, example = process.stdout.readline(), process.stdout.readline()
         found = re.search(r"http://[^ ]+", ready)
         assert found is not None, process.stderr.read()
+        assert dashboard.startswith("dashboard: http://127.0.0.1:")
         yield process, found[0], example
     finally:
         if process.poll() is None:
@@ -57,6 +63,7 @@ def server(*options: str, **environment: str) -> Iterator[tuple[subprocess.Popen
         process.wait()
         process.stdout.close()
         process.stderr.close()
+        shutil.rmtree(folder)
 
 
 def test_it_says_where_it_serves_and_its_example_works(pool: str) -> None:
@@ -71,7 +78,8 @@ def test_it_says_where_it_serves_and_its_example_works(pool: str) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert process.stderr is not None
-        assert process.stderr.read() == ""
+        (line,) = process.stderr.read().splitlines()  # the log of the one call
+        assert json.loads(line)["model"] == "calculator"
 
 
 def test_ctrl_c_ends_it_in_peace(pool: str) -> None:
@@ -133,16 +141,16 @@ def test_a_fitted_router_is_served(artefact: str, pool: str) -> None:
             answer, headers = json.load(response), response.headers
     assert answer["choices"][0]["message"]["content"] == "42"
     assert answer["model"] == headers["x-crossroads-model"] == "calculator"
-    assert headers["x-crossroads-policy"] == "best-single tradeoff:0"
+    assert headers["x-crossroads-policy"] == "auto best-single tradeoff:0"
     assert "calculator" in headers["x-crossroads-reason"]
 
 
 def test_the_server_loads_nothing_heavy(artefact: str) -> None:
     code = (
         "import sys, crossroads.cli.serve, crossroads.gateway.server\n"
-        "from crossroads.gateway.build import build_gateway\n"
+        "from crossroads.gateway.runtime import Runtime\n"
         "from crossroads.gateway.config import ServeConfig\n"
-        f"build_gateway(ServeConfig(router={artefact!r}))\n"
+        f"Runtime(ServeConfig(router={artefact!r}))\n"
         f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

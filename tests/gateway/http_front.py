@@ -102,7 +102,7 @@ async def start(send: Any, headers: list[tuple[bytes, bytes]], *, status: int = 
 
 
 @contextmanager
-def front(kind: Any, app: Any, **limits: Any) -> Iterator[int]:
+def front(kind: Any, app: Any, *, lifespan: Any = "off", **limits: Any) -> Iterator[int]:
     """Serve ``app`` in a thread; yield the port."""
     settings = FrontSettings.model_validate(limits)
     listener = socket.socket()
@@ -111,7 +111,7 @@ def front(kind: Any, app: Any, **limits: Any) -> Iterator[int]:
         app,
         http=http_protocol(kind, settings),
         ws="none",
-        lifespan="off",
+        lifespan=lifespan,
         log_config=None,
         proxy_headers=False,
         server_header=False,

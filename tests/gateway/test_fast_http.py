@@ -8,12 +8,16 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.gateway.http_front import App, front, read_all, statuses, talk
+from crossroads.prompts.experts.tools import ToolExpert
+from tests.gateway.http_front import LIMIT, App, front, read_all, statuses, talk
+from tests.gateway.serving import as_upstream, gateway_of
 
 GET = b"GET /a HTTP/1.1\r\nhost: h\r\n\r\n"
 LAST = b"GET /last HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"
@@ -193,3 +197,34 @@ def test_two_hundred_clients_at_once_are_all_answered(fast: int) -> None:
     for connection in sockets:
         connection.close()
     assert all(statuses(answer) == [200] for answer in answers)
+
+
+# --- the gateway itself ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gateway(kind: str) -> Iterator[int]:
+    expert = ToolExpert(name="echo", answer=lambda text: text.upper(), refusal="")
+    app = gateway_of({"echo": as_upstream(expert)}, body_limit=LIMIT)
+    with front(kind, app, lifespan="on") as running:
+        yield running
+
+
+def test_the_official_client_is_served(gateway: int) -> None:
+    base = f"http://127.0.0.1:{gateway}/v1"
+    asked: Any = {"model": "echo", "messages": [{"role": "user", "content": "hi there"}]}
+    with openai.OpenAI(base_url=base, api_key="k", max_retries=0) as client:
+        assert client.chat.completions.create(**asked).choices[0].message.content == "HI THERE"
+        with client.chat.completions.create(stream=True, **asked) as stream:
+            said = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
+        assert "".join(said) == "HI THERE"
+
+
+def test_a_body_over_the_gateway_s_limit_is_a_413_and_read_no_further(gateway: int) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n"
+    answer = talk(gateway, head % (10 * LIMIT) + b"x" * LIMIT)
+    assert statuses(answer) == [413]
+    assert b"invalid_request_error" in answer
+    chunked = b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n"
+    block = b"%x\r\n%b\r\n" % (LIMIT, b"x" * LIMIT)
+    assert statuses(talk(gateway, chunked + block + block)) == [413]

@@ -106,6 +106,30 @@ def test_a_worker_that_is_killed_comes_back_while_the_others_serve() -> None:
         assert victim not in pids(port)
 
 
+def test_a_worker_killed_under_load_leaves_no_answer_that_looks_whole() -> None:
+    whole: list[list[str]] = []
+    broken: list[Exception] = []
+
+    def load(port: int) -> None:
+        try:
+            whole.append(ask(port, "/slow"))
+        except (OSError, http.client.HTTPException) as error:
+            broken.append(error)
+
+    with fleet(workers=2) as (_, port):
+        victim = next(iter(pids(port)))
+        threads = [threading.Thread(target=load, args=(port,)) for _ in range(24)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        os.kill(victim, signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+    assert whole
+    assert all(answer[-1] == "end" for answer in whole)
+    assert len(whole) + len(broken) == 24
+
+
 def test_streams_in_flight_are_finished_at_a_stop() -> None:
     answers: list[list[str]] = []
     with fleet(workers=2) as (process, port):

@@ -49,7 +49,7 @@ def main(manner: str) -> int:
     worker = Worker.of_this_process()
     assert worker is not None
     if manner == "refuses":
-        print("Error: config gateway.yaml: expected something else", file=sys.stderr)
+        sys.stderr.write("Error: config gateway.yaml: expected something else\n")
         return 2
     if manner == "dies-late" and not worker.is_first:
         return 3

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossroads.core.errors import UnavailableError
+
 if TYPE_CHECKING:
+    from crossroads.gateway.admin import AdminSettings
     from crossroads.gateway.config import ServeConfig
     from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.workers import Worker
@@ -91,7 +94,7 @@ def _serve(
     admin: socket.socket | None = None
     try:
         if settings.admin is not None and (is_only or (worker is not None and worker.is_first)):
-            admin = bind(settings.admin.host, settings.admin.port)
+            admin = _bind_admin(settings.admin)
         shared = os.environ.get(_SHARED) if worker is not None else None
         runtime = Runtime(
             settings,
@@ -119,6 +122,21 @@ def _serve(
         listener.close()
         if admin is not None:
             admin.close()
+
+
+def _bind_admin(admin: AdminSettings) -> socket.socket:
+    """Return the dashboard's socket: the usual port, any free one where nobody asked for it."""
+    from crossroads.gateway.server import bind
+
+    try:
+        return bind(admin.host, admin.port)
+    except UnavailableError as error:
+        if "port" not in admin.model_fields_set:
+            return bind(admin.host, 0)
+        raise UnavailableError(
+            f"admin: {error.args[0].partition(';')[0]}; choose another admin.port in the "
+            "configuration"
+        ) from error
 
 
 def _greet(url: str, admin: str | None, runtime: Runtime) -> None:

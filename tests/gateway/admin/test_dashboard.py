@@ -137,8 +137,13 @@ def test_every_view_says_something_useful_when_there_is_nothing(browser: Any, sh
             browser.save_screenshot(str(shots / f"{name}-empty.png"))
             if name == "traffic":
                 assert "No traffic yet" in text(browser) and "curl" in text(browser)
-    refused = [e for e in errors(browser) if "404" not in e]  # parts that are not configured
-    assert refused == []
+        opened(browser, url)
+    with serving(AdminSources()) as url:
+        for path in PATHS.values():
+            opened(browser, url + path)
+        opened(browser, url)
+        assert "not watched" in text(browser)
+    assert errors(browser) == []
 
 
 def test_no_request_leaves_for_another_host(browser: Any, url: str) -> None:

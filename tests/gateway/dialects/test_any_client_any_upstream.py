@@ -16,6 +16,7 @@ from crossroads.prompts.pool import ModelCard
 from tests.gateway.dialects.canned import CannedServer
 from tests.gateway.serving import FakeRouter, gateway_of, serving
 
+ASK = [{"role": "user", "content": "Hi"}]
 TEXT = "Hello, world \u2603"
 UPSTREAMS = ("chat", "anthropic", "responses", "completions")
 TOOL = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -61,7 +62,7 @@ def theirs(gateway_url: str) -> Iterator[anthropic.Anthropic]:
 
 @pytest.mark.parametrize("upstream", UPSTREAMS)
 def test_a_client_of_chat(ours: openai.OpenAI, upstream: str) -> None:
-    ask = {"model": f"text-{upstream}", "messages": [{"role": "user", "content": "Hi"}]}
+    ask = {"model": f"text-{upstream}", "messages": ASK}
     answer = ours.chat.completions.create(**ask)
     assert answer.choices[0].message.content == TEXT and answer.model == f"text-{upstream}"
     assert answer.usage is not None and answer.usage.prompt_tokens == 12
@@ -78,7 +79,7 @@ def test_a_client_of_messages(theirs: anthropic.Anthropic, upstream: str, is_str
         ask = {
             "model": f"{name}-{upstream}",
             "max_tokens": 50,
-            "messages": [{"role": "user", "content": "Hi"}],
+            "messages": ASK,
             "tools": [{"name": "weather", "input_schema": TOOL}],
         }
         if is_stream:
@@ -144,7 +145,23 @@ def test_the_gateways_own_fields_are_not_forwarded(
         theirs.messages.create(
             model=f"text-{upstream}",
             max_tokens=9,
-            messages=[{"role": "user", "content": "Hi"}],
+            messages=ASK,
             extra_body=own,
         )
         assert "crossroads" not in canned.calls[-1].body
+
+
+@pytest.mark.parametrize("model", ["cut-3", "half", "malformed-2", "midway"])
+def test_a_stream_that_broke_looks_whole_to_no_client(url: str, model: str) -> None:
+    with (
+        anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client,
+        client.messages.stream(model=model, max_tokens=9, messages=ASK) as stream,
+        pytest.raises(anthropic.APIError),
+    ):
+        stream.get_final_message()
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        events = list(client.responses.create(model=model, input="Hi", stream=True))
+        kinds = {event.type for event in events}
+        assert events[-1].type == "response.failed" and "response.completed" not in kinds
+        with pytest.raises(openai.APIError):
+            list(client.completions.create(model=model, prompt="Hi", stream=True))

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from crossroads.core.errors import MissingExtraError
 from crossroads.gateway.dialects import ResponsesSettings, Stored, build_store
 from crossroads.gateway.dialects.responses_redis import RedisStore
 from crossroads.gateway.errors import ApiError
@@ -79,6 +81,52 @@ def test_the_server_drops_what_is_too_old_and_never_gets_what_is_too_large(url: 
         await store.close()
 
     asyncio.run(run())
+
+
+def test_a_server_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
+    over: list[asyncio.Task[None]] = []
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        over.append(current)
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    async def run() -> None:
+        server = await asyncio.start_unix_server(hang, f"{tmp_path}/s")
+        store = RedisStore.from_url(
+            f"unix://{tmp_path}/s", ttl_s=60, max_bytes=10_000, timeout_s=0.05
+        )
+        store.put("me", stored("a"))
+        with pytest.raises(ApiError, match="try again"):
+            await store.get("me", "a")
+        await store.close()
+        await asyncio.gather(*over)
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(run())
+
+
+def test_without_the_library_the_message_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    with pytest.raises(MissingExtraError, match=r"crossroads\[redis\]"):
+        build_store(ResponsesSettings(store="redis://127.0.0.1:1/0"))
+
+
+def test_an_outage_is_one_line_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        store = RedisStore.from_url(f"unix://{tmp_path}/none", ttl_s=60, max_bytes=10_000)
+        for number in range(5):
+            store.put("me", stored(str(number)))
+        await store.close()
+
+    asyncio.run(run())
+    assert len(caplog.records) == 1 and "unreachable" in caplog.text
 
 
 def test_without_the_server_nothing_is_kept_and_asking_is_a_503(tmp_path: Path) -> None:

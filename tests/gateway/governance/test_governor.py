@@ -307,7 +307,8 @@ def test_what_a_call_really_cost_is_counted_even_beyond_the_cap() -> None:
     grant.settle(Usage(), 1.5)
     budget = governor.describe()["keys"][0]["budgets"][0]
     assert (budget["spent_usd"], budget["left_usd"], budget["alerts"]) == (1.5, 0.0, [0.8])
-    assert refusal(governor, usd=0.0).code == "insufficient_quota"
+    assert refusal(governor, usd=0.000000001).code == "insufficient_quota"
+    assert run(is_granted(governor, usd=0.0)), "a model that costs nothing may still be asked"
 
 
 def test_a_budget_begins_anew_with_its_period() -> None:

@@ -176,6 +176,22 @@ def test_who_gave_up_waiting_leaves_nothing_taken() -> None:
     asyncio.run(run())
 
 
+def test_a_debt_is_covered_before_another_call_is_let_in() -> None:
+    async def run() -> None:
+        clerk = clerk_of(FakeStore())
+        await clerk.start()
+        meter = meter_of(clerk)
+        assert await meter.ask(1)
+        meter.settle(1, LIMIT - 2, 0)
+        assert await meter.ask(1)
+        meter.settle(1, 3, 0)
+        assert not meter.take(1, 0)
+        assert not await asyncio.wait_for(meter.ask(1), 1)
+        await clerk.close()
+
+    asyncio.run(run())
+
+
 def test_idle_units_go_back_so_that_others_can_use_them() -> None:
     async def run() -> None:
         store = FakeStore()

@@ -140,7 +140,7 @@ def test_a_database_of_something_else_is_left_as_it_was(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("customers",)]
     connection.close()
-    assert len(path.read_bytes()) == len(before)
+    assert path.read_bytes() == before
 
 
 def test_a_reader_makes_no_ledger_of_an_empty_file(tmp_path: Path) -> None:

@@ -20,7 +20,16 @@ from crossroads.gateway.upstreams.dial import parse_endpoint, tls_context
 from crossroads.prompts.experts.base import ExpertError
 from crossroads.prompts.pool import ModelCard
 from tests.gateway.upstreams.conftest import Run
-from tests.gateway.upstreams.servers import HELLO, SHORT, chat_answer, raw_server, response
+from tests.gateway.upstreams.servers import (
+    HELLO,
+    SHORT,
+    Received,
+    chat_answer,
+    chat_chunk,
+    raw_server,
+    response,
+    stream_response,
+)
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +119,51 @@ def test_https_with_a_trusted_authority_keeps_its_connection(run: Run, certifica
             got = await ask(server.url, ca_file=str(certificate / "cert.pem"))
             assert got["choices"][0]["message"]["content"] == "hi"
             assert (server.num_connections, len(server.requests)) == (1, 2)
+
+    run(check())
+
+
+def test_a_stream_over_https_arrives_whole_or_is_an_error(run: Run, certificate: Path) -> None:
+    whole = stream_response(chat_chunk("a"), chat_chunk(None, "stop"), b"data: [DONE]\n\n")
+
+    async def check() -> None:
+        for raw, code in ((whole, None), (whole[:-50], "upstream_cut")):
+
+            async def answer(_: Received, writer: asyncio.StreamWriter, raw: bytes = raw) -> None:
+                writer.write(raw)
+                writer.close()
+
+            async with raw_server(answer, tls=server_tls(certificate)) as server:
+                ca_file = str(certificate / "cert.pem")
+                card = ModelCard(name="m", endpoint=server.url, ca_file=ca_file)
+                upstream = build_upstream(card, timeouts=SHORT)
+                await upstream.start()
+                events, got = [], None
+                try:
+                    async for batch in upstream.stream(Order(dialect="chat", body=HELLO)):
+                        events += batch
+                except ExpertError as error:
+                    got = error.code
+                assert (len(events), got) == ((2, None) if code is None else (1, code))
+                await upstream.close()
+
+    run(check())
+
+
+def test_leaving_an_https_stream_closes_its_connection_at_once(run: Run, certificate: Path) -> None:
+    raw = stream_response(chat_chunk("a"), end=False)
+
+    async def check() -> None:
+        async with raw_server(raw, tls=server_tls(certificate)) as server:
+            ca_file = str(certificate / "cert.pem")
+            card = ModelCard(name="m", endpoint=server.url, ca_file=ca_file)
+            upstream = build_upstream(card, timeouts=SHORT)
+            await upstream.start()
+            stream = upstream.stream(Order(dialect="chat", body=HELLO))
+            await anext(stream)
+            await stream.aclose()
+            await asyncio.wait_for(server.gone.wait(), 0.2)
+            await upstream.close()
 
     run(check())
 

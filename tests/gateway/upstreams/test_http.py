@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import orjson
@@ -232,6 +233,7 @@ BEFORE = [
     (response(b"null"), 502, "upstream_invalid"),
     (response(b'{"choices": {}}'), 502, "upstream_invalid"),
     (response(b'{"choices": [1]}'), 502, "upstream_invalid"),
+    (response(b'{"choices": [{"message": null}]}'), 502, "upstream_invalid"),
     (response(b'{"choices": [NaN]}'), 502, "upstream_invalid"),
     (response(b"\x1f\x8b\x08", content_encoding="gzip"), 502, "upstream_invalid"),
     (b"garbage\r\n\r\n", 502, "upstream_invalid"),
@@ -642,6 +644,10 @@ def test_a_full_queue_refuses_at_once_and_recovers(run: Run) -> None:
     run(check())
 
 
+def _has_seen(server: RawServer, count: int) -> bool:
+    return len(server.requests) == count
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_a_cancelled_call_gives_its_place_back(run: Run, is_stream: bool) -> None:
     async def silent(_: Received, __: asyncio.StreamWriter) -> None:
@@ -658,7 +664,7 @@ def test_a_cancelled_call_gives_its_place_back(run: Run, is_stream: bool) -> Non
             tasks = []
             for number in range(3):
                 tasks.append(asyncio.ensure_future(first(upstream)))
-                await eventually(lambda count=number: len(server.requests) == count + 1)
+                await eventually(partial(_has_seen, server, number + 1))
                 tasks[-1].cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
             assert all(task.cancelled() for task in tasks)

@@ -75,7 +75,9 @@ def test_token_counts_alone_do_not_make_a_stream_whole() -> None:
     assert not progress.is_whole
 
 
-@pytest.mark.parametrize("given_choices", [[1], [None], [[]], [{"index": []}], {}, "x", None])
+@pytest.mark.parametrize(
+    "given_choices", [[1], [None], [[]], [{"index": []}], [{"delta": "x"}], {}, "x", None]
+)
 def test_a_choice_that_is_none_is_malformed(given_choices: Any) -> None:
     with pytest.raises(MalformedEventError):
         progress_of("chat").note({"choices": given_choices})

@@ -28,7 +28,7 @@ class RedisStore:
     ----------
     client : ``redis.asyncio`` client, which this store closes
     ttl_s : seconds a response is kept
-    max_bytes : of one response; a larger one is not kept
+    max_bytes : of one response; a larger one is not kept, nor any while 1,000 wait to be written
     prefix : of every key
     """
 
@@ -45,25 +45,35 @@ class RedisStore:
         self._max_bytes = max_bytes
         self._prefix = prefix
         self._writes: set[asyncio.Task[None]] = set()
+        self._is_down = False  # so that an outage is one line in the log
 
     @classmethod
-    def from_url(cls, url: str, *, ttl_s: float, max_bytes: int) -> RedisStore:
+    def from_url(
+        cls, url: str, *, ttl_s: float, max_bytes: int, timeout_s: float = 1.0
+    ) -> RedisStore:
         """Return a store at ``redis://``, ``rediss://`` or ``unix://``. Connects when used.
 
-        Raises MissingExtraError without the library.
+        ``timeout_s`` bounds each of at most two tries. Raises MissingExtraError without the
+        library.
         """
         try:
             from redis.asyncio import Redis
+            from redis.asyncio.retry import Retry
+            from redis.backoff import NoBackoff
         except ImportError:
             raise MissingExtraError("redis", extra="redis") from None
-        client = Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
+        client = Redis.from_url(
+            url,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 1),
+        )
         return cls(client, ttl_s=ttl_s, max_bytes=max_bytes)
 
     def put(self, owner: str, stored: Stored) -> None:
         """Keep a response, soon."""
         raw = stored.to_bytes()
         if len(raw) > self._max_bytes or len(self._writes) >= _MOST_PENDING:
-            logger.warning("A response was not kept: %d bytes, or too many waiting.", len(raw))
             return
         key = self._key(owner, str(stored.response.get("id")))
         task = asyncio.get_running_loop().create_task(self._write(key, raw))
@@ -78,7 +88,7 @@ class RedisStore:
         try:
             raw: Any = await self._client.get(self._key(owner, id))
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from None
+            raise _unavailable() from error
         return None if raw is None else Stored.from_bytes(raw)
 
     async def delete(self, owner: str, id: str) -> bool:
@@ -89,7 +99,7 @@ class RedisStore:
         try:
             return bool(await self._client.delete(self._key(owner, id)))
         except (RedisError, OSError) as error:
-            raise _unavailable(error) from None
+            raise _unavailable() from error
 
     async def close(self) -> None:
         """Finish what is being written and disconnect."""
@@ -107,7 +117,11 @@ class RedisStore:
         try:
             await self._client.set(key, raw, px=self._ttl_ms)
         except (RedisError, OSError) as error:
-            logger.warning("A response was not kept: Redis: %s", error)
+            if not self._is_down:
+                logger.warning("Responses are not kept while Redis is unreachable: %s", error)
+            self._is_down = True
+        else:
+            self._is_down = False
 
     def _key(self, owner: str, id: str) -> bytes:
         """Return a key of fixed length; the parts cannot run into each other."""
@@ -117,8 +131,7 @@ class RedisStore:
         return self._prefix.encode() + digest.hexdigest().encode()
 
 
-def _unavailable(error: Exception) -> ApiError:
-    logger.warning("Stored responses cannot be read: Redis: %s", error)
+def _unavailable() -> ApiError:
     return ApiError(
         "Stored responses cannot be reached just now; try again.",
         status=503,

@@ -251,7 +251,6 @@ class KeyGovernor:
 
 async def _ask(meter: Meter, n: int, grant: MeteredGrant, call: Call) -> None:
     """Wait for units; where there are none, give back what the call has and refuse it."""
-    started = time.perf_counter()
     try:
         if await meter.ask(n):
             return
@@ -260,5 +259,3 @@ async def _ask(meter: Meter, n: int, grant: MeteredGrant, call: Call) -> None:
     except BaseException:
         grant.release()
         raise
-    finally:
-        call.phases.queue += time.perf_counter() - started

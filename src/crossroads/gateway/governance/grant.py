@@ -88,11 +88,14 @@ class MeteredGrant:
         return limit_headers(plan.requests, plan.tokens, self._dialect, time.monotonic_ns())
 
     async def reserve(self, usd: float) -> None:
-        """Set money aside; again, to set more aside. Raises ApiError 429 or 503."""
+        """Set money aside; again, to set more aside. Raises ApiError 429 or 503.
+
+        A call that costs nothing is let through even where the budget is used up.
+        """
         budgets = self.plan.budgets
-        if not budgets or self._is_over:
-            return
         nano = nano_usd(usd)
+        if not budgets or nano == 0 or self._is_over:
+            return
         now = time.monotonic_ns()
         for i, meter in enumerate(budgets):
             if meter.take(nano, now):

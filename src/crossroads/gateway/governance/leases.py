@@ -143,12 +143,12 @@ class LeasedMeter:
 
     def next_ask(self, now: int, *, is_tick: bool) -> Ask | None:
         """Return what to tell the store; None for nothing. The clerk asks once at a time."""
-        need = sum(n for n, _ in self._waiting)
         free = self.held - self.taken - self.used
-        if need:
+        need = 0
+        if self._waiting:
+            need = max(0, sum(n for n, _ in self._waiting) - free)
             largest = max(n for n, _ in self._waiting)
             self._block = max(self._least_block, _CALLS_A_BLOCK * largest)
-            need = max(0, need - free)
         if self._pending is not None:  # was sent and not answered: the same report again
             self._pending = replace(self._pending, need=need, since_ms=self._since_ms(now))
             return self._pending
@@ -191,10 +191,11 @@ class LeasedMeter:
         for n, future in waiting:
             if future.done():
                 continue
-            is_taken = self.held - self.taken - self.used >= n
+            missing = n - (self.held - self.taken - self.used)
+            is_taken = missing <= 0
             if is_taken:
                 self.taken += n
-            elif answer.free >= n:
+            elif answer.free >= missing:
                 self._waiting.append((n, future))  # came while the clerk was away
                 self._clerk.wake()
                 continue

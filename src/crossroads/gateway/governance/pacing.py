@@ -30,6 +30,7 @@ _CALLS_FOR_HALF = 20  # with fewer calls in a step their mean cost is mostly cha
 _LEAST, _MOST = 1e-3, 1e2  # quality per mean cost of a call
 _NEGLIGIBLE = 2e-3  # of the same: counts as no price
 _FIRST = 0.1  # of the same, at the first step that spent too much
+_NOTHING_USD = 1e-9  # the smallest sum that is counted
 _MEMORY = 0.05  # weight of the newest step in the mean cost of a call
 _STEPS = 500  # in a period, about
 _LEAST_STEP_S, _MOST_STEP_S = 1.0, 600.0
@@ -117,7 +118,7 @@ class Pacer:
             state = self.state
         new_usd = max(0.0, spent_usd - state.spent_usd)
         new_calls = max(0.0, calls - state.calls)
-        if new_calls == 0:
+        if new_calls == 0 or new_usd < _NOTHING_USD:
             # Nothing was paid since: its traffic is to be made up for by the rest.
             self.adopt(PaceState(state.price, now, start, spent_usd, calls, state.mean_usd))
             return
@@ -146,7 +147,7 @@ class Pacer:
         error = 1.0 if target <= 0 else min(new_usd / target - 1, 1.0)
         weight = calls / (calls + _CALLS_FOR_HALF)
         if state.price == 0.0:  # so far nothing had to be saved
-            return _FIRST * weight * max(0.0, error) * calls / new_usd if new_usd > 0 else 0.0
+            return _FIRST * weight * max(0.0, error) * calls / new_usd
         return state.price * math.exp(_GAIN * weight * error)
 
     def _bounded(self, price: float, mean_usd: float) -> float:

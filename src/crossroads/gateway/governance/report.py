@@ -44,7 +44,7 @@ def _limits(meters: Iterable[Meter]) -> list[dict[str, Any]]:
     return [
         {
             "kind": meter.kind,
-            "per": meter.period,
+            "per": None if meter.kind == "parallel" else meter.period,
             "limit": meter.limit,
             "left": max(0, meter.left(now)),
             "reset_s": round(meter.reset_s(now), 3),

@@ -48,6 +48,7 @@ class SqliteStore:
         except (OSError, sqlite3.Error) as error:
             raise self._unavailable(error) from error
         try:
+            self._check_ours(connection)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
             self._migrate(connection)
@@ -61,7 +62,6 @@ class SqliteStore:
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         steps = migrations(SQLITE_WORDS)
-        self._check_ours(connection)
         if _version(connection) == len(steps):
             return
         connection.execute("BEGIN IMMEDIATE")

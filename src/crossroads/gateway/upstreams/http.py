@@ -272,8 +272,7 @@ class HttpUpstream:
         if answer is not None:
             if answer.get("error"):
                 raise self._failures.reported(answer["error"])
-            parts = answer.get(_LIST_OF[dialect])
-            if type(parts) is list and all(type(part) is dict for part in parts):
+            if _is_answer(dialect, answer):
                 return answer
         kind = connection.headers.get(b"content-type", b"").decode("latin-1")
         coding = connection.headers.get(b"content-encoding", b"identity").decode("latin-1")
@@ -293,6 +292,13 @@ class HttpUpstream:
         if order.dialect == "completions":
             return [answer]
         raise self._failures.invalid("a whole answer where a stream was asked for")
+
+
+def _is_answer(dialect: Dialect, answer: Body) -> bool:
+    parts = answer.get(_LIST_OF[dialect])
+    if type(parts) is not list or not all(type(part) is dict for part in parts):
+        return False
+    return dialect != "chat" or all(type(part.get("message")) is dict for part in parts)
 
 
 def _is_event_stream(connection: Connection) -> bool:

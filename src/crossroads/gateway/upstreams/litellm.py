@@ -42,8 +42,8 @@ class LitellmUpstream:
     ----------
     card : the model; ``upstream_model`` as the library names it (``provider/model``), ``endpoint``
         becomes ``api_base`` where it is given
-    timeouts : ``total`` applies to a call, ``first_byte`` and ``idle`` to a stream's chunks; those of
-        the card go before
+    timeouts : ``total`` applies to a call, ``first_byte`` and ``idle`` to a stream's chunks; those
+        of the card go before
     settings : bounds of all upstreams
     """
 

@@ -63,6 +63,9 @@ class Chunks:
         self.num_events += 1
         try:
             for choice in choices:
+                delta = choice.get("delta")
+                if delta is not None and type(delta) is not dict:
+                    raise MalformedEventError("a choice whose delta is no object in the stream")
                 if choice.get("finish_reason") is None:
                     self._open.add(choice.get("index", 0))
                 else:

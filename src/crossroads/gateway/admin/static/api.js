@@ -41,14 +41,18 @@ export function send(method, path, body, headers = {}) {
   });
 }
 
-// The value of a path, or null where this gateway has no such part.
-export async function optional(path) {
-  try {
-    return await call(path);
-  } catch (error) {
-    if (error.code === "not_configured") return null;
-    throw error;
-  }
+let parts; // what this gateway has, asked once
+
+// The value of a path, or null where this gateway lacks the part it comes from.
+export async function optional(path, part) {
+  parts ??= call("/api/status").then(
+    (status) => status.has,
+    (error) => {
+      parts = undefined;
+      throw error;
+    },
+  );
+  return (await parts).includes(part) ? call(path) : null;
 }
 
 export function problem(message) {

@@ -5,7 +5,7 @@ import { bar, blank, byId, h, put, show, tag } from "./dom.js";
 import { digits, percent, span, unix, usd } from "./format.js";
 
 async function refresh() {
-  const budgets = (await optional("/api/budgets"))?.budgets ?? [];
+  const budgets = (await optional("/api/budgets", "governance"))?.budgets ?? [];
   show(byId("empty"), !budgets.length);
   show(byId("filled"), budgets.length > 0);
   if (!budgets.length) {

@@ -18,7 +18,7 @@ function query() {
 
 async function refresh({ force } = {}) {
   if (!force && last && !byId("live").checked) return;
-  const found = await optional(`/api/decisions?${query()}`);
+  const found = await optional(`/api/decisions?${query()}`, "decisions");
   const rows = found?.decisions ?? [];
   const isFiltered = query() !== "limit=60";
   const isEmpty = !found || (!rows.length && !isFiltered);

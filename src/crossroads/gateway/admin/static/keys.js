@@ -9,7 +9,7 @@ let canRevoke = false;
 let last = "";
 
 async function refresh() {
-  const [found, status] = await Promise.all([optional("/api/keys"), get("/api/status")]);
+  const [found, status] = await Promise.all([optional("/api/keys", "governance"), get("/api/status")]);
   canCreate = status.has?.includes("create_key") ?? false;
   canRevoke = status.has?.includes("revoke_key") ?? false;
   const keys = found?.keys ?? [];

@@ -7,11 +7,13 @@ import { attempts, phases, scores } from "./parts.js";
 
 const form = byId("form");
 const result = byId("result");
+let hasDecisions = false;
 
 async function start() {
-  const [models, status] = await Promise.all([optional("/api/models"), get("/api/status")]);
+  const [models, status] = await Promise.all([optional("/api/models", "models"), get("/api/status")]);
   put(byId("models"), (models ?? []).map((m) => h("option", { value: m.name })));
-  if (status.has && !status.has.includes("playground")) {
+  hasDecisions = status.has.includes("decision");
+  if (!status.has.includes("playground")) {
     byId("send").disabled = true;
     put(result, blank("The playground is off", "This gateway does not answer from its admin server."));
     return;
@@ -43,7 +45,7 @@ async function ask() {
   if (!reply) return;
   show(reply);
   const id = reply.headers["x-crossroads-decision-id"];
-  const decision = id && (await explained(id));
+  const decision = id && hasDecisions && (await explained(id));
   if (decision) show(reply, decision);
 }
 
@@ -53,7 +55,7 @@ async function explained(id) {
     try {
       return await get(`/api/decisions/${encodeURIComponent(id)}`);
     } catch (error) {
-      if (error.code === "not_configured") return null;
+      if (error.code !== "decision_not_found") return null;
       await new Promise((resolve) => setTimeout(resolve, 250));
     }
   }

@@ -16,7 +16,7 @@ const path = (policy, price) =>
   `/api/frontier?policy=${encodeURIComponent(policy)}${price === undefined ? "" : `&price=${price}`}`;
 
 async function start() {
-  const policies = (await optional("/api/policies")) ?? {};
+  const policies = (await optional("/api/policies", "policies")) ?? {};
   const names = Object.keys(policies);
   show(byId("policies-panel"), names.length > 0);
   put(byId("policies"), policyTable(policies));

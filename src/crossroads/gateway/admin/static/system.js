@@ -7,7 +7,7 @@ import { count, digits, percent, plain } from "./format.js";
 const TONES = { ok: "good", degraded: "warn", failing: "bad" };
 
 async function refresh() {
-  const [status, regret, drift] = await Promise.all([get("/api/status"), optional("/api/regret"), optional("/api/drift")]);
+  const [status, regret, drift] = await Promise.all([get("/api/status"), optional("/api/regret", "regret"), optional("/api/drift", "drift")]);
   put(byId("overall"), state(status.status, TONES[status.status] ?? "warn"));
   byId("config-path").textContent = status.config || "";
   byId("reload").disabled = !status.has.includes("reload");

@@ -1,6 +1,6 @@
 // Live traffic: who answers, how fast, and what it costs against the always-best model.
 
-import { attempt, get, poll } from "./api.js";
+import { attempt, get, optional, poll } from "./api.js";
 import { colour, legend, timeChart } from "./charts.js";
 import { bar, blank, byId, h, meter, put, show, table } from "./dom.js";
 import { bytes, count, digits, percent, seconds, usd } from "./format.js";
@@ -17,7 +17,12 @@ const colourOf = (name) => {
 const period = () => Number(document.querySelector('#window input:checked').value);
 
 async function refresh() {
-  const traffic = await get(`/api/traffic?seconds=${period()}&since=${Math.floor(Date.now() / 1e3 - period())}`);
+  const traffic = await optional(`/api/traffic?seconds=${period()}&since=${Math.floor(Date.now() / 1e3 - period())}`, "traffic");
+  if (!traffic) {
+    put(byId("empty"), blank("Traffic is not watched", "This gateway keeps no figures over time."));
+    show(byId("empty"), true);
+    return;
+  }
   const requests = traffic.totals.requests ?? 0;
   const isEmpty = !requests && !Object.keys(traffic.requests_per_s).length;
   show(byId("empty"), isEmpty);

@@ -8,7 +8,7 @@ const TONES = { closed: "good", "half-open": "warn", half_open: "warn", open: "b
 const WORDS = { closed: "serving", "half-open": "probing", half_open: "probing", open: "resting" };
 
 async function refresh() {
-  const models = Object.entries((await optional("/api/upstreams")) ?? {});
+  const models = Object.entries((await optional("/api/upstreams", "upstreams")) ?? {});
   show(byId("empty"), !models.length);
   show(byId("filled"), models.length > 0);
   show(byId("figures"), models.length > 0);

@@ -18,6 +18,7 @@ from crossroads.gateway.remote import connect_redis, failures, unavailable
 _PREFIX = "{crossroads}:"  # the braces keep all keys in one slot of a cluster
 _WORKERS = f"{_PREFIX}workers"
 _NUM_NUMBERS = 5  # of an answer
+_ACCOUNTS = 64  # a script, so that other clients of the server wait no more than some milliseconds
 _SWAP = """
 if redis.call('GET', KEYS[1]) == (ARGV[1] == '1' and ARGV[2]) then
   redis.call('SET', KEYS[1], ARGV[3])
@@ -39,6 +40,12 @@ class RedisStore:
         self._swap = self._client.register_script(_SWAP)
 
     async def exchange(self, worker: str, ttl_ms: int, asks: Sequence[Ask]) -> list[Answer]:
+        answers = []
+        for i in range(0, max(1, len(asks)), _ACCOUNTS):
+            answers += await self._exchange_some(worker, ttl_ms, asks[i : i + _ACCOUNTS])
+        return answers
+
+    async def _exchange_some(self, worker: str, ttl_ms: int, asks: Sequence[Ask]) -> list[Answer]:
         keys = [_WORKERS]
         numbers: list[str | int] = [worker, ttl_ms]
         for ask in asks:
