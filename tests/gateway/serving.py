@@ -28,7 +28,7 @@ from crossroads.gateway.telemetry import GatewayTelemetry, TelemetrySettings
 from crossroads.gateway.upstreams.local import LocalUpstream
 from crossroads.gateway.upstreams.settings import UpstreamSettings
 from crossroads.prompts.experts.base import Expert
-from crossroads.prompts.experts.http import Timeouts
+from crossroads.prompts.experts.timeouts import Timeouts
 from crossroads.prompts.pool import ModelCard, Pool
 
 QUIET = TelemetrySettings(logs=None)

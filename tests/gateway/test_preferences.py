@@ -123,7 +123,7 @@ def test_a_policy_for_a_model_the_pool_lacks_is_refused(
     upstream: FakeUpstream, tmp_path: Path
 ) -> None:
     path = write_config(tmp_path, upstream, CONFIG.replace("model: usage", "model: gpt"))
-    with pytest.raises(InputError, match="policies.auto.policies: unknown model 'gpt'"):
+    with pytest.raises(InputError, match=r"policies\.auto\.policies: unknown model 'gpt'"):
         gateway(path)
 
 

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -53,11 +53,10 @@ def start(manner: str, workers: int) -> subprocess.Popen[str]:
 
 
 def ask(port: int, path: str = "/pid") -> list[str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", path)
-    text = connection.getresponse().read().decode()
-    connection.close()
-    return text.split()
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request("GET", path)
+        with connection.getresponse() as response:
+            return response.read().decode().split()
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -106,6 +105,7 @@ def test_a_worker_that_is_killed_comes_back_while_the_others_serve() -> None:
         assert victim not in pids(port)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_under_load_leaves_no_answer_that_looks_whole() -> None:
     whole: list[list[str]] = []
     broken: list[Exception] = []
@@ -130,6 +130,7 @@ def test_a_worker_killed_under_load_leaves_no_answer_that_looks_whole() -> None:
     assert len(whole) + len(broken) == 24
 
 
+@pytest.mark.slow
 def test_streams_in_flight_are_finished_at_a_stop() -> None:
     answers: list[list[str]] = []
     with fleet(workers=2) as (process, port):
@@ -153,6 +154,7 @@ def test_what_is_wrong_with_the_configuration_is_said_once() -> None:
     assert errors.count("gateway.yaml") == 1
 
 
+@pytest.mark.slow
 def test_workers_that_keep_dying_end_the_parent_with_one() -> None:
     process = start("dies-late", 3)
     _, errors = process.communicate(timeout=30)
@@ -166,6 +168,7 @@ def test_a_reload_reaches_every_worker() -> None:
         wait_for(lambda: {ask(port)[2] for _ in range(20)} == {"1"})
 
 
+@pytest.mark.slow
 def test_workers_stop_when_their_parent_is_killed() -> None:
     with fleet(workers=2) as (process, port):
         mine = pids(port)

@@ -102,6 +102,7 @@ def _serve(
             path=path,
             shared=None if shared is None else Path(shared),
             admin_socket=admin,
+            url=url_of(listener),
         )
 
         def on_ready() -> None:

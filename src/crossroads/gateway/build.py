@@ -21,7 +21,7 @@ from crossroads.gateway.policies.settings import LearnedSettings, PoliciesSettin
 from crossroads.gateway.roster import Roster
 from crossroads.gateway.services import Keeping, Services
 from crossroads.gateway.upstreams import build_upstream
-from crossroads.prompts.experts.http import Timeouts
+from crossroads.prompts.experts.timeouts import Timeouts
 from crossroads.prompts.fitted import FittedRouter, load_router
 from crossroads.prompts.pool import ModelCard, Pool, read_pool
 

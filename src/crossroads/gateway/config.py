@@ -36,6 +36,7 @@ from crossroads.gateway.admin.settings import AdminSettings
 from crossroads.gateway.caches.settings import CacheSettings
 from crossroads.gateway.dialects.settings import ResponsesSettings
 from crossroads.gateway.engine.settings import EngineSettings, IdempotencySettings
+from crossroads.gateway.evaluation.settings import EvaluationSettings
 from crossroads.gateway.governance.settings import GovernanceSettings
 from crossroads.gateway.ledger.settings import LedgerSettings
 from crossroads.gateway.policies.settings import (
@@ -108,6 +109,7 @@ class ServeConfig(Section):
     ledger: LedgerSettings | None = LedgerSettings()
     cache: CacheSettings | None = None
     responses: ResponsesSettings = ResponsesSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     admin: AdminSettings | None = AdminSettings()
     baseline: str | None = Field(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import orjson
 
 from crossroads.core.errors import CrossroadsError
+from crossroads.gateway.admin.settings import AdminSettings
 from crossroads.gateway.app import Gateway
 from crossroads.gateway.build import Built, Lasting, build
 from crossroads.gateway.call import Client
@@ -58,6 +59,7 @@ class Runtime:
     path : of that file
     shared : folder through which the workers of one gateway share their figures; None for one
     admin_socket : bound, where this process serves the admin port
+    url : where clients reach the gateway, to be shown
 
     Raises what ``build`` raises, and CrossroadsError where the ledger or a log cannot be opened.
     """
@@ -70,6 +72,7 @@ class Runtime:
         path: str | Path | None = None,
         shared: Path | None = None,
         admin_socket: socket.socket | None = None,
+        url: str = "",
     ) -> None:
         self.config = config
         self.path = None if path is None else Path(path)
@@ -83,6 +86,7 @@ class Runtime:
         self._lasting = Lasting(surfaces=build_surfaces(config.responses), telemetry=self.telemetry)
         self.built = build(config, self._lasting)
         self._admin_socket = admin_socket
+        self.url = url
         once = None if config.idempotency is None else Once(Idempotency(config.idempotency))
         self.gateway = Gateway(self.built.services, once=once)
         self._equip(self.built)
@@ -114,6 +118,22 @@ class Runtime:
         if self._read is not None and self.config.watch_s is not None:
             self._tasks.append(asyncio.create_task(self._follow(self.config.watch_s)))
         closing.push_async_callback(self._end_tasks)
+        if self._admin_socket is not None and self.config.admin is not None:
+            await self._start_admin(self._admin_socket, self.config.admin)
+
+    async def _start_admin(self, listener: socket.socket, settings: AdminSettings) -> None:
+        # Imported here: only one process of a gateway has an admin server.
+        from crossroads.gateway.admin import AdminServer, build_admin
+        from crossroads.gateway.admin_sources import sources_of
+        from crossroads.gateway.telemetry import History
+
+        history = History(self.telemetry.figures)
+        await history.start()
+        self._closing.push_async_callback(history.close)
+        sources = sources_of(self, history, gateway_url=self.url)
+        server = AdminServer(build_admin(sources, settings), listener)
+        await server.start()
+        self._closing.push_async_callback(server.close)
 
     async def close(self) -> None:
         """Stop what was started, last first; what was counted and recorded is written."""

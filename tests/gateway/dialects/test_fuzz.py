@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossroads.gateway.call import ANYBODY
@@ -56,6 +56,7 @@ requests = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("path", sorted(SURFACES))
+@settings(max_examples=40)
 @given(body=requests)
 def test_any_json_is_a_call_or_an_api_error(path: str, body: dict[str, Any]) -> None:
     surface = SURFACES[path]
@@ -70,12 +71,14 @@ def test_any_json_is_a_call_or_an_api_error(path: str, body: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("path", sorted(SURFACES))
+@settings(max_examples=40)
 @given(raw=st.binary(max_size=60))
 def test_any_bytes_are_an_api_error(path: str, raw: bytes) -> None:
     with pytest.raises(ApiError):
         SURFACES[path].parse(raw, client=ANYBODY, headers={})
 
 
+@settings(max_examples=40)
 @given(body=requests)
 def test_any_chat_request_becomes_a_messages_request_or_an_api_error(body: dict[str, Any]) -> None:
     with suppress(ApiError):
@@ -113,6 +116,7 @@ answers = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("path", sorted(SMALLEST))
+@settings(max_examples=40)
 @given(events=st.lists(answers, max_size=3))
 def test_any_answer_is_written_or_the_upstreams_failure(
     path: str, events: list[dict[str, Any]]

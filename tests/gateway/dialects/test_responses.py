@@ -62,6 +62,15 @@ def test_earlier_turns_take_the_place_of_their_id(surface: ResponsesSurface) -> 
     assert asked.input_tokens > call(surface).input_tokens + 20, "the history counts"
 
 
+def test_a_call_that_was_not_prepared_is_not_answered(surface: ResponsesSurface) -> None:
+    body = orjson.dumps({"model": "m", "input": "Hi", "previous_response_id": "resp_1"})
+    unprepared = surface.parse(body, client=ME, headers={})
+    with pytest.raises(AssertionError, match="prepare"):
+        surface.render(unprepared, "m", "chat", answer("text"))
+    with pytest.raises(AssertionError, match="prepare"):
+        surface.writer(unprepared, "m", "chat")
+
+
 def test_a_response_of_another_client_cannot_be_continued(surface: ResponsesSurface) -> None:
     first = answered(surface, call(surface))
     with pytest.raises(ApiError) as raised:

@@ -167,6 +167,23 @@ def test_a_cheap_model_that_fails_is_an_escalation(is_stream: bool) -> None:
 
 
 @STREAMS
+def test_one_attempt_is_left_for_the_escalation_and_none_is_made_beyond_the_bound(
+    is_stream: bool,
+) -> None:
+    cheap, strong = Scripted("cheap", failing(500)), Scripted("strong")
+    engine = an_engine(cheap, strong, retries=9, max_attempts=3)
+    tally, text, _ = run(engine, choice(Judge(), "strong"), a_call(is_stream=is_stream))
+    assert text == TEXT
+    assert [attempt.model for attempt in tally.attempts] == ["cheap", "cheap", "strong"]
+    engine = an_engine(Scripted("cheap", Step(answer=CHEAP)), strong, max_attempts=1)
+    tally, text, _ = run(engine, choice(Judge(False), "strong"), a_call(is_stream=is_stream))
+    assert text == "cheap answer"
+    assert len(tally.attempts) == 1
+    assert tally.verdict is not None
+    assert "used up" in tally.verdict["escalation_failed"]
+
+
+@STREAMS
 def test_a_wrong_request_is_not_escalated(is_stream: bool) -> None:
     strong = Scripted("strong")
     engine = an_engine(Scripted("cheap", failing(422)), strong)

@@ -171,6 +171,12 @@ def test_the_error_is_of_what_broke_when_nobody_can_go_on() -> None:
     assert not tally.is_complete
 
 
+def test_an_error_is_never_its_own_cause() -> None:
+    _, error, _ = run(an_engine(Scripted("a", cut(4)), prefills=()), Choice(model="a"))
+    assert error is not None
+    assert error.__cause__ is not error
+
+
 def test_attempts_bound_continuations_too() -> None:
     upstreams = [Scripted(name, cut(2)) for name in "abc"]
     _, error, tally = run(an_engine(*upstreams, max_attempts=4, retries=5))
@@ -390,6 +396,14 @@ def test_a_message_is_not_continued_in_another_dialect_or_after_its_block() -> N
     assert error is not None
     assert second.orders == []
     assert not tally.is_complete
+
+
+def test_a_broken_message_is_billed_for_what_came_and_not_for_what_was_told_at_its_start() -> None:
+    first = Scripted("a", cut(8, messages_events(WORDS)), speaks=("messages",))
+    _, error, tally = run_messages(first, prefills=())
+    assert error is not None
+    assert tally.text == "The quick brown fox jumps "
+    assert tally.usage == tally.attempts[0].usage == Usage(7, 7, True)
 
 
 def test_a_continued_message_that_turns_to_something_else_is_an_error() -> None:

@@ -111,8 +111,9 @@ def test_both_are_cancelled_when_the_client_leaves() -> None:
         engine = Engine({"a": first, "b": second})
         tally = Tally()
         task = asyncio.create_task(engine.complete(a_call(), CHOICE, tally))
-        while not second.num_running:
-            await asyncio.sleep(AFTER)
+        async with asyncio.timeout(5.0):
+            while not second.num_running:
+                await asyncio.sleep(AFTER)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -141,8 +142,9 @@ def test_a_loser_that_was_as_fast_is_closed_and_not_counted() -> None:
         engine = Engine({"a": first, "b": second})
         tally = Tally()
         task = asyncio.create_task(gathered(engine, a_call(is_stream=True), CHOICE, tally))
-        while len(tally.attempts) < 2:
-            await asyncio.sleep(AFTER)
+        async with asyncio.timeout(5.0):
+            while len(tally.attempts) < 2:
+                await asyncio.sleep(AFTER)
         first.gate.set()
         assert text_of(await task) == TEXT
         assert tally.model == "a"

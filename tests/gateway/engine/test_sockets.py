@@ -13,7 +13,8 @@ from crossroads.gateway.call import Body, Dialect, Event
 from crossroads.gateway.contracts import Choice, Order, Tally
 from crossroads.gateway.engine import Engine, EngineSettings
 from crossroads.prompts.experts.base import ExpertError
-from crossroads.prompts.experts.http import HttpExpert, Timeouts
+from crossroads.prompts.experts.http import HttpExpert
+from crossroads.prompts.experts.timeouts import Timeouts
 from tests.gateway.engine.scripted import a_call, finishes, gathered_until, num_openings, text_of
 from tests.gateway.fake_upstream import TEXT, FakeUpstream
 

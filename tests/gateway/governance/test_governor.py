@@ -377,6 +377,31 @@ def test_a_description_is_plain_data_without_secrets(tmp_path: Path) -> None:
     assert found["store"] == {"url": "memory", "reachable": True, "problem": ""}
 
 
+def test_the_price_of_a_paced_budget_survives_a_restart(tmp_path: Path) -> None:
+    time = FakeTime(at=1_800_057_660.0)  # a minute after midnight
+    fields: dict[str, Any] = {"budgets": [{"usd": 10.0, "per": "day", "pace": True}]}
+    fields |= {"store": f"sqlite:{tmp_path / 'limits.db'}"}
+
+    async def price(spent: float) -> float:
+        governor = governor_of(time.clock(), **fields)
+        await governor.start()
+        for _ in range(10 if spent else 0):
+            grant = await granted(governor)
+            await grant.reserve(spent / 10)
+            grant.settle(Usage(), spent / 10)
+        for _ in range(400):
+            if (await granted(governor)).cost_price > 0:
+                break
+            await asyncio.sleep(0.01)
+        found = (await granted(governor)).cost_price
+        await governor.close()
+        return found
+
+    learned = run(price(9.0))
+    assert learned > 0
+    assert run(price(0.0)) == learned
+
+
 def test_a_store_that_is_not_there_at_the_start_stops_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -30,13 +30,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @contextmanager
 def workers(
-    num: int, store: str, *, on_failure: str = "open", **key: Any
+    num: int, store: str, *, on_failure: str = "open", ttl_s: float = 4.0, **key: Any
 ) -> Iterator[list[Worker]]:
     given = {
         "keys": [{"name": "a", "secret": SECRET, **key}],
         "store": store,
         "on_store_failure": on_failure,
-        "lease_ttl_s": 1.5,
+        "lease_ttl_s": ttl_s,
     }
     running = [Worker(given) for _ in range(num)]
     try:
@@ -91,7 +91,7 @@ def test_10_calls_run_at_a_time_over_4_workers_and_their_places_are_free_again(s
 @pytest.mark.slow
 def test_the_lease_of_a_killed_worker_comes_back_after_its_time_to_live(store: str) -> None:
     budget = {"usd": 10.0, "per": "30d"}
-    with workers(2, store, name="killed", budgets=[budget]) as (first, second):
+    with workers(2, store, ttl_s=1.5, name="killed", budgets=[budget]) as (first, second):
         assert first.ask(num=10, usd=1.0) == {"200": 10}
         assert second.ask(num=1, usd=1.0) == {"429": 1}
         first.kill()

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
-
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crossroads.gateway.contracts import Record
-from crossroads.gateway.ledger.schema import CALL_COLUMNS, decode, encoder
+from crossroads.gateway.ledger.schema import decode, encoder
 from tests.gateway.ledger.records import record
 
 NAMES = st.text(st.characters(codec="utf-8"), max_size=20)
@@ -52,8 +51,21 @@ def test_what_is_encoded_is_what_is_decoded(given_record: Record) -> None:
     assert decode(row) == given_record
 
 
-def test_every_field_of_a_record_has_a_column() -> None:
-    assert set(CALL_COLUMNS) == {f.name for f in dataclasses.fields(Record)}
+def test_a_row_of_an_older_version_gets_the_defaults_of_what_it_lacks() -> None:
+    row = list(encoder([])(record("dec_1")))
+    row[-1] = '{"request_id": "req_1", "of_a_newer_version": 1}'
+    old = decode(row)
+    assert (old.decision_id, old.request_id) == ("dec_1", "req_1")
+    assert (old.dialect, old.attempts, old.labels) == ("chat", [], {})
+
+
+def test_what_json_cannot_hold_is_cleaned_or_refused() -> None:
+    row = encoder([])(record("dec_1", reason="half \ud800", labels={"n": 2**70}))
+    found = decode(row)
+    assert found.reason == "half ?"
+    assert found.labels == {"n": 2**63 - 1}
+    with pytest.raises(TypeError):
+        encoder([])(record("dec_1", labels={"a": object()}))
 
 
 def test_contents_are_dropped_unless_asked_for() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,7 +59,7 @@ def test_names_that_clients_make_up_share_one_series() -> None:
     for i in range(10_000):
         meter.observe(
             record(model=f"m{i}", policy=f"p{i}", key_id=f"k{i}", status=i, dialect=f"d{i}",
-                   chosen=f"c{i}", attempts=[(f"m{i}", i, "", 0.1)], scores={f"s{i}": 0.5})
+                   chosen=f"c{i}", attempts=[(f"m{i}", i, "", 0.1)], scores={f"s{i}": 0.5}, costs={f"s{i}": 0.5})
         )  # fmt: skip
     found = meter.snapshot()
     names = [name for name, _ in found.counters]
@@ -118,9 +120,19 @@ def test_every_call_is_in_every_total_exactly_once(
     assert sum(counts[-1] for counts in durations) == pytest.approx(whole)
 
 
+def test_a_price_nobody_knows_spoils_no_sum() -> None:
+    meter = Meter(["a", "b", "auto"])
+    meter.observe(record(scores={"a": 0.5, "b": 0.9}, costs={"a": 0.1, "b": math.nan}))
+    meter.observe(record(scores={"a": 0.5, "b": 0.9}, costs={"a": math.inf, "b": 0.2}))
+    meter.observe(record(scores={"a": 0.5, "b": 0.9}))  # no costs: not part of the comparison
+    assert counter(meter, "crossroads_estimated_cost_usd", "a") == pytest.approx(0.1)
+    assert counter(meter, "crossroads_estimated_cost_usd", "b") == pytest.approx(0.2)
+    assert counter(meter, "crossroads_scored_calls") == 2
+
+
 def test_every_series_is_in_the_catalogue_with_its_labels() -> None:
     meter = Meter(["a", "auto"])
-    meter.observe(record(scores={"a": 0.5}, cache="exact", is_explored=True))
+    meter.observe(record(scores={"a": 0.5}, costs={"a": 0.1}, cache="exact", is_explored=True))
     meter.observe_lag(3.0)
     found = meter.snapshot()
     for kind, values in (

@@ -16,7 +16,7 @@ from crossroads.gateway.contracts import Order
 from crossroads.gateway.upstreams.connection import Connection
 from crossroads.gateway.upstreams.dial import Target
 from crossroads.gateway.upstreams.pool import ConnectionPool, Request
-from crossroads.prompts.experts.http import Timeouts
+from crossroads.prompts.experts.timeouts import Timeouts
 
 SHORT = Timeouts(connect=0.5, first_byte=0.3, idle=0.3, total=2.0)
 HELLO: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "hello"}]}

@@ -276,6 +276,7 @@ def test_the_host_header_has_a_port_only_where_it_is_unusual(url: str, authority
     "url",
     [
         *("host/v1", "ftp://host/v1", "file:///etc/passwd", "http:///v1", "http://host:99999/v1"),
+        *("ftp://user:secret-word@host/v1", "user:secret-word@host"),
         *("http://user:secret-word@host/v1", "http://host/v1#x", "http://host/a b", "unix:/x"),
         *("http://host/v1\r\nx: y", "http://h\u00f6st/v1", "http://[::1/v1", "gopher://host"),
     ],

@@ -9,7 +9,8 @@ import pytest
 from crossroads.core.errors import InputError
 from crossroads.prompts.experts.base import Completion, ExpertError
 from crossroads.prompts.experts.environment import expand
-from crossroads.prompts.experts.http import HttpExpert, Timeouts
+from crossroads.prompts.experts.http import HttpExpert
+from crossroads.prompts.experts.timeouts import Timeouts
 from tests.gateway.fake_upstream import TEXT, USAGE, FakeUpstream
 
 REQUEST: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}

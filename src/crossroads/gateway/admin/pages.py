@@ -45,6 +45,9 @@ class Pages:
     def __init__(self, access: Access) -> None:
         self._access = access
 
+        for view in VIEWS:
+            _templates().get_template(f"{view.name}.html")  # compiled now, not between two calls
+
     def routes(self) -> list[Route]:
         return [
             *(Route(view.path, self._show(view), methods=["GET"]) for view in VIEWS),

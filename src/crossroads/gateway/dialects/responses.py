@@ -143,7 +143,11 @@ class ResponsesSurface:
 
 
 def _request(call: Call) -> Body:
-    return call.request if isinstance(call, ResponsesCall) else (call.native or {})
+    native = call.native or {}
+    if not isinstance(call, ResponsesCall):
+        return native
+    assert not native.get(_PREVIOUS), "prepare was not awaited: the earlier turns are missing"
+    return call.request
 
 
 def _as_input(output: list[Body]) -> list[Body]:

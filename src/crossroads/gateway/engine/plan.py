@@ -31,18 +31,8 @@ class Plan:
     """
 
     __slots__ = (
-        *(
-            "_at",
-            "_deadline",
-            "_most",
-            "_fleet",
-            "_is_continuation",
-            "_is_forced",
-            "_retries",
-            "_stops",
-            "_ticket",
-        ),
-        *("call", "stop", "tally"),
+        *("_at", "_deadline", "_fleet", "_is_continuation", "_is_forced", "_most", "_retries"),
+        *("_stops", "_ticket", "call", "stop", "tally"),
     )
     stop: Stop
 

@@ -7,7 +7,6 @@ readable by its owner alone.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from crossroads.core.errors import InputError, unknown_name
+from crossroads.core.errors import InputError, UnavailableError, unknown_name
 from crossroads.core.files import replacing
 from crossroads.gateway.governance.keys import hash_secret, new_secret
 from crossroads.gateway.governance.settings import KeySettings
@@ -118,6 +117,10 @@ class KeyFile:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError as error:
+        raise UnavailableError("keys are written on POSIX systems only; edit the file") from error
     lock = path.with_name(path.name + ".lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

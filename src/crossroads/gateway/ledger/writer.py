@@ -20,7 +20,7 @@ from crossroads.gateway.contracts import Record
 from crossroads.gateway.ledger.feedback import Feedback
 from crossroads.gateway.ledger.journal import Journal
 from crossroads.gateway.ledger.pruning import prune_some
-from crossroads.gateway.ledger.schema import CALLS, FEEDBACK, Row, encoder
+from crossroads.gateway.ledger.schema import CALLS, FEEDBACK, Row, cleaned, encoder
 from crossroads.gateway.ledger.settings import LedgerSettings
 from crossroads.gateway.ledger.store import BadRowError, Store, build_store
 from crossroads.gateway.ledger.urls import default_journal, is_postgres, redacted
@@ -31,7 +31,6 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 0.2, 5.0
 _PRUNE_EVERY_S = 600.0
 _WATCH_EVERY_S = 0.1
 _ROWS_A_TURN = 50
-_MOST_INTEGER = 2**63 - 1
 _DAY_S = 86_400.0
 
 
@@ -237,9 +236,9 @@ class SqlLedger:
         except BadRowError as error:
             if len(rows) > 1:
                 return sum(self._commit(table, [row]) for row in rows)
-            cleaned = tuple(_clean(value) for value in rows[0])
-            if cleaned != rows[0]:
-                return self._commit(table, [cleaned])
+            clean = tuple(cleaned(value) for value in rows[0])
+            if clean != rows[0]:
+                return self._commit(table, [clean])
             self._reject(error)
             return 0
         self._committed_at = time.time()
@@ -247,7 +246,7 @@ class SqlLedger:
 
     def _spill(self, table: str, rows: list[Row]) -> bool:
         try:
-            self._journal.append(table, [tuple(_clean(value) for value in row) for row in rows])
+            self._journal.append(table, [tuple(cleaned(value) for value in row) for row in rows])
         except InputError as error:
             self._journal_error = str(error)
             return False
@@ -311,12 +310,3 @@ def check_ledger(settings: LedgerSettings) -> None:
 def _journal(settings: LedgerSettings) -> Journal:
     folder, prefix = default_journal(settings.url)
     return Journal(settings.journal or folder, prefix)
-
-
-def _clean(value: Any) -> Any:
-    """Return a value that every database and JSON can hold."""
-    if isinstance(value, str):
-        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
-    if isinstance(value, int) and not isinstance(value, bool):
-        return max(-_MOST_INTEGER - 1, min(value, _MOST_INTEGER))
-    return value

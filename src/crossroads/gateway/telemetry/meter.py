@@ -7,6 +7,7 @@ thread.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable
 
@@ -133,7 +134,7 @@ class Meter:
                 self._attempts[tried] += 1
             else:
                 self._count_first_attempt(model, status)
-        if record.scores:
+        if record.scores and record.costs:
             self._observe_estimates(record)
         is_routine = record.status == 200 and record.is_complete and record.model == record.chosen
         if not is_routine or record.cache or record.is_explored or record.labels:
@@ -162,7 +163,9 @@ class Meter:
             if sums is None:
                 sums = self._estimates.setdefault(self._known(model), [0.0, 0.0])
             sums[0] += quality
-            sums[1] += costs.get(model, 0.0)
+            usd = costs.get(model)
+            if usd is not None and usd < math.inf:  # an unknown price is neither
+                sums[1] += usd
 
     def _observe_unusual(self, record: Record, series: _Series) -> None:
         if record.status == 429:

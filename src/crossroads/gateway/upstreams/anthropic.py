@@ -8,6 +8,11 @@ from dataclasses import replace
 
 from crossroads.gateway.call import Body, Dialect, Event
 from crossroads.gateway.contracts import Order
+from crossroads.gateway.dialects import (
+    MessagesToChat,
+    from_messages_answer,
+    to_messages_request,
+)
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.upstreams.http import Api, HttpUpstream
 from crossroads.prompts.experts.base import ExpertError
@@ -60,8 +65,6 @@ class AnthropicUpstream:
         """Return the whole answer in the order's dialect. Raises ExpertError."""
         if order.dialect != "chat":
             return await self._messages.complete(order)
-        from crossroads.gateway.dialects import from_messages_answer
-
         return from_messages_answer(await self._messages.complete(self._translated(order)))
 
     async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
@@ -71,8 +74,6 @@ class AnthropicUpstream:
                 async for batch in batches:
                     yield batch
             return
-        from crossroads.gateway.dialects import MessagesToChat
-
         translator = MessagesToChat()
         async with aclosing(self._messages.stream(self._translated(order))) as batches:
             async for batch in batches:
@@ -81,8 +82,6 @@ class AnthropicUpstream:
                     yield chunks
 
     def _translated(self, order: Order) -> Order:
-        from crossroads.gateway.dialects import to_messages_request
-
         body = dict(order.body)
         if self._max_output and not body.get("max_completion_tokens"):
             body.setdefault("max_tokens", self._max_output)

@@ -17,7 +17,7 @@ from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import ModelCard
 
 if TYPE_CHECKING:
-    from crossroads.prompts.experts.http import Timeouts
+    from crossroads.prompts.experts.timeouts import Timeouts
 
 Pools = dict[Target, ConnectionPool]
 

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection to an upstream, and the one exchange that runs on it at a time.
 
 Bytes are parsed where they arrive; the task that asked sleeps on one future until what it waits
-for is there. No exchange has timers of its own: ``Watch`` looks at all of them.
+for is there. No exchange has timers of its own: one timer of the pool looks at all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 if TYPE_CHECKING:
-    from crossroads.prompts.experts.http import Timeouts
+    from crossroads.prompts.experts.timeouts import Timeouts
 
 FailureKind = Literal["connect", "lost", "cut", "timeout", "invalid"]
 
@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
 
     async def portion(self) -> bytes:
         """Return what came of the body since the last call, b"" at its end. Raises HttpFailure."""
-        if not self._chunks and not self.is_complete:
+        while not self._chunks and not self.is_complete:
             await self._wait(_DATA)
         chunks = self._chunks
         if not chunks:
@@ -225,7 +225,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def check(self, now: float) -> None:
-        """End the exchange if it is late. Called by ``Watch``."""
+        """End the exchange if it is late. Called by the pool's timer."""
         if now >= self._deadline:
             self._fail_late(f"no whole answer within {round(self._total, 2):g} s")
         elif self._waiter is None:
@@ -347,7 +347,7 @@ class Connection(asyncio.Protocol):
         )
 
     def on_body(self, body: bytes) -> None:
-        if not self._extra:
+        if body and not self._extra:  # an empty portion would look like the end
             self._chunks.append(body)
             self._size += len(body)
 

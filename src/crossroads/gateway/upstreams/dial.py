@@ -72,13 +72,15 @@ def parse_endpoint(
     parts = _split(url, where=where, what="endpoint")
     if parts.scheme not in _PORTS or not parts.hostname:
         raise InputError(
-            f"{where}: endpoint {url!r} is not a URL; expected https://host/v1 or local:<expert>"
+            f"{where}: endpoint {_shown(url)!r} is not a URL; "
+            "expected https://host/v1 or local:<expert>"
         )
     if parts.username is not None or parts.password is not None:
         raise InputError(f"{where}: endpoint holds a user or password; use api_key or headers")
     if not url.isascii() or not url.isprintable() or " " in url or parts.fragment:
         raise InputError(
-            f"{where}: endpoint {url!r}: expected printable ASCII without spaces and fragment"
+            f"{where}: endpoint {_shown(url)!r}: expected printable ASCII without spaces "
+            "and fragment"
         )
     target = Target(
         host=parts.hostname,
@@ -90,6 +92,11 @@ def parse_endpoint(
         target = _through(target, proxy, where=where)
     query = f"?{parts.query}" if parts.query else ""
     return Base(target, parts.path.rstrip("/"), query)
+
+
+def _shown(url: str) -> str:
+    """Leave out what may be a user and a password."""
+    return f"...@{url.rpartition('@')[2]}" if "@" in url else url
 
 
 def _through(target: Target, proxy: str, *, where: str) -> Target:

@@ -30,7 +30,7 @@ from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import ModelCard
 
 if TYPE_CHECKING:
-    from crossroads.prompts.experts.http import Timeouts
+    from crossroads.prompts.experts.timeouts import Timeouts
 
 _CHAT: frozenset[Dialect] = frozenset({"chat"})
 

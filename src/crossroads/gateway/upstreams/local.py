@@ -17,7 +17,7 @@ from crossroads.prompts.experts.base import Expert, ExpertError
 from crossroads.prompts.pool import ModelCard
 
 if TYPE_CHECKING:
-    from crossroads.prompts.experts.http import Timeouts
+    from crossroads.prompts.experts.timeouts import Timeouts
 
 _CHAT: frozenset[Dialect] = frozenset({"chat"})
 

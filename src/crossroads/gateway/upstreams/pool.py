@@ -14,7 +14,7 @@ from crossroads.gateway.upstreams.dial import Target, dial, tls_context
 if TYPE_CHECKING:
     import ssl
 
-    from crossroads.prompts.experts.http import Timeouts
+    from crossroads.prompts.experts.timeouts import Timeouts
 
 _BUSY_TICK = 0.05  # seconds between two looks at running exchanges: how late a timeout can be
 _IDLE_TICK = 1.0  # seconds between two looks at idle connections

@@ -45,6 +45,7 @@ from crossroads.prompts.experts.base import (
 )
 from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.experts.sse import Event, EventReader, EventTooLargeError
+from crossroads.prompts.experts.timeouts import Timeouts
 
 T = TypeVar("T")
 
@@ -64,29 +65,6 @@ client_headers: ContextVar[Mapping[str, str]] = ContextVar(
     "client_headers", default=MappingProxyType({})
 )
 """Headers of the request the running task works for; of these, ``PASSED_ON`` go upstream."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timeouts:
-    """Seconds to wait for each phase of a call.
-
-    Attributes
-    ----------
-    connect : until the connection stands
-    first_byte : from the request until the response's head
-    idle : between two portions of a body; comments of a stream count as life
-    total : the whole call, the time a slow reader takes included
-    """
-
-    connect: float = 5.0
-    first_byte: float = 120.0
-    idle: float = 60.0
-    total: float = 600.0
-
-    def __post_init__(self) -> None:
-        for name in ("connect", "first_byte", "idle", "total"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"timeout {name}: expected seconds > 0, got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from crossroads.core.errors import InputError, unknown_name
 from crossroads.prompts.experts.base import Expert
-from crossroads.prompts.experts.http import HttpExpert, Timeouts
+from crossroads.prompts.experts.http import HttpExpert
+from crossroads.prompts.experts.timeouts import Timeouts
 from crossroads.prompts.pool import ModelCard
 
 _PREFIX = "local:"

@@ -6,7 +6,8 @@ import { linear, log, logTicks, roundUp, ticks } from "./scale.js";
 
 export const COLOURS = 8;
 export const colour = (index) => `var(--s${index % COLOURS})`;
-const PAD = { left: 46, right: 10, top: 8, bottom: 22 };
+const PAD = { right: 10, top: 8, bottom: 22 };
+const DIGIT = 6.6; // width of a character of the labels
 
 // Redraws when its place changes its width.
 const drawn = new WeakMap();
@@ -41,21 +42,23 @@ function draw(place, spec, width, height) {
   const values = layers.flatMap((layer) => layer.tops).filter((v) => v !== null && (!spec.logarithmic || v > 0));
   const top = height - PAD.bottom;
   const y = yScale(spec, values, top);
-  const x = linear(times[0], times.at(-1), PAD.left, width - PAD.right);
+  const labels = y.ticks.map((value) => spec.format(value));
+  const left = 12 + DIGIT * Math.max(4, ...labels.map((label) => label.length));
+  const x = linear(times[0], times.at(-1), left, width - PAD.right);
   const chart = s("svg", {
     role: "img", tabindex: 0, "aria-label": spec.label, viewBox: `0 0 ${width} ${height}`, "data-focus": place.id,
   });
-  for (const value of y.ticks) {
+  for (const [index, value] of y.ticks.entries()) {
     chart.append(
-      s("line", { class: "grid", x1: PAD.left, x2: width - PAD.right, y1: y.at(value), y2: y.at(value) }),
-      s("text", { x: PAD.left - 8, y: y.at(value) + 4, "text-anchor": "end" }, spec.format(value)),
+      s("line", { class: "grid", x1: left, x2: width - PAD.right, y1: y.at(value), y2: y.at(value) }),
+      s("text", { x: left - 8, y: y.at(value) + 4, "text-anchor": "end" }, labels[index]),
     );
   }
-  for (const [value, anchor] of timeTicks(times, width)) {
+  for (const [value, anchor] of timeTicks(times, width - left)) {
     chart.append(s("text", { x: x(value), y: height - 5, "text-anchor": anchor }, clock(value)));
   }
   for (const layer of [...layers].reverse()) chart.append(...paths(layer, times, x, y.at, spec.stacked));
-  addCursor(place, chart, spec, x, { top, width });
+  addCursor(place, chart, spec, x, { top, left, width });
 }
 
 function yScale(spec, values, bottom) {
@@ -70,7 +73,7 @@ function yScale(spec, values, bottom) {
 }
 
 function timeTicks(times, width) {
-  const most = Math.max(2, Math.min(6, Math.floor((width - PAD.left) / 130)));
+  const most = Math.max(2, Math.min(6, Math.floor(width / 130)));
   const [first, last] = [times[0], times.at(-1)];
   return Array.from({ length: most }, (_, i) => [
     first + ((last - first) * i) / (most - 1),
@@ -115,7 +118,7 @@ function trace(values, times, x, y) {
   return path;
 }
 
-function addCursor(place, chart, spec, x, { top, width }) {
+function addCursor(place, chart, spec, x, { top, left: start, width }) {
   const { times } = spec;
   const line = s("line", { class: "cursor", y1: PAD.top, y2: top, visibility: "hidden" });
   const tip = h("div", { class: "tip", hidden: true });
@@ -141,7 +144,7 @@ function addCursor(place, chart, spec, x, { top, width }) {
     line.setAttribute("visibility", "hidden");
   };
   chart.addEventListener("pointermove", (event) => {
-    const share = (event.offsetX - PAD.left) / (width - PAD.left - PAD.right);
+    const share = (event.offsetX - start) / (width - start - PAD.right);
     moveTo(Math.round(share * (times.length - 1)));
   });
   chart.addEventListener("pointerleave", leave);

@@ -83,13 +83,25 @@ export function unix(value) {
   return Number.isNaN(parsed) ? undefined : parsed / 1e3;
 }
 
+// A value by its name: a moment where the name says so.
+const EPOCH = 1e9; // Unix seconds since 2001 are larger
+const named = (name, value) => (/(_at|time)$/.test(name) && value > EPOCH ? moment(value) : plain(value));
+
+// What is not empty, not zero and not null of plain data.
+export function told(value) {
+  if (Array.isArray(value)) return value.length ? value : undefined;
+  if (value === null || typeof value !== "object") return value || undefined;
+  const kept = Object.entries(value).map(([name, item]) => [name, told(item)]).filter(([, item]) => item !== undefined);
+  return kept.length ? Object.fromEntries(kept) : undefined;
+}
+
 // Facts of unknown shape as one line of text.
 export function plain(value) {
   if (value === null || value === undefined) return NONE;
   if (Array.isArray(value)) return value.map(plain).join(", ") || "none";
   if (typeof value === "object")
-    return Object.entries(value).map(([name, item]) => `${name.replaceAll("_", " ")} ${plain(item)}`).join(", ");
+    return Object.entries(value).map(([name, item]) => `${name.replaceAll("_", " ")} ${named(name, item)}`).join(", ");
   if (typeof value === "boolean") return value ? "yes" : "no";
-  if (typeof value === "number") return Number.isInteger(value) ? whole.format(value) : String(Number(value.toPrecision(3)));
+  if (typeof value === "number") return Number.isInteger(value) || Math.abs(value) >= 1e3 ? whole.format(value) : String(Number(value.toPrecision(3)));
   return String(value);
 }

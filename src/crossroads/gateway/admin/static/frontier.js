@@ -13,7 +13,7 @@ export function frontierChart(place, spec) {
 
 function draw(place, { points, models, operating, preview, measured, unit }, width, height) {
   const all = [...points, ...models, operating, preview, measured].filter(Boolean);
-  const costs = all.map((p) => p.cost_usd).filter((value) => value > 0);
+  const costs = all.map((p) => p.cost_usd);
   const [cheap, dear] = [Math.min(...costs), Math.max(...costs)];
   const x = axis(cheap, dear, width);
   const qualities = all.map((p) => p.quality);
@@ -34,7 +34,7 @@ function draw(place, { points, models, operating, preview, measured, unit }, wid
     s("text", { x: width - PAD.right, y: height - 5, "text-anchor": "end" }, `cost, ${unit}${x.isLog ? ", log scale" : ""}`),
     s("text", { x: PAD.left, y: PAD.top - 3 }, "quality"),
   );
-  const ordered = [...points].filter((p) => p.cost_usd > 0).sort((a, b) => a.cost_usd - b.cost_usd);
+  const ordered = [...points].sort((a, b) => a.cost_usd - b.cost_usd);
   const path = ordered.map((p, i) => `${i ? "L" : "M"}${x.at(p.cost_usd).toFixed(1)} ${y(p.quality).toFixed(1)}`).join("");
   chart.append(s("path", { d: path, fill: "none", stroke: "var(--accent)", "stroke-width": 2, "stroke-linejoin": "round" }));
   drawModels(chart, models, x.at, y, width);
@@ -56,13 +56,13 @@ function draw(place, { points, models, operating, preview, measured, unit }, wid
 }
 
 function axis(cheap, dear, width) {
-  const isLog = dear / cheap > 6;
-  const [low, high] = isLog ? [cheap / 1.25, dear * 1.25] : [Math.max(0, cheap - (dear - cheap) * 0.08), dear + (dear - cheap) * 0.08];
+  const isLog = cheap > 0 && dear / cheap > 6;
+  const [low, high] = isLog ? [cheap / 1.25, dear * 1.25] : [cheap - (dear - cheap || dear || 1) * 0.06, dear + (dear - cheap || dear || 1) * 0.08];
   const at = (isLog ? log : linear)(low, high, PAD.left, width - PAD.right);
   const most = Math.max(2, Math.floor((width - PAD.left) / 90));
-  const found = isLog ? logTicks(low, high) : ticks(low, high, most);
+  const found = isLog ? logTicks(low, high) : ticks(Math.max(0, low), high, most);
   const stride = Math.ceil(found.length / most);
-  return { at: (v) => at(Math.max(v, isLog ? low : 0)), ticks: found.filter((_, i) => i % stride === 0), isLog };
+  return { at, ticks: found.filter((_, i) => i % stride === 0), isLog };
 }
 
 // Names go where they do not cover one another.

@@ -51,6 +51,7 @@ async function choose(policy) {
   preview = null;
   byId("source").textContent = current.source ?? "";
   slider.max = current.points.length - 1;
+  slider.disabled = current.points.length < 2;
   slider.value = nearest(current.operating);
   describe();
 }

@@ -23,8 +23,9 @@ export function ticks(low, high, most = 5) {
 }
 
 export function logTicks(low, high) {
-  const found = [];
   const wide = Math.log10(high / low) > 2.2;
+  if (high / low < 8) return ticks(low, high, 4);
+  const found = [];
   for (let power = Math.floor(Math.log10(low)); 10 ** power <= high; power += 1) {
     for (const factor of wide ? [1] : [1, 2, 5]) {
       const value = factor * 10 ** power;

@@ -2,7 +2,7 @@
 
 import { attempt, get, optional, poll, send } from "./api.js";
 import { byId, facts, h, put, state, table } from "./dom.js";
-import { count, digits, percent, plain } from "./format.js";
+import { count, digits, percent, plain, told } from "./format.js";
 
 const TONES = { ok: "good", degraded: "warn", failing: "bad" };
 
@@ -24,7 +24,7 @@ function partTable(parts) {
     [
       { title: "Part", cell: ([name]) => name },
       { title: "State", cell: ([, part]) => state(part.status, TONES[part.status] ?? "warn") },
-      { title: "Says", cell: ([, part]) => [part.reason ?? "", h("span", { class: "sub" }, plain(rest(part)))], wide: true },
+      { title: "Says", cell: ([, part]) => [part.reason ?? "", h("span", { class: "sub" }, plain(told(rest(part)) ?? ""))], wide: true },
     ],
     parts,
     { caption: "Parts of the gateway" },
