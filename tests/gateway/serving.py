@@ -20,6 +20,7 @@ from crossroads.gateway.contracts import Choice, Policies, Upstream
 from crossroads.gateway.dialects import build_surfaces
 from crossroads.gateway.engine import Engine, EngineSettings
 from crossroads.gateway.errors import ApiError
+from crossroads.gateway.extras import ApiExtras
 from crossroads.gateway.governance import GovernanceSettings, KeyGovernor, PriceBook
 from crossroads.gateway.policies import PoliciesSettings, compile_policies
 from crossroads.gateway.runtime import Runtime
@@ -56,8 +57,11 @@ def gateway_of(
         policies = compile_policies(PoliciesSettings(), pool)
     else:
         policies = FakePolicies(list(upstreams), router)
+    surfaces = build_surfaces()
     services = Services(
-        surfaces=build_surfaces().by_path,
+        surfaces=surfaces.by_path,
+        prepare=surfaces.responses.prepare,
+        extras=ApiExtras(surfaces, body_limit=1 << 20),
         upstreams=upstreams,
         policies=policies,
         engine=Engine(upstreams, failures),

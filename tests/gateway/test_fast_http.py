@@ -71,6 +71,12 @@ def test_a_chunked_body_arrives_whole_however_it_is_cut(
     assert answer.endswith(b"POST /echo " + b"".join(chunks))
 
 
+def test_trailers_of_a_chunked_body_are_no_headers(port: int) -> None:
+    head = POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    answer = talk(port, head + b"3\r\nabc\r\n0\r\nhost: other\r\nx: y\r\n\r\n")
+    assert answer.endswith(b"POST /echo abc")
+
+
 def test_a_request_may_come_byte_by_byte(port: int) -> None:
     data = POST + b"connection: close\r\ncontent-length: 3\r\n\r\nabc"
     answer = talk(port, *[data[n : n + 1] for n in range(len(data))], pause=0.0005)

@@ -11,6 +11,10 @@ import click
 from crossroads.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+
     from crossroads.gateway.evaluation import Candidate, Evaluation, Interval
     from crossroads.gateway.evaluation.settings import Reward
 
@@ -128,9 +132,7 @@ def _plain_policy(text: str) -> Candidate:
 
 
 def _show(found: Evaluation) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False, markup=False)
     console.print(found.candidate, style="bold")
@@ -144,20 +146,28 @@ def _show(found: Evaluation) -> None:
         for name, (low, high) in found.bounds.items():
             console.print(f"{name}: no estimate; the reward is between {low:.3f} and {high:.3f}")
     else:
-        table = Table("estimator", box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-        for title in ("reward", "less served", "USD a call"):
-            table.add_column(title, justify="right")
-        for name, value in found.value.items():
-            table.add_row(
-                name, _text(value), _text(found.difference[name], sign="+"), _text(found.cost[name])
-            )
-        console.print(table)
+        console.print(_table("reward", found.value, found.difference))
+        console.print(_table("USD a call", found.cost, found.cost_difference))
     if found.expected_cost is not None:
         console.print(f"by the prices known then: USD a call {_text(found.expected_cost)}")
     for reason, count in found.dropped.items():
         console.print(f"not in the log: {count} {reason}")
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
+
+
+def _table(
+    title: str, values: Mapping[str, Interval], differences: Mapping[str, Interval]
+) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("estimator", box=box.SIMPLE_HEAD, show_edge=False)
+    for heading in (title, "less served"):
+        table.add_column(heading, justify="right")
+    for name, value in values.items():
+        table.add_row(name, _text(value), _text(differences[name], sign="+"))
+    return table
 
 
 def _text(value: Interval, sign: str = "") -> str:

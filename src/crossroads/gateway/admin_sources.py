@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from crossroads.gateway.runtime import Runtime
 
 
-
 def sources_of(runtime: Runtime, history: History, *, gateway_url: str) -> AdminSources:
     """Return the sources; what this gateway does not have is None."""
     live = _Live(runtime)

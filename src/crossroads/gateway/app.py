@@ -89,6 +89,8 @@ class Gateway:
         body = await exchange.read_body(services.body_limit)
         call = surface.parse(body, client=client, headers=exchange.headers)
         call.phases.started = started
+        if call.dialect == "messages":
+            exchange.id_header = b"request-id"  # Anthropic's name for it
         call.request_id = exchange.request_id.decode()
         run = Run(services, exchange, surface, call)
         if self._once is None or b"idempotency-key" not in exchange.headers:
@@ -128,7 +130,7 @@ async def _refuse(services: Services, exchange: Exchange, path: str, error: ApiE
         return
     surface = services.surfaces.get(path) or services.surfaces[_nearest(exchange, path)]
     body = surface.error(error, exchange.request_id.decode())
-    await exchange.send_json(body, status=error.status, headers=error.headers)
+    await exchange.send_json(body, status=surface.status(error), headers=error.headers)
 
 
 def _nearest(exchange: Exchange, path: str) -> str:

@@ -80,6 +80,7 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
     before = lasting.before
     if before is not None:
         engine.adopt(before.engine)
+        policies.adopt(before.policies)
     prices = PriceBook(pool, config.governance.prices_file)
     governor = _governor(config, prices, before)
     cache = _cache(config, before)

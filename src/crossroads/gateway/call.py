@@ -152,7 +152,7 @@ class Call:
     def inputs(self) -> frozenset[str]:
         """Kinds of content among the messages: ``text``, and ``image``, ``audio``, ``file``."""
         found = {"text"}
-        for message in self.body.get("messages") or ():
+        for message in self._messages:
             content = message.get("content") if isinstance(message, Mapping) else None
             if isinstance(content, list):
                 found.update(_kind(part) for part in content)
@@ -185,8 +185,13 @@ class Call:
     @cached_property
     def conversation_text(self) -> str:
         """All text of all messages, for what judges more than the last one."""
-        messages = self.body.get("messages") or ()
+        messages = self._messages
         return "\n".join(content_text(m.get("content")) for m in messages if isinstance(m, dict))
+
+    @property
+    def _messages(self) -> list[Any]:
+        given = self.body.get("messages")
+        return given if isinstance(given, list) else []
 
 
 def _kind(part: Any) -> str:

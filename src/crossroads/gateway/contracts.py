@@ -179,6 +179,7 @@ class Choice:
     decision : of the learned router, where one decided
     propensity : probability with which the policy chooses ``model`` for this call
     probabilities : of every model it may choose, where the choice was random; else empty
+    costs : expected of a call to each model, USD; of those that are known
     is_explored : whether chance chose another model than the best known
     features : embedding of the prompt, little-endian float16, where the policy has it
     check : verifies the answer of ``model`` before it is given; None for no cascade
@@ -195,6 +196,7 @@ class Choice:
     decision: Decision | None = None
     propensity: float = 1.0
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
     is_explored: bool = False
     features: bytes | None = None
     check: Check | None = None
@@ -400,6 +402,10 @@ class Surface(Protocol):
 
     def error(self, error: ApiError, request_id: str) -> bytes:
         """Return an error's body in the shape of this API."""
+        ...
+
+    def status(self, error: ApiError) -> int:
+        """Return the HTTP status that this API gives such an error."""
         ...
 
 

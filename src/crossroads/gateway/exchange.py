@@ -34,6 +34,7 @@ class Exchange:
     ----------
     method, path : as sent; the path is decoded, without query
     headers : lower-case name to value, the last one where a name is repeated
+    id_header : name of the header that the request's id is sent back in
     more_headers : sent with the response, whatever becomes of the request
     request_id : the client's own if it is printable ASCII, else a new one
     status : of the response, once its head was sent; 0 before
@@ -43,7 +44,7 @@ class Exchange:
     """
 
     __slots__ = (
-        *("_receive", "_send", "headers", "is_gone", "is_over", "keep", "method"),
+        *("_receive", "_send", "headers", "id_header", "is_gone", "is_over", "keep", "method"),
         *("more_headers", "path", "query", "request_id", "sent_headers", "status"),
     )
 
@@ -58,6 +59,7 @@ class Exchange:
         if given is None or _REQUEST_ID.fullmatch(given) is None:
             given = b"req_" + os.urandom(16).hex().encode()
         self.request_id = given
+        self.id_header = b"x-request-id"
         self.more_headers: Headers = []
         self.sent_headers: Headers = []
         self.status = 0
@@ -129,7 +131,7 @@ class Exchange:
     async def _send_head(self, status: int, headers: Headers) -> None:
         self.status = status
         self.sent_headers = [*self.more_headers, *headers]
-        head = [(b"x-request-id", self.request_id), *self.sent_headers]
+        head = [(self.id_header, self.request_id), *self.sent_headers]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _send_body(self, body: bytes, *, more: bool) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import time
 from contextlib import aclosing
-from typing import Any
 
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Choice, Grant, Kept, Record, Surface, Tally, Usage
@@ -152,9 +151,9 @@ class Run:
 
     async def _fail(self, error: ApiError) -> None:
         self._status, self._error = error.status, error.code or error.type
-        exchange = self._exchange
-        body = self._surface.error(error, exchange.request_id.decode())
-        await exchange.send_json(body, status=error.status, headers=error.headers)
+        exchange, surface = self._exchange, self._surface
+        body = surface.error(error, exchange.request_id.decode())
+        await exchange.send_json(body, status=surface.status(error), headers=error.headers)
 
     def _name_model(self, model: str) -> None:
         """Correct the header of a choice that another model answered in place of."""
@@ -270,5 +269,4 @@ def _describe(record: Record, choice: Choice) -> None:
         record.confidence = decision.confidence
         record.predicted_quality = decision.predicted_quality
         record.predicted_cost_usd = decision.predicted_cost_usd
-        costs: dict[str, Any] = decision.details.get("costs", {})
-        record.costs = costs
+        record.costs = choice.costs

@@ -27,6 +27,7 @@ from crossroads.gateway.ledger import (
     LedgerReader,
     SqlLedger,
     open_ledger,
+    owner_of,
     parse_feedback,
     unknown_decision,
 )
@@ -239,7 +240,7 @@ class Runtime:
         except orjson.JSONDecodeError:
             given = None
         feedback = parse_feedback(given, key_id=client.key_id)
-        owner = await self.read(self.reader.key_of, feedback.decision_id)
+        owner = await self.read(owner_of, self.ledger, self.reader, feedback.decision_id)
         if owner is None or owner != client.key_id:
             raise unknown_decision(feedback.decision_id)
         self.ledger.append_feedback(feedback)

@@ -18,6 +18,7 @@ from crossroads.gateway.app import Gateway
 from crossroads.gateway.serving import FrontSettings, http_protocol
 
 _BACKLOG = 2048
+_SWITCH_S = 0.001  # a fifth of Python's own: threads that decide long prompts hold up the loop less
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -79,6 +80,7 @@ def serve(
     SIGHUP reloads the configuration. ``on_ready`` is called when the socket accepts requests.
     Raises CrossroadsError where a part cannot start.
     """
+    sys.setswitchinterval(_SWITCH_S)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(
             _serve(

@@ -116,6 +116,7 @@ def test_without_redis_every_request_is_a_miss_and_none_waits() -> None:
             assert store.health()["exact"]["state"] == "ok"
             assert await store.get(asked("gone")) is None
             assert store.health()["exact"]["state"] == "unreachable"
+            assert store.health()["status"] == "degraded"
             failures = store.health()["exact"]["failures"]
             for number in range(50):
                 assert await store.get(asked(f"gone {'x' * number}")) is None
@@ -131,6 +132,7 @@ def test_without_redis_every_request_is_a_miss_and_none_waits() -> None:
 
             assert await until(is_back)
             assert store.health()["exact"]["state"] == "ok"
+            assert store.health()["status"] == "ok"
             await store.close()
 
     asyncio.run(run())

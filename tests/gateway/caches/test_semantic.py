@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
-from crossroads.gateway.caches import AnswerCache, CacheSettings, build_cache
+from crossroads.core.progress import Progress
+from crossroads.gateway.caches import AnswerCache, CacheSettings, SemanticSettings, build_cache
+from crossroads.gateway.caches.answers import pack
+from crossroads.gateway.caches.identity import HEADERS
+from crossroads.gateway.caches.semantic import SemanticCache
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Kept
+from crossroads.models.encoders import Float32, unit_rows
 from tests.gateway.caches.calls import ALICE, BOB, asked, told
 
 QUESTION = "What is the capital of France?"
@@ -110,6 +118,36 @@ def test_long_texts_are_never_compared() -> None:
 def test_many_entries_are_searched_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crossroads.gateway.caches.semantic._ROWS_ON_LOOP", 0)
     assert get(keep(asked(QUESTION)), asked(SAME)) is not None
+
+
+class SlowEncoder:
+    """Eight letters' counts, and a name for being slow."""
+
+    name, version, dim, is_slow = "slow", "1", 8, True
+
+    def __init__(self) -> None:
+        self.threads: set[str] = set()
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
+        self.threads.add(threading.current_thread().name)
+        rows = [[text.lower().count(letter) for letter in "aeionrst"] for text in texts]
+        return unit_rows(np.array(rows, dtype=np.float32))
+
+
+def test_a_slow_encoder_never_runs_on_the_event_loop() -> None:
+    encoder = SlowEncoder()
+    store = SemanticCache(encoder, SemanticSettings(threshold=0.9))
+    data = pack(asked(QUESTION), told(), tool_calls=False)
+    assert data is not None
+
+    async def run() -> Kept | None:
+        store.put(asked(QUESTION), b"", HEADERS, data)
+        while not store.health()["entries"]:
+            await asyncio.sleep(0.001)
+        return await store.get(asked(QUESTION), b"", HEADERS)
+
+    assert asyncio.run(run()) is not None
+    assert threading.main_thread().name not in encoder.threads
 
 
 def test_the_exact_cache_is_asked_first() -> None:

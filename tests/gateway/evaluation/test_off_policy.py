@@ -245,6 +245,15 @@ def test_few_effective_calls_are_warned_of() -> None:
     assert any("too few" in warning for warning in off_policy(log, target).warnings)
 
 
+def test_rewards_that_never_differ_are_warned_of() -> None:
+    rng = np.random.default_rng(0)
+    action = rng.integers(2, size=400)
+    log = make_log(action, np.full((400, 2), 0.5), np.where(action == 1, 1.0, rng.random(400)))
+    warnings = off_policy(log, FixedModel("b"), draws=0).warnings
+    assert len(warnings) == 1
+    assert "same reward, 1" in warnings[0]
+
+
 def test_an_empty_log_is_refused() -> None:
     log = make_log([0, 1], [[0.5, 0.5]] * 2, [1, 0])
     with pytest.raises(InputError, match="empty"):

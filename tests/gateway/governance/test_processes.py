@@ -13,6 +13,8 @@ import pytest
 from tests.gateway.governance.asking import SECRET, Worker
 from tests.gateway.redis_server import RedisServer, redis_server
 
+pytestmark = pytest.mark.slow  # each starts up to four interpreters
+
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
@@ -73,7 +75,6 @@ def test_a_limit_of_10_a_day_over_4_workers_lets_10_requests_in(store: str) -> N
         assert granted_by(running, num=25, settle=0.0) == 10
 
 
-@pytest.mark.slow
 def test_10_calls_run_at_a_time_over_4_workers_and_their_places_are_free_again(store: str) -> None:
     with workers(4, store, name="slots", limits={"parallel": 10}) as running:
         assert granted_by(running, num=25) == 10
@@ -88,7 +89,6 @@ def test_10_calls_run_at_a_time_over_4_workers_and_their_places_are_free_again(s
         until(all_fit_again)
 
 
-@pytest.mark.slow
 def test_the_lease_of_a_killed_worker_comes_back_after_its_time_to_live(store: str) -> None:
     budget = {"usd": 10.0, "per": "30d"}
     with workers(2, store, ttl_s=1.5, name="killed", budgets=[budget]) as (first, second):
@@ -109,7 +109,6 @@ def _health(worker: Worker) -> str:
     return status
 
 
-@pytest.mark.slow
 def test_without_redis_open_workers_overspend_by_no_more_than_what_was_left_for_each() -> None:
     budget = {"usd": 10.0, "per": "30d"}
     with redis_server() as server, workers(2, server.url, budgets=[budget]) as running:

@@ -59,7 +59,8 @@ def test_names_that_clients_make_up_share_one_series() -> None:
     for i in range(10_000):
         meter.observe(
             record(model=f"m{i}", policy=f"p{i}", key_id=f"k{i}", status=i, dialect=f"d{i}",
-                   chosen=f"c{i}", attempts=[(f"m{i}", i, "", 0.1)], scores={f"s{i}": 0.5}, costs={f"s{i}": 0.5})
+                   chosen=f"c{i}", attempts=[(f"m{i}", i, "", 0.1)], scores={f"s{i}": 0.5},
+                   costs={f"s{i}": 0.5})
         )  # fmt: skip
     found = meter.snapshot()
     names = [name for name, _ in found.counters]

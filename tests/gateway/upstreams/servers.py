@@ -29,6 +29,7 @@ class Received:
     line: str
     headers: dict[str, str]
     body: bytes
+    num_lines: int  # of headers, repeated ones counted
 
     @property
     def json(self) -> Any:
@@ -70,7 +71,7 @@ async def read_request(reader: asyncio.StreamReader) -> Received:
     pairs = [text.split(": ", 1) for text in rest]
     headers = {name.lower(): value for name, value in pairs}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Received(line, headers, body)
+    return Received(line, headers, body, len(rest))
 
 
 @asynccontextmanager

@@ -108,6 +108,28 @@ def test_a_clients_own_version_goes_before_the_default() -> None:
     asyncio.run(check())
 
 
+def test_headers_of_the_card_go_before_those_of_a_client() -> None:
+    async def check() -> None:
+        own = {"Anthropic-Version": "2088-01-01"}
+        async with anthropic(response(orjson.dumps(MESSAGE)), headers=own) as (upstream, server):
+            for headers in ([], [(b"anthropic-version", b"2099-01-01"), (b"x-request-id", b"r")]):
+                await upstream.complete(Order(dialect="messages", body=NATIVE, headers=headers))
+                assert server.requests[-1].headers["anthropic-version"] == "2088-01-01"
+                assert server.requests[-1].num_lines == len(server.requests[-1].headers)
+
+    asyncio.run(check())
+
+
+def test_a_card_may_speak_chat_alone() -> None:
+    async def check() -> None:
+        async with anthropic(response(orjson.dumps(MESSAGE)), speaks=("chat",)) as (upstream, _):
+            assert upstream.speaks == {"chat"}
+            got = await upstream.complete(Order(dialect="chat", body=HELLO))
+            assert got["choices"][0]["message"]["content"] == "Bonjour"
+
+    asyncio.run(check())
+
+
 def test_chat_reaches_it_through_translation(run: Run) -> None:
     async def check() -> None:
         async with anthropic(response(orjson.dumps(MESSAGE)), max_output=77) as (upstream, server):

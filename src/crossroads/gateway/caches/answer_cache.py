@@ -88,12 +88,20 @@ class AnswerCache:
             self._semantic.put(call, scope, self._headers, data)
 
     def health(self) -> dict[str, Any]:
-        """Return hits, misses and the state of the stores as plain data."""
-        facts: dict[str, Any] = {"scope": self._scope, "bypassed": self._num_bypassed}
+        """Return hits, misses and the state of the stores as plain data.
+
+        ``status`` is ``degraded`` while a store cannot be reached: all its answers are missed.
+        """
+        parts: dict[str, dict[str, Any]] = {}
         if self._exact is not None:
-            facts["exact"] = self._exact.health()
+            parts["exact"] = self._exact.health()
         if self._semantic is not None:
-            facts["semantic"] = self._semantic.health()
+            parts["semantic"] = self._semantic.health()
+        gone = [name for name, part in parts.items() if part["state"] != "ok"]
+        facts = {"status": "ok", "scope": self._scope, "bypassed": self._num_bypassed, **parts}
+        if gone:
+            reason = f"the store of the {' and '.join(gone)} cache cannot be reached"
+            facts |= {"status": "degraded", "reason": reason}
         return facts
 
     async def close(self) -> None:

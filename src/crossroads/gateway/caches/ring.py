@@ -47,6 +47,7 @@ class Ring:
         self._max_bytes = max_bytes
         self._clock = clock
         self._next = 0
+        self._num_used = 0  # rows that were ever written
         self._count = 0
         self._size = 0
         self._serial = 0
@@ -72,8 +73,8 @@ class Ring:
         """Return the nearest of ``rows``. Safe in another thread than the one that adds."""
         if not len(rows):
             return None
-        if 2 * len(rows) > self._max_entries:  # cheaper than to gather them
-            similarities = (self._vectors @ vector)[rows]
+        if 3 * len(rows) > self._num_used:  # to gather a row costs as much as to multiply three
+            similarities = (self._vectors[: self._num_used] @ vector)[rows]
         else:
             similarities = self._vectors[rows] @ vector
         best = int(similarities.argmax())
@@ -104,6 +105,7 @@ class Ring:
         self._values[row] = (group, value)
         self._size += len(value)
         self._count += 1
+        self._num_used = max(self._num_used, row + 1)
         self._next = (row + 1) % self._max_entries
 
     def clear(self) -> None:

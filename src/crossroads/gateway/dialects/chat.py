@@ -58,6 +58,10 @@ class ChatSurface:
         """Return OpenAI's error object."""
         return error.body
 
+    def status(self, error: ApiError) -> int:
+        """Return the error's own status."""
+        return error.status
+
 
 def check_messages(request: Body) -> None:
     """Check that ``messages`` is a list of objects. Raises ApiError 400."""

@@ -73,6 +73,10 @@ class CompletionsSurface:
         """Return OpenAI's error object."""
         return error.body
 
+    def status(self, error: ApiError) -> int:
+        """Return the error's own status."""
+        return error.status
+
 
 def _prompt(request: Body) -> str:
     prompt = request.get("prompt")

@@ -56,6 +56,10 @@ class EmbeddingsSurface:
         """Return OpenAI's error object."""
         return error.body
 
+    def status(self, error: ApiError) -> int:
+        """Return the error's own status."""
+        return error.status
+
 
 def _is_input(given: Any) -> bool:
     if isinstance(given, str):

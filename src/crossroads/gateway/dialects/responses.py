@@ -141,6 +141,10 @@ class ResponsesSurface:
         """Return OpenAI's error object."""
         return error.body
 
+    def status(self, error: ApiError) -> int:
+        """Return the error's own status."""
+        return error.status
+
 
 def _request(call: Call) -> Body:
     native = call.native or {}

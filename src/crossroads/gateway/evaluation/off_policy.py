@@ -281,6 +281,12 @@ def _warnings(log: Log, met: Overlap, cluster_N: Ints) -> tuple[str, ...]:
             f"the weights are worth {met.effective_size:.0f} calls: too few for the intervals to "
             "be trusted"
         )
+    counting = log.reward[met.weight > 0]
+    if len(counting) and counting.min() == counting.max():
+        found.append(
+            f"every call that tells of the candidate has the same reward, {counting[0]:g}: the "
+            "intervals are narrower than what is known"
+        )
     shares = _judged(log)
     if shares and max(shares.values()) > 2 * min(shares.values()):
         found.append(

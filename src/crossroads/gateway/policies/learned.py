@@ -112,6 +112,8 @@ class LearnedNode:
         self._weighs = can_weigh_costs(fitted)
         # Where costs are unknown only argmax decides, which looks at none.
         self._cost = np.where(np.isfinite(fitted.mean_cost), fitted.mean_cost, 0.0)
+        known = zip(fitted.models, fitted.mean_cost.tolist(), strict=True)
+        self._known_costs = {model: usd for model, usd in known if math.isfinite(usd)}
         self._own = np.array([m in self.candidates for m in fitted.models])
         self._columns = np.flatnonzero(self._own)
         self._own_cost = self._cost[self._columns]
@@ -243,7 +245,7 @@ class LearnedNode:
         if len(names) < len(self.models):
             labels["eligible"] = f"{len(names)} of {len(self.models)}"
         if plan.price:
-            labels["cost-price"] = f"{plan.price:g}"  # to decide again with
+            labels["cost-price"] = repr(plan.price)  # to decide again with
         return self._manner.choice(
             names[column],
             allowed=ask.allowed,
@@ -252,6 +254,7 @@ class LearnedNode:
             decision=decision,
             propensity=propensity,
             probabilities={} if probability is None else dict(zip(names, probability, strict=True)),
+            costs=self._known_costs,
             is_explored=explored,
             features=found.features if self.settings.keep_features else None,
             labels=labels,

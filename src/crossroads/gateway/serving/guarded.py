@@ -23,6 +23,16 @@ from crossroads.gateway.serving.settings import FrontSettings
 _IDLE, _HEAD, _BODY = range(3)
 
 
+class _Trailers(list[tuple[bytes, bytes]]):
+    """Stays empty."""
+
+    def append(self, _: tuple[bytes, bytes]) -> None:
+        return
+
+
+_TRAILERS = _Trailers()
+
+
 class GuardedHttpProtocol(HttpToolsProtocol):
     """Time limits for head, body and unread answers; size limits for heads; a limit of connections.
 
@@ -99,10 +109,6 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._deadline = self.loop.time() + self.settings.header_s
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._reading == _HEAD:  # later ones are trailers of a chunked body
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         if len(self.headers) > self.settings.header_count:
             raise RefusedError(431, f"Expected at most {self.settings.header_count} headers.")
@@ -115,6 +121,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             self._offer = without_upgrade(method, self.url, version, self.headers)
             return
         super().on_headers_complete()
+        self.headers = _TRAILERS  # what follows a chunked body is passed over
         self._reading = _BODY
         self._deadline = self.loop.time() + self.settings.body_s
 

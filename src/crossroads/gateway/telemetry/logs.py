@@ -12,6 +12,8 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from crossroads.gateway.telemetry.settings import LogSettings
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _BLOT = "[redacted]"
+_REMEMBERED = 2_000  # texts found clean, or cleaned; most come again and again
 _LIKE_A_KEY = re.compile(
     r"\b(?:sk|pk|rk|xai|gsk|hf|AIza|ghp|xox[bp])[-_][\w-]{6,}"
     r"|\b(?P<scheme>Bearer|Basic)\s+[\w.~+/=-]{4,}"
@@ -49,6 +52,7 @@ class Logs:
         self._sample = settings.sample
         self._random = random.Random()
         self._secrets = sorted({s for s in secrets if len(s) >= 4}, key=len, reverse=True)
+        self._clean_text = lru_cache(_REMEMBERED)(self._blot_out)
         self._path = None if settings.file is None else Path(settings.file)
         if self._path is not None:
             try:
@@ -78,8 +82,14 @@ class Logs:
 
     def line(self, item: Record | logging.LogRecord) -> bytes:
         """Return one line, newline included."""
-        fields = call_fields(item) if isinstance(item, Record) else _log_fields(item)
-        return orjson.dumps(self._clean(fields), default=str, option=orjson.OPT_APPEND_NEWLINE)
+        if isinstance(item, Record):
+            fields = call_fields(item)
+            for name in _FREE:
+                if name in fields:
+                    fields[name] = self._clean(fields[name])
+        else:
+            fields = self._clean(_log_fields(item))
+        return orjson.dumps(fields, default=str, option=orjson.OPT_APPEND_NEWLINE)
 
     def _write(self, batch: Sequence[Record | logging.LogRecord]) -> None:
         lines = b"".join(map(self.line, batch))
@@ -92,14 +102,17 @@ class Logs:
 
     def _clean(self, value: Any) -> Any:
         if isinstance(value, str):
-            for secret in self._secrets:
-                value = value.replace(secret, _BLOT)
-            return _LIKE_A_KEY.sub(_blot, value)
+            return self._clean_text(value)
         if isinstance(value, dict):
-            return {self._clean(str(key)): self._clean(item) for key, item in value.items()}
+            return {self._clean_text(str(key)): self._clean(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._clean(item) for item in value]
         return value
+
+    def _blot_out(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, _BLOT)
+        return _LIKE_A_KEY.sub(_blot, text)
 
 
 def call_fields(record: Record) -> dict[str, Any]:
@@ -111,22 +124,24 @@ def call_fields(record: Record) -> dict[str, Any]:
         "level": severity,
         "event": "call",
         "status": record.status,
+        "is_complete": record.is_complete,
     }
-    for name in _LOGGED:
-        value = getattr(record, name)
-        if value or (value == 0 and name in _LOGGED_AT_ZERO):
-            fields[name] = round(value, 6) if isinstance(value, float) else value
+    for name, value in zip(_LOGGED, _values(record), strict=True):
+        if value:
+            fields[name] = round(value, 6) if value.__class__ is float else value
     return fields
 
 
 _LOGGED = (
     *("decision_id", "request_id", "key_id", "team", "dialect", "asked", "policy", "version"),
-    *("chosen", "model", "reason", "error", "is_stream", "is_complete", "finish", "attempts"),
+    *("chosen", "model", "reason", "error", "is_stream", "finish", "attempts"),
     *("cache", "is_explored", "propensity", "confidence", "input_tokens", "output_tokens"),
     *("cost_usd", "saved_usd", "queue_ms", "route_ms", "connect_ms", "upstream_ms", "relay_ms"),
     *("total_ms", "first_token_ms", "labels"),
 )
-_LOGGED_AT_ZERO = frozenset({"is_complete", "input_tokens", "output_tokens", "cost_usd"})
+_values = attrgetter(*_LOGGED)
+# What clients and upstreams can write into; the rest is ours, or of the configuration.
+_FREE = ("request_id", "asked", "reason", "error", "finish", "attempts", "labels")
 
 
 def _log_fields(record: logging.LogRecord) -> dict[str, Any]:

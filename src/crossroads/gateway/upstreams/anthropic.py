@@ -44,6 +44,7 @@ class AnthropicUpstream:
 
     def __init__(self, card: ModelCard, messages: HttpUpstream) -> None:
         self._max_output = card.max_output
+        self._speaks: frozenset[Dialect] = frozenset(card.speaks) or ANTHROPIC.usual
         self._messages = messages
         self.gate = messages.gate
 
@@ -53,7 +54,7 @@ class AnthropicUpstream:
 
     @property
     def speaks(self) -> frozenset[Dialect]:
-        return self._messages.speaks
+        return self._speaks
 
     async def start(self) -> None:
         await self._messages.start()

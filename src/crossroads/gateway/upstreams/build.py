@@ -89,8 +89,10 @@ def _over_http(
         pools[base.target] = ConnectionPool(
             base.target, max_idle=settings.max_idle, idle_s=settings.idle_s
         )
+    # Anthropic's models are asked in messages alone, whatever they are asked for.
+    asked = card.model_copy(update={"speaks": ("messages",)}) if api is ANTHROPIC else card
     upstream = HttpUpstream(
-        card,
+        asked,
         base=base,
         pool=pools[base.target],
         api=api,

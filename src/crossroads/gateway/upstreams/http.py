@@ -106,8 +106,11 @@ class HttpUpstream:
             else None
         )
         self._heads: dict[Dialect, bytes] = {}
-        self._defaults = _lines(api.defaults.items())
         check_headers(card)
+        own = {name.lower().encode() for name in card.headers}  # go before a client's
+        self._known = api.passed_on - own
+        self._default = {name: text for name, text in api.defaults.items() if name not in own}
+        self._default_lines = _lines(self._default.items())
 
     @property
     def name(self) -> str:
@@ -214,7 +217,7 @@ class HttpUpstream:
                 code="unsupported_dialect",
             )
         body = self._body(order, is_stream=is_stream)
-        extra = self._passed_on(order.headers) if order.headers else self._defaults
+        extra = self._passed_on(order.headers) if order.headers else self._default_lines
         deadline = time.monotonic() + self._timeouts.total
         if order.deadline is not None and order.deadline < deadline:
             deadline = order.deadline
@@ -254,8 +257,8 @@ class HttpUpstream:
             fields["stream_options"] = {**options, "include_usage": True}
 
     def _passed_on(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-        known = self._api.passed_on
-        given = dict(self._api.defaults)
+        known = self._known
+        given = dict(self._default)
         given.update((name, value) for name, value in headers if name in known and _is_plain(value))
         return _lines(given.items())
 
