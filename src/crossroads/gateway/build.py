@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossroads.core.errors import InputError, UsageError
-from crossroads.gateway.caches import AnswerCache, build_cache
+from crossroads.gateway.caches import AnswerCache, CacheSettings, build_cache
 from crossroads.gateway.call import Body
 from crossroads.gateway.config import AUTO, ServeConfig
 from crossroads.gateway.contracts import Ledger, Order, Telemetry, Upstream
@@ -17,7 +17,7 @@ from crossroads.gateway.engine import Engine
 from crossroads.gateway.extras import ApiExtras
 from crossroads.gateway.governance import KeyGovernor, PriceBook
 from crossroads.gateway.policies import CompiledPolicies, compile_policies
-from crossroads.gateway.policies.settings import LearnedSettings, PoliciesSettings
+from crossroads.gateway.policies.settings import LearnedSettings, PoliciesSettings, RulesSettings
 from crossroads.gateway.roster import Roster
 from crossroads.gateway.services import Keeping, Services
 from crossroads.gateway.upstreams import build_upstream
@@ -195,6 +195,16 @@ def _governor(config: ServeConfig, prices: PriceBook, before: Built | None) -> K
 
 
 def _cache(config: ServeConfig, before: Built | None) -> AnswerCache | None:
-    if before is not None and before.config.cache == config.cache:
+    if before is not None and _cache_setting(before.config) == _cache_setting(config):
         return before.cache
-    return None if config.cache is None else build_cache(config.cache)
+    settings, headers = _cache_setting(config)
+    return None if settings is None else build_cache(settings, headers)
+
+
+def _cache_setting(config: ServeConfig) -> tuple[CacheSettings | None, frozenset[str]]:
+    """Return what a cache depends on: its section, and the headers that rules decide by."""
+    policies = config.all_policies.policies.values()
+    rules = [
+        rule for policy in policies if isinstance(policy, RulesSettings) for rule in policy.rules
+    ]
+    return config.cache, frozenset(name for rule in rules for name in rule.when.headers)

@@ -95,7 +95,7 @@ class ServeConfig(Section):
     api_key: str | None = Field(default=None, description="usually ${CROSSROADS_API_KEY}")
     limits: Limits = Limits()
     http: Literal["standard", "fast"] = Field(
-        default="standard", description="HTTP/1.1 implementation: uvicorn's, guarded, or our own"
+        default="fast", description="HTTP/1.1 implementation: our own, or uvicorn's (standard)"
     )
     front: FrontSettings = FrontSettings()
     timeouts: TimeoutSettings = TimeoutSettings()

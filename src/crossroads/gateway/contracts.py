@@ -131,7 +131,9 @@ class Tally:
     @property
     def num_fallbacks(self) -> int:
         """Models given up before the one that answers."""
-        return max(0, len({attempt.model for attempt in self.attempts}) - 1)
+        if len(self.attempts) <= 1:
+            return 0
+        return len({attempt.model for attempt in self.attempts}) - 1
 
 
 class Engine(Protocol):

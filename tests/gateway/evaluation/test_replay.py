@@ -64,7 +64,7 @@ def test_decisions_are_the_same_changed_or_not_replayable() -> None:
 
 
 def test_a_recorded_price_on_cost_is_given_to_the_policy_again() -> None:
-    found = replayed(record("d1", prompt="a long prompt indeed", labels={"cost_price": "5"}))
+    found = replayed(record("d1", prompt="a long prompt indeed", labels={"cost-price": "5"}))
     assert found.same == 1
 
 

@@ -241,6 +241,24 @@ def test_a_file_that_is_no_database_is_a_store_that_is_gone(tmp_path: Path) -> N
         asyncio.run(store.read("x"))
 
 
+def test_many_that_open_a_new_file_at_once_all_reach_it(tmp_path: Path) -> None:
+    async def all_() -> list[list[Answer]]:
+        stores = [open_store(f"sqlite:{tmp_path / 'limits.db'}") for _ in range(12)]
+        subject = account(100)
+        found = await asyncio.gather(
+            *(
+                store.exchange(f"worker-{i}", TTL_MS, [Ask(subject, 1, need=1)])
+                for i, store in enumerate(stores)
+            )
+        )
+        for store in stores:
+            await store.close()
+        return found
+
+    answers = asyncio.run(all_())
+    assert sorted(answer.free for (answer,) in answers) == list(range(88, 100))
+
+
 def test_a_path_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "limits.db"):

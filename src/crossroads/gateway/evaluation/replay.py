@@ -23,7 +23,7 @@ from crossroads.prompts.experts.base import ExpertError
 
 _EXAMPLES = 100  # changes told one by one
 _AT_ONCE = 64  # decisions under way
-COST_PRICE = "cost_price"  # label of a decision made under a paced budget
+COST_PRICE = "cost-price"  # label of a decision made under a paced budget
 
 
 class Chooser(Protocol):

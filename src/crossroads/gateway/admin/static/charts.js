@@ -96,7 +96,7 @@ function paths(layer, times, x, y, filled) {
   const line = trace(layer.tops, times, x, y);
   if (!filled) {
     const dashed = layer.dashed ? "5 4" : undefined;
-    return [s("path", { d: line, fill: "none", stroke: layer.colour, "stroke-width": 1.75, "stroke-linejoin": "round", "stroke-dasharray": dashed })];
+    return [s("path", { d: line, fill: "none", stroke: layer.colour, "stroke-width": 1.75, "stroke-linejoin": "round", "stroke-linecap": "round", "stroke-dasharray": dashed })];
   }
   const back = layer.bottoms.map((value, i) => `L${x(times[i]).toFixed(1)} ${y(value).toFixed(1)}`).reverse();
   return [
@@ -112,7 +112,8 @@ function trace(values, times, x, y) {
       gap = true;
       return;
     }
-    path += `${gap ? "M" : "L"}${x(times[i]).toFixed(1)} ${y(value).toFixed(1)}`;
+    const at = `${x(times[i]).toFixed(1)} ${y(value).toFixed(1)}`;
+    path += gap ? `M${at}h0` : `L${at}`; // h0: a lone value is a dot
     gap = false;
   });
   return path;

@@ -70,13 +70,19 @@ async function run(button, action) {
   if (found) put(byId("outcome"), outcome(found));
 }
 
+function verdict(good, number) {
+  if (!number) return "No problem found: a first request would be served.";
+  const found = `${number} finding${number === 1 ? "" : "s"}`;
+  return good ? `It would serve; ${found} to look at.` : `It would not serve: ${found}.`;
+}
+
 function outcome(found) {
   const problems = found.problems ?? [];
   const good = found.ok ?? !problems.length;
   return h(
     "div",
     { class: "notice" },
-    state(found.message ?? (good ? "No problem found: a first request would be served." : `${problems.length} problem${problems.length === 1 ? "" : "s"} found`), good ? "good" : "bad"),
+    state(found.message ?? verdict(good, problems.length), good ? (problems.length ? "warn" : "good") : "bad"),
     problems.length > 0 && h("ul", {}, problems.map((found) => h("li", {}, problemText(found)))),
   );
 }

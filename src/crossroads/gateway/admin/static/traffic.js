@@ -73,7 +73,7 @@ function showFigures(traffic, saved) {
     figure("Failed", percent(failed), `${count(totals.limited)} limited, ${count(totals.fallbacks)} fell back`),
     figure("Latency, median", seconds(totals.p50_s), `95 % within ${seconds(totals.p95_s)}`),
     figure("Spent", usd(totals.cost_usd), `${usd(totals.requests ? (1000 * totals.cost_usd) / totals.requests : 0)} per 1,000`),
-    figure("Saved", saved ? usd(saved.saved_usd) : "-", saved ? `${percent(savedShare)} of always ${saved.best_model}` : "needs a router with prices"),
+    figure("Saved", saved ? usd(saved.saved_usd) : "-", saved ? savedShare === undefined ? `against always ${saved.best_model}` : `${percent(savedShare)} of always ${saved.best_model}` : "needs a router with prices"),
     figure("In flight", count(traffic.in_flight), `${count(traffic.workers)} worker${traffic.workers === 1 ? "" : "s"}, ${bytes(traffic.resident_bytes)}`),
   );
 }

@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS workers (
 CREATE TABLE IF NOT EXISTS documents (name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
 """
 _WAIT_S = 1.0  # for another worker's transaction, which takes less than a millisecond
+_RETRY_S = 0.01
 _CLEAN_EVERY_S = 3_600.0
 
 
@@ -98,10 +99,18 @@ class SqliteStore:
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)
         self._connection = db
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
-        db.executescript(_SCHEMA)
-        return db
+        until = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=NORMAL")
+                db.executescript(_SCHEMA)
+                return db
+            except sqlite3.OperationalError:
+                # Workers that start together change the new file's mode, and SQLite does not wait.
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_RETRY_S)
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -1,0 +1,96 @@
+"""Configurations for tests of the whole gateway, and what their ledgers say afterwards."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from crossroads.gateway.config import read_config
+from crossroads.gateway.contracts import Record
+from crossroads.gateway.ledger import LedgerReader
+from crossroads.gateway.runtime import Runtime
+from tests.gateway.serving import serving_runtime
+
+HELLO = [{"role": "user", "content": "hello there"}]
+KEY = "sk-test-0123456789abcdef"
+FLUSH_MS = 20
+
+
+def card(name: str, endpoint: str, behaviour: str = "", **fields: Any) -> dict[str, Any]:
+    """A model of the pool at one USD a million tokens in and two out."""
+    given = {"name": name, "endpoint": endpoint, "price_in": 1.0, "price_out": 2.0, **fields}
+    return {**given, "upstream_model": behaviour} if behaviour else given
+
+
+def write(folder: Path, models: Sequence[dict[str, Any]], **fields: Any) -> Path:
+    """Write pool and configuration; ``fields`` replace sections of it."""
+    pool = folder / "pool.json"
+    pool.write_text(json.dumps({"name": "fake", "models": list(models)}), "utf-8")
+    settings = {
+        "pool": str(pool),
+        "ledger": {"url": ledger_url(folder), "flush_ms": FLUSH_MS},
+        "telemetry": {"logs": None},
+        "admin": None,
+        "watch_s": None,
+        **fields,
+    }
+    path = folder / "gateway.json"
+    path.write_text(json.dumps(settings), "utf-8")  # JSON is YAML, too
+    return path
+
+
+def ledger_url(folder: Path) -> str:
+    return f"sqlite:{folder / 'ledger.db'}"
+
+
+@contextmanager
+def serving_config(path: Path) -> Iterator[str]:
+    """Serve a configuration in this process; yield the URL."""
+    runtime = Runtime(read_config(path), read=partial(read_config, path), path=path)
+    with serving_runtime(runtime) as url:
+        yield url
+
+
+def records(where: Path | str) -> list[Record]:
+    """Return all rows of a ledger: of a folder, or at a URL."""
+    url = ledger_url(where) if isinstance(where, Path) else where
+    with LedgerReader(url) as reader:
+        return list(reader.records())
+
+
+def records_of(where: Path | str, decision_ids: Iterable[str]) -> dict[str, list[Record]]:
+    """Return the rows of these calls, once there is one of each."""
+    wanted = set(decision_ids)
+
+    def found() -> dict[str, list[Record]]:
+        by_id: dict[str, list[Record]] = {}
+        for record in records(where):
+            if record.decision_id in wanted:
+                by_id.setdefault(record.decision_id, []).append(record)
+        return by_id
+
+    return until(found, lambda by_id: by_id.keys() == wanted)
+
+
+def record_of(where: Path | str, decision_id: str) -> Record:
+    """Return the one row of a call, once it is there."""
+    (record,) = records_of(where, [decision_id])[decision_id]
+    return record
+
+
+def until[T](
+    look: Callable[[], T], holds: Callable[[T], bool] = bool, *, seconds: float = 8.0
+) -> T:
+    """Look until what is seen holds, and return it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        seen = look()
+        if holds(seen):
+            return seen
+        assert time.monotonic() < deadline, f"it did not come to pass; last seen: {seen!r:.500}"
+        time.sleep(0.02)
