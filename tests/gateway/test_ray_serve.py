@@ -117,6 +117,7 @@ def test_without_ray_the_remedy_is_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not has_ray_serve(), reason="Ray Serve is not installed: ray[serve]")
+@pytest.mark.filterwarnings("ignore")  # Ray and FastAPI have some of their own
 def test_two_replicas_answer_on_a_ray_cluster() -> None:
     import json
     import urllib.request

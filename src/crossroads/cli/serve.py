@@ -47,9 +47,10 @@ def command(config: str | None, **options: Any) -> None:
     from crossroads.gateway.config import read_config
     from crossroads.gateway.workers import Worker
 
-    read = partial(read_config, config, options)
-    settings = read()
     worker = Worker.of_this_process()
+    shared = os.environ.get(_SHARED) if worker is not None else None
+    read = partial(read_config, config, options, shared=shared)
+    settings = read()
     if worker is not None:
         _serve(settings, read, config, worker=worker)
     elif settings.workers > 1:

@@ -82,7 +82,7 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
         engine.adopt(before.engine)
         policies.adopt(before.policies)
     prices = PriceBook(pool, config.governance.prices_file)
-    governor = _governor(config, prices, before)
+    governor = KeyGovernor(config.governance, api_key=config.api_key or None, prices=prices)
     cache = _cache(config, before)
     keep = () if config.ledger is None else config.ledger.keep
     keeping = Keeping(text="text" in keep, answers="answers" in keep, features="features" in keep)
@@ -183,15 +183,6 @@ def _asker(upstreams: Mapping[str, Upstream], total_s: float) -> Any:
             return await upstreams[model].complete(Order(dialect="chat", body=body))
 
     return ask
-
-
-def _governor(config: ServeConfig, prices: PriceBook, before: Built | None) -> KeyGovernor:
-    """Return the governor; the one before where nothing of it changed: it counts on."""
-    if before is not None:
-        old = before.config
-        if (old.governance, old.api_key) == (config.governance, config.api_key):
-            return before.governor
-    return KeyGovernor(config.governance, api_key=config.api_key or None, prices=prices)
 
 
 def _cache(config: ServeConfig, before: Built | None) -> AnswerCache | None:

@@ -80,8 +80,13 @@ def _advice(built: Built) -> list[Finding]:
     if unpriced:
         message = f"no price for {', '.join(sorted(set(unpriced)))}: budgets see them as free"
         found.append(Finding("warning", "pool", message))
-    if config.workers > 1 and config.governance.store == "memory" and _has_limits(config):
-        message = "every worker counts for itself; use sqlite:PATH or redis://"
+    if (
+        config.workers > 1
+        and config.governance.store == "memory"
+        and "store" in config.governance.model_fields_set
+        and _has_limits(config)
+    ):
+        message = "every worker counts for itself; use sqlite:PATH or redis://, or leave it out"
         found.append(Finding("warning", "governance.store", message))
     for card in built.pool:
         if str(card.endpoint).startswith("http://") and card.api_key and not _is_near(card):

@@ -156,8 +156,16 @@ class ServeConfig(Section):
         return PoliciesSettings(policies=policies, fallbacks=self.fallbacks)
 
 
-def read_config(path: str | Path | None, options: dict[str, Any] | None = None) -> ServeConfig:
+def read_config(
+    path: str | Path | None,
+    options: dict[str, Any] | None = None,
+    *,
+    shared: str | Path | None = None,
+) -> ServeConfig:
     """Read a YAML file, if one is given; ``options`` that are not None go before its values.
+
+    ``shared`` is a folder of the workers of one gateway: limits are counted there where nothing
+    says otherwise, since in the memory of each they would hold for each.
 
     Raises InputError naming file and field, UsageError for an unknown rule and for a server that
     other machines can reach without a key.
@@ -177,6 +185,10 @@ def read_config(path: str | Path | None, options: dict[str, Any] | None = None) 
             f"host {config.host!r} is reachable from other machines; set an API key with --api-key "
             "or CROSSROADS_API_KEY, or serve on 127.0.0.1"
         )
+    if shared is not None and "store" not in config.governance.model_fields_set:
+        governance = {**config.governance.__dict__, "store": f"sqlite:{Path(shared) / 'limits.db'}"}
+        together = config.governance.model_construct(**governance)
+        config = config.model_copy(update={"governance": together})
     return config
 
 

@@ -95,8 +95,7 @@ class Run:
         self._choice = choice = await services.policies.choose(call, cost_price=grant.cost_price)
         phases.route += clock() - began
         self._exchange.more_headers += choice_headers(call, choice)
-        upper = services.prices.upper(choice.model, call.input_tokens, call.max_output_tokens)
-        await grant.reserve(upper)
+        await grant.reserve(self._most(choice))
         relay = self._stream if call.is_stream else self._complete
         await relay(choice)
 
@@ -162,6 +161,17 @@ class Run:
             name = b"x-crossroads-model"
             headers: Headers = [pair for pair in self._exchange.more_headers if pair[0] != name]
             self._exchange.more_headers = [*headers, (name, model.encode("ascii", "replace"))]
+
+    def _most(self, choice: Choice) -> float:
+        """Return what the call may cost, whoever of those chosen answers; in USD."""
+        call, upper = self._call, self._services.prices.upper
+        size, bound = call.input_tokens, call.max_output_tokens
+        most = upper(choice.model, size, bound)
+        for model in choice.fallbacks:
+            most = max(most, upper(model, size, bound))
+        if choice.escalate_to:  # the answer that is refused is paid, too
+            most += max(upper(model, size, bound) for model in choice.escalate_to)
+        return most
 
     def _cost(self) -> float:
         """Return what every attempt that produced something costs, in USD."""

@@ -34,6 +34,7 @@ from crossroads.gateway.ledger import (
 from crossroads.gateway.once import Once
 from crossroads.gateway.telemetry import (
     GatewayTelemetry,
+    Reading,
     compose_health,
     engine_source,
     health_source,
@@ -110,6 +111,7 @@ class Runtime:
         closing.push_async_callback(self._lasting.surfaces.close)
         self.telemetry.watch(engine_source(self._upstreams))
         self.telemetry.watch(health_source(self.health))
+        self.telemetry.watch(self._ledger_readings)
         await self.telemetry.start()
         closing.push_async_callback(self.telemetry.close)
         await self.built.governor.start()
@@ -201,6 +203,11 @@ class Runtime:
         broken = [n for n, facts in self._upstreams().items() if facts["state"] != "closed"]
         return {"status": "degraded" if broken else "ok", "broken": broken}
 
+    def _ledger_readings(self) -> list[Reading]:
+        if self.ledger is None:
+            return []
+        return [Reading("crossroads_ledger_queue", self.ledger.health()["queued"])]
+
     def _configuration_health(self) -> dict[str, Any]:
         facts = {"status": "ok", "reloaded_at": self._reloaded_at}
         return facts | {"status": "degraded", "reason": self._problem} if self._problem else facts
@@ -208,7 +215,7 @@ class Runtime:
     async def _take(self, built: Built) -> None:
         """Start a new snapshot, swap, and retire the old one in the background."""
         before = self.built
-        if built.governor is not before.governor:
+        if not built.governor.adopt(before.governor):  # else it counts on
             await built.governor.start()
         await built.services.start()
         self._equip(built)
@@ -221,11 +228,11 @@ class Runtime:
         await before.services.retire()
         if before.cache is not None and before.cache is not self.built.cache:
             await before.cache.close()
-        if before.governor is not self.built.governor:
-            await before.governor.close()
+        await before.governor.close()
 
     def _equip(self, built: Built) -> None:
         """Give a snapshot what its endpoints need of this process."""
+        self.telemetry.meter.know(built.policies.names)
         services = built.services
         services.health = self.health
         services.metrics = self.telemetry.render

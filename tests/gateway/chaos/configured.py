@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from crossroads.gateway.config import read_config
 from crossroads.gateway.contracts import Record
@@ -16,6 +16,7 @@ from crossroads.gateway.ledger import LedgerReader
 from crossroads.gateway.runtime import Runtime
 from tests.gateway.serving import serving_runtime
 
+T = TypeVar("T")
 HELLO = [{"role": "user", "content": "hello there"}]
 KEY = "sk-test-0123456789abcdef"
 FLUSH_MS = 20
@@ -83,7 +84,7 @@ def record_of(where: Path | str, decision_id: str) -> Record:
     return record
 
 
-def until[T](
+def until(
     look: Callable[[], T], holds: Callable[[T], bool] = bool, *, seconds: float = 8.0
 ) -> T:
     """Look until what is seen holds, and return it."""

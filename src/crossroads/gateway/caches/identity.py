@@ -85,7 +85,9 @@ def permissions(call: Call, sampling: str) -> int:
 
 def scope_of(client: Client, scope: str) -> bytes:
     """Return what separates the answers of one client from those of others."""
-    owner = {"key": client.key_id, "team": client.team or client.key_id, "all": ""}[scope]
+    owners = {"key": ["", client.key_id], "team": [client.team, ""], "all": ["", ""]}
+    # A key without a team is a team of its own, even where it has some team's name.
+    owner = owners["key" if scope == "team" and not client.team else scope]
     rights = None if client.models is None else sorted(client.models)
     return orjson.dumps([owner, rights, sorted(client.tags), sorted(client.residency)])
 

@@ -42,6 +42,8 @@ class SqliteStore:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._is_reader:
+                self.path.touch(mode=0o600)  # it may hold prompts; side files get the same mode
             connection = sqlite3.connect(
                 self.path, timeout=self._timeout_s, isolation_level=None, check_same_thread=False
             )

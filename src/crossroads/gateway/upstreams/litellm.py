@@ -33,6 +33,17 @@ if TYPE_CHECKING:
     from crossroads.prompts.experts.timeouts import Timeouts
 
 _CHAT: frozenset[Dialect] = frozenset({"chat"})
+# Fields of a request that the library is given. It takes its own settings as fields, too: where to
+# ask, with whose key, what to run afterwards. Those are the pool's to say, never a client's.
+_FIELDS = frozenset(
+    {
+        *("messages", "temperature", "top_p", "top_k", "n", "stop", "seed", "user", "metadata"),
+        *("max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty"),
+        *("logit_bias", "logprobs", "top_logprobs", "response_format", "reasoning_effort"),
+        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
+        *("modalities", "audio", "prediction", "service_tier", "store", "thinking", "verbosity"),
+    }
+)
 
 
 class LitellmUpstream:
@@ -99,9 +110,7 @@ class LitellmUpstream:
 
     async def complete(self, order: Order) -> Body:
         """Return the whole answer. Raises ExpertError."""
-        fields = {**order.body, **self._fixed}
-        for name in ("stream", "stream_options"):
-            fields.pop(name, None)
+        fields = self._fields(order)
         deadline = self._deadline(order)
         began = await self._enter(order, deadline)
         try:
@@ -115,8 +124,7 @@ class LitellmUpstream:
 
     async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
         """Yield chunks one by one. Raises ExpertError."""
-        fields = {**order.body, **self._fixed, "stream": True}
-        fields.pop("stream_options", None)
+        fields = {**self._fields(order), "stream": True}
         if self._card.stream_usage:
             fields["stream_options"] = {"include_usage": True}
         deadline = self._deadline(order)
@@ -144,6 +152,22 @@ class LitellmUpstream:
             if close is not None:
                 await close()
             self._leave(order, began)
+
+    def _fields(self, order: Order) -> dict[str, Any]:
+        """Return what the library is given. Raises ExpertError 400 for what it would fetch."""
+        body = order.body
+        for message in body.get("messages") or ():
+            content = message.get("content") if isinstance(message, dict) else None
+            if isinstance(content, list) and any(_is_remote(part) for part in content):
+                raise self._failures.error(
+                    "files behind a URL are not fetched; send them as a data: URL",
+                    status=400,
+                    type="invalid_request_error",
+                    code="remote_file",
+                    param="messages",
+                )
+        given = {name: value for name, value in body.items() if name in _FIELDS}
+        return {**given, **self._fixed}
 
     async def _ask(self, fields: dict[str, Any], deadline: float) -> Any:
         try:
@@ -192,6 +216,22 @@ class LitellmUpstream:
 
     def _late(self) -> ExpertError:
         return self._failures.error("no answer in time", status=504, code="upstream_timeout")
+
+
+def _is_remote(part: Any) -> bool:
+    """Whether a part of a message is a file for which the library might ask some host."""
+    if not isinstance(part, dict) or part.get("type") == "text":
+        return False
+    found: list[Any] = list(part.values())
+    while found:
+        value = found.pop()
+        if isinstance(value, dict):
+            found.extend(value.values())
+        elif isinstance(value, list):
+            found.extend(value)
+        elif isinstance(value, str) and "://" in value[:20]:
+            return True
+    return False
 
 
 def _plain(answer: Any) -> dict[str, Any]:
