@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,9 @@ from crossroads.gateway.telemetry import History
 if TYPE_CHECKING:
     from crossroads.gateway.contracts import Record
     from crossroads.gateway.runtime import Runtime
+
+_REFERENCE = re.compile(r"\$\{(\w+)\}")
+_SHORTEST = 4  # characters of a value that a message may not show
 
 
 def sources_of(runtime: Runtime, history: History, *, gateway_url: str) -> AdminSources:
@@ -143,7 +148,26 @@ class _Live:
                 return {"ok": True, "problems": []}
             findings = await check(str(path))
         problems = [finding.to_dict() for finding in findings]
+        if text is not None:
+            # Whoever writes a configuration names variables of the environment; what a message
+            # quotes of their values stays here.
+            for problem in problems:
+                problem["message"] = _without_values(problem["message"], text)
         return {"ok": all(p["level"] != "error" for p in problems), "problems": problems}
+
+
+def _without_values(message: str, text: str) -> str:
+    """Put the names of the variables that ``text`` refers to in place of their values.
+
+    A message may quote the beginning of a value only.
+    """
+    for name in sorted(set(_REFERENCE.findall(text))):
+        value = os.environ.get(name, "")
+        for size in range(len(value), _SHORTEST - 1, -1):
+            if value[:size] in message:
+                message = message.replace(value[:size], f"${{{name}}}")
+                break
+    return message
 
 
 def _fits(record: Record, filters: Mapping[str, Any]) -> bool:

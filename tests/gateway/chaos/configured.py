@@ -49,11 +49,15 @@ def ledger_url(folder: Path) -> str:
     return f"sqlite:{folder / 'ledger.db'}"
 
 
+def runtime_of(path: Path) -> Runtime:
+    """The gateway of a configuration, for ``serving_runtime``."""
+    return Runtime(read_config(path), read=partial(read_config, path), path=path)
+
+
 @contextmanager
 def serving_config(path: Path) -> Iterator[str]:
     """Serve a configuration in this process; yield the URL."""
-    runtime = Runtime(read_config(path), read=partial(read_config, path), path=path)
-    with serving_runtime(runtime) as url:
+    with serving_runtime(runtime_of(path)) as url:
         yield url
 
 
@@ -84,9 +88,7 @@ def record_of(where: Path | str, decision_id: str) -> Record:
     return record
 
 
-def until(
-    look: Callable[[], T], holds: Callable[[T], bool] = bool, *, seconds: float = 8.0
-) -> T:
+def until(look: Callable[[], T], holds: Callable[[T], bool] = bool, *, seconds: float = 8.0) -> T:
     """Look until what is seen holds, and return it."""
     deadline = time.monotonic() + seconds
     while True:

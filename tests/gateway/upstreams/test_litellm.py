@@ -169,3 +169,58 @@ def test_its_exceptions_become_the_gateways_errors(library: StandIn) -> None:
             assert "secret" not in str(failed.value)
 
     asyncio.run(check())
+
+
+def test_a_client_chooses_neither_host_nor_key_nor_settings_of_the_library(
+    library: StandIn,
+) -> None:
+    hostile = {
+        "api_base": "http://169.254.169.254",
+        "base_url": "http://169.254.169.254",
+        "api_key": "theirs",
+        "custom_llm_provider": "openai",
+        "extra_headers": {"x-a": "b"},
+        "fallbacks": ["gpt-x"],
+        "mock_response": "made up",
+        "num_retries": 9,
+    }
+
+    async def check() -> None:
+        upstream = build_upstream(card(), timeouts=SHORT)
+        await upstream.start()
+        await upstream.complete(order(**hostile, temperature=0))
+        assert library.asked == [
+            {
+                "messages": HELLO["messages"],
+                "temperature": 0,
+                "model": "m",
+                "api_key": "provider-secret",
+                "num_retries": 0,
+            }
+        ]
+
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest/meta-data"}},
+        {"type": "image_url", "image_url": "HTTPS://h/a.png"},
+        {"type": "file", "file": {"file_id": "gs://bucket/a.pdf"}},
+        {"type": "video_url", "video_url": {"sources": ["ftp://h/a"]}},
+    ],
+)
+def test_the_library_is_given_nothing_to_fetch(library: StandIn, part: dict[str, Any]) -> None:
+    async def ask(parts: list[dict[str, Any]]) -> None:
+        upstream = build_upstream(card(), timeouts=SHORT)
+        await upstream.start()
+        await upstream.complete(order(messages=[{"role": "user", "content": parts}]))
+
+    with pytest.raises(ExpertError, match="data: URL") as refused:
+        asyncio.run(ask([{"type": "text", "text": "see"}, part]))
+    assert (refused.value.status, refused.value.code) == (400, "remote_file")
+    assert library.asked == []
+    data = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    asyncio.run(ask([{"type": "text", "text": "see http://h/a"}, data]))
+    assert len(library.asked) == 1

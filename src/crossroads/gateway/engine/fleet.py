@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -18,6 +19,7 @@ from crossroads.gateway.engine.settings import EngineSettings
 from crossroads.gateway.errors import Headers
 
 Sleep = Callable[[float], Awaitable[object]]
+_ONCE = b"idempotency-key"
 
 
 class Stop(NamedTuple):
@@ -102,12 +104,24 @@ class Fleet:
         """Return an order with the headers that may be passed on."""
         given = call.headers
         headers: Headers = [(n, given[n]) for n in self._pass_headers if n in given]
+        if _ONCE in given and call.client.key_id:
+            headers = [(n, _of_client(call, v) if n == _ONCE else v) for n, v in headers]
         return Order(
             dialect=dialect, body=body, headers=headers, phases=call.phases, deadline=deadline
         )
 
     def _new_health(self) -> ModelHealth:
         return ModelHealth(Breaker(self.settings.breaker, clock=self.clock, rng=self.rng))
+
+
+def _of_client(call: Call, key: bytes) -> bytes:
+    """Return an idempotency key that no other client's can equal.
+
+    All clients share the gateway's account upstream, where equal keys would share an answer.
+    """
+    digest = hashlib.blake2b(key, digest_size=16, person=b"idempotency-key")
+    digest.update(b"\0" + call.client.key_id.encode())
+    return digest.hexdigest().encode()
 
 
 def _speakers(upstreams: Mapping[str, Upstream], dialect: Dialect) -> dict[str, Dialect]:

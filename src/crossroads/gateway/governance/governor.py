@@ -20,7 +20,13 @@ from crossroads.gateway.governance.meters import LocalMeters, Meter
 from crossroads.gateway.governance.periods import SteadyClock
 from crossroads.gateway.governance.plans import Holders
 from crossroads.gateway.governance.prices import PriceBook
-from crossroads.gateway.governance.refusals import limit_headers, not_allowed, too_many
+from crossroads.gateway.governance.refusals import (
+    foreign_page,
+    is_local,
+    limit_headers,
+    not_allowed,
+    too_many,
+)
 from crossroads.gateway.governance.report import holder_row, key_row
 from crossroads.gateway.governance.settings import GovernanceSettings, KeySettings
 from crossroads.gateway.governance.stores import open_store
@@ -87,8 +93,14 @@ class KeyGovernor:
     # --- per request ---
 
     def identify(self, headers: Mapping[bytes, bytes]) -> Client:
-        """Return who asks. Raises ApiError 401 for no key, a wrong, disabled or expired one."""
+        """Return who asks. Raises ApiError 401 for no key, a wrong, disabled or expired one.
+
+        Without keys everybody on this machine is let in, but no page of another site that a
+        browser on this machine shows: 403.
+        """
         if self._is_open:
+            if b"origin" in headers and not is_local(headers[b"origin"]):
+                raise foreign_page()
             return ANYBODY
         return self._ring.find(headers, self._clock.now())
 

@@ -115,6 +115,25 @@ def not_allowed(call: Call) -> ApiError:
     )
 
 
+def is_local(origin: bytes) -> bool:
+    """Whether an ``Origin`` is a page of this machine, or of an application that is no browser."""
+    scheme, _, rest = origin.partition(b"://")
+    if scheme not in (b"http", b"https", b"null"):
+        return True
+    if rest.startswith(b"["):
+        return rest.partition(b"]")[0] == b"[::1"
+    return rest.partition(b":")[0] in (b"localhost", b"127.0.0.1")
+
+
+def foreign_page() -> ApiError:
+    """Return the 403 of a web page from elsewhere that would spend what it finds unlocked here."""
+    return ApiError(
+        "Pages of other sites may not use a gateway without keys; set api_key, or governance.keys.",
+        status=403,
+        code="foreign_origin",
+    )
+
+
 def _retry_after(seconds: float) -> Headers:
     whole = max(1, math.ceil(seconds))
     return [

@@ -37,7 +37,7 @@ _CHAT: frozenset[Dialect] = frozenset({"chat"})
 # ask, with whose key, what to run afterwards. Those are the pool's to say, never a client's.
 _FIELDS = frozenset(
     {
-        *("messages", "temperature", "top_p", "top_k", "n", "stop", "seed", "user", "metadata"),
+        *("messages", "temperature", "top_p", "top_k", "n", "stop", "seed", "user"),
         *("max_tokens", "max_completion_tokens", "presence_penalty", "frequency_penalty"),
         *("logit_bias", "logprobs", "top_logprobs", "response_format", "reasoning_effort"),
         *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
