@@ -9,7 +9,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test check docs bench clean browser
+.PHONY: setup demo test check docs bench clean browser services
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -31,7 +31,7 @@ $(READY): pyproject.toml
 demo: $(READY)
 	@$(BIN)/crossroads demo $(if $(DEMO_ONCE),--once)
 
-test: $(READY) browser
+test: $(READY) browser services
 	@$(BIN)/pytest -n 2 --dist loadgroup
 
 # Browser tests use Debian's Chromium. Without it they are skipped and say so.
@@ -42,6 +42,17 @@ browser:
 	    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y chromium chromium-driver; } \
 	      >/dev/null 2>&1 || echo "Chromium could not be installed: browser tests will be skipped"; \
 	  else echo "No Chromium: browser tests will be skipped"; fi; }
+
+# Tests of shared limits and ledgers use real servers of Debian's packages, which they start and end
+# themselves. Without them they are skipped and say so.
+services:
+	@for pair in redis-server:redis-server pg_ctl:postgresql; do \
+	  command -v $${pair%%:*} >/dev/null || ls /usr/lib/postgresql/*/bin/$${pair%%:*} >/dev/null 2>&1 || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	      echo "Installing $${pair##*:} for the tests"; \
+	      { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y $${pair##*:}; } \
+	        >/dev/null 2>&1 || echo "$${pair##*:} could not be installed: its tests will be skipped"; \
+	    else echo "No $${pair##*:}: its tests will be skipped"; fi; }; done
 
 check: $(READY)
 	@$(BIN)/ruff format --check .
@@ -57,6 +68,9 @@ bench: $(READY)
 	@$(BIN)/python benchmarks/prompts/throughput.py
 	@$(BIN)/python benchmarks/prompts/arenas.py
 	@$(BIN)/python benchmarks/prompts/auto_levels.py
+	@$(BIN)/python benchmarks/gateway/compare.py
+	@$(BIN)/python benchmarks/gateway/front.py
+	@$(BIN)/python benchmarks/gateway/pacing.py
 
 clean:
 	rm -rf $(VENV) site runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
