@@ -90,6 +90,10 @@ class Usage:
     is_estimated: bool = False
 
 
+JUDGED = "judge"
+"""Code of an attempt in which a model only judged the answer of another."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """One try at one model. ``status`` is 200 for an answer, 0 while it runs or was given up."""
@@ -133,7 +137,7 @@ class Tally:
         """Models given up before the one that answers."""
         if len(self.attempts) <= 1:
             return 0
-        return len({attempt.model for attempt in self.attempts}) - 1
+        return len({tried.model for tried in self.attempts if tried.code != JUDGED}) - 1
 
 
 class Engine(Protocol):
@@ -160,6 +164,8 @@ class Check(Protocol):
 
     async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
         """Return plain data with at least ``accepted`` (bool) and ``reason`` (one sentence).
+
+        Where a model judged, ``judge`` is its name and ``usage`` what it told, as in ``chat``.
 
         ``answer`` is in the dialect ``chat``. Raises ExpertError where it needs a model that fails;
         the answer then counts as not accepted.

@@ -83,7 +83,7 @@ class Run:
         began = clock()
         self._grant = grant = await services.governor.admit(call)
         phases.queue += clock() - began
-        self._exchange.more_headers = grant.headers()
+        self._exchange.more_headers = limits = grant.headers()
         if services.prepare is not None and call.dialect == "responses":
             await services.prepare(call)
         if services.cache is not None:
@@ -94,7 +94,7 @@ class Run:
         began = clock()
         self._choice = choice = await services.policies.choose(call, cost_price=grant.cost_price)
         phases.route += clock() - began
-        self._exchange.more_headers += choice_headers(call, choice)
+        self._exchange.more_headers = [*limits, *choice_headers(call, choice)]
         await grant.reserve(self._most(choice))
         relay = self._stream if call.is_stream else self._complete
         await relay(choice)

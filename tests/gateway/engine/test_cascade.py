@@ -245,3 +245,17 @@ def test_embeddings_are_not_verified() -> None:
     call = a_call("embeddings", input="?")
     assert asyncio.run(an_engine(cheap).complete(call, choice(judge), Tally())) is vectors
     assert judge.asked == []
+
+
+@STREAMS
+def test_what_a_judging_model_cost_is_billed_and_is_no_fallback(is_stream: bool) -> None:
+    class Asking(Judge):
+        async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
+            told = {"prompt_tokens": 40, "completion_tokens": 1}
+            return {**await super().accepts(call, model, answer), "judge": "third", "usage": told}
+
+    cheap = Scripted("cheap", Step(answer=CHEAP))
+    tally, _, _ = run(an_engine(cheap), choice(Asking(), "strong"), a_call(is_stream=is_stream))
+    billed = [(attempt.model, attempt.code, attempt.usage) for attempt in tally.attempts]
+    assert billed == [("cheap", "", Usage(3, 2)), ("third", "judge", Usage(40, 1))]
+    assert (tally.model, tally.num_fallbacks) == ("cheap", 0)

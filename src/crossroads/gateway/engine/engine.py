@@ -19,8 +19,8 @@ from contextlib import aclosing
 from typing import Any, NamedTuple, TypeVar
 
 from crossroads.gateway.call import Body, Call, Dialect, Event
-from crossroads.gateway.contracts import Choice, Tally, Upstream, Usage
-from crossroads.gateway.engine.answers import estimate, read_answer
+from crossroads.gateway.contracts import JUDGED, Attempt, Choice, Tally, Upstream, Usage
+from crossroads.gateway.engine.answers import chat_usage, estimate, read_answer
 from crossroads.gateway.engine.breaker import Clock
 from crossroads.gateway.engine.faults import fail, remedy
 from crossroads.gateway.engine.fleet import Fleet, Sleep, Stop
@@ -289,6 +289,7 @@ class Engine:
         assert choice.check is not None
         try:
             tally.verdict = await choice.check.accepts(call, answered.model, answered.body)
+            _bill_judge(tally)
         except ExpertError as error:
             tally.verdict = {"accepted": False, "reason": f"The verifier failed: {error}"}
         return answered
@@ -345,6 +346,14 @@ class Engine:
 
         first = ask(plan, plan.stop, plan.begin())
         return await race(first, second, after_s=after_s, discard=discard)
+
+
+def _bill_judge(tally: Tally) -> None:
+    """Note the tokens of a model that judged as an attempt of its own: somebody pays for them."""
+    verdict = tally.verdict or {}
+    judge, usage = verdict.get("judge"), chat_usage(verdict.get("usage"))
+    if isinstance(judge, str) and usage is not None:
+        tally.attempts.append(Attempt(judge, 200, JUDGED, usage=usage))
 
 
 def _deliver(answered: Answered, tally: Tally) -> Body:

@@ -120,13 +120,15 @@ class JudgeCheck:
             "temperature": 0,
             "max_tokens": 8,
         }
-        said = _answer_text(await self._ask(self._model, body)).strip()
+        found = await self._ask(self._model, body)
+        said = _answer_text(found).strip()
         accepted = re.match(r"\W*yes\b", said, re.IGNORECASE) is not None
         return {
             "check": "judge",
             "accepted": accepted,
             "reason": f"{self._model} {'finds the answer good' if accepted else 'does not accept'}",
             "judge": self._model,
+            "usage": found.get("usage"),
             "said": said[:40],
         }
 
