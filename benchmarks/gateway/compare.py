@@ -2,7 +2,8 @@
 
 One run measures all of them against the same stub upstream on this machine: the servers take turns
 round by round, each pinned to one core, the stub and the load to the other. CPU is that of the
-server's processes, user and system. A stream's events come one by one, a millisecond apart. Writes ``benchmarks/results/gateway-speed.json`` and a plot.
+server's processes, user and system. A stream's events come one by one, a millisecond apart. Writes
+``benchmarks/results/gateway-speed.json`` and a plot beside it.
 
 python benchmarks/gateway/compare.py [--litellm PROGRAM] [--quick] [--out FILE]
 
@@ -32,6 +33,17 @@ from benchmarks.gateway.plot import speed_plot
 from crossroads.core.provenance import machine
 from crossroads.prompts.pool import Pool, read_pool
 
+KEY = "sk-benchmark-0123456789abcdef"
+GOVERNANCE = {
+    "keys": [
+        {
+            "name": "bench",
+            "secret": KEY,
+            "limits": {"requests_per_minute": 10**8, "tokens_per_minute": 10**9, "parallel": 1000},
+            "budgets": [{"usd": 1e6, "per": "month"}],
+        }
+    ]
+}
 RESULTS = Path(__file__).parents[1] / "results"
 _LIBRARIES = ("crossroads", "uvicorn", "uvloop", "httptools", "aiohttp", "orjson", "numpy")
 SERVER_CORE, OTHER_CORE = 0, 1
@@ -63,8 +75,8 @@ def scenarios(quick: bool) -> list[Scenario]:
     scale = 4 if quick else 1
     return [
         Scenario("json c=1", 1, 2000 // scale),
-        Scenario("json c=32", 32, 12_000 // scale),
-        Scenario("stream c=8", 8, 3000 // scale, stream=True),
+        Scenario("json c=32", 32, 10_000 // scale),
+        Scenario("stream c=8", 8, 2000 // scale, stream=True),
     ]
 
 
@@ -99,9 +111,10 @@ def configurations(folder: Path, upstream: int) -> dict[str, tuple[str, dict[str
         "direct, no ledger": (first, at("bare", ledger=None)),
         "rules": ("rules", at("rules")),
         "rules, logs": ("rules", at("logs", telemetry=logs)),
-        "rules, fast front": ("rules", at("fast", http="fast")),
+        "rules, uvicorn front": ("rules", at("uvicorn", http="standard")),
+        "rules, keys and limits": ("rules", at("keys", governance=GOVERNANCE)),
         "learned": ("auto", at("learned", router=router)),
-        "learned, fast front": ("auto", at("learned-fast", router=router, http="fast")),
+        "learned, seen before": ("auto", at("seen", router=router)),
     }
 
 
@@ -139,9 +152,13 @@ def subjects(folder: Path, upstream: int, litellm: str | None) -> Iterator[list[
 def measure(subject: Subject, scenario: Scenario, number: int) -> None:
     """Add one round of a scenario to a subject."""
     count = max(64, int(scenario.requests * subject.share))
+    key = KEY if "keys" in subject.name else ""
+    numbers = [number * 1_000_000 + n for n in range(count)]  # no prompt twice
+    if "seen" in subject.name:
+        numbers = [n % 2000 for n in range(count)]
     data = [
-        load.request_bytes(subject.model, stream=scenario.stream, number=number * 1_000_000 + n)
-        for n in range(count)
+        load.request_bytes(subject.model, stream=scenario.stream, number=n, key=key)
+        for n in numbers
     ]
     before = subject.server.cpu_s()
     outcome = load.run(subject.server.port, data, connections=scenario.connections)
@@ -174,7 +191,7 @@ def summary(subject: Subject) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--litellm", default=shutil.which("litellm"), help="its program")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a quarter of the load")
     parser.add_argument("--out", type=Path, default=RESULTS / "gateway-speed.json")
     given = parser.parse_args()
