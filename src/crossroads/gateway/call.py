@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from crossroads.prompts.experts.base import content_text, last_user_text
 
@@ -27,6 +26,32 @@ Event = dict[str, Any]
 
 _CHARACTERS_PER_TOKEN = 4  # of English text, by the vendors' own rule of thumb
 _TOKENS_OF_MEDIA = 1_000  # order of magnitude of the vendors' counts for an image
+
+
+T = TypeVar("T")
+
+
+class lazy(Generic[T]):  # noqa: N801 - used as a decorator
+    """A property computed once. Until Python 3.12 ``functools.cached_property`` takes a lock for it,
+    which costs more than most of these values.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self._name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, owner: None, kind: type) -> Self: ...
+
+    @overload
+    def __get__(self, owner: object, kind: type) -> T: ...
+
+    def __get__(self, owner: object | None, kind: type) -> Self | T:
+        if owner is None:
+            return self
+        value = owner.__dict__[self._name] = self._compute(owner)
+        return value
 
 
 @dataclass(slots=True)
@@ -124,7 +149,7 @@ class Call:
             return body
         return {name: value for name, value in body.items() if name not in GATEWAY_FIELDS}
 
-    @cached_property
+    @lazy
     def text(self) -> str:
         """The last user message: what is routed by."""
         if self.dialect == "embeddings":
@@ -132,7 +157,7 @@ class Call:
             return given if isinstance(given, str) else ""
         return last_user_text(self.body.get("messages"))
 
-    @cached_property
+    @lazy
     def input_tokens(self) -> int:
         """Estimate of the prompt's tokens: by the request's size, or its text beside media."""
         if len(self.inputs) == 1:
@@ -148,7 +173,7 @@ class Call:
                 return value
         return None
 
-    @cached_property
+    @lazy
     def inputs(self) -> frozenset[str]:
         """Kinds of content among the messages: ``text``, and ``image``, ``audio``, ``file``."""
         found = {"text"}
@@ -158,31 +183,31 @@ class Call:
                 found.update(_kind(part) for part in content)
         return frozenset(found)
 
-    @cached_property
+    @lazy
     def has_tools(self) -> bool:
         return bool(self.body.get("tools") or self.body.get("functions"))
 
-    @cached_property
+    @lazy
     def metadata(self) -> dict[str, str]:
         """The request's ``metadata`` field, texts only."""
         given = self.body.get("metadata")
         given = given if isinstance(given, Mapping) else {}
         return {str(key): value for key, value in given.items() if isinstance(value, str)}
 
-    @cached_property
+    @lazy
     def tags(self) -> frozenset[str]:
         """Tags of the header ``x-crossroads-tags`` (separated by commas) and of the key."""
         given = self.headers.get(b"x-crossroads-tags", b"").decode("latin-1")
         return self.client.tags | {tag.strip() for tag in given.split(",") if tag.strip()}
 
-    @cached_property
+    @lazy
     def session(self) -> str:
         """What sticky routing keeps together: ``x-crossroads-session``, else ``user``, else ""."""
         given = self.headers.get(b"x-crossroads-session", b"").decode("latin-1")
         user = self.body.get("user")
         return given or (user if isinstance(user, str) else "")
 
-    @cached_property
+    @lazy
     def conversation_text(self) -> str:
         """All text of all messages, for what judges more than the last one."""
         messages = self._messages

@@ -7,6 +7,9 @@ knows all of them::
       -> Engine.complete | Engine.stream (-> Upstream ...) -> Surface.render
       -> Grant.settle, Cache.put, Ledger.append, Telemetry.observe
 
+``Order``, ``Usage`` and ``Choice`` are not to be changed once made; they are not frozen, since
+making frozen ones takes twice the time and some are made for every request.
+
 Whatever goes wrong with a request is an ``ApiError`` (what the client did, or was not allowed) or
 an ``ExpertError`` (what an upstream did).
 """
@@ -25,7 +28,7 @@ from crossroads.prompts.experts.base import ExpertError
 # --- upstreams -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Order:
     """What an upstream is asked.
 
@@ -81,7 +84,7 @@ class Upstream(Protocol):
 # --- answers -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Usage:
     """Tokens of one answer. ``is_estimated`` where the upstream did not say and we counted."""
 
@@ -173,7 +176,7 @@ class Check(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Choice:
     """Who shall answer, and why.
 
