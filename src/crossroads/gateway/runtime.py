@@ -95,6 +95,7 @@ class Runtime:
         self._closing = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._reloading = asyncio.Lock()
+        self._seen = self._marks()  # now: a change while the parts start is a change
         self._problem = ""
         self._reloaded_at = time.time()
 
@@ -273,7 +274,7 @@ class Runtime:
 
     async def _follow(self, every_s: float) -> None:
         """Reload when a file of the configuration changes, once it has stopped changing."""
-        known = await asyncio.to_thread(self._marks)
+        known = self._seen
         while True:
             await asyncio.sleep(every_s)
             seen = await asyncio.to_thread(self._marks)
