@@ -7,8 +7,6 @@ ledger says who was tried) and without (a typed error, and nothing that looks co
 from __future__ import annotations
 
 import asyncio
-import json
-import socket
 import threading
 import time
 from collections import Counter
@@ -28,6 +26,7 @@ from tests.gateway.chaos.asking import (
     ask_all,
     ask_async,
     asked,
+    leave,
     new_session,
     send,
 )
@@ -305,7 +304,7 @@ def test_a_client_that_leaves_ends_the_call_upstream_and_pays_for_what_was_produ
         models = [card("m", upstream.url, behaviour), card("backup", upstream.url, "ok")]
         path = write(tmp_path, models, fallbacks={"m": ["backup"]})
         with serving_config(path) as url:
-            _leave(url, "m", stream=stream, upstream=upstream)
+            leave(url, "m", stream=stream, is_asked=lambda: bool(upstream.requests))
             assert upstream.abandoned.wait(5)
             (row,) = until(lambda: records(tmp_path))
     assert (row.status, row.error, row.is_complete) == (499, "client_gone", False)
@@ -315,22 +314,6 @@ def test_a_client_that_leaves_ends_the_call_upstream_and_pays_for_what_was_produ
     assert (row.output_tokens > 0) == stream
     assert row.cost_usd == pytest.approx((row.input_tokens + 2 * row.output_tokens) / 1e6)
     assert len(upstream.requests) == 1  # no fallback for nobody
-
-
-def _leave(url: str, model: str, *, stream: bool, upstream: FakeUpstream) -> None:
-    """Ask, and close the connection while the answer is under way."""
-    host, port = url.removeprefix("http://").split(":")
-    body = json.dumps(asked(model, stream=stream)).encode()
-    with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(
-            b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
-            % (len(body), body)
-        )
-        until(lambda: upstream.requests)
-        received = b""
-        while stream and received.count(b"data: ") < 3:
-            received += connection.recv(1000)
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("stream", [False, True])

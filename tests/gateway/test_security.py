@@ -215,6 +215,22 @@ def test_tenants_do_not_see_or_judge_each_others_decisions(shared: str) -> None:
     assert call(shared, "POST", "/v1/feedback", judged, key="other")[0] == 404
 
 
+def test_what_a_key_spends_is_shown_to_operators_only(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    tenants = [
+        {"name": "tenant-a", "secret": KEYS["mine"]},
+        {"name": "operator", "secret": KEYS["other"], "tags": ["metrics"]},
+    ]
+    with gateway(tmp_path, upstream, governance={"keys": tenants}) as url:
+        ask(url)
+        shown = {key: call(url, "GET", "/metrics", key=key)[2] for key in KEYS}
+    assert b'crossroads_key_requests_total{key="tenant-a"}' in shown["other"]
+    assert b"tenant-a" not in shown["mine"]
+    assert b"crossroads_phase_seconds_count" in shown["mine"]
+    assert b"crossroads_key_" not in shown["mine"]
+
+
 # --- what is kept ---------------------------------------------------------------------------------
 
 

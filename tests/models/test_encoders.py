@@ -111,6 +111,23 @@ def test_texts_of_the_same_meaning_are_nearer_than_others(name: str) -> None:
     assert one @ near > one @ far + 0.2
 
 
+def test_a_vector_is_the_mean_of_the_vectors_in_the_file() -> None:
+    encoder = StaticEncoder()
+    for text in (*TEXTS, "word " * 3000):
+        rows = encoder._table[encoder._ids(text)].astype(np.float32)
+        total = np.ones(len(rows), dtype=np.float32) @ rows
+        np.testing.assert_array_equal(encoder.encode_one(text), encoders._unit(total))
+
+
+def test_only_vectors_of_pieces_that_occurred_are_held() -> None:
+    encoder = StaticEncoder()
+    encoder.encode(["one two one", "two three"])
+    pieces = set(encoder._ids("one two three"))
+    assert set(encoder._row_of) == pieces
+    encoder.encode_one("three two one")
+    assert len(encoder._row_of) == len(pieces)
+
+
 def test_words_are_forgotten_when_there_are_too_many(
     static: StaticEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

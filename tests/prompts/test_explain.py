@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossroads.prompts.decide import (
+    EXCLUDED,
     Argmax,
     BudgetRule,
     DecisionRule,
@@ -13,11 +14,11 @@ from crossroads.prompts.decide import (
     MinQuality,
     Tradeoff,
 )
-from crossroads.prompts.explain import leads, reason
+from crossroads.prompts.explain import affordable, lead, reason
 
 NAMES = ("cheap", "middle", "dear")
-QUALITY = np.array([0.4, 0.7, 0.75])
-COST = np.array([0.0001, 0.001, 0.01])
+QUALITY = [0.4, 0.7, 0.75]
+COST = [0.0001, 0.001, 0.01]
 
 CASES: list[tuple[DecisionRule, str, float, str]] = [
     (Argmax(), "dear", 0.05, "dear has the highest estimated quality, 0.75, 0.05 above middle"),
@@ -64,37 +65,34 @@ CASES: list[tuple[DecisionRule, str, float, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "chosen", "lead", "text"), CASES, ids=lambda v: str(v)[:12])
-def test_choice_lead_and_reason(rule: DecisionRule, chosen: str, lead: float, text: str) -> None:
-    choice = rule.choose(QUALITY[None], COST)
-    assert NAMES[choice[0]] == chosen
-    assert leads(rule, QUALITY[None], COST, choice)[0] == pytest.approx(lead, abs=1e-6)
-    assert reason(rule, NAMES, QUALITY, COST, int(choice[0])) == text
+@pytest.mark.parametrize(("rule", "chosen", "ahead", "text"), CASES, ids=lambda v: str(v)[:12])
+def test_choice_lead_and_reason(rule: DecisionRule, chosen: str, ahead: float, text: str) -> None:
+    choice = int(rule.choose(np.array([QUALITY]), np.array(COST))[0])
+    assert NAMES[choice] == chosen
+    assert lead(rule, QUALITY, COST, choice) == pytest.approx(ahead, abs=1e-6)
+    assert reason(rule, NAMES, QUALITY, COST, choice) == text
 
 
 def test_a_tie_is_called_level() -> None:
-    quality = np.array([0.5, 0.5])
-    assert reason(Argmax(), ("a", "b"), quality, np.zeros(2), 0).endswith("0.50, level with b")
-    assert leads(Argmax(), quality[None], np.zeros(2), np.array([0]))[0] == 0
+    assert reason(Argmax(), ("a", "b"), [0.5, 0.5], [0, 0], 0).endswith("0.50, level with b")
+    assert lead(Argmax(), [0.5, 0.5], [0, 0], 0) == 0
 
 
 def test_estimates_outside_the_unit_interval_are_read_clipped_and_so_is_the_lead() -> None:
-    names, quality, cost = ("a", "b"), np.array([1.05, -0.1]), np.array([0.01, 20.0])
+    names, quality, cost = ("a", "b"), [1.05, -0.1], [0.01, 20.0]
     assert reason(Argmax(), names, quality, cost, 0).endswith("quality, 1.00, 1.00 above b")
-    above = np.array([1.2, 1.1])
-    assert reason(Argmax(), names, above, cost, 0).endswith("1.00, level with b")
+    assert reason(Argmax(), names, [1.2, 1.1], cost, 0).endswith("1.00, level with b")
     assert reason(Tradeoff(1.0), names, quality, cost, 0).endswith("more than 1 above b")
     assert reason(MinQuality(0.9), names, quality, cost, 0) == (
         "a is the only model estimated at 0.9 or better, 1.00"
     )
-    assert reason(MinQuality(0.9), names, quality - 1.0, cost, 0).endswith("closest, 0.05")
-    assert reason(MinQuality(0.9), names, quality - 1.1, cost, 0).endswith("closest, 0.00")
+    assert reason(MinQuality(0.9), names, [0.05, -1.1], cost, 0).endswith("closest, 0.05")
+    assert reason(MinQuality(0.9), names, [-0.05, -1.2], cost, 0).endswith("closest, 0.00")
 
 
 def test_the_only_model_needs_no_comparison() -> None:
-    one = np.array([[0.2]])
-    assert leads(Argmax(), one, np.zeros(1), np.array([0]))[0] == 1.0
-    assert reason(Argmax(), ("a",), one[0], np.zeros(1), 0) == "a is the only model"
+    assert lead(Argmax(), [0.2], [0.0], 0) == 1.0
+    assert reason(Argmax(), ("a",), [0.2], [0.0], 0) == "a is the only model"
 
 
 def test_a_rule_of_another_package_is_named() -> None:
@@ -126,23 +124,22 @@ def test_every_choice_has_a_lead_in_the_unit_interval_and_one_sentence(
     quality, cost = rng.random((4, num_models)), rng.random(num_models)
     names = tuple(f"model-{k}" for k in range(num_models))
     choice = rule.choose(quality, cost)
-    before = quality.copy()
-    found = leads(rule, quality, cost, choice)
-    assert ((found >= 0) & (found <= 1)).all()
-    for n in range(4):
-        text = reason(rule, names, quality[n], cost, int(choice[n]))
-        assert names[choice[n]] in text
+    for row, column in zip(quality.tolist(), choice.tolist(), strict=True):
+        kept = [*row]
+        assert 0 <= lead(rule, row, cost.tolist(), column) <= 1
+        text = reason(rule, names, row, cost.tolist(), column)
+        assert names[column] in text
         assert "\n" not in text
-    np.testing.assert_array_equal(quality, before)
+        assert row == kept
 
 
 def test_a_budget_is_given_as_the_aim() -> None:
     rule = BudgetRule(0.002, 1.0, 2.0, 0.5)
-    said = reason(rule, ("a", "b"), np.array([0.25, 0.5]), np.array([1e-3, 2e-3]), 0)
+    said = reason(rule, ("a", "b"), [0.25, 0.5], [1e-3, 2e-3], 0)
     assert said == (
         "a was chosen to spend 0.002 USD a call on average; its estimated quality is 0.25"
     )
-    assert leads(rule, np.array([[0.25, 0.5]]), np.array([1e-3, 2e-3]), np.array([0])) == [0.0]
+    assert lead(rule, [0.25, 0.5], [1e-3, 2e-3], 0) == 0.0
 
 
 def test_a_budget_that_does_not_bind_is_no_aim() -> None:
@@ -151,3 +148,17 @@ def test_a_budget_that_does_not_bind_is_no_aim() -> None:
         "dear has the highest estimated quality, 0.75, 0.05 above middle; the budget of 100 USD a "
         "call does not bind"
     )
+
+
+@given(
+    st.floats(0, 1),
+    st.lists(
+        st.tuples(st.sampled_from((EXCLUDED, 0.2, 0.9)), st.floats(0, 1)), min_size=1, max_size=5
+    ),
+)
+def test_what_a_cap_leaves_is_what_the_rule_leaves_in_a_batch(
+    usd: float, models: list[tuple[float, float]]
+) -> None:
+    quality, cost = [q for q, _ in models], [c for _, c in models]
+    whole = MaxCost(usd).affordable(np.array([quality]), np.array(cost))
+    assert affordable(MaxCost(usd), quality, cost) == whole[0].tolist()

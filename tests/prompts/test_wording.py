@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import re
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crossroads.prompts import wording as module
 from crossroads.prompts.wording import (
     MOST_CHARACTERS,
     NUM_BUCKETS,
@@ -79,3 +83,20 @@ def test_no_texts_at_all_give_empty_rows(count: int) -> None:
     wording = read_wording([""] * count)
     assert wording.matrix().shape == (count, NUM_BUCKETS)
     assert wording.sums(table()).shape == (count, 3)
+
+
+ASCII = st.text(st.characters(max_codepoint=127))
+
+
+@given(st.one_of(st.text(), ASCII))
+def test_words_are_runs_of_word_characters_whatever_the_alphabet(text: str) -> None:
+    hashes = [zlib.crc32(word.encode()) % NUM_BUCKETS for word in re.findall(r"\w+", text.lower())]
+    assert word_buckets(text) == list(dict.fromkeys(hashes))
+
+
+def test_words_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module._Buckets, "_MOST", 3)
+    few = module._Buckets()
+    words = [b"one", b"two", b"three", b"four", b"one"]
+    assert [few[word] for word in words] == [zlib.crc32(word) % NUM_BUCKETS for word in words]
+    assert list(few) == [b"four", b"one"]

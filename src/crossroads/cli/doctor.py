@@ -26,6 +26,7 @@ EXTRAS = {
     "postgres": ("asyncpg",),
     "ray": ("ray",),
     "otel": ("opentelemetry",),
+    "litellm": ("litellm",),
 }
 
 

@@ -31,6 +31,8 @@ from crossroads.gateway.services import Services
 
 Handler = Callable[[Services, Exchange, str], Awaitable[None]]
 _MOST_FEEDBACK = 1 << 16  # bytes
+_OPERATOR = "metrics"  # tag of keys that may read what others spend
+_OWN_KEYS = ("", "default")  # nobody's, and the server's single one
 
 
 class Endpoints:
@@ -143,6 +145,12 @@ async def _metrics(services: Services, exchange: Exchange, _: str) -> None:
     if services.metrics is None:
         raise _unknown(exchange, services)
     text = await services.metrics()
+    client = services.governor.identify(exchange.headers)
+    if client.key_id not in _OWN_KEYS and _OPERATOR not in client.tags:
+        # What one tenant spends is no other tenant's business.
+        text = b"".join(
+            line for line in text.splitlines(keepends=True) if b"crossroads_key_" not in line
+        )
     await exchange.send_json(text, headers=[], content_type=b"text/plain; version=0.0.4")
 
 

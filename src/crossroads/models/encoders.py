@@ -15,7 +15,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import mmap
 import re
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -29,6 +31,7 @@ from crossroads.core.progress import Progress
 
 Float32 = npt.NDArray[np.float32]
 _BLOCK = 4096  # texts in one matrix product
+_ONES = np.ones(1024, dtype=np.float32)  # as many pieces as most texts have
 LONGEST_TEXT = 32_768  # characters of a text that are read; the rest has no part in its vector
 
 
@@ -84,6 +87,10 @@ class StaticEncoder:
     Byte-pair merges of this vocabulary never cross from a word into the space after it (no piece
     holds a space after another character), so a text's pieces are those of its words. Words are
     therefore tokenised once and remembered, which is where the time went.
+
+    The vectors stay in their file, which is mapped, in half precision. Those of pieces that occur
+    are copied, in single precision, side by side in the order of their first use: traffic uses a
+    few thousand of them, and what lies together is read faster.
     """
 
     name = "static"
@@ -91,7 +98,7 @@ class StaticEncoder:
     is_slow = False
 
     _WORD = re.compile(r" *[^ ]+| +")  # a word with the spaces before it; spaces at the end
-    _MOST_WORDS = 200_000  # remembered words, about 40 MB
+    _MOST_WORDS = 1 << 16  # remembered words, about 13 MB
     _LONGEST_WORD = 48  # characters; longer ones hardly ever come back
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -108,21 +115,26 @@ class StaticEncoder:
                     f"encoder 'static': no file {file.name} in wordllama; "
                     "run: pip install --force-reinstall wordllama"
                 )
-        self._table = read_safetensors(weights)["embedding.weight"].astype(np.float32)
+        self._table = read_safetensors(weights)["embedding.weight"]
         self.dim = self._table.shape[1]
+        # Of the whole size, and yet what is never written takes no memory.
+        self._rows: Float32 = np.empty(self._table.shape, dtype=np.float32)
+        self._row_of: dict[int, int] = {}  # number of a piece to its row
+        self._lock = threading.Lock()
         self._tokenizer = _tokenizer(config)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._pieces = self._tokenizer.model.tokenize  # of one word, without the whole pipeline
-        self._words: dict[str, bytes] = {}  # to the int32 numbers of their pieces
+        self._words: dict[str, bytes] = {}  # to the rows of their pieces, int32
         self._specials = tuple(
             t.content for t in self._tokenizer.get_added_tokens_decoder().values()
         )
 
     def encode_one(self, text: str) -> Float32:
         """Return the vector of one text, shape (dim,)."""
-        ids = self._codes(text)
-        return _unit(np.ones(len(ids), dtype=np.float32) @ self._table.take(ids, axis=0))
+        rows = self._codes(text)
+        ones = _ONES[: len(rows)] if len(rows) <= len(_ONES) else np.ones(len(rows), np.float32)
+        return _unit(ones @ self._rows.take(rows, axis=0))
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
         if len(texts) == 1:
@@ -131,30 +143,31 @@ class StaticEncoder:
 
         out = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), _BLOCK):
-            ids = [self._codes(text) for text in texts[start : start + _BLOCK]]
-            ends = np.cumsum([0, *map(len, ids)])
-            flat = np.concatenate(ids)
+            rows = [self._codes(text) for text in texts[start : start + _BLOCK]]
+            ends = np.cumsum([0, *map(len, rows)])
+            flat = np.concatenate(rows)
             ones = np.ones(len(flat), dtype=np.float32)
-            counts = csr_array((ones, flat, ends), shape=(len(ids), len(self._table)))
-            out[start : start + len(ids)] = counts @ self._table
+            counts = csr_array((ones, flat, ends), shape=(len(rows), len(self._rows)))
+            out[start : start + len(rows)] = counts @ self._rows
             if progress:
-                progress(start + len(ids), len(texts))
+                progress(start + len(rows), len(texts))
         return unit_rows(out)
 
     def _ids(self, text: str) -> list[int]:
         """Return the word pieces of the text that is read, as the tokenizer would give them."""
-        found: list[int] = self._codes(text).tolist()
-        return found
+        rows = self._codes(text)
+        pieces = [*self._row_of]  # in the order of their rows
+        return [pieces[row] for row in rows]
 
     def _codes(self, text: str) -> npt.NDArray[np.int32]:
-        """Return the same as an array."""
+        """Return the rows of the same pieces."""
         text = text[:LONGEST_TEXT]  # before any search: that, too, takes time
         if not text:
             return np.zeros(0, dtype=np.int32)
         for special in self._specials:
             if special in text:
                 ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-                return np.array(ids, dtype=np.int32)
+                return np.array(self._placed(ids), dtype=np.int32)
         words = self._split(text.replace("\u2581", " "))
         try:
             # Joining bytes is several times faster than collecting numbers one by one.
@@ -174,12 +187,22 @@ class StaticEncoder:
 
     def _learn(self, word: str) -> bytes:
         pieces = self._pieces(f"\u2581{word}".replace(" ", "\u2581"))
-        ids = np.array([piece.id for piece in pieces], dtype=np.int32).tobytes()
+        rows = np.array(self._placed([piece.id for piece in pieces]), dtype=np.int32).tobytes()
         if len(word) <= self._LONGEST_WORD:
             if len(self._words) >= self._MOST_WORDS:
                 self._words = {}
-            self._words[word] = ids
-        return ids
+            self._words[word] = rows
+        return rows
+
+    def _placed(self, ids: Sequence[int]) -> list[int]:
+        """Return the rows of some pieces, filling those of new ones."""
+        with self._lock:
+            for piece in ids:
+                if piece not in self._row_of:
+                    row = len(self._row_of)
+                    self._rows[row] = self._table[piece]
+                    self._row_of[piece] = row
+            return [self._row_of[piece] for piece in ids]
 
 
 class MiniLMEncoder:
@@ -267,13 +290,17 @@ _DTYPES = {"F16": np.float16, "F32": np.float32, "F64": np.float64, "I8": np.int
 
 
 def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read a safetensors file: a length, a JSON header, the tensors. Raises InputError."""
-    data = path.read_bytes()
+    """Return the tensors of a safetensors file, mapped and read-only. Raises InputError.
+
+    The file is a length, a JSON header, and the tensors.
+    """
     try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         return {
-            name: _tensor(data[8 + length :], **facts)
+            name: _tensor(data, 8 + length, **facts)
             for name, facts in header.items()
             if name != "__metadata__"
         }
@@ -284,7 +311,9 @@ def read_safetensors(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _tensor(
-    body: bytes, *, dtype: str, shape: list[int], data_offsets: list[int]
+    data: mmap.mmap, body: int, *, dtype: str, shape: list[int], data_offsets: list[int]
 ) -> npt.NDArray[Any]:
     start, end = data_offsets
-    return np.frombuffer(body[start:end], dtype=_DTYPES[dtype]).reshape(shape)
+    kind = np.dtype(_DTYPES[dtype])
+    flat = np.frombuffer(data, kind, (end - start) // kind.itemsize, body + start)
+    return flat.reshape(shape)

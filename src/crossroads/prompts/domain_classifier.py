@@ -9,13 +9,15 @@ The first of the two steps of Composition of Experts (2024, arXiv 2412.01868).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from crossroads.prompts.regression import softmax, softmax_regression
 from crossroads.prompts.router import Arrays
 from crossroads.prompts.view import PromptView
-from crossroads.prompts.wording import NUM_BUCKETS, Wording
+from crossroads.prompts.wording import NUM_BUCKETS, NUM_STYLES, Wording
 
 Float64 = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -42,8 +44,49 @@ def domain_codes(domains: npt.NDArray[np.object_]) -> tuple[Ints, int]:
     return np.minimum(rank[code_N.ravel()], num_domains - 1), num_domains
 
 
+@dataclass(frozen=True, slots=True)
+class LogitParts:
+    """What adds up to the logits of C domains.
+
+    Attributes
+    ----------
+    embedding : (D, C); weights of the centred embedding
+    style : (NUM_STYLES, C); of the standardised style
+    odds : (C, C); of the scaled sums of ``DomainClassifier.odds``
+    bias : (C,)
+    """
+
+    embedding: Float64
+    style: Float64
+    odds: Float64
+    bias: Float64
+
+
 class DomainClassifier:
     """Probability of each of C domains for a prompt."""
+
+    @property
+    def num_domains(self) -> int:
+        return self._num_domains
+
+    @property
+    def odds(self) -> npt.NDArray[np.float32]:
+        """Log-odds of each word bucket, (NUM_BUCKETS, C); no rows where it learnt no words."""
+        return self._odds
+
+    @property
+    def has_words(self) -> bool:
+        return len(self._odds) > 0
+
+    def parts(self, dim: int) -> LogitParts:
+        """Return the logits' weights for embeddings of ``dim``, applicable to plain features."""
+        style, odds = dim, dim + NUM_STYLES
+        return LogitParts(
+            embedding=self._weights[:style],
+            style=_STYLE_WEIGHT * self._weights[style:odds],
+            odds=_WORDS_WEIGHT * self._odds_scale * self._weights[odds:-1],
+            bias=self._weights[-1],
+        )
 
     def fit(
         self, view: PromptView, code_N: Ints, num_domains: int, fold_N: Ints
@@ -69,7 +112,7 @@ class DomainClassifier:
     def probabilities(self, view: PromptView) -> Float64:
         """Return the probability of each domain, shape (N, C)."""
         odds_NC = np.zeros((len(view), self._num_domains))
-        if view.wording is not None and len(self._odds):
+        if view.wording is not None and self.has_words:
             odds_NC = view.wording.sums(self._odds) * self._odds_scale
         design = self._design(view, odds_NC)
         return softmax(design @ self._weights[:-1] + self._weights[-1])
@@ -81,7 +124,8 @@ class DomainClassifier:
     def _learn(self, view: PromptView, code_N: Ints, num_domains: int, fold_N: Ints) -> Float64:
         """Fit words and regression; return the design of the training prompts."""
         self._num_domains = num_domains
-        self._odds, self._odds_scale = np.zeros((0, num_domains), dtype=np.float32), 1.0
+        self._odds: npt.NDArray[np.float32] = np.zeros((0, num_domains), dtype=np.float32)
+        self._odds_scale = 1.0
         odds_NC = np.zeros((len(view), num_domains))
         if view.wording is not None:
             odds_NC = self._learn_words(view.wording, code_N, fold_N)

@@ -11,6 +11,7 @@ fitted on: the length of the prompt at hand is not considered.
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 import re
 import time
@@ -35,7 +36,7 @@ from crossroads.prompts.artefact import read_artefact, write_artefact
 from crossroads.prompts.budget import SpendCurve, decide, spend_curve
 from crossroads.prompts.checking import checked_embeddings, checked_seed, checked_texts
 from crossroads.prompts.decide import Argmax, Budget, DecisionRule, parse_rule
-from crossroads.prompts.explain import leads, reason
+from crossroads.prompts.explain import lead, reason
 from crossroads.prompts.features import queries, table_features, training_set
 from crossroads.prompts.measuring import known_costs, measure
 from crossroads.prompts.outcomes import OutcomeTable
@@ -112,7 +113,6 @@ class FittedRouter:
         quality = self.router.predict(asked)
         cost = self._known_cost
         choice, propensity = decide(chosen_rule, quality, cost, asked, seed=seed)
-        lead = leads(chosen_rule, quality, cost, choice)
         details = self._details(asked, choice, str(chosen_rule))
         shared: dict[str, Any] = {
             "rule": str(chosen_rule),
@@ -121,16 +121,17 @@ class FittedRouter:
             "seconds": (time.perf_counter() - start) / len(quality),
             "seed": seed,
         }
+        rows, costs, choices = quality.tolist(), cost.tolist(), choice.tolist()
         return [
             Decision(
                 **shared,
-                **self._choice(quality[n], int(choice[n])),
-                reason=reason(chosen_rule, self.models, quality[n], cost, int(choice[n])),
-                confidence=float(lead[n]),
+                **self._choice(rows[n], k),
+                reason=reason(chosen_rule, self.models, rows[n], costs, k),
+                confidence=lead(chosen_rule, rows[n], costs, k),
                 propensity=float(propensity[n]),
                 details=details[n],
             )
-            for n in range(len(quality))
+            for n, k in enumerate(choices)
         ]
 
     def route(
@@ -190,14 +191,14 @@ class FittedRouter:
         answers = self.verifier.judge(asked.embeddings, chosen, rule)
         return [{"verification": answer} for answer in answers]
 
-    def _choice(self, quality_K: Float64, choice: int) -> dict[str, Any]:
+    def _choice(self, quality_K: list[float], choice: int) -> dict[str, Any]:
         """Return the fields of a decision that say what was chosen."""
         cost = float(self.mean_cost[choice])
         return {
             "chosen": (self.models[choice],),
-            "scores": dict(zip(self.models, quality_K.tolist(), strict=True)),
-            "predicted_quality": min(max(float(quality_K[choice]), 0.0), 1.0),
-            "predicted_cost_usd": cost if np.isfinite(cost) else None,
+            "scores": dict(zip(self.models, quality_K, strict=True)),
+            "predicted_quality": min(max(quality_K[choice], 0.0), 1.0),
+            "predicted_cost_usd": cost if math.isfinite(cost) else None,
         }
 
 

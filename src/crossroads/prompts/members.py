@@ -24,8 +24,8 @@ Ints = npt.NDArray[np.intp]
 
 _CROSS_COLUMNS = 512  # most products of labels and axes: beyond it they fit noise and cost time
 _CROSS_AXES = 16
-_STYLE_IN_DESIGN = 0.1  # a standardised style beside an embedding's coordinates
-_STYLE_IN_DISTANCE = 0.07  # the same beside roots of probabilities
+STYLE_IN_DESIGN = 0.1  # a standardised style beside an embedding's coordinates
+STYLE_IN_DISTANCE = 0.07  # the same beside roots of probabilities
 _PROMPTS_A_CENTRE = 4  # fewer have nothing to average
 _RARITY_WEIGHT = 0.25  # of a word's inverse document frequency
 _WORDS_PENALTY = 30.0
@@ -43,7 +43,7 @@ def domains_design(view: PromptView, label_NC: Float64) -> Float64:
 
 def linear_design(view: PromptView, label_NC: Float64) -> Float64:
     """Return embedding, style and labels, (N, D + NUM_STYLES + C)."""
-    return np.concatenate([view.centred, _STYLE_IN_DESIGN * view.style, label_NC], axis=1)
+    return np.concatenate([view.centred, STYLE_IN_DESIGN * view.style, label_NC], axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,8 @@ class Landmarks:
     sharpness: float
 
     @cached_property
-    def _lengths(self) -> Float:
+    def lengths(self) -> Float:
+        """Squared lengths of the centres."""
         return squared_lengths(self.centres)
 
     @classmethod
@@ -75,13 +76,13 @@ class Landmarks:
     def design(self, view: PromptView, label_NC: Float64) -> Float64:
         """Return each prompt's bumps, (N, centres)."""
         points = self._points(view, label_NC)
-        squared = squared_distances(points, self.centres, self._lengths)
+        squared = squared_distances(points, self.centres, self.lengths)
         squared *= -self.sharpness
         return np.asarray(np.exp(squared, out=squared))
 
     @staticmethod
     def _points(view: PromptView, label_NC: Float64) -> Float64:
-        parts = (np.sqrt(label_NC), _STYLE_IN_DISTANCE * view.style, view.principal)
+        parts = (np.sqrt(label_NC), STYLE_IN_DISTANCE * view.style, view.principal)
         return np.concatenate(parts, axis=1)
 
 

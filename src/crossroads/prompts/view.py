@@ -7,6 +7,7 @@ training mean, the prompt has no words, and what was learnt from embeddings deci
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,18 +66,41 @@ class PromptReader:
             self._style_scale[usable] = 1.0 / spread[usable]
         return self._view(centred, wording)
 
+    @property
+    def mean(self) -> Float64:
+        """Mean embedding, (D,)."""
+        return self._mean
+
+    @property
+    def axes(self) -> Float64:
+        """Principal axes, (D, R)."""
+        return self._axes
+
     def read(self, queries: Queries) -> PromptView:
         """Return N prompts in the terms learnt."""
-        wording = None
-        if queries.texts is not None and self._style_scale.any():
-            wording = read_wording(queries.texts)
-        return self._view(queries.embeddings - self._mean, wording)
+        return self._view(queries.embeddings - self._mean, self.wording(queries))
+
+    def wording(self, queries: Queries) -> Wording | None:
+        """Return how the prompts are worded; None without texts, there or in training."""
+        if queries.texts is None or not self._reads_texts:
+            return None
+        return read_wording(queries.texts)
+
+    def standardised(self, wording: Wording) -> Float64:
+        """Return the style in the terms learnt, (N, NUM_STYLES)."""
+        style = wording.style - self._style_mean
+        style *= self._style_scale
+        np.maximum(style, -_STYLE_LIMIT, out=style)
+        return np.asarray(np.minimum(style, _STYLE_LIMIT, out=style))
+
+    @cached_property
+    def _reads_texts(self) -> bool:
+        return bool(self._style_scale.any())
 
     def _view(self, centred: Float64, wording: Wording | None) -> PromptView:
         style = np.zeros((len(centred), NUM_STYLES))
         if wording is not None:
-            style = (wording.style - self._style_mean) * self._style_scale
-            style = np.minimum(np.maximum(style, -_STYLE_LIMIT), _STYLE_LIMIT)
+            style = self.standardised(wording)
         return PromptView(
             centred=centred, principal=centred @ self._axes, style=style, wording=wording
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
-from tests.gateway.chaos.configured import HELLO
+from tests.gateway.chaos.configured import HELLO, until
 
 CHAT = "/v1/chat/completions"
 DONE = b"data: [DONE]\n\n"
@@ -134,3 +135,18 @@ def ask_all(url: str, bodies: Sequence[Any], *, key: str = "") -> list[Reply]:
             return await asyncio.gather(*(ask_async(session, url, b, key=key) for b in bodies))
 
     return asyncio.run(run())
+
+
+def leave(url: str, model: str, *, stream: bool, is_asked: Callable[[], bool]) -> None:
+    """Ask, and close the connection once the model is asked and, of a stream, some has come."""
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps(asked(model, stream=stream)).encode()
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(
+            b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s"
+            % (CHAT.encode(), len(body), body)
+        )
+        until(is_asked)
+        received = b""
+        while stream and received.count(b"data: ") < 3:
+            received += connection.recv(1000)

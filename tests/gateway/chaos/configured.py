@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +16,12 @@ from crossroads.gateway.config import read_config
 from crossroads.gateway.contracts import Record
 from crossroads.gateway.ledger import LedgerReader
 from crossroads.gateway.runtime import Runtime
+from crossroads.prompts import fit_router, read_outcomes, save_router
+from crossroads.prompts.pool import ModelCard, Pool
 from tests.gateway.serving import serving_runtime
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[3]
 HELLO = [{"role": "user", "content": "hello there"}]
 KEY = "sk-test-0123456789abcdef"
 FLUSH_MS = 20
@@ -47,6 +52,40 @@ def write(folder: Path, models: Sequence[dict[str, Any]], **fields: Any) -> Path
 
 def ledger_url(folder: Path) -> str:
     return f"sqlite:{folder / 'ledger.db'}"
+
+
+def fit_small_router(folder: Path, names: Sequence[str]) -> str:
+    """Fit a router over models that are good at sums, poems, code; return its folder."""
+    words = ("sum", "poem", "code")
+    rows = [
+        {
+            "prompt_id": str(n),
+            "prompt": f"{words[n % 3]} number {n}",
+            "model": name,
+            "score": float(n % 3 == k),
+            "cost": 0.001 * (k + 1),
+        }
+        for n in range(90)
+        for k, name in enumerate(names)
+    ]
+    (folder / "outcomes.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    pool = Pool(models=tuple(ModelCard(name=name, endpoint="local:units") for name in names))
+    fitted = fit_router("ridge", read_outcomes(str(folder / "outcomes.jsonl")), pool=pool)
+    save_router(fitted, folder / "fitted")
+    return str(folder / "fitted")
+
+
+def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``python ARGUMENTS`` from the repository's root to its end."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        **options,
+    )
 
 
 def runtime_of(path: Path) -> Runtime:

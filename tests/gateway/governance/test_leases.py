@@ -212,6 +212,24 @@ def test_idle_units_go_back_so_that_others_can_use_them() -> None:
     asyncio.run(run())
 
 
+def test_units_too_few_for_the_call_that_asked_are_not_kept_from_other_workers() -> None:
+    async def run() -> None:
+        store = FakeStore()
+        one, other = clerk_of(store), clerk_of(store)
+        for clerk in (one, other):
+            await clerk.start()
+        meter, late = meter_of(one), meter_of(other)
+        assert await meter.ask(30)
+        for _ in range(3):
+            assert not await late.ask(35)  # and asks again as soon as it may
+            await asyncio.sleep(0.11)
+        assert await meter.ask(10)
+        await one.close()
+        await other.close()
+
+    asyncio.run(run())
+
+
 def test_without_the_store_a_worker_goes_on_with_what_was_left_and_no_further() -> None:
     async def run() -> None:
         store = FakeStore()

@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,9 +40,9 @@ unit = st.floats(0, 1)
 def probabilities(
     settings: dict[str, Any], rule: DecisionRule, quality: list[float], cost: list[float]
 ) -> list[float]:
-    q, c = np.array(quality), np.array(cost)
-    explorer = Explorer(Exploration(**settings), len(q), seed=1)
-    return explorer.probabilities(rule, q, c, mixture(rule, q, c), np.arange(len(q)))
+    explorer = Explorer(Exploration(**settings), len(quality), seed=1)
+    sides = mixture(rule, quality, cost)
+    return explorer.probabilities(rule, quality, cost, sides, range(len(quality)))
 
 
 @given(
@@ -58,7 +57,7 @@ def test_probabilities_sum_to_one_and_the_rules_own_choice_is_among_them(
     found = probabilities(settings, rule, quality, cost)
     assert sum(found) == pytest.approx(1)
     assert min(found) >= 0
-    sides = mixture(rule, np.array(quality), np.array(cost))
+    sides = mixture(rule, quality, cost)
     if "epsilon" in settings:
         assert all(found[column] > 0 for column, share in sides if share > 0)
 
@@ -69,7 +68,7 @@ def test_nothing_below_the_floor_is_explored(
 ) -> None:
     quality, cost = [q for q, _ in models], [c for _, c in models]
     found = probabilities(settings, Argmax(), quality, cost)
-    best = mixture(Argmax(), np.array(quality), np.array(cost))[0][0]
+    best = mixture(Argmax(), quality, cost)[0][0]
     floor = settings.get("floor", max(quality) - settings.get("margin", 0))
     for place, probability in enumerate(found):
         if quality[place] < floor and place != best:

@@ -15,9 +15,9 @@ from tests.gateway.policies.conftest import COSTS, MODELS, stub
 
 
 def frontier(fitted: FittedRouter, count: int = 300) -> tuple[Frontier, Any]:
-    found = Frontier(fitted, np.arange(3))
+    found = Frontier(fitted, range(3))
     quality = np.random.default_rng(0).random((count, 3))
-    found.seen([Estimate(row, None, None) for row in quality])
+    found.seen([Estimate(row, None, None) for row in quality.tolist()])
     return found, quality
 
 
@@ -57,7 +57,7 @@ def test_only_the_last_512_prompts_count() -> None:
 
 
 def test_before_the_first_prompt_nothing_is_claimed() -> None:
-    found = Frontier(stub(), np.arange(3))
+    found = Frontier(stub(), range(3))
     told = found.describe(Argmax())
     assert told["points"] == []
     assert told["operating_point"]["quality"] is None
@@ -67,7 +67,7 @@ def test_before_the_first_prompt_nothing_is_claimed() -> None:
 def test_what_was_measured_stands_beside_the_estimates() -> None:
     spend = SpendCurve(price=np.array([0.0, 5.0]), usd=np.array([0.05, 0.001]))
     fitted = replace(stub(), spend=spend, metrics={"quality": 0.8, "cost_usd": 0.01, "gain": 0.1})
-    told = Frontier(fitted, np.arange(3)).describe(Argmax())
+    told = Frontier(fitted, range(3)).describe(Argmax())
     assert told["measured"] == {"quality": 0.8, "cost_usd": 0.01}
     assert told["spend"] == [[0.0, 0.05], [5.0, 0.001]]
 

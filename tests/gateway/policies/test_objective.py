@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from crossroads.gateway.policies.objective import mixture, priced, ranked
 from crossroads.prompts.decide import (
+    EXCLUDED,
     Argmax,
     BudgetRule,
     DecisionRule,
@@ -27,7 +28,7 @@ RULES = (Argmax(), Tradeoff(0.7), MaxCost(0.3), MinQuality(0.6))
 def test_the_best_ranked_model_is_the_rules_choice(
     rule: DecisionRule, pairs: list[tuple[float, float]], price: float
 ) -> None:
-    quality, cost = np.array([q for q, _ in pairs]), np.array([c for _, c in pairs])
+    quality, cost = [q for q, _ in pairs], [c for _, c in pairs]
     rule = priced(rule, price)
     order = ranked(rule, quality, cost)
     assert order[0] == mixture(rule, quality, cost)[0][0]
@@ -46,7 +47,7 @@ def test_prices_add_up(
 def test_a_higher_price_never_buys_a_dearer_model(
     pairs: list[tuple[float, float]], rule: DecisionRule
 ) -> None:
-    quality, cost = np.array([q for q, _ in pairs]), np.array([c for _, c in pairs])
+    quality, cost = [q for q, _ in pairs], [c for _, c in pairs]
     costs = [
         cost[mixture(priced(rule, price), quality, cost)[0][0]] for price in (0.0, 0.5, 2.0, 100.0)
     ]
@@ -55,15 +56,46 @@ def test_a_higher_price_never_buys_a_dearer_model(
 
 def test_a_budget_mixes_its_two_prices() -> None:
     rule = BudgetRule(0.5, 0.0, 10.0, 0.25)
-    quality, cost = np.array([0.5, 0.9]), np.array([0.0, 1.0])
+    quality, cost = [0.5, 0.9], [0.0, 1.0]
     assert mixture(rule, quality, cost) == [(1, 0.75), (0, 0.25)]
     assert mixture(priced(rule, 5.0), quality, cost) == [(0, 1.0)]
     assert priced(rule, 5.0) == BudgetRule(0.5, 5.0, 15.0, 0.25)
 
 
 def test_what_a_cap_cannot_afford_is_no_fallback() -> None:
-    quality, cost = np.array([0.1, 0.5, 0.9]), np.array([0.1, 0.2, 1.0])
+    quality, cost = [0.1, 0.5, 0.9], [0.1, 0.2, 1.0]
     assert ranked(MaxCost(0.3), quality, cost) == [1, 0]
     assert str(priced(MaxCost(0.3), 2.0)) == "max-cost:0.3 at 2 per USD"
     with pytest.raises(AttributeError):
         priced(MaxCost(0.3), 2.0).price = 3.0  # type: ignore[attr-defined]
+
+
+level = st.sampled_from((EXCLUDED, 0.0, 0.25, 0.5, 0.5 + 1e-12, 1.0))
+numbers = st.one_of(level, st.floats(-0.5, 1.5))
+prices = st.one_of(st.sampled_from((0.0, 1.0)), st.floats(0, 100))
+
+
+@given(
+    st.one_of(
+        st.just(Argmax()),
+        st.builds(Tradeoff, prices),
+        st.builds(MaxCost, st.floats(0, 1)),
+        st.builds(MinQuality, st.floats(0, 1)),
+        st.builds(lambda usd, price: priced(MaxCost(usd), price), st.floats(0, 1), prices),
+    ),
+    st.lists(st.tuples(numbers, level.map(abs)), min_size=1, max_size=6),
+)
+def test_one_prompt_decided_by_plain_numbers_is_decided_as_in_a_batch(
+    rule: DecisionRule, pairs: list[tuple[float, float]]
+) -> None:
+    quality, cost = [q for q, _ in pairs], [c for _, c in pairs]
+    whole = rule.choose(np.array([quality, quality]), np.array(cost))
+    assert mixture(rule, quality, cost) == [(int(whole[0]), 1.0)]
+
+
+def test_a_rule_of_another_package_decides_by_its_own_method() -> None:
+    class Last:
+        def choose(self, quality_NK: np.ndarray, cost_NK: np.ndarray) -> np.ndarray:
+            return np.full(len(quality_NK), quality_NK.shape[1] - 1)
+
+    assert mixture(Last(), [0.9, 0.1], [0.0, 0.0]) == [(1, 1.0)]

@@ -31,8 +31,9 @@ class LeasedMeter:
     """A limit of requests, tokens or calls at a time, shared by all workers."""
 
     __slots__ = (
-        *("_alone", "_answered", "_block", "_clerk", "_heard_ns", "_idle", "_least_block", "_low"),
-        *("_pending", "_refused", "_refused_until", "_seq", "_waiting", "_wants_more"),
+        *("_alone", "_answered", "_block", "_clerk", "_gives", "_heard_ns", "_idle"),
+        *("_least_block", "_low", "_pending", "_refused", "_refused_until", "_seq"),
+        *("_waiting", "_wants_more"),
         *(
             "_wants_news",
             "account",
@@ -56,7 +57,7 @@ class LeasedMeter:
         self._clerk = clerk
         self._least_block = self._block = max(1, int(account.limit * clerk.block_share))
         self._low = 0
-        self._wants_more = self._wants_news = False
+        self._wants_more = self._wants_news = self._gives = False
         self._seq = 0
         self._pending: Ask | None = None
         self._answered = Answer(held=0, free=self._block, spent=0, leased=0, calls=0)
@@ -155,7 +156,10 @@ class LeasedMeter:
         give = 0
         if is_tick:
             self._idle += 1
-            give = max(0, free) if self._idle > _IDLE_TICKS else 0
+            self._gives |= self._idle > _IDLE_TICKS
+        if self._gives and not self._waiting:
+            give = max(0, free)
+            self._gives = self._wants_more = False
         is_report = is_tick and (self.used > 0 or self._wants_news or self._idle == 1)
         if not (self._waiting or give or self._wants_more or is_report):
             if self._idle > _IDLE_TICKS and self.held == self.taken == self.used == 0:
@@ -200,6 +204,10 @@ class LeasedMeter:
                 self._clerk.wake()
                 continue
             else:
+                # Too little for a call here may be enough with the like of another worker: kept,
+                # such pieces would lock the last units of a limit that is asked for all the time.
+                self._gives = True
+                self._clerk.wake()
                 self._refused, self._refused_until = n, now + _REFUSED_NS
             future.set_result(is_taken)
 

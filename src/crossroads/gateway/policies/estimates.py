@@ -14,6 +14,7 @@ it is loaded, and such routers and verifiers estimate a batch row by row.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -39,6 +40,7 @@ Float64 = npt.NDArray[np.float64]
 
 _DIGITS = 6
 _LOOP_SECONDS = 0.001  # work on the loop in one turn; beyond it a thread is the lesser evil
+_TEXTS_A_TURN = 4  # of the longest kind: small batches cost more than the loop gains
 _LEAST_HASHED = 256  # characters: shorter texts are their own key
 _SAME = 1e-12  # difference between batches that rounding hides
 _PROBES = (
@@ -62,8 +64,8 @@ class Estimate:
 
     Attributes
     ----------
-    quality : float64 (K,), rounded
-    is_open : bool (K,), not ruled out by the router; None where none is
+    quality : of K models, rounded
+    is_open : whether the router does not rule them out; None where it rules out none
     embedding : float32 (D,), zeros where the router needs none; None once it is remembered
     features : the same as little-endian float16, where somebody asked for it
     seconds : spent on it
@@ -71,8 +73,8 @@ class Estimate:
     kept : what policies made of it, by their own keys
     """
 
-    quality: Float64
-    is_open: npt.NDArray[np.bool_] | None
+    quality: Sequence[float]
+    is_open: Sequence[bool] | None
     embedding: Float32 | None
     features: bytes | None = None
     seconds: float = 0.0
@@ -99,8 +101,8 @@ class Estimates:
     fitted : the router
     cache : prompts remembered, the least recently used go first
     max_batch : prompts estimated at once
-    inline_chars : texts up to this length may be estimated on the event loop, and no more
-        characters than these, or one text, in one of its turns
+    inline_chars : texts up to this length may be estimated on the event loop, and no more than
+        four times as many characters in one of its turns
     """
 
     def __init__(
@@ -177,20 +179,17 @@ class Estimates:
         """Estimate now, remembering nothing. Raises what the router raises."""
         started = time.perf_counter()
         cleaned = [unicode_text(text) for text in texts]
-        if self._needs_embeddings:
-            embeddings = np.stack([self._encode(text) for text in cleaned])
-        else:
-            embeddings = np.zeros((len(cleaned), 1), dtype=np.float32)
+        embeddings = self._embed(cleaned)
         quality = self._predict(embeddings, cleaned)
-        quality = np.round(quality, _DIGITS) + 0.0  # no negative zeros
-        if not np.isfinite(quality).all():
-            raise RouterFailedError(f"router {self.fitted.router.name!r} estimates no number")
-        is_open = quality > EXCLUDED
-        is_any_shut = not is_open.all()
-        found = [
-            Estimate(quality[n], is_open[n] if is_any_shut else None, embeddings[n])
-            for n in range(len(cleaned))
-        ]
+        quality = quality.round(_DIGITS)
+        quality += 0.0  # no negative zeros
+        rows: list[list[float]] = quality.tolist()
+        found = []
+        for row, embedding in zip(rows, embeddings, strict=True):
+            if not math.isfinite(sum(row)) and not all(map(math.isfinite, row)):
+                raise RouterFailedError(f"router {self.fitted.router.name!r} estimates no number")
+            is_open = None if min(row) > EXCLUDED else [number > EXCLUDED for number in row]
+            found.append(Estimate(row, is_open, embedding))
         if self.keep_features:
             for n, row in enumerate(embeddings.astype("<f2")):
                 found[n].features = row.tobytes()
@@ -213,6 +212,13 @@ class Estimates:
         if self._thread is not None:
             self._work.put(None)
             self._thread = None
+
+    def _embed(self, texts: Sequence[str]) -> Float32:
+        if not self._needs_embeddings:
+            return np.zeros((len(texts), 1), dtype=np.float32)
+        if len(texts) == 1:
+            return self._encode(texts[0])[None]
+        return np.stack([self._encode(text) for text in texts])
 
     def _predict(self, embeddings: Float32, texts: Sequence[str]) -> Float64:
         column = np.array(texts, dtype=object)
@@ -277,7 +283,7 @@ class Estimates:
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Estimate what the loop's last turn brought, as much as one turn may take."""
         batch: list[_Pending] = []
-        room = self._inline_chars
+        room = _TEXTS_A_TURN * self._inline_chars
         while self._queue and len(batch) < self._max_batch and (room > 0 or not batch):
             pending = self._queue.popleft()
             room -= len(pending.text)

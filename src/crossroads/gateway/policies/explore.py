@@ -10,12 +10,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from crossroads.gateway.policies.settings import Exploration
 from crossroads.prompts.decide import BudgetRule, DecisionRule
+from crossroads.prompts.explain import Numbers
 
 Float64 = npt.NDArray[np.float64]
 NUM_DRAWS = 256
@@ -43,10 +45,10 @@ class Explorer:
     def probabilities(
         self,
         rule: DecisionRule,
-        quality_E: Float64,
-        cost_E: Float64,
+        quality_E: Numbers,
+        cost_E: Numbers,
         mixture: list[tuple[int, float]],
-        columns: npt.NDArray[np.intp],
+        columns: Sequence[int],
     ) -> list[float]:
         """Return the probability of each of E models, summing to 1.
 
@@ -55,20 +57,20 @@ class Explorer:
         """
         floor = self._floor
         if self._margin is not None:
-            floor = max(floor, float(quality_E.max()) - self._margin)
-        open_E = quality_E >= floor
+            floor = max(floor, max(quality_E) - self._margin)
+        open_E = [quality >= floor for quality in quality_E]
         for column, _ in mixture:
             open_E[column] = True
         if self._noise is None:
             return self._epsilon_greedy(open_E, mixture)
-        return self._thompson(rule, quality_E, cost_E, np.flatnonzero(open_E), columns)
+        return self._thompson(
+            rule, np.array(quality_E), np.array(cost_E), np.flatnonzero(open_E), np.array(columns)
+        )
 
-    def _epsilon_greedy(
-        self, open_E: npt.NDArray[np.bool_], mixture: list[tuple[int, float]]
-    ) -> list[float]:
+    def _epsilon_greedy(self, open_E: list[bool], mixture: list[tuple[int, float]]) -> list[float]:
         assert self._epsilon is not None
-        uniform = self._epsilon / int(open_E.sum())
-        found = [uniform if is_open else 0.0 for is_open in open_E.tolist()]
+        uniform = self._epsilon / sum(open_E)
+        found = [uniform if is_open else 0.0 for is_open in open_E]
         for column, probability in mixture:
             found[column] += (1.0 - self._epsilon) * probability
         return found

@@ -6,6 +6,7 @@ stands beside them; the artefact keeps that for one decision rule only.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,23 +34,21 @@ class Frontier:
     columns : places of the policy's models among the router's
     """
 
-    def __init__(self, fitted: FittedRouter, columns: npt.NDArray[np.intp]) -> None:
+    def __init__(self, fitted: FittedRouter, columns: Sequence[int]) -> None:
         self._fitted = fitted
-        self._columns = columns
+        self._columns = [*columns]
         self._models = [fitted.models[k] for k in columns]
-        self._cost = fitted.mean_cost[columns]
-        self._recent: Float64 = np.zeros((_RECENT, len(columns)))
-        self._count = 0
+        self._cost = fitted.mean_cost[self._columns]
+        self._recent: deque[Sequence[float]] = deque(maxlen=_RECENT)  # of all models
 
     def seen(self, batch: Sequence[Estimate]) -> None:
         """Remember estimates, the oldest make room."""
         for estimate in batch:
-            self._recent[self._count % _RECENT] = estimate.quality[self._columns]
-            self._count += 1
+            self._recent.append(estimate.quality)
 
     def adopt(self, before: Frontier) -> None:
         """Take over the estimates that the same router made before a reload."""
-        self._recent, self._count = before._recent, before._count
+        self._recent = before._recent
 
     def point(self, rule: DecisionRule) -> dict[str, Any]:
         """Return what a rule would have done with the recent prompts.
@@ -90,7 +89,9 @@ class Frontier:
         }
 
     def _estimates(self) -> Float64:
-        return self._recent[: min(self._count, _RECENT)]
+        if not self._recent:
+            return np.zeros((0, len(self._columns)))
+        return np.array(self._recent, dtype=np.float64)[:, self._columns]
 
     def _points(self) -> list[dict[str, float]]:
         """Return points of the trade-off, from best quality to least cost."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from crossroads import __version__
 from crossroads.core.decision import Decision
@@ -34,14 +33,12 @@ from crossroads.models.encoders import LONGEST_TEXT
 from crossroads.prompts.budget import prompt_draws
 from crossroads.prompts.checking import unicode_text
 from crossroads.prompts.decide import BudgetRule, DecisionRule, Tradeoff
-from crossroads.prompts.explain import leads, reason
+from crossroads.prompts.explain import Numbers, lead, reason
 from crossroads.prompts.route_verification import reason_of
 from crossroads.prompts.router import Queries
 
-Float64 = npt.NDArray[np.float64]
-
 _MOST_KEPT = 16  # decisions remembered of one prompt: rules, sets of models, prices
-_MOST_RULES = 256  # rules of requests remembered
+_MOST_RULES = 256  # rules of requests remembered, and rules with a price in them
 BUDGET, FAILED, NO_TEXT = "route-budget", "router-failed", "no-text"
 
 
@@ -52,6 +49,7 @@ class _Plan:
     Attributes
     ----------
     rule : with the price in it
+    spelled : the rule as text, without the price where no text can hold both
     price : on cost, of the caller
     names : of the E eligible models
     columns : their places among the router's (E,)
@@ -63,11 +61,12 @@ class _Plan:
     """
 
     rule: DecisionRule
+    spelled: str
     price: float
     names: tuple[str, ...]
-    columns: npt.NDArray[np.intp]
-    quality: Float64
-    cost: Float64
+    columns: tuple[int, ...]
+    quality: Numbers
+    cost: Numbers
     best: int
     probability: list[float] | None
     is_pure: bool
@@ -110,13 +109,18 @@ class LearnedNode:
         estimates.keep_features |= settings.keep_features
         self._rules: dict[str, DecisionRule] = {}
         self._weighs = can_weigh_costs(fitted)
+        self._priced: dict[tuple[str, float], tuple[DecisionRule, str]] = {}
+        self._mean_cost: list[float] = fitted.mean_cost.tolist()
         # Where costs are unknown only argmax decides, which looks at none.
-        self._cost = np.where(np.isfinite(fitted.mean_cost), fitted.mean_cost, 0.0)
-        known = zip(fitted.models, fitted.mean_cost.tolist(), strict=True)
+        self._cost = [usd if math.isfinite(usd) else 0.0 for usd in self._mean_cost]
+        known = zip(fitted.models, self._mean_cost, strict=True)
         self._known_costs = {model: usd for model, usd in known if math.isfinite(usd)}
-        self._own = np.array([m in self.candidates for m in fitted.models])
-        self._columns = np.flatnonzero(self._own)
-        self._own_cost = self._cost[self._columns]
+        self._columns = tuple(
+            k for k, model in enumerate(fitted.models) if model in self.candidates
+        )
+        self._own_cost = [self._cost[k] for k in self._columns]
+        self._router = fitted.router.name
+        self._router_version = f"{__version__}/{fitted.router.version}"
         self._salt = salt(settings.seed, self.name)
         self._explorer = (
             None
@@ -173,11 +177,15 @@ class LearnedNode:
 
     def _plan(self, ask: Ask, found: Estimate, rule: DecisionRule, price: float) -> _Plan:
         names, columns, cost, is_whole = self._eligible(ask, found)
-        quality = found.quality[columns]
-        rule = priced(rule, price)
+        quality = found.quality
+        if len(columns) < len(quality):
+            quality = [quality[k] for k in columns]
+        rule, spelled = self._with_price(ask.rule, rule, price)
         sides = mixture(rule, quality, cost)
-        best = max(sides, key=lambda side: side[1])[0]
+        best = sides[0][0]
         probability: list[float] | None = None
+        if len(sides) > 1:
+            best = max(sides, key=lambda side: side[1])[0]
         if self._explorer is not None:
             probability = self._explorer.probabilities(rule, quality, cost, sides, columns)
         elif len(sides) > 1:
@@ -187,6 +195,7 @@ class LearnedNode:
             best = self._prompt_draw(ask.text, rule, sides)
         return _Plan(
             rule=rule,
+            spelled=spelled,
             price=price,
             names=names,
             columns=columns,
@@ -197,26 +206,39 @@ class LearnedNode:
             is_pure=price == 0 and is_whole,
         )
 
+    def _with_price(self, text: str, rule: DecisionRule, price: float) -> tuple[DecisionRule, str]:
+        """Return the rule with a price on cost, and as text: spelling takes longer than deciding.
+
+        ``text`` is what the request calls the rule, "" for the policy's own.
+        """
+        kept = self._priced.get((text, price))
+        if kept is None:
+            if len(self._priced) >= _MOST_RULES:
+                self._priced.clear()
+            rule = priced(rule, price)
+            spelled = str(rule.rule if isinstance(rule, PricedMaxCost) else rule)
+            kept = self._priced[text, price] = rule, spelled
+        return kept
+
     def _eligible(
         self, ask: Ask, found: Estimate
-    ) -> tuple[tuple[str, ...], npt.NDArray[np.intp], Float64, bool]:
+    ) -> tuple[tuple[str, ...], tuple[int, ...], Numbers, bool]:
         """Return the models that may answer: names, columns, costs; and whether no constraint bit.
 
         What the router itself rules out is no constraint.
         """
-        known = self.fitted.models
-        if ask.is_all and found.is_open is None:
+        known, is_open = self.fitted.models, found.is_open
+        if ask.is_all and is_open is None:
             is_whole = len(self._columns) == len(known)
             return self.models, self._columns, self._own_cost, is_whole
-        is_open = np.ones(len(known), dtype=bool) if found.is_open is None else found.is_open
-        may = self._own & is_open
-        if not ask.is_all:
-            may &= np.array([m in ask.allowed for m in known])
-        columns = np.flatnonzero(may)
-        if len(columns) == 0:
+        columns = tuple(
+            k for k in self._columns if known[k] in ask.allowed and (is_open is None or is_open[k])
+        )
+        if not columns:
             raise self._none_left(ask)
+        num_open = len(known) if is_open is None else sum(is_open)
         names = tuple(known[k] for k in columns)
-        return names, columns, self._cost[columns], bool((may == is_open).all())
+        return names, columns, [self._cost[k] for k in columns], len(columns) == num_open
 
     def _prompt_draw(self, text: str, rule: DecisionRule, sides: list[tuple[int, float]]) -> int:
         """Return the side of a calibrated budget that falls to this prompt, as ``decide`` does."""
@@ -264,20 +286,19 @@ class LearnedNode:
         self, found: Estimate, plan: _Plan, column: int, told: str, propensity: float
     ) -> Decision:
         names = plan.names
-        cost = float(self.fitted.mean_cost[plan.columns[column]])
-        row = np.array([column])
+        cost = self._mean_cost[plan.columns[column]]
         return Decision(
             chosen=(names[column],),
-            scores=dict(zip(names, plan.quality.tolist(), strict=True)),
-            rule=str(plan.rule.rule if isinstance(plan.rule, PricedMaxCost) else plan.rule),
+            scores=dict(zip(names, plan.quality, strict=True)),
+            rule=plan.spelled,
             reason=told,
             propensity=propensity,
-            predicted_quality=min(max(float(plan.quality[column]), 0.0), 1.0),
+            predicted_quality=min(max(plan.quality[column], 0.0), 1.0),
             predicted_cost_usd=cost if math.isfinite(cost) else None,
-            confidence=float(leads(plan.rule, plan.quality[None], plan.cost, row)[0]),
+            confidence=lead(plan.rule, plan.quality, plan.cost, column),
             seconds=found.seconds,
-            router=self.fitted.router.name,
-            version=f"{__version__}/{self.fitted.router.version}",
+            router=self._router,
+            version=self._router_version,
             seed=self.settings.seed,
             details=self._details(found, plan, column, names[column]),
         )
@@ -334,7 +355,7 @@ class LearnedNode:
             left = [m for m in self.models if m in ask.allowed]
             if not left:
                 raise self._none_left(ask) from None
-            cheapest = min(left, key=lambda m: float(self._cost[self.fitted.models.index(m)]))
+            cheapest = min(left, key=lambda m: self._cost[self.fitted.models.index(m)])
             return self._manner.choice(
                 cheapest,
                 allowed=ask.allowed,

@@ -2,10 +2,14 @@
 
 Shapes: K models of the router, E <= K eligible ones. A cost price p (quality per USD) is what a
 paced budget asks for on top of the policy's own rule: ``argmax quality - (lambda + p) * cost``.
+
+One prompt at a time and a handful of models: plain numbers take a tenth of the time that arrays of
+them would. The choices are those of the rules themselves.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +27,10 @@ from crossroads.prompts.decide import (
     Tradeoff,
     parse_rule,
 )
+from crossroads.prompts.explain import Numbers, affordable
 from crossroads.prompts.fitted import FittedRouter
 
 Float = npt.NDArray[np.floating[Any]]
-Float64 = npt.NDArray[np.float64]
 _PROBE = "hello"  # any text: what is asked is whether the rule can decide
 
 
@@ -74,41 +78,74 @@ class PricedMaxCost:
         return f"{self.rule} at {self.price:g} per USD"
 
 
-def mixture(rule: DecisionRule, quality_E: Float64, cost_E: Float64) -> list[tuple[int, float]]:
+def mixture(rule: DecisionRule, quality_E: Numbers, cost_E: Numbers) -> list[tuple[int, float]]:
     """Return the columns a rule may choose with their probabilities, most thrifty last."""
-    quality, cost = quality_E[None], cost_E[None]
     if not isinstance(rule, BudgetRule):
-        return [(int(rule.choose(quality, cost)[0]), 1.0)]
-    low, high = (int(side[0]) for side in rule.sides(quality, cost))
+        return [(_chosen(rule, quality_E, cost_E), 1.0)]
+    low = _best(_net(quality_E, cost_E, rule.low_price), cost_E)
+    high = _best(_net(quality_E, cost_E, rule.high_price), cost_E)
     if low == high:
         return [(low, 1.0)]
     return [(low, 1.0 - rule.share), (high, rule.share)]
 
 
-def values(rule: DecisionRule, quality_E: Float64, cost_E: Float64) -> Float64:
-    """Return what the rule maximises, shape (E,); -inf where it may not choose."""
-    if isinstance(rule, PricedMaxCost):
-        can = rule.rule.affordable(quality_E[None], cost_E)[0]
-        return np.where(can, quality_E - rule.price * cost_E, -np.inf)
-    if isinstance(rule, MaxCost):
-        return np.where(rule.affordable(quality_E[None], cost_E)[0], quality_E, -np.inf)
-    if isinstance(rule, MinQuality):
-        enough = quality_E >= rule.floor
-        # those below the floor come last, best first
-        return np.where(enough, 1.0 - cost_E / max(float(cost_E.max()), 1e-300), quality_E - 10.0)
-    price = 0.0
-    if isinstance(rule, Tradeoff):
-        price = rule.price
-    elif isinstance(rule, BudgetRule):
-        price = rule.low_price
-    return np.asarray(quality_E - price * cost_E)
-
-
-def ranked(rule: DecisionRule, quality_E: Float64, cost_E: Float64) -> Sequence[int]:
+def ranked(rule: DecisionRule, quality_E: Numbers, cost_E: Numbers) -> list[int]:
     """Return the columns best first by the rule's value, without those it may not choose."""
     value = values(rule, quality_E, cost_E)
-    order = np.lexsort((cost_E, -value))
-    return [int(column) for column in order if np.isfinite(value[column])]
+    able = [column for column, worth in enumerate(value) if worth > -math.inf]
+    return sorted(able, key=lambda column: (-value[column], cost_E[column]))
+
+
+def values(rule: DecisionRule, quality_E: Numbers, cost_E: Numbers) -> Numbers:
+    """Return what the rule maximises for each of E models; -inf where it may not choose."""
+    if isinstance(rule, Tradeoff):
+        return _net(quality_E, cost_E, rule.price)
+    if isinstance(rule, MaxCost):
+        return _capped(quality_E, affordable(rule, quality_E, cost_E))
+    if isinstance(rule, PricedMaxCost):
+        net = _net(quality_E, cost_E, rule.price)
+        return _capped(net, affordable(rule.rule, quality_E, cost_E))
+    if isinstance(rule, MinQuality):
+        most = max(*cost_E, 1e-300)
+        return [  # those below the floor come last, best first
+            1.0 - usd / most if quality >= rule.floor else quality - 10.0
+            for quality, usd in zip(quality_E, cost_E, strict=True)
+        ]
+    if isinstance(rule, BudgetRule):
+        return _net(quality_E, cost_E, rule.low_price)
+    return quality_E
+
+
+def _chosen(rule: DecisionRule, quality_E: Numbers, cost_E: Numbers) -> int:
+    """Return what ``rule.choose`` would for this one prompt."""
+    if isinstance(rule, MinQuality):
+        floor = min(rule.floor, max(quality_E))
+        dearness = [
+            -usd if quality >= floor else -math.inf
+            for quality, usd in zip(quality_E, cost_E, strict=True)
+        ]
+        return _best(dearness, [-quality for quality in quality_E])
+    if isinstance(rule, Argmax | Tradeoff | MaxCost | PricedMaxCost):
+        return _best(values(rule, quality_E, cost_E), cost_E)
+    return int(rule.choose(np.array([quality_E]), np.array([cost_E]))[0])
+
+
+def _best(value_E: Numbers, cost_E: Numbers) -> int:
+    """Return the column of the highest value; ties go to the cheaper, then the earlier."""
+    top = max(value_E)
+    first = value_E.index(top)
+    if value_E.count(top) == 1:
+        return first
+    level = [column for column, value in enumerate(value_E) if value == top]
+    return min(level, key=cost_E.__getitem__)
+
+
+def _net(quality_E: Numbers, cost_E: Numbers, price: float) -> list[float]:
+    return [quality - price * usd for quality, usd in zip(quality_E, cost_E, strict=True)]
+
+
+def _capped(value_E: Numbers, can_E: Sequence[bool]) -> list[float]:
+    return [value if can else -math.inf for value, can in zip(value_E, can_E, strict=True)]
 
 
 def can_weigh_costs(fitted: FittedRouter) -> bool:

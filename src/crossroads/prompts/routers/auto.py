@@ -34,6 +34,7 @@ import numpy.typing as npt
 
 from crossroads.core.errors import UsageError, unknown_name
 from crossroads.prompts.domain_classifier import DomainClassifier, domain_codes
+from crossroads.prompts.fused import FusedStack
 from crossroads.prompts.members import Landmarks, domains_design, fit_words, linear_design
 from crossroads.prompts.regression import ridge
 from crossroads.prompts.router import Arrays, PromptRouter, Queries, TrainingSet
@@ -89,6 +90,7 @@ class Auto(PromptRouter):
             )
 
     def _fit(self, data: TrainingSet, rng: np.random.Generator) -> None:
+        self._fused: FusedStack | None = None  # made of the rest for the first prediction
         mean_K = data.mean_scores()
         self._intercept = mean_K.copy()
         self._weights: dict[str, npt.NDArray[Any]] = {}
@@ -165,20 +167,13 @@ class Auto(PromptRouter):
         return linear_design(view, labels[ALL])
 
     def _predict(self, queries: Queries) -> Float64:
-        estimate = np.zeros((len(queries), 1)) + self._intercept
         if not self._weights:
-            return estimate
-        view = self._reader.read(queries)
-        labels = _with_all(
-            {kind: known.probabilities(view) for kind, known in self._classifiers.items()},
-            len(view),
-        )
-        for name, weights in self._weights.items():
-            if name != "words":
-                estimate += self._design(name, view, labels) @ weights
-            elif view.wording is not None:
-                estimate += view.wording.sums(weights)
-        return estimate
+            return np.zeros((len(queries), 1)) + self._intercept
+        if self._fused is None:
+            self._fused = FusedStack(
+                self._reader, self._classifiers, self._landmarks, self._weights, self._intercept
+            )
+        return self._fused.estimate(queries)
 
     def _state(self) -> Arrays:
         return {
@@ -195,6 +190,7 @@ class Auto(PromptRouter):
         }
 
     def _restore(self, arrays: Arrays) -> None:
+        self._fused = None
         self._intercept = arrays["intercept"]
         self._landmarks = Landmarks(
             centres=arrays["landmark_centres"], sharpness=float(arrays["landmark_sharpness"])
