@@ -2,10 +2,11 @@
 
 Two fitted ``auto`` routers decide prompts of 100 words, all different: one of eleven models fitted
 without texts (MMLU-Pro, replayed), which looks at embeddings only, and one of three models fitted
-with texts (``local``), which reads words and style too. ``choose`` is all of it, as the
-gateway calls it; the parts are timed one by one and do not add up to it exactly. Figures are
-microseconds of CPU per prompt, medians over rounds. Writes
-``benchmarks/results/gateway-decision.json``.
+with texts (``local``), which reads words and style too. ``choose`` is all of it, as the gateway
+calls it, for prompts never seen and once more for the same; the parts are timed one by one, on
+other prompts, and do not add up to it exactly. The prompts are pieces of this project's documents,
+whose words split into more pieces than plain prose. Figures are microseconds of CPU per prompt of
+this process alone, medians over rounds. Writes ``benchmarks/results/gateway-decision.json``.
 
     python benchmarks/gateway/decision.py [--rounds 7] [--prompts 480] [--out FILE]
 """
@@ -15,12 +16,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"  # as in a worker; read when numpy is imported
 
 import numpy as np
 import uvloop
@@ -55,10 +62,13 @@ def prompts(seed: int = 0) -> Iterator[str]:
 
 
 def calls(texts: list[str]) -> list[Call]:
-    return [
+    found = [
         Call(dialect="chat", model="auto", body={"messages": [{"role": "user", "content": text}]})
         for text in texts
     ]
+    for call in found:
+        _ = call.text  # the gateway finds it before it decides
+    return found
 
 
 def cpu_us(part: Callable[[], object], count: int) -> float:
@@ -69,25 +79,24 @@ def cpu_us(part: Callable[[], object], count: int) -> float:
 
 
 def parts(fitted: FittedRouter) -> dict[str, Part]:
-    """Return what a batch of texts goes through, inside out."""
-    encoder = get_encoder(fitted.encoder)
+    """Return what a batch of texts goes through: encode and predict are parts of estimate."""
     estimates = Estimates(fitted)
-    predict = fitted.router.predict
-    known: dict[str, np.ndarray] = {}
+    encoder = get_encoder(fitted.encoder)
+    zeros = np.zeros((max(SIZES), encoder.dim), dtype=np.float32)
 
-    def asked(texts: list[str]) -> Queries:
-        rows = np.stack([known[text] for text in texts])
-        return Queries(embeddings=rows, texts=np.array(texts, dtype=object))
+    def predict(texts: list[str]) -> object:
+        column = np.array(texts, dtype=object)
+        return fitted.router.predict(Queries(embeddings=zeros[: len(texts)], texts=column))
 
-    def remember(texts: list[str]) -> None:
-        known.update((text, encoder.encode([text])[0]) for text in texts)
+    def encode(texts: list[str]) -> object:
+        return [encoder.encode([text]) for text in texts]
 
-    return {
-        "prepare": remember,
-        "encode": lambda texts: [encoder.encode([text]) for text in texts],
-        "predict": lambda texts: predict(asked(texts)),
-        "estimate": estimates.estimate,
-    }
+    return {"encode": encode, "predict": predict, "estimate": estimates.estimate}
+
+
+def run_part(part: Part, batches: list[list[str]]) -> None:
+    for batch in batches:
+        part(batch)
 
 
 async def choose(policies: CompiledPolicies, batches: list[list[Call]]) -> None:
@@ -98,38 +107,50 @@ async def choose(policies: CompiledPolicies, batches: list[list[Call]]) -> None:
             await asyncio.gather(*map(policies.choose, batch))
 
 
+class Bench:
+    """One fitted router, its policy, and prompts that never come twice."""
+
+    def __init__(self, fitted: FittedRouter, count: int) -> None:
+        self.parts = parts(fitted)
+        self.count = count
+        self._source = prompts()
+        learned = {"kind": "learned", "router": "fitted", "max_batch": max(SIZES)}
+        settings = PoliciesSettings.model_validate({"policies": {"auto": learned}})
+        self.policies = compile_policies(settings, fitted.pool, routers={"fitted": fitted})
+
+    def batches(self, size: int) -> list[list[str]]:
+        texts = [next(self._source) for _ in range(self.count)]
+        return [texts[n : n + size] for n in range(0, self.count, size)]
+
+    def round(self, runner: asyncio.Runner, size: int) -> dict[str, float]:
+        """Return the microseconds of each part, and of the whole at first sight and again."""
+        spent = {
+            name: cpu_us(partial(run_part, part, self.batches(size)), self.count)
+            for name, part in self.parts.items()
+        }
+        texts = self.batches(size)
+        for name in ("choose", "choose again"):
+            asked = [calls(batch) for batch in texts]
+            work = partial(choose, self.policies, asked)
+            spent[name] = cpu_us(partial(run_async, runner, work), self.count)
+        return spent
+
+
+def run_async(runner: asyncio.Runner, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    runner.run(work())
+
+
 def measure(fitted: FittedRouter, rounds: int, count: int) -> dict[str, dict[str, float]]:
-    """Return microseconds by part and size of the batch."""
-    settings = PoliciesSettings.model_validate(
-        {"policies": {"auto": {"kind": "learned", "router": "fitted", "max_batch": max(SIZES)}}}
-    )
-    policies = compile_policies(settings, fitted.pool, routers={"fitted": fitted})
-    source = prompts()
-    work = parts(fitted)
-    prepare = work.pop("prepare")
-    found: dict[str, dict[int, list[float]]] = {
-        name: {size: [] for size in SIZES} for name in (*work, "choose", "choose again")
-    }
+    """Return median microseconds by part and size of the batch."""
+    bench = Bench(fitted, count)
+    found: dict[str, dict[int, list[float]]] = {}
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        for round_ in range(rounds + 1):
+        for number in range(rounds + 1):
             for size in SIZES:
-                texts = [next(source) for _ in range(count)]
-                prepare(texts)
-                batches = [texts[n : n + size] for n in range(0, count, size)]
-                spent = {
-                    name: cpu_us(lambda part=part: [part(batch) for batch in batches], count)
-                    for name, part in work.items()
-                }
-                for name in ("choose", "choose again"):
-                    asked = [calls(batch) for batch in batches]
-                    for batch in asked:
-                        for call in batch:
-                            _ = call.text  # found by the gateway before it decides
-                    spent[name] = cpu_us(lambda: runner.run(choose(policies, asked)), count)
-                if round_:  # the first one warms up
-                    for name, us in spent.items():
-                        found[name][size].append(us)
-    policies.close()
+                for name, us in bench.round(runner, size).items():
+                    if number:  # the first one warms up
+                        found.setdefault(name, {}).setdefault(size, []).append(us)
+    bench.policies.close()
     return {
         name: {str(size): round(statistics.median(us), 1) for size, us in by_size.items()}
         for name, by_size in found.items()

@@ -62,3 +62,17 @@ def test_tags_are_those_of_the_request_and_of_the_key(
 
 def test_every_call_has_an_id_of_its_own() -> None:
     assert len({call().id for _ in range(100)}) == 100
+
+
+def test_every_medium_counts() -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://host/a.png"}}
+    one, five = (
+        call(messages=[{"role": "user", "content": [image] * count}]).input_tokens
+        for count in (1, 5)
+    )
+    assert five - one == 4 * 1_000
+
+
+@pytest.mark.parametrize(("n", "count"), [(3, 3), (1, 1), (0, 1), (True, 1), ("7", 1), (None, 1)])
+def test_answers_asked_for_at_once_are_counted(n: Any, count: int) -> None:
+    assert call(n=n).num_choices == count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import time
@@ -12,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from crossroads.core.errors import CrossroadsError
 from crossroads.gateway.config import read_config
+from crossroads.gateway.governance import KeyFile
+from crossroads.gateway.policies import CompiledPolicies
 from crossroads.gateway.runtime import Runtime
 from tests.gateway.fake_upstream import FakeUpstream
 from tests.gateway.serving import serving_runtime
@@ -154,6 +158,48 @@ def test_a_broken_file_leaves_the_old_configuration_serving_and_says_so(
     assert ask(url)[1]["x-crossroads-model"] == "ok"
     write(tmp_path, upstream)
     until(lambda: configuration() == "ok")
+
+
+def test_a_reload_that_fails_at_its_last_step_leaves_keys_and_limits_watched(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    keys = tmp_path / "keys.yaml"
+    governance = {"keys_file": str(keys)}
+    secret, _ = KeyFile(keys).create("alice")
+    path = write(tmp_path, upstream, governance=governance, watch_s=None)
+    runtime, loops = runtime_of(path), []
+    start = runtime.start
+
+    async def start_and_tell() -> None:
+        loops.append(asyncio.get_running_loop())
+        await start()
+
+    runtime.start = start_and_tell  # type: ignore[method-assign]
+    given = {"authorization": f"Bearer {secret}"}
+    with serving_runtime(runtime) as url:
+        assert call(url, "GET", "/v1/models", **given)[0] == 200
+        pool = json.loads((tmp_path / "pool.json").read_text("utf-8"))
+        pool["models"][0]["api_key"] = "${NOT_SET_ANYWHERE}"  # found when the upstream starts
+        (tmp_path / "pool.json").write_text(json.dumps(pool), "utf-8")
+        failed = asyncio.run_coroutine_threadsafe(runtime.reload(), loops[0])
+        with pytest.raises(CrossroadsError, match="NOT_SET_ANYWHERE"):
+            failed.result(10)
+        KeyFile(keys).revoke("alice")
+        until(lambda: call(url, "GET", "/v1/models", **given)[0] == 401)
+
+
+def test_a_defect_in_a_reload_is_shown_and_the_next_change_is_followed(
+    path: Path, tmp_path: Path, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CompiledPolicies, "adopt", lambda *_: 1 / 0)
+    with serving_runtime(runtime_of(path)) as url:
+        write(tmp_path, upstream, policies={"auto": {"kind": "split", "weights": {"usage": 1}}})
+        ready = "/health/ready"
+        until(lambda: call(url, "GET", ready)[2]["parts"]["configuration"] == "degraded")
+        assert ask(url)[1]["x-crossroads-model"] == "ok"
+        monkeypatch.undo()
+        write(tmp_path, upstream, policies={"auto": {"kind": "split", "weights": {"trickle-1": 1}}})
+        until(lambda: ask(url)[1]["x-crossroads-model"] == "trickle-1")
 
 
 def test_a_stream_outlives_the_configuration_it_began_under(

@@ -129,6 +129,30 @@ def test_a_key_reaches_only_what_is_on_its_list(tmp_path: Path, upstream: FakeUp
         assert ask(url, "cheap")[0] == 200
 
 
+def preferring(**models: str) -> list[dict[str, str]]:
+    """Preferences of a request's own: all about the same, so that any may be chosen."""
+    return [
+        {"name": name, "description": "greetings, hello", "model": model}
+        for name, model in models.items()
+    ]
+
+
+PREFER = {"kind": "preferences", "otherwise": "ok", "policies": preferring(greeting="ok")}
+
+
+def test_preferences_of_a_request_open_nothing_that_its_key_may_not_ask_for(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    listed = {"name": "mine", "secret": KEYS["mine"], "models": ["cheap"]}
+    with gateway(
+        tmp_path, upstream, policies={"cheap": PREFER}, governance={"keys": [listed]}
+    ) as url:
+        refused = ask(url, "cheap", routing_preferences=preferring(a="usage"))
+        assert (refused[0], refused[2]["error"]["code"]) == (403, "model_not_allowed")
+        served = ask(url, "cheap", routing_preferences=preferring(a="ok"))
+        assert served[1]["x-crossroads-model"] == "ok"
+
+
 def test_pages_of_other_sites_cannot_spend_what_is_unlocked_on_this_machine(
     tmp_path: Path, upstream: FakeUpstream
 ) -> None:
@@ -308,6 +332,17 @@ def test_nothing_in_a_request_becomes_a_header_of_the_answer(
     names = [line.partition(b":")[0].lower() for line in sent.split(b"\r\n")[1:]]
     assert b"set-cookie" not in names
     assert all(byte >= 0x20 for line in sent.split(b"\r\n") for byte in line)
+
+
+def test_a_name_that_a_request_brings_along_stays_in_its_line(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    with gateway(tmp_path, upstream, policies={"auto": PREFER}) as url:
+        status, headers, _ = ask(url, routing_preferences=preferring(**{HOSTILE: "ok"}))
+    assert status in (200, 400)
+    assert "set-cookie" not in headers
+    if status == 200:
+        assert "evil" in headers["x-crossroads-reason"]
 
 
 class Trap:

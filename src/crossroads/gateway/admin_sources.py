@@ -19,6 +19,7 @@ from crossroads.gateway.telemetry import History
 
 if TYPE_CHECKING:
     from crossroads.gateway.contracts import Record
+    from crossroads.gateway.evaluation import EvaluationSettings
     from crossroads.gateway.runtime import Runtime
 
 _REFERENCE = re.compile(r"\$\{(\w+)\}")
@@ -64,7 +65,8 @@ class _Live:
     async def summary(self, since: float) -> dict[str, Any]:
         reader = self._runtime.reader
         assert reader is not None
-        return await self._runtime.read(reader.summary, since)
+        best = self._runtime.config.baseline
+        return await self._runtime.read(lambda: reader.summary(since, best_model=best))
 
     # The snapshot is looked up anew each time: a reload replaces it.
 
@@ -126,12 +128,19 @@ class _Live:
         async with self._estimating:
             now = time.monotonic()
             if self._regret is None or now - self._regret[0] > settings.every_s:
-                # Imported here: statistics are much to load for who never looks at them.
-                from crossroads.gateway.evaluation import regret_of_ledger
-
-                found = await self._runtime.read(regret_of_ledger, self._runtime.reader, settings)
-                self._regret = (now, found)
+                self._regret = (now, await asyncio.to_thread(self._estimated, settings))
             return self._regret[1]
+
+    def _estimated(self, settings: EvaluationSettings) -> dict[str, Any]:
+        """Read on a connection of its own: feedback and look-ups need not wait for statistics."""
+        # Imported here: they are much to load for who never looks at them.
+        from crossroads.gateway.evaluation import regret_of_ledger
+        from crossroads.gateway.ledger import LedgerReader
+
+        ledger = self._runtime.config.ledger
+        assert ledger is not None
+        with LedgerReader(ledger.url) as reader:
+            return regret_of_ledger(reader, settings)
 
     def drift(self) -> dict[str, Any]:
         policies = self._runtime.built.policies.health()["policies"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from crossroads.core.errors import InputError, UsageError
+from crossroads.core.errors import InputError, UsageError, unknown_name
 from crossroads.gateway.caches import AnswerCache, CacheSettings, build_cache
 from crossroads.gateway.call import Body
 from crossroads.gateway.config import AUTO, ServeConfig
@@ -80,8 +80,9 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
     before = lasting.before
     if before is not None:
         engine.adopt(before.engine)
-        policies.adopt(before.policies)
     prices = PriceBook(pool, config.governance.prices_file)
+    if config.baseline is not None and config.baseline not in pool.names:
+        raise unknown_name("baseline", config.baseline, pool.names)
     governor = KeyGovernor(config.governance, api_key=config.api_key or None, prices=prices)
     cache = _cache(config, before)
     keep = () if config.ledger is None else config.ledger.keep
@@ -99,6 +100,7 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
         keeping=keeping,
         body_limit=config.limits.body_bytes,
         roster=roster,
+        is_hedging=config.failures.hedge.after_s is not None,
         prepare=lasting.surfaces.responses.prepare,
         extras=ApiExtras(lasting.surfaces, body_limit=config.limits.body_bytes),
     )

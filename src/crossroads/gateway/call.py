@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
@@ -32,8 +32,8 @@ T = TypeVar("T")
 
 
 class lazy(Generic[T]):  # noqa: N801 - used as a decorator
-    """A property computed once. Until Python 3.12 ``functools.cached_property`` takes a lock for it,
-    which costs more than most of these values.
+    """A property computed once, without the lock that ``functools.cached_property`` takes for it
+    until Python 3.12: it costs more than most of these values.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
@@ -162,7 +162,8 @@ class Call:
         """Estimate of the prompt's tokens: by the request's size, or its text beside media."""
         if len(self.inputs) == 1:
             return self.size // _CHARACTERS_PER_TOKEN + 1
-        return len(self.conversation_text) // _CHARACTERS_PER_TOKEN + _TOKENS_OF_MEDIA
+        media = _TOKENS_OF_MEDIA * sum(_kind(part) != "text" for part in self._parts())
+        return len(self.conversation_text) // _CHARACTERS_PER_TOKEN + media
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -173,15 +174,18 @@ class Call:
                 return value
         return None
 
+    @property
+    def num_choices(self) -> int:
+        """Answers asked for at once (``n``)."""
+        value = self.body.get("n")
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+            return value
+        return 1
+
     @lazy
     def inputs(self) -> frozenset[str]:
         """Kinds of content among the messages: ``text``, and ``image``, ``audio``, ``file``."""
-        found = {"text"}
-        for message in self._messages:
-            content = message.get("content") if isinstance(message, Mapping) else None
-            if isinstance(content, list):
-                found.update(_kind(part) for part in content)
-        return frozenset(found)
+        return frozenset({"text", *map(_kind, self._parts())})
 
     @lazy
     def has_tools(self) -> bool:
@@ -212,6 +216,13 @@ class Call:
         """All text of all messages, for what judges more than the last one."""
         messages = self._messages
         return "\n".join(content_text(m.get("content")) for m in messages if isinstance(m, dict))
+
+    def _parts(self) -> Iterator[Any]:
+        """Yield the parts of messages that are made of parts."""
+        for message in self._messages:
+            content = message.get("content") if isinstance(message, Mapping) else None
+            if isinstance(content, list):
+                yield from content
 
     @property
     def _messages(self) -> list[Any]:

@@ -113,7 +113,8 @@ class ServeConfig(Section):
     telemetry: TelemetrySettings = TelemetrySettings()
     admin: AdminSettings | None = AdminSettings()
     baseline: str | None = Field(
-        default=None, description="model that savings are counted against; the dearest by default"
+        default=None,
+        description="model that savings are counted against; the best by estimate",
     )
     watch_s: float | None = Field(
         default=1.0, gt=0, description="between two looks whether a file changed; null: never"

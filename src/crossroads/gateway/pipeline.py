@@ -164,14 +164,23 @@ class Run:
 
     def _most(self, choice: Choice) -> float:
         """Return what the call may cost, whoever of those chosen answers; in USD."""
-        call, upper = self._call, self._services.prices.upper
-        size, bound = call.input_tokens, call.max_output_tokens
-        most = upper(choice.model, size, bound)
+        most = self._upper(choice.model)
         for model in choice.fallbacks:
-            most = max(most, upper(model, size, bound))
+            most = max(most, self._upper(model))
+        if choice.hedge_after is not None or self._services.is_hedging:
+            most *= 2  # the loser is paid for what it produced
         if choice.escalate_to:  # the answer that is refused is paid, too
-            most += max(upper(model, size, bound) for model in choice.escalate_to)
+            most += max(self._upper(model) for model in choice.escalate_to)
         return most
+
+    def _upper(self, model: str) -> float:
+        """Return what one model's answer costs at most, all its choices together."""
+        call, upper = self._call, self._services.prices.upper
+        whole = upper(model, call.input_tokens, call.max_output_tokens)
+        if call.num_choices == 1:
+            return whole
+        asked = upper(model, call.input_tokens, 0)
+        return asked + call.num_choices * (whole - asked)
 
     def _cost(self) -> float:
         """Return what every attempt that produced something costs, in USD."""

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from crossroads.core.errors import CrossroadsError
+from crossroads.core.errors import CrossroadsError, UnavailableError
 from crossroads.gateway.admin.settings import AdminSettings
 from crossroads.gateway.app import Gateway
 from crossroads.gateway.build import Built, Lasting, build
@@ -171,6 +171,10 @@ class Runtime:
                 self._problem = str(error)
                 logger.error("the configuration was not reloaded: %s", error)
                 raise
+            except Exception as error:
+                self._problem = f"a defect of the server ({type(error).__name__}); see its log"
+                logger.exception("the configuration was not reloaded")
+                raise UnavailableError(f"not reloaded: {self._problem}") from error
             self._problem = ""
             self._reloaded_at = time.time()
             fixed = [name for name in _FIXED if getattr(config, name) != getattr(self.config, name)]
@@ -214,11 +218,19 @@ class Runtime:
         return facts | {"status": "degraded", "reason": self._problem} if self._problem else facts
 
     async def _take(self, built: Built) -> None:
-        """Start a new snapshot, swap, and retire the old one in the background."""
+        """Start a new snapshot, swap, and retire the old one in the background.
+
+        The old one gives up nothing before the new one runs: where that fails, it serves on whole.
+        """
         before = self.built
-        if not built.governor.adopt(before.governor):  # else it counts on
-            await built.governor.start()
         await built.services.start()
+        try:
+            if not built.governor.adopt(before.governor):  # else it counts on
+                await built.governor.start()
+        except BaseException:
+            await built.services.close()
+            raise
+        built.policies.adopt(before.policies)
         self._equip(built)
         self.built = built
         self.gateway.swap(built.services)

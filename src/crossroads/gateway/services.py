@@ -61,6 +61,7 @@ class Services:
     Attributes
     ----------
     surfaces : by path below ``/v1``
+    is_hedging : whether any call may ask a second model beside a slow first one
     roster : starts and closes the upstreams
     prepare : completes a call of ``responses`` with its earlier turns. Raises ApiError 400.
     extras : endpoints that the surfaces bring along, asked after all others
@@ -82,6 +83,7 @@ class Services:
     ledger: Ledger | None = None
     keeping: Keeping = field(default_factory=Keeping)
     body_limit: int = 8 << 20
+    is_hedging: bool = False
     roster: Roster = field(default_factory=Roster)
     prepare: Callable[[Call], Awaitable[None]] | None = None
     extras: Extras | None = None

@@ -23,6 +23,7 @@ from crossroads.prompts.decide import (
 
 Numbers = Sequence[float]  # K of them: a handful is read faster from a list than from an array
 
+_BY_VALUE = (Argmax, Tradeoff)
 _LEVEL = 0.005  # leads below it vanish in two digits
 
 
@@ -47,7 +48,7 @@ def reason(
         return _reason_max_cost(rule, name, quality_K, cost_K, choice)
     if isinstance(rule, MinQuality):
         return _reason_min_quality(rule, name, quality_K, cost_K, choice)
-    if isinstance(rule, Argmax | Tradeoff) or is_slack(rule):
+    if isinstance(rule, _BY_VALUE) or is_slack(rule):
         return _reason_best(rule, names, quality_K, cost_K, choice)
     aim = f"by {rule}"
     if isinstance(rule, BudgetRule):

@@ -68,6 +68,7 @@ class FusedStack:
             self._groups[kind] = slice(start, start + known.num_domains)
         self._num_labels = sum(known.num_domains for known in classifiers.values())
         self._num_axes = reader.axes.shape[1]
+        self._num_styles = NUM_STYLES if reader.reads_texts else 0
         self._project(classifiers, weights, intercept)
         self._read_words(classifiers, weights, len(intercept))
         self._lay_out(landmarks, weights, len(intercept))
@@ -133,9 +134,11 @@ class FusedStack:
             stacked.append(weights["landmarks"])
             width = self._bumps.stop
             self._sharpness = landmarks.sharpness
-            self._centres: Float64 = np.ascontiguousarray(
-                2.0 * landmarks.sharpness * landmarks.centres.T
-            )
+            centres = landmarks.centres
+            if not self._num_styles:  # theirs are all 0 then
+                style = slice(self._num_labels, self._num_labels + NUM_STYLES)
+                centres = np.delete(centres, style, axis=1)
+            self._centres: Float64 = np.ascontiguousarray(2.0 * landmarks.sharpness * centres.T)
             self._lengths = landmarks.sharpness * landmarks.lengths
         self._width = width
         self._weights: Float64 = np.concatenate(stacked)
@@ -182,12 +185,11 @@ class FusedStack:
     ) -> None:
         """Write the bumps at all landmarks, as ``Landmarks.design`` finds them."""
         num_labels = labels.shape[1]
-        points = np.empty((len(labels), num_labels + NUM_STYLES + principal.shape[1]))
+        first_axis = num_labels + self._num_styles
+        points = np.empty((len(labels), first_axis + principal.shape[1]))
         np.sqrt(labels, out=points[:, :num_labels])
-        points[:, num_labels : num_labels + NUM_STYLES] = (
-            0.0 if style is None else STYLE_IN_DISTANCE * style
-        )
-        points[:, num_labels + NUM_STYLES :] = principal
+        points[:, num_labels:first_axis] = 0.0 if style is None else STYLE_IN_DISTANCE * style
+        points[:, first_axis:] = principal
         exponent = points @ self._centres
         exponent -= self._lengths
         exponent -= self._sharpness * np.einsum("nd,nd->n", points, points)[:, None]

@@ -82,19 +82,21 @@ class PromptReader:
 
     def wording(self, queries: Queries) -> Wording | None:
         """Return how the prompts are worded; None without texts, there or in training."""
-        if queries.texts is None or not self._reads_texts:
+        if queries.texts is None or not self.reads_texts:
             return None
         return read_wording(queries.texts)
 
     def standardised(self, wording: Wording) -> Float64:
         """Return the style in the terms learnt, (N, NUM_STYLES)."""
-        style = wording.style - self._style_mean
+        style: Float64 = wording.style - self._style_mean
         style *= self._style_scale
         np.maximum(style, -_STYLE_LIMIT, out=style)
-        return np.asarray(np.minimum(style, _STYLE_LIMIT, out=style))
+        np.minimum(style, _STYLE_LIMIT, out=style)
+        return style
 
     @cached_property
-    def _reads_texts(self) -> bool:
+    def reads_texts(self) -> bool:
+        """Whether it learnt from texts; else their style and words count for nothing."""
         return bool(self._style_scale.any())
 
     def _view(self, centred: Float64, wording: Wording | None) -> PromptView:

@@ -107,6 +107,7 @@ class LearnedNode:
         objective = settings.objective
         self.rule = resolve_rule(fitted, None if objective is None else objective.text())
         estimates.keep_features |= settings.keep_features
+        self._num_fallbacks = 0 if manner.own else settings.num_fallbacks
         self._rules: dict[str, DecisionRule] = {}
         self._weighs = can_weigh_costs(fitted)
         self._priced: dict[tuple[str, float], tuple[DecisionRule, str]] = {}
@@ -252,17 +253,18 @@ class LearnedNode:
         names, probability = plan.names, plan.probability
         propensity = 1.0 if probability is None else probability[column]
         explored = self._explorer is not None and column != plan.best
-        told = reason(plan.rule, names, plan.quality, plan.cost, column)
         if explored:
             told = (
                 f"{names[column]} was drawn to explore, with probability {propensity:.3f}; "
                 f"{names[plan.best]} is the best known"
             )
+        else:
+            told = reason(plan.rule, names, plan.quality, plan.cost, column)
         decision = self._decision(found, plan, column, told, propensity)
         chain: tuple[str, ...] = ()
-        if self.settings.num_fallbacks:
+        if self._num_fallbacks:
             order = [names[c] for c in ranked(plan.rule, plan.quality, plan.cost) if c != column]
-            chain = tuple(order[: self.settings.num_fallbacks])
+            chain = tuple(order[: self._num_fallbacks])
         labels = {}
         if len(names) < len(self.models):
             labels["eligible"] = f"{len(names)} of {len(self.models)}"

@@ -78,6 +78,9 @@ class PricedMaxCost:
         return f"{self.rule} at {self.price:g} per USD"
 
 
+_BY_VALUE = (Argmax, Tradeoff, MaxCost, PricedMaxCost)
+
+
 def mixture(rule: DecisionRule, quality_E: Numbers, cost_E: Numbers) -> list[tuple[int, float]]:
     """Return the columns a rule may choose with their probabilities, most thrifty last."""
     if not isinstance(rule, BudgetRule):
@@ -125,7 +128,7 @@ def _chosen(rule: DecisionRule, quality_E: Numbers, cost_E: Numbers) -> int:
             for quality, usd in zip(quality_E, cost_E, strict=True)
         ]
         return _best(dearness, [-quality for quality in quality_E])
-    if isinstance(rule, Argmax | Tradeoff | MaxCost | PricedMaxCost):
+    if isinstance(rule, _BY_VALUE):
         return _best(values(rule, quality_E, cost_E), cost_E)
     return int(rule.choose(np.array([quality_E]), np.array([cost_E]))[0])
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from crossroads.core.decision import Decision
 from crossroads.core.errors import InputError
+from crossroads.gateway.call import Client
 from crossroads.gateway.contracts import Choice
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.policies.node import Ask, Manner
@@ -39,7 +40,7 @@ class PreferencesNode:
 
     async def choose(self, ask: Ask) -> Choice:
         own = ask.call.body.get(FIELD)
-        override = None if own is None else self._parsed(own)
+        override = None if own is None else self._parsed(own, ask.call.client)
         messages = ask.call.body.get("messages") or []
         if self._is_quick and ask.call.size <= _INLINE_BYTES:
             decision = self._router.decide(messages, override=override)
@@ -66,7 +67,12 @@ class PreferencesNode:
             labels={"route": str(decision.details["route"])},
         )
 
-    def _parsed(self, own: Any) -> Preferences:
+    def _parsed(self, own: Any, client: Client) -> Preferences:
+        """Check a request's own preferences. Raises ApiError 400, 403.
+
+        A key with a list chooses among what is on it and what the policy itself would choose among:
+        a list of policies alone must not open the whole pool.
+        """
         default = self._router.preferences.default
         try:
             found = Preferences.parse(own, default=default, where=FIELD)
@@ -79,6 +85,15 @@ class PreferencesNode:
                 "GET /v1/models lists those that do.",
                 param=FIELD,
             )
+        if client.models is not None:
+            barred = set(found.model_names) - client.models - self.candidates
+            if barred:
+                raise ApiError(
+                    f"{FIELD}: the key {client.key_id!r} may not ask for {min(barred)!r}.",
+                    status=403,
+                    code="model_not_allowed",
+                    param=FIELD,
+                )
         return found
 
     def describe(self) -> dict[str, Any]:
