@@ -5,10 +5,11 @@ the governor's own pacer, stepped as it is while serving.
 
     python benchmarks/gateway/pacing.py [--out benchmarks/results/gateway-pacing.json]
 
-One day, three models that cost 1, 6 and 30 units. A call's qualities rise with the model, by an
-amount that differs from call to call. Traffic is not stationary: it follows the hours, doubles or
-halves from 10:00 on, and from 14:00 on harder calls come, which profit more from the dear models.
-The budget is 35 % of what asking the best model every time would cost on an expected day. Policies:
+One day, three models that cost 1, 6 and 30 units, or 0, 6 and 30. A call's qualities rise with the
+model, by an amount that differs from call to call. Traffic is not stationary: it follows the hours,
+doubles or halves from 10:00 on, or comes 30 times as dense from 8:00 to 8:10, and from 14:00 on
+harder calls come, which profit more from the dear models. The budget is 35 % of what asking the
+best model every time would cost on an expected day, beside the free model 5 %. Policies:
 
 - paced: argmax quality - price * cost, the price by ``governance.pacing.Pacer``
 - cut off: argmax quality until the budget is used up, then refused (quality 0)
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,22 @@ from crossroads.gateway.governance.pacing import Pacer
 DAY = 86_400.0
 START = 1_800_057_600.0  # midnight UTC
 CALLS = 20_000  # expected
-COST = np.array([1.0, 6.0, 30.0]) * 1e-4  # USD of a mean call
+POOLS = {  # USD of a mean call of each model, and the budget's share
+    "all priced": (np.array([1.0, 6.0, 30.0]) * 1e-4, 0.35),
+    "one free": (np.array([0.0, 6.0, 30.0]) * 1e-4, 0.05),
+}
 HOURLY = 1 + 0.8 * np.sin((np.arange(24) - 9) / 24 * 2 * np.pi)
-SCENARIOS = {"as expected": 1.0, "twice from 10:00 on": 2.0, "half from 10:00 on": 0.5}
+SCENARIOS = {  # factors: of the traffic from 10:00 on, of that from 8:00 to 8:10
+    "as expected": (1.0, 1.0),
+    "twice from 10:00 on": (2.0, 1.0),
+    "half from 10:00 on": (0.5, 1.0),
+    "a burst at 8:00": (1.0, 30.0),
+}
 SEEDS = (0, 1, 2)
-EXPECTED_MEAN_USD = float(COST[2])
+BEST_USD = 30e-4
 
 
-def stream(seed: int, later: float) -> tuple[Any, Any, Any]:
+def stream(seed: int, later: float, burst: float, prices: Any) -> tuple[Any, Any, Any]:
     """Return times (N,), qualities (N, 3) and costs (N, 3) of one day's calls."""
     rng = np.random.default_rng(seed)
     rates = CALLS * HOURLY / HOURLY.sum() * np.where(np.arange(24) >= 10, later, 1.0)
@@ -49,12 +59,14 @@ def stream(seed: int, later: float) -> tuple[Any, Any, Any]:
         START + h * 3600 + np.sort(rng.uniform(0, 3600, rng.poisson(r)))
         for h, r in enumerate(rates)
     ]
-    at = np.concatenate(hours)
+    extra = rng.poisson((burst - 1) * rates[8] / 6)
+    hours.append(START + 8 * 3600 + rng.uniform(0, 600, extra))
+    at = np.sort(np.concatenate(hours))
     hardness = rng.beta(1.2, 2.5, len(at)) + np.where(at > START + 14 * 3600, 0.15, 0.0)
     gain = np.stack([np.zeros(len(at)), 0.35 * hardness, 0.6 * hardness], axis=1)
     quality = np.clip(0.9 - 0.6 * hardness[:, None] + gain + rng.normal(0, 0.03, gain.shape), 0, 1)
     length = rng.lognormal(-0.18, 0.6, len(at))  # mean 1
-    return at, quality, COST * length[:, None]
+    return at, quality, prices * length[:, None]
 
 
 def paced(at: Any, quality: Any, cost: Any, usd: float, traffic: Any) -> dict[str, Any]:
@@ -70,7 +82,10 @@ def paced(at: Any, quality: Any, cost: Any, usd: float, traffic: Any) -> dict[st
             refused += 1
             continue
         spent += cost[i, k]
-        calls += 1
+        if cost[i, k] > 0:
+            calls += 1
+        else:
+            pacer.num_free += 1
         gained += quality[i, k]
     return _row(gained, spent, refused, len(at), usd) | {
         "price_quartiles": [float(p) for p in np.percentile(prices, [25, 50, 75])]
@@ -113,7 +128,12 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for policy in ("paced", "paced without a profile"):
         shares = [row["policies"][policy]["spent_share"] for row in rows]
-        found[policy] = {"least_spent_share": min(shares), "most_spent_share": max(shares)}
+        refused = max(row["policies"][policy]["refused_share"] for row in rows)
+        found[policy] = {
+            "least_spent_share": min(shares),
+            "most_spent_share": max(shares),
+            "most_refused_share": refused,
+        }
         for other in ("cut off", "cut off to the cheapest", "one price in hindsight"):
             gains = [
                 row["policies"][policy]["quality_per_call"]
@@ -130,13 +150,12 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="benchmarks/results/gateway-pacing.json")
-    parser.add_argument("--share", type=float, default=0.35)
     options = parser.parse_args()
-    usd = options.share * CALLS * EXPECTED_MEAN_USD
     rows = []
-    for name, later in SCENARIOS.items():
+    for (pool, (prices, share)), (name, (later, burst)) in product(POOLS.items(), SCENARIOS.items()):
+        usd = share * CALLS * BEST_USD
         for seed in SEEDS:
-            at, quality, cost = stream(seed, later)
+            at, quality, cost = stream(seed, later, burst, prices)
             found = {
                 "paced": paced(at, quality, cost, usd, HOURLY),
                 "paced without a profile": paced(at, quality, cost, usd, None),
@@ -144,20 +163,20 @@ def main() -> None:
                 "cut off to the cheapest": cut_off(quality, cost, usd, then_cheapest=True),
                 "one price in hindsight": one_price(quality, cost, usd),
             }
-            rows.append({"traffic": name, "seed": seed, "calls": len(at), "policies": found})
-            print(f"{name}, seed {seed}: {len(at)} calls")
+            day = {"pool": pool, "budget_usd": usd, "traffic": name, "seed": seed}
+            rows.append({**day, "calls": len(at), "policies": found})
+            print(f"{pool}, {name}, seed {seed}: {len(at)} calls")
             for policy, row in found.items():
                 print(
                     f"  {policy:26s} quality {row['quality_per_call']:.4f}  "
                     f"spent {row['spent_share']:7.2%}  refused {row['refused_share']:.2%}"
                 )
-    summary = summarise(rows)
+    summary = {pool: summarise([row for row in rows if row["pool"] == pool]) for pool in POOLS}
     print(json.dumps(summary, indent=1))
     report = {
         "simulated": True,
         "what": __doc__.split("\n\n")[0],
         "machine": machine(),
-        "budget_usd": usd,
         "summary": summary,
         "rows": rows,
     }

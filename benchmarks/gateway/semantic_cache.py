@@ -1,6 +1,7 @@
 """Which similarity is near enough for the semantic cache: right and wrong hits by threshold.
 
-Two real tables, asked in the manner of the cache (same group: equal numbers and negations).
+Two real tables, asked in the manner of the cache (same group: equal numbers and negations; content
+words that both texts have in the same order).
 
 ``intents``    utterances of CLINC150, written by people for 150 intents: each of the test part
                asks a cache that holds the training part. A hit of the same intent counts as right,
@@ -9,6 +10,8 @@ Two real tables, asked in the manner of the cache (same group: equal numbers and
 ``questions``  different questions of MMLU-Pro ask for each other: every hit is wrong, as no two
                have the same text. Mechanical rewordings of the same questions (case, politeness, a
                contraction, a typing error) ask for the original: every hit of it is right.
+``orders``     made-up pairs of the same words in another order and of another meaning: every hit is
+               wrong.
 
     python benchmarks/gateway/semantic_cache.py [--questions 4000]
 """
@@ -28,6 +31,8 @@ from crossroads.datasets.mmlu_pro import read_questions
 from crossroads.datasets.paths import data_folder
 from crossroads.gateway.caches import SemanticSettings
 from crossroads.gateway.caches.identity import semantic_key
+from crossroads.gateway.caches.semantic import MOST_READ
+from crossroads.gateway.caches.word_order import content_words, is_same_order
 from crossroads.gateway.call import Call
 from crossroads.models.encoders import get_encoder
 
@@ -35,6 +40,16 @@ ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "gateway-semantic-cache.json"
 THRESHOLDS = (0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 LONGEST = SemanticSettings().max_characters
+ORDERS = (
+    ("Convert this price from euros to dollars", "Convert this price from dollars to euros"),
+    ("Did Alice lend money to Bob?", "Did Bob lend money to Alice?"),
+    ("Is Python faster than Java?", "Is Java faster than Python?"),
+    ("Translate from German to English: Gift", "Translate from English to German: Gift"),
+    ("Should I sell shares to buy bonds?", "Should I buy shares to sell bonds?"),
+    ("When did France invade Russia?", "When did Russia invade France?"),
+    ("Book a flight from Paris to Rome", "Book a flight from Rome to Paris"),
+    ("Can a dog bite a snake?", "Can a snake bite a dog?"),
+)
 
 
 def groups_of(texts: list[str]) -> np.ndarray:
@@ -52,6 +67,7 @@ def nearest(asked: list[str], kept: list[str], *, guarded: bool, others_only: bo
     encoder = get_encoder("static")
     a, k = encoder.encode(asked), encoder.encode(kept)
     groups = groups_of(asked + kept)
+    words = [content_words(text) for text in asked + kept]
     best, similarity = np.zeros(len(asked), dtype=int), np.full(len(asked), -1.0)
     same_text = {text: n for n, text in enumerate(kept)}
     for row, text in enumerate(asked):
@@ -61,8 +77,33 @@ def nearest(asked: list[str], kept: list[str], *, guarded: bool, others_only: bo
         if others_only:
             near[same_text[text]] = -1.0
         best[row] = near.argmax()
-        similarity[row] = near[best[row]]
+        if guarded:
+            best[row] = in_order(near, words[len(asked) :], words[row])
+        similarity[row] = near[best[row]] if best[row] >= 0 else -1.0
     return best, similarity
+
+
+def in_order(near: np.ndarray, kept: list[bytes], own: bytes) -> int:
+    """Return the nearest of those the cache reads whose words come in the same order; -1 if none.
+
+    The cache reads as many that reach its threshold; here they are the same for all thresholds.
+    """
+    first = np.argpartition(-near, min(MOST_READ, len(near) - 1))[:MOST_READ]
+    for place in first[np.argsort(-near[first], kind="stable")]:
+        if near[place] >= THRESHOLDS[0] and is_same_order(own, kept[place]):
+            return int(place)
+    return -1
+
+
+def orders(*, guarded: bool) -> list[dict[str, float]]:
+    hits = []
+    for one, other in ORDERS:
+        _, similarity = nearest([other], [one], guarded=guarded)
+        hits.append(similarity[0])
+    return [
+        {"threshold": threshold, "hit_rate": float((np.array(hits) >= threshold).mean())}
+        for threshold in THRESHOLDS
+    ]
 
 
 def intents(*, guarded: bool) -> list[dict[str, float]]:
@@ -134,11 +175,12 @@ def main() -> None:
             "guarded": questions(number, guarded=True),
             "unguarded": questions(number, guarded=False),
         },
+        "orders": {"guarded": orders(guarded=True), "unguarded": orders(guarded=False)},
         "cpu_seconds": 0.0,
     }
     result["cpu_seconds"] = round(time.process_time() - started, 1)
     RESULT.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    for table in ("intents", "questions"):
+    for table in ("intents", "questions", "orders"):
         for kind, rows in result[table].items():
             print(table, kind)
             for row in rows:

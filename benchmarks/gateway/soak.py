@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import sys
 import tempfile
 import time
@@ -65,7 +66,7 @@ def configuration(folder: Path, ports: dict[str, int], router: Path | None) -> d
         "failures": {"retries": 0, "breaker": {"open_s": 0.01, "open_max_s": 0.01}},
         "timeouts": {"idle": 1.0},
         "cache": {"exact": {"max_bytes": 1 << 20}},
-        "idempotency": {"max_entries": 500},
+        "idempotency": {"max_entries": 200},
         "responses": {"max_mib": 1},
         "ledger": {"url": f"sqlite:{folder / 'soak.db'}"},
         "telemetry": {"logs": {"file": str(folder / "calls.log")}},
@@ -79,18 +80,24 @@ def raw(path: str, body: bytes, *headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+def prompt(number: int) -> str:
+    """Return a prompt that no other number has, of a hundred words out of a thousand."""
+    drawn = random.Random(number)
+    return " ".join(f"{load.WORDS.split()[k % 14]}{k}" for k in drawn.choices(range(1000), k=100))
+
+
 def _chat(path: str, number: int, *, stream: bool, **fields: Any) -> bytes:
-    messages = [{"role": "user", "content": f"{load.WORDS} {number}"}]
+    messages = [{"role": "user", "content": prompt(number)}]
     body = {"model": "auto", "messages": messages, "stream": stream, **fields}
     return raw(path, json.dumps(body).encode())
 
 
 def _plain(number: int) -> Asked:
-    return load.request_bytes("auto", stream=False, number=number), True
+    return _chat(CHAT, number, stream=False), True
 
 
 def _streamed(number: int) -> Asked:
-    return load.request_bytes("auto", stream=True, number=number), True
+    return _chat(CHAT, number, stream=True), True
 
 
 def _repeated(number: int) -> Asked:
@@ -102,18 +109,18 @@ def _messages(number: int) -> Asked:
 
 
 def _responses(number: int) -> Asked:
-    body = {"model": "auto", "input": f"{load.WORDS} {number}", "stream": number % 2 == 0}
+    body = {"model": "auto", "input": prompt(number), "stream": number % 2 == 0}
     return raw("/v1/responses", json.dumps(body).encode()), True
 
 
 def _idempotent(number: int) -> Asked:
     """Every key twice, the second time with another prompt: a 422."""
-    data = json.dumps({"model": "auto", "messages": [{"role": "user", "content": f"{number}"}]})
+    data = json.dumps({"model": "auto", "messages": [{"role": "user", "content": prompt(number)}]})
     return raw(CHAT, data.encode(), f"idempotency-key: {number // 80}"), number % 80 < 40
 
 
 def _unknown(number: int) -> Asked:
-    return load.request_bytes("unknown", stream=False, number=number), False
+    return _chat(CHAT, number, stream=False, model="unknown"), False
 
 
 def _no_json(number: int) -> Asked:
@@ -121,22 +128,22 @@ def _no_json(number: int) -> Asked:
 
 
 def _broken(number: int) -> Asked:
-    return load.request_bytes("broken", stream=False, number=number), False
+    return _chat(CHAT, number, stream=False, model="broken"), False
 
 
 def _covered(number: int) -> Asked:
-    return load.request_bytes("broken-covered", stream=number % 80 < 40, number=number), True
+    return _chat(CHAT, number, stream=number % 80 < 40, model="broken-covered"), True
 
 
 def _cut(number: int) -> Asked:
     """The head of a stream with an error event at its end."""
-    return load.request_bytes("cut", stream=True, number=number), True
+    return _chat(CHAT, number, stream=True, model="cut"), True
 
 
 def _stalled(number: int) -> Asked:
     """Takes a second: few do, the others are cut where a fallback does not continue."""
     fault = "stall" if number % 400 == 39 else "cut-covered"
-    return load.request_bytes(fault, stream=True, number=number), True
+    return _chat(CHAT, number, stream=True, model=fault), True
 
 
 MIXTURE = (
@@ -153,7 +160,7 @@ def request(number: int) -> Asked:
 async def leave(port: int, number: int) -> None:
     """Ask for a stream and close the connection when it has begun."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(load.request_bytes("auto", stream=True, number=number))
+    writer.write(_chat(CHAT, number, stream=True))
     await reader.readexactly(_STREAMED)
     writer.transport.abort()
 

@@ -96,7 +96,8 @@ def test_an_upstream_is_kept_over_a_reload_where_nothing_of_it_changed(tmp_path:
         lasting.before = before
         after = build(ServeConfig(pool=write_pool(tmp_path, NEAR, changed)), lasting)
         await after.services.start()
-        await before.services.retire()
+        await before.services.until_idle()
+        await before.services.close()
         await after.services.close()
         return before, after
 

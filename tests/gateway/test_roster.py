@@ -71,3 +71,23 @@ def test_none_is_left_running_where_one_cannot_start() -> None:
         assert found["a"].events == ["start", "close"]
 
     asyncio.run(run())
+
+
+def test_what_is_being_closed_is_not_taken_for_running() -> None:
+    class Slow(Fake):
+        async def close(self) -> None:
+            await asyncio.sleep(0.01)
+            self.events.append("close")
+
+    async def run() -> None:
+        roster = Roster()
+        first = roster.build([A], Slow, setting="s")  # type: ignore[arg-type]
+        await roster.start(first)
+        second = roster.build([A], Slow, setting="s")  # type: ignore[arg-type]
+        await asyncio.gather(roster.stop(first), roster.start(second))
+        events = second["a"].events  # type: ignore[attr-defined]
+        assert events[-1] == "start"
+        await roster.stop(second)
+        assert events[-1] == "close"
+
+    asyncio.run(run())

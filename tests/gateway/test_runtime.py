@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from crossroads.core.errors import CrossroadsError
+from crossroads.gateway.app import Gateway
 from crossroads.gateway.config import read_config
+from crossroads.gateway.exchange import Exchange
 from crossroads.gateway.governance import KeyFile
 from crossroads.gateway.policies import CompiledPolicies
 from crossroads.gateway.runtime import Runtime
@@ -274,3 +276,59 @@ def test_a_gateway_without_a_ledger_says_so(tmp_path: Path, upstream: FakeUpstre
         for method, path, body in (("GET", "/v1/decisions/dec_1", None), ("POST", "/feedback", {})):
             status, _, found = call(url, method, path, body)
             assert (status, found["error"]["code"]) == (404, "no_ledger")
+
+
+def test_what_only_a_restart_can_change_stays_as_it_was_however_often_files_change(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    path = write(tmp_path, upstream, ledger=None)
+    with serving_runtime(runtime_of(path)) as url:
+        for weights in ({"usage": 1}, {"trickle-1": 1}):
+            # with a ledger from now on
+            write(tmp_path, upstream, policies={"auto": {"kind": "split", "weights": weights}})
+            (model,) = weights
+            until(lambda model=model: ask(url)[1]["x-crossroads-model"] == model)
+        judgement = {"decision_id": "dec_1", "score": 1}
+        status, _, found = call(url, "POST", "/v1/feedback", judgement)
+        assert (status, found["error"]["code"]) == (404, "no_ledger")
+
+
+@pytest.mark.parametrize("api", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_anthropics_clients_find_the_request_id_under_their_name(url: str, api: str) -> None:
+    for key in (KEYS["mine"], "wrong"):
+        _, headers, _ = call(url, "POST", api, [], authorization=f"Bearer {key}")
+        assert headers["request-id"].startswith("req_")
+
+
+def test_requests_refused_before_they_are_a_call_are_counted(url: str) -> None:
+    call(url, "GET", "/v1/models", authorization="Bearer wrong")
+    assert call(url, "POST", "/v1/chat/completions", [])[0] == 400
+    metrics = call(url, "GET", "/metrics")[2]
+    for status in (b"400", b"401"):
+        assert b'crossroads_refused_total{status="%b"} 1.0' % status in metrics
+
+
+def test_a_stream_that_the_end_of_the_server_cuts_short_does_not_look_whole(
+    tmp_path: Path, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[Any] = []
+    answer = Gateway._answer
+
+    async def answer_and_tell(self: Gateway, exchange: Exchange) -> None:
+        tasks.append((asyncio.get_running_loop(), asyncio.current_task()))
+        await answer(self, exchange)
+
+    monkeypatch.setattr(Gateway, "_answer", answer_and_tell)
+    with serving_runtime(runtime_of(write(tmp_path, upstream, ledger=None))) as url:
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+        body = json.dumps({"model": "trickle-1", "messages": HELLO, "stream": True})
+        given = {"authorization": f"Bearer {KEYS['mine']}"}
+        connection.request("POST", "/v1/chat/completions", body, given)
+        response = connection.getresponse()
+        response.readline()
+        loop, task = tasks[-1]
+        loop.call_soon_threadsafe(task.cancel)  # what a server does when it waits no longer
+        rest = response.read()
+        connection.close()
+    assert b"server_stopping" in rest
+    assert b"[DONE]" not in rest

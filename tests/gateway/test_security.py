@@ -337,12 +337,13 @@ def test_nothing_in_a_request_becomes_a_header_of_the_answer(
 def test_a_name_that_a_request_brings_along_stays_in_its_line(
     tmp_path: Path, upstream: FakeUpstream
 ) -> None:
+    own = preferring(**{HOSTILE: "usage"})
+    own.append({"name": "trips", "description": "hotels and flights", "model": "ok"})
     with gateway(tmp_path, upstream, policies={"auto": PREFER}) as url:
-        status, headers, _ = ask(url, routing_preferences=preferring(**{HOSTILE: "ok"}))
-    assert status in (200, 400)
+        status, headers, _ = ask(url, routing_preferences=own)
+    assert status == 200
     assert "set-cookie" not in headers
-    if status == 200:
-        assert "evil" in headers["x-crossroads-reason"]
+    assert "evil" in headers["x-crossroads-reason"] + headers["x-crossroads-policy"]
 
 
 class Trap:

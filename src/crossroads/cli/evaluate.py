@@ -81,14 +81,14 @@ def command(
     from crossroads.gateway.evaluation import off_policy
     from crossroads.gateway.evaluation.page import write_page
     from crossroads.gateway.evaluation.source import parse_since, read_log
-    from crossroads.gateway.ledger.urls import redacted
+    from crossroads.gateway.redaction import safe_url
 
     candidate = _candidate(router, rule, policy)
     log = read_log(
         ledger, since=parse_since(since), reward=reward, policy=logged_policy, judge=judge
     )
     found = off_policy(log, candidate, reward_model=reward_model, level=level, seed=seed)
-    page = None if out is None else write_page(found, out, source=redacted(ledger))
+    page = None if out is None else write_page(found, out, source=safe_url(ledger))
     if as_json:
         click.echo(json.dumps(found.to_dict()))
         return

@@ -27,12 +27,17 @@ class Gateway:
     ----------
     services : what a request needs; replaced as a whole by ``swap``
     once : answers of repeated ``Idempotency-Key``; None to ignore the header
+
+    Attributes
+    ----------
+    num_refused : requests by status that were refused before they became a call
     """
 
     def __init__(self, services: Services, *, once: Once | None = None) -> None:
         self._services = services
         self._once = once
         self._endpoints = Endpoints()
+        self.num_refused: dict[int, int] = {}
 
     @property
     def services(self) -> Services:
@@ -65,6 +70,8 @@ class Gateway:
         services = self._services
         services.enter()
         path = short_path(exchange.path)
+        if path.startswith("/messages") or b"anthropic-version" in exchange.headers:
+            exchange.id_header = b"request-id"  # Anthropic's name for it
         surface = services.surfaces.get(path)
         try:
             if surface is not None and exchange.method == "POST":
@@ -74,6 +81,7 @@ class Gateway:
         except ClientGoneError:
             pass
         except ApiError as error:
+            self.num_refused[error.status] = self.num_refused.get(error.status, 0) + 1
             await _refuse(services, exchange, path, error)
         except Exception:
             # Whatever goes wrong with one request, the next ones are served.
@@ -89,8 +97,6 @@ class Gateway:
         body = await exchange.read_body(services.body_limit)
         call = surface.parse(body, client=client, headers=exchange.headers)
         call.phases.started = started
-        if call.dialect == "messages":
-            exchange.id_header = b"request-id"  # Anthropic's name for it
         call.request_id = exchange.request_id.decode()
         run = Run(services, exchange, surface, call)
         if self._once is None or b"idempotency-key" not in exchange.headers:

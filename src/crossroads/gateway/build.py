@@ -78,8 +78,6 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
         contexts={card.name: card.context for card in pool if card.context is not None},
     )
     before = lasting.before
-    if before is not None:
-        engine.adopt(before.engine)
     prices = PriceBook(pool, config.governance.prices_file)
     if config.baseline is not None and config.baseline not in pool.names:
         raise unknown_name("baseline", config.baseline, pool.names)

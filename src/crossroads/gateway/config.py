@@ -238,6 +238,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"config {str(path)!r}: no such file")
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"config {path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
         raise InputError(f"config {path}: not valid YAML: {problem}") from error

@@ -97,6 +97,10 @@ JUDGED = "judge"
 """Code of an attempt in which a model only judged the answer of another."""
 
 
+CANCELLED = "cancelled"
+"""Code of an attempt that was given up: a hedge that lost, or one whose client left."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """One try at one model. ``status`` is 200 for an answer, 0 while it runs or was given up."""
@@ -140,7 +144,8 @@ class Tally:
         """Models given up before the one that answers."""
         if len(self.attempts) <= 1:
             return 0
-        return len({tried.model for tried in self.attempts if tried.code != JUDGED}) - 1
+        told = {tried.model for tried in self.attempts if tried.code not in (JUDGED, CANCELLED)}
+        return max(0, len(told) - 1)
 
 
 class Engine(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import orjson
@@ -11,6 +12,7 @@ from crossroads.prompts.experts.base import ExpertError
 
 Headers = list[tuple[bytes, bytes]]
 
+_LONGEST_WAIT_S = 86_400  # that a client is told to wait
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -62,7 +64,8 @@ def from_expert(error: ExpertError) -> ApiError:
     """Return what the gateway's client is told when an expert fails."""
     headers: Headers = []
     if error.retry_after is not None:
-        headers.append((b"retry-after", f"{error.retry_after:g}".encode()))
+        seconds = math.ceil(min(max(error.retry_after, 0.0), _LONGEST_WAIT_S))
+        headers.append((b"retry-after", b"%d" % seconds))
     return ApiError(
         str(error),
         status=error.status,
@@ -77,3 +80,8 @@ def internal_error() -> ApiError:
     """Return what a client is told of a defect of ours; nothing that a defect says is passed on."""
     failure = "The server failed on this request; its log says why."
     return ApiError(failure, status=500, code="internal_error")
+
+
+def stopping() -> ApiError:
+    """Return what a client is told whose answer the end of the server cuts short."""
+    return ApiError("The server stops; ask again.", status=503, code="server_stopping")

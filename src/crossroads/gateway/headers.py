@@ -19,9 +19,9 @@ def choice_headers(call: Call, choice: Choice) -> Headers:
     decision = choice.decision
     values = [
         (b"x-crossroads-decision-id", call.id.encode()),
-        (b"x-crossroads-model", _one_line(choice.model)),
-        (b"x-crossroads-policy", _one_line(_policy(choice))),
-        (b"x-crossroads-reason", _one_line(choice.reason)),
+        (b"x-crossroads-model", one_line(choice.model)),
+        (b"x-crossroads-policy", one_line(_policy(choice))),
+        (b"x-crossroads-reason", one_line(choice.reason)),
     ]
     if choice.propensity != 1.0:
         values.append((b"x-crossroads-propensity", b"%.6f" % choice.propensity))
@@ -37,7 +37,7 @@ def choice_headers(call: Call, choice: Choice) -> Headers:
             values.append((b"x-crossroads-predicted-cost-usd", cost))
     if choice.labels:
         labels = ", ".join(f"{name}={value}" for name, value in choice.labels.items())
-        values.append((b"x-crossroads-labels", _one_line(labels)))
+        values.append((b"x-crossroads-labels", one_line(labels)))
     return values
 
 
@@ -48,7 +48,7 @@ def answer_headers(call: Call, tally: Tally, cost_usd: float | None) -> Headers:
         values.append((b"x-crossroads-fallbacks", b"%d" % tally.num_fallbacks))
     if tally.verdict is not None:
         accepted = "accepted" if tally.verdict.get("accepted") else "escalated"
-        verdict = _one_line(f"{accepted}: {tally.verdict.get('reason', '')}")
+        verdict = one_line(f"{accepted}: {tally.verdict.get('reason', '')}")
         values.append((b"x-crossroads-verdict", verdict))
     if cost_usd is not None:
         values.append((b"x-crossroads-cost-usd", _plain(cost_usd)))
@@ -59,7 +59,7 @@ def cache_headers(call: Call, kept: Kept) -> Headers:
     """Return the headers of an answer from a cache."""
     return [
         (b"x-crossroads-decision-id", call.id.encode()),
-        (b"x-crossroads-model", _one_line(kept.model)),
+        (b"x-crossroads-model", one_line(kept.model)),
         (b"x-crossroads-cache", kept.kind.encode()),
         (b"x-crossroads-similarity", b"%.4f" % kept.similarity),
         (b"age", b"%d" % kept.age_s),
@@ -101,7 +101,7 @@ def _plain(value: float) -> bytes:
     return (b"%.12f" % value).rstrip(b"0").rstrip(b".")
 
 
-def _one_line(text: str) -> bytes:
+def one_line(text: str) -> bytes:
     """Return text that is safe in a header: printable ASCII on one line."""
     if text.isascii() and text.isprintable():
         return text[:_LONGEST].encode()

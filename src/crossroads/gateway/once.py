@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import AsyncExitStack
+
 from crossroads.gateway.call import Call
-from crossroads.gateway.engine.idempotency import Idempotency, Response, digest_of
+from crossroads.gateway.engine.idempotency import Idempotency, Response, Slot, digest_of
+from crossroads.gateway.errors import ApiError
 from crossroads.gateway.exchange import Exchange
 from crossroads.gateway.pipeline import Run
 
 _REPLAYED = (b"x-crossroads-replayed", b"true")
 _OWN = frozenset({b"content-length"})  # of a response; the transport writes them anew
+_MOST_WAITING = 8  # requests of one key; they pass no limit while they wait
 
 
 class Once:
@@ -21,12 +26,15 @@ class Once:
 
     def __init__(self, kept: Idempotency) -> None:
         self._kept = kept
+        self._waiting: Counter[tuple[str, str]] = Counter()
 
     async def answer(self, exchange: Exchange, call: Call, body: bytes, run: Run) -> None:
-        """Run the call, or repeat the answer it had. Raises ApiError 400, 409, 422."""
-        key = exchange.headers[b"idempotency-key"].decode("latin-1")
-        digest = digest_of(call.dialect, body)
-        async with self._kept.enter(call.client.key_id, key, digest) as slot:
+        """Run the call, or repeat the answer it had.
+
+        Raises ApiError 400, 409, 422, and ClientGoneError while it waits for the first request.
+        """
+        async with AsyncExitStack() as stack:
+            slot = await self._enter(stack, exchange, call, body)
             if slot.earlier is not None:
                 await _repeat(exchange, slot.earlier)
                 return
@@ -35,6 +43,29 @@ class Once:
             await run.answer()
             if run.is_whole:
                 slot.keep(exchange.status, exchange.sent_headers, b"".join(parts))
+
+    async def _enter(
+        self, stack: AsyncExitStack, exchange: Exchange, call: Call, body: bytes
+    ) -> Slot:
+        """Wait for the first request with this key, if there is one."""
+        key = exchange.headers[b"idempotency-key"].decode("latin-1")
+        name = (call.client.key_id, key)
+        if self._waiting[name] >= _MOST_WAITING:
+            raise ApiError(
+                f"{_MOST_WAITING} requests with this Idempotency-Key wait already.",
+                status=409,
+                code="idempotency_key_in_use",
+                headers=[(b"retry-after", b"1")],
+            )
+        self._waiting[name] += 1
+        try:
+            with exchange.watch():
+                digest = digest_of(call.dialect, body)
+                return await stack.enter_async_context(self._kept.enter(*name, digest))
+        finally:
+            self._waiting[name] -= 1
+            if not self._waiting[name]:
+                del self._waiting[name]
 
 
 async def _repeat(exchange: Exchange, earlier: Response) -> None:

@@ -14,9 +14,10 @@ from contextlib import aclosing
 
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Choice, Grant, Kept, Record, Surface, Tally, Usage
-from crossroads.gateway.errors import ApiError, Headers, from_expert, internal_error
+from crossroads.gateway.engine.answers import read_answer
+from crossroads.gateway.errors import ApiError, Headers, from_expert, internal_error, stopping
 from crossroads.gateway.exchange import ClientGoneError, Exchange
-from crossroads.gateway.headers import answer_headers, cache_headers, choice_headers
+from crossroads.gateway.headers import answer_headers, cache_headers, choice_headers, one_line
 from crossroads.gateway.services import Services
 from crossroads.prompts.experts.base import ExpertError, chunks_of
 
@@ -66,10 +67,11 @@ class Run:
             await self._fail(error)
         except ExpertError as error:
             await self._fail(from_expert(error))
-        except (ClientGoneError, asyncio.CancelledError) as error:
+        except ClientGoneError:
             self._status, self._error = GONE, "client_gone"
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except asyncio.CancelledError:  # at the end of the drain
+            self._status, self._error = 503, "server_stopping"
+            raise
         except BaseException:
             self._status, self._error = 500, "internal_error"
             raise
@@ -81,11 +83,11 @@ class Run:
         phases = call.phases
         clock = time.perf_counter
         began = clock()
+        if services.prepare is not None and call.dialect == "responses":
+            await services.prepare(call)  # first: limits go by the whole conversation
         self._grant = grant = await services.governor.admit(call)
         phases.queue += clock() - began
         self._exchange.more_headers = limits = grant.headers()
-        if services.prepare is not None and call.dialect == "responses":
-            await services.prepare(call)
         if services.cache is not None:
             self._kept = await services.cache.get(call)
             if self._kept is not None:
@@ -127,6 +129,10 @@ class Run:
                 self._error = error.code or "upstream_error"
                 await exchange.end(writer.fail(from_expert(error)))
                 return
+            except asyncio.CancelledError:
+                if not exchange.is_gone:  # the server stops, and has waited long enough
+                    await exchange.end(writer.fail(stopping()))
+                raise
             except Exception:
                 # The client is told; the application logs what it was.
                 await exchange.end(writer.fail(internal_error()))
@@ -160,7 +166,7 @@ class Run:
         if choice is not None and choice.model != model:
             name = b"x-crossroads-model"
             headers: Headers = [pair for pair in self._exchange.more_headers if pair[0] != name]
-            self._exchange.more_headers = [*headers, (name, model.encode("ascii", "replace"))]
+            self._exchange.more_headers = [*headers, (name, one_line(model))]
 
     def _most(self, choice: Choice) -> float:
         """Return what the call may cost, whoever of those chosen answers; in USD."""
@@ -253,13 +259,10 @@ class Run:
 
     def _saved(self, kept: Kept) -> float:
         """Return what the answer of a cache would have cost."""
-        usage = kept.answer.get("usage")
-        if not isinstance(usage, dict):
+        found = read_answer(kept.dialect, kept.answer)
+        if found is None or found.usage is None:
             return 0.0
-        tokens = Usage(
-            int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        )
-        return self._services.prices.cost(kept.model, tokens)
+        return self._services.prices.cost(kept.model, found.usage)
 
     def _keep_content(self, record: Record) -> None:
         """Keep texts where the user asked for it, and always a mark that tells prompts apart."""

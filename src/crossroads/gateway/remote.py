@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 from crossroads.core.errors import InputError, MissingExtraError, UnavailableError
+from crossroads.gateway.redaction import safe_url
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+
+__all__ = ["SCHEMES", "connect_redis", "failures", "ping_redis", "safe_url", "unavailable"]
 
 SCHEMES = ("redis", "rediss", "unix")
 
@@ -30,7 +32,7 @@ def connect_redis(
 
     Raises InputError for another URL, MissingExtraError without the ``redis`` extra.
     """
-    if urlsplit(url).scheme not in SCHEMES:
+    if url.partition("://")[0] not in SCHEMES:
         raise InputError(
             f"store {safe_url(url)!r}: expected redis://host:port, rediss://host:port or "
             "unix:///path/to/socket"
@@ -48,9 +50,23 @@ def connect_redis(
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),
         )
-    except ValueError as error:
-        raise InputError(f"store {safe_url(url)!r}: {error}; correct the URL") from error
+    except ValueError:
+        # What the library says quotes parts of the URL, which may be parts of the password.
+        raise InputError(
+            f"store {safe_url(url)!r}: not a URL; write / # ? and @ of a password as %2F %23 %3F %40"
+        ) from None
     return client
+
+
+async def ping_redis(url: str) -> None:
+    """Ask whether a server is there. Raises UnavailableError, and what ``connect_redis`` does."""
+    client = connect_redis(url)
+    try:
+        await client.ping()
+    except failures() as error:
+        raise unavailable(url, error) from error
+    finally:
+        await client.aclose()
 
 
 def failures() -> tuple[type[Exception], ...]:
@@ -66,17 +82,3 @@ def unavailable(url: str, error: Exception) -> UnavailableError:
     return UnavailableError(
         f"Redis at {safe_url(url)}: {reason}; start it, or correct the URL in the configuration"
     )
-
-
-def safe_url(url: str) -> str:
-    """Return the URL without its password, for messages and logs.
-
-    >>> safe_url("redis://me:secret@host:6379/0")
-    'redis://me:***@host:6379/0'
-    """
-    parts = urlsplit(url)
-    login, at, host = parts.netloc.rpartition("@")
-    if not at:
-        return urlunsplit(parts._replace(query=""))
-    user = login.partition(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}", query=""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
 from crossroads.gateway.contracts import Upstream
@@ -14,6 +15,7 @@ class Roster:
     def __init__(self) -> None:
         self._known: dict[str, Upstream] = {}
         self._users: dict[Upstream, int] = {}
+        self._changing = asyncio.Lock()  # what one closes another must not take for running
 
     def build(
         self, cards: Iterable[ModelCard], make: Callable[[ModelCard], Upstream], *, setting: str
@@ -34,6 +36,15 @@ class Roster:
 
     async def start(self, upstreams: Mapping[str, Upstream]) -> None:
         """Use these from now on; none is where one of them cannot start. Raises CrossroadsError."""
+        async with self._changing:
+            await self._start(upstreams)
+
+    async def stop(self, upstreams: Mapping[str, Upstream]) -> None:
+        """Use these no longer. Those that were never started are left alone."""
+        async with self._changing:
+            await self._stop(upstreams)
+
+    async def _start(self, upstreams: Mapping[str, Upstream]) -> None:
         begun: dict[str, Upstream] = {}
         try:
             for name, upstream in upstreams.items():
@@ -43,11 +54,10 @@ class Roster:
                 self._users[upstream] += 1
                 begun[name] = upstream
         except BaseException:
-            await self.stop(begun)
+            await self._stop(begun)
             raise
 
-    async def stop(self, upstreams: Mapping[str, Upstream]) -> None:
-        """Use these no longer. Those that were never started are left alone."""
+    async def _stop(self, upstreams: Mapping[str, Upstream]) -> None:
         for upstream in upstreams.values():
             if upstream not in self._users:
                 continue

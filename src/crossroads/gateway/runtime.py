@@ -76,7 +76,7 @@ class Runtime:
         admin_socket: socket.socket | None = None,
         url: str = "",
     ) -> None:
-        self.config = config
+        self.config = self._first = config
         self.path = None if path is None else Path(path)
         self._read = read
         self.telemetry = GatewayTelemetry(
@@ -113,6 +113,7 @@ class Runtime:
         self.telemetry.watch(engine_source(self._upstreams))
         self.telemetry.watch(health_source(self.health))
         self.telemetry.watch(self._ledger_readings)
+        self.telemetry.watch(self._refusals)
         await self.telemetry.start()
         closing.push_async_callback(self.telemetry.close)
         await self.built.governor.start()
@@ -161,9 +162,12 @@ class Runtime:
         Returns ``changed`` and ``message``. A configuration that is wrong changes nothing: raises
         CrossroadsError, which ``health`` shows until a reload succeeds.
         """
+        first = self._first
         async with self._reloading:
             try:
                 config = self.config if self._read is None else await asyncio.to_thread(self._read)
+                fixed = [name for name in _FIXED if getattr(config, name) != getattr(first, name)]
+                config = config.model_copy(update={n: getattr(first, n) for n in fixed})
                 self._lasting.before = self.built
                 built = await asyncio.to_thread(build, config, self._lasting)
                 await self._take(built)
@@ -177,7 +181,6 @@ class Runtime:
                 raise UnavailableError(f"not reloaded: {self._problem}") from error
             self._problem = ""
             self._reloaded_at = time.time()
-            fixed = [name for name in _FIXED if getattr(config, name) != getattr(self.config, name)]
             self.config = config
             message = "the configuration was reloaded"
             if fixed:
@@ -208,6 +211,10 @@ class Runtime:
         broken = [n for n, facts in self._upstreams().items() if facts["state"] != "closed"]
         return {"status": "degraded" if broken else "ok", "broken": broken}
 
+    def _refusals(self) -> list[Reading]:
+        refused = self.gateway.num_refused
+        return [Reading("crossroads_refused", n, (str(status),)) for status, n in refused.items()]
+
     def _ledger_readings(self) -> list[Reading]:
         if self.ledger is None:
             return []
@@ -230,6 +237,7 @@ class Runtime:
         except BaseException:
             await built.services.close()
             raise
+        built.engine.adopt(before.engine)
         built.policies.adopt(before.policies)
         self._equip(built)
         self.built = built
@@ -238,10 +246,13 @@ class Runtime:
         self._tasks.append(asyncio.create_task(self._retire(before)))
 
     async def _retire(self, before: Built) -> None:
-        await before.services.retire()
-        if before.cache is not None and before.cache is not self.built.cache:
-            await before.cache.close()
-        await before.governor.close()
+        try:
+            await before.services.until_idle()
+        finally:  # also at the end of the server, which waits no longer
+            await before.services.close()
+            if before.cache is not None and before.cache is not self.built.cache:
+                await before.cache.close()
+            await before.governor.close()
 
     def _equip(self, built: Built) -> None:
         """Give a snapshot what its endpoints need of this process."""

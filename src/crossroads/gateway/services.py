@@ -111,12 +111,11 @@ class Services:
         if self._is_retired and self._num_running == 0:
             self._idle.set()
 
-    async def retire(self) -> None:
-        """Close when the last request is over. No new one may enter."""
+    async def until_idle(self) -> None:
+        """Return when the last request is over. No new one may enter."""
         self._is_retired = True
         if self._num_running:
             await self._idle.wait()
-        await self.close()
 
     async def close(self) -> None:
         for close in self.closers:

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown fields are errors, values never change."""
+    """A part of the configuration: unknown fields are errors, values never change.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Errors show no values: some are secrets.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)

@@ -50,10 +50,10 @@ class PromptReader:
     def fit(self, data: TrainingSet) -> PromptView:
         """Learn from the training prompts and return their view."""
         embeddings = data.embeddings.astype(np.float64)
-        self._mean = embeddings.mean(axis=0)
+        self._mean: Float64 = embeddings.mean(axis=0)
         centred = embeddings - self._mean
         _, axes = np.linalg.eigh(centred.T @ centred)
-        self._axes = np.ascontiguousarray(axes[:, ::-1][:, :_MOST_AXES])
+        self._axes: Float64 = np.ascontiguousarray(axes[:, ::-1][:, :_MOST_AXES])
         self._style_mean, self._style_scale = np.zeros(NUM_STYLES), np.zeros(NUM_STYLES)
         wording = None
         if data.texts is not None:

@@ -24,8 +24,8 @@ def unit(seed: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 def find(ring: Ring, group: bytes, seed: int) -> tuple[bytes, float] | None:
     near = ring.nearest(ring.rows_of(group), unit(seed))
-    value = None if near is None else ring.value(near, group)
-    return None if near is None or value is None else (value, near.similarity)
+    value = ring.value(near[0], group) if near else None
+    return None if value is None else (value, near[0].similarity)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 30)), max_size=40), st.integers(1, 12))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 from hypothesis import given
@@ -78,3 +79,16 @@ def test_the_store_keeps_within_its_bounds_and_never_mixes_owners(given_actions:
             now[0] += number
         assert store.num_bytes <= 400
         assert store.num_bytes == sum(len(raw) for _, raw in store._entries.values())
+
+
+def test_what_is_kept_takes_little_more_memory_than_is_counted() -> None:
+    store = MemoryStore(max_bytes=1 << 24, ttl_s=60)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(500):
+            store.put("a", Stored({"id": f"resp_{number}", "text": "x" * 800}, []))
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert taken < 2 * store.num_bytes

@@ -15,6 +15,7 @@ from crossroads.gateway.evaluation import (
     Split,
     Uniform,
     build_log,
+    off_policy,
 )
 from crossroads.gateway.evaluation.candidates import choice_probability
 from crossroads.prompts.decide import BudgetRule
@@ -97,3 +98,10 @@ def test_a_fitted_router_decides_by_kept_embeddings(router: Path) -> None:
 def test_a_router_needs_text_or_embeddings(router: Path) -> None:
     with pytest.raises(InputError, match="neither the text nor the embedding"):
         RouterCandidate.load(router).target(log())
+
+
+def test_calls_without_logged_estimates_are_left_out_and_counted() -> None:
+    of = build_log([record("d1"), record("d2", scores={}), record("d3")], None)
+    found = off_policy(of, LoggedScores("argmax"), draws=0)
+    assert found.num_calls == 2
+    assert found.dropped == {"without logged estimates": 1}

@@ -79,15 +79,28 @@ def test_nothing_to_learn_from_is_said_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("propensity", [0.0, -0.1, 1.5, float("nan")])
-def test_a_propensity_outside_its_range_is_refused(propensity: float) -> None:
-    with pytest.raises(InputError, match="d1 has propensity"):
-        build_log([record("d1", propensity=propensity)], None)
+def test_a_row_with_a_propensity_outside_its_range_is_left_out(propensity: float) -> None:
+    log = build_log([record("d1", propensity=propensity), record("d2")], None)
+    assert log.decision_id.tolist() == ["d2"]
+    assert log.dropped == {"with a propensity outside (0, 1]": 1}
+    assert log.num_calls == {"small": 1}
 
 
-def test_probabilities_that_contradict_the_propensity_are_refused() -> None:
-    wrong = {**EXPLORED, "propensity": 0.9}
-    with pytest.raises(InputError, match="contradict"):
-        build_log([record("d1", **wrong)], None)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"propensity": 0.9},
+        {"probabilities": {"small": 0.5, "large": 0.1}},
+        {"probabilities": {"small": 1.0}, "propensity": 1e-5},
+        {"probabilities": {"small": 1.1, "large": -0.1}},
+        {"probabilities": {"small": None, "large": 0.1}},
+    ],
+    ids=["contradicts", "sum", "lacks the chosen", "negative", "no number"],
+)
+def test_a_row_whose_probabilities_cannot_be_is_left_out(wrong: Any) -> None:
+    log = build_log([record("d1", **{**EXPLORED, **wrong}), record("d2", **EXPLORED)], None)
+    assert log.decision_id.tolist() == ["d2"]
+    assert log.dropped == {"with probabilities that do not add up": 1}
 
 
 def test_embeddings_are_used_only_where_every_call_has_one() -> None:

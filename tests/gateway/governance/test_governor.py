@@ -252,17 +252,35 @@ def test_a_refused_request_counts_against_nothing() -> None:
     assert left == {("requests", 5), ("tokens", 100), ("parallel", 5)}
 
 
-def test_a_released_call_counts_against_nothing() -> None:
+def test_a_call_that_failed_is_a_request_all_the_same_and_gives_the_rest_back() -> None:
     governor = governor_of(
-        limits={"requests_per_minute": 5, "tokens_per_minute": 500, "parallel": 5},
+        limits={"requests_per_day": 5, "tokens_per_day": 500, "parallel": 5},
         budgets=[{"usd": 1.0}],
     )
     grant = run(granted(governor))
     run(grant.reserve(0.5))
     grant.release()
     row = governor.describe()["keys"][0]
-    assert {limit["left"] for limit in row["limits"]} == {5, 500}
+    left = {limit["kind"]: limit["left"] for limit in row["limits"]}
+    assert left == {"requests": 4, "tokens": 500, "parallel": 5}
     assert (row["budgets"][0]["spent_usd"], row["budgets"][0]["reserved_usd"]) == (0, 0)
+
+
+def test_calls_that_all_fail_meet_the_limit_of_requests() -> None:
+    governor = governor_of(limits={"requests_per_day": 2})
+    for _ in range(2):
+        run(granted(governor)).release()
+    assert refusal(governor).code == "rate_limit_exceeded"
+
+
+def test_answers_that_cost_nothing_are_told_to_the_pace() -> None:
+    governor = governor_of(budgets=[{"usd": 1.0, "pace": True}])
+    for usd in (0.0, 0.1, 0.0):
+        run(granted(governor)).settle(Usage(1, 1), usd)
+    run(granted(governor)).release()
+    (budget,) = governor._holders.budgets
+    assert budget.pacer is not None
+    assert (budget.pacer.num_free, budget.meter.total_calls) == (2, 1)
 
 
 @pytest.mark.parametrize("jump", [-(10**8), 10**8])

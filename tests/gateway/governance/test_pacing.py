@@ -59,6 +59,87 @@ def test_a_budget_that_is_never_short_costs_nothing(first_price: float | None) -
     assert pacer.price == 0.0
 
 
+def free_or_paid(
+    pacer: Pacer, usd: float, *, seed: int = 0, burst: int = 1, days: int = 3
+) -> tuple[list[float], list[float]]:
+    """Return each day's spend and spend before 21:36, in shares of the budget.
+
+    A call every ten seconds, and ``burst`` of them from 8:20 to 8:30; a model that is better by 0
+    to 0.4 costs 0.01 USD, the other one nothing.
+    """
+    rng = np.random.default_rng(seed)
+    whole, most = [], []
+    for day in range(days):
+        start, end = START + day * DAY, END + day * DAY
+        spent, num, early = 0.0, 0, 0.0
+        for at in np.arange(start, end, 10.0):
+            for _ in range(burst if 30_000 <= at - start < 30_600 else 1):
+                if rng.uniform(0, 0.4) > pacer.price * 0.01 and spent + 0.01 <= usd:
+                    spent, num = spent + 0.01, num + 1
+                else:
+                    pacer.num_free += 1
+            if pacer.is_due(start, end, at):
+                pacer.step(start, end, at, spent_usd=spent, calls=num)
+            early = spent if at - start < 0.9 * DAY else early
+        whole.append(spent / usd)
+        most.append(early / usd)
+    return whole, most
+
+
+@pytest.mark.parametrize("first_price", [None, 1e4])
+@pytest.mark.parametrize("burst", [1, 50])
+def test_beside_a_free_model_the_money_is_spent_and_lasts(
+    first_price: float | None, burst: int
+) -> None:
+    whole, early = free_or_paid(Pacer(10.0, first_price=first_price), 10.0, burst=burst)
+    assert all(0.95 < share <= 1.001 for share in whole), whole
+    assert all(0.8 < share < 0.97 for share in early[1:]), early
+
+
+def test_a_price_above_every_gap_comes_down_while_all_goes_to_the_free_model() -> None:
+    pacer = Pacer(10.0, first_price=1e4)
+    pacer.step(START, END, START, spent_usd=0.0, calls=0)
+    for at in (600.0, 1200.0, 1800.0):
+        before = pacer.price
+        pacer.num_free = 60
+        pacer.step(START, END, START + at, spent_usd=0.0, calls=0)
+        assert pacer.price < 0.85 * before
+        assert pacer.num_free == 0
+
+
+def test_where_nobody_asked_the_price_stays() -> None:
+    pacer = Pacer(10.0, first_price=50.0)
+    for at in (0.0, 600.0, 40_000.0):
+        pacer.step(START, END, START + at, spent_usd=0.0, calls=0)
+    assert pacer.price == 50.0
+
+
+def test_a_step_is_put_off_until_two_calls_could_be_paid() -> None:
+    pacer = Pacer(10.0, first_price=50.0)
+    pacer.adopt(PaceState(price=50.0, at=START, start=START, mean_usd=0.1))
+    pacer.num_free = 30
+    before = pacer.state
+    pacer.step(START, END, START + 600, spent_usd=0.0, calls=0)
+    assert pacer.state is before
+    pacer.step(START, END, START + 1_800, spent_usd=0.0, calls=0)
+    assert pacer.price < 50.0
+
+
+def test_what_a_burst_spent_too_much_is_made_up_for_before_the_price_falls() -> None:
+    pacer = Pacer(10.0, first_price=50.0)
+    pacer.adopt(PaceState(price=50.0, at=START, start=START, mean_usd=0.001))
+    pacer.step(START, END, START + 600, spent_usd=0.5, calls=500)
+    high = pacer.price
+    assert high > 50.0
+    pacer.num_free = 500
+    pacer.step(START, END, START + 1_200, spent_usd=0.5, calls=500)
+    assert pacer.price == high
+    for at in range(1_800, 10_000, 600):
+        pacer.num_free = 500
+        pacer.step(START, END, START + at, spent_usd=0.5, calls=500)
+    assert pacer.price < high
+
+
 def test_a_pace_goes_on_where_another_left_off() -> None:
     at, _, cost = calls(1)
     whole, first = Pacer(BUDGET / 10), Pacer(BUDGET / 10)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crossroads.core.errors import InputError, UsageError
-from crossroads.gateway.contracts import Record
+from crossroads.gateway.contracts import JUDGED, Record
 from crossroads.gateway.ledger.export import read_calls, write_calls, write_outcome_table
 from crossroads.gateway.ledger.feedback import Feedback
 from crossroads.prompts.readers import read_outcomes
@@ -103,3 +103,13 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, suffix: str) -> Non
     path.write_text('{"prompt_id": 1}\n')
     with pytest.raises(InputError, match="not a file of calls"):
         read_calls(path)
+
+
+def test_a_judge_of_a_cascade_is_no_second_try(tmp_path: Path) -> None:
+    attempts = [("small", 200, "", 0.2), ("large", 200, JUDGED, 0.0)]
+    rows = [record("dec_1", prompt="x", attempts=attempts, cost_usd=0.5)]
+    path = tmp_path / "o.jsonl"
+    write_outcome_table(rows, {"dec_1": 1.0}, path)
+    table = read_outcomes(path)
+    assert table.cost is not None
+    np.testing.assert_allclose(table.cost, [[0.5]])

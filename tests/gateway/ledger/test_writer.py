@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -199,6 +201,88 @@ def test_a_database_that_hangs_does_not_lose_what_comes_meanwhile(tmp_path: Path
     ledger.close()
     assert len(read_ids(tmp_path)) == 95
     assert ledger.health()["lost"] == 0
+
+
+def test_a_journal_that_is_removed_during_an_outage_loses_no_row(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    folder = tmp_path / "journals"
+    ledger = SqlLedger(settings(tmp_path, flush_ms=5, queue=100, journal=folder), store)
+    ledger.start()
+    store.is_full = True
+    for n in range(20):
+        ledger.append(record(f"dec_{n}"))
+    wait_until(lambda: ledger.health()["journalled"] == 20)
+    shutil.rmtree(folder)
+    folder.write_text("no folder can be here")
+    for n in range(20, 110):
+        ledger.append(record(f"dec_{n}"))
+    wait_until(lambda: ledger.health()["journal_error"] is not None)
+    assert ledger._guard.is_alive()
+    assert ledger.health()["lost"] == 0
+    folder.unlink()
+    wait_until(lambda: ledger.health()["journalled"] == 110)
+    assert ledger.health()["journal_error"] is None
+    shutil.rmtree(folder)  # and nothing is appended before the database is back
+    store.is_full = False
+    wait_until(lambda: ledger.health()["state"] == "ok")
+    ledger.close()
+    assert len(read_ids(tmp_path)) == 110
+
+
+def test_a_journal_that_cannot_be_read_keeps_no_row_from_the_database(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    folder = tmp_path / "journals"
+    ledger = SqlLedger(settings(tmp_path, flush_ms=5, journal=folder), store)
+    ledger.start()
+    store.is_full = True
+    ledger.append(record("dec_journalled"))
+    wait_until(lambda: ledger.health()["journalled"] == 1)
+    shutil.rmtree(folder)
+    folder.write_text("no folder can be here")
+    store.is_full = False
+    wait_until(lambda: ledger.health()["journal_error"] is not None)
+    ledger.append(record("dec_direct"))
+    wait_until(lambda: ledger.health()["written"] == 1)
+    assert (ledger.health()["error"], ledger.health()["state"]) == (None, "degraded")
+    folder.unlink()
+    wait_until(lambda: ledger.health()["state"] == "ok")
+    ledger.close()
+    assert read_ids(tmp_path) == {"dec_direct", "dec_journalled"}
+
+
+def test_what_a_hanging_database_holds_up_at_the_end_is_journalled(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    ledger = SqlLedger(settings(tmp_path, flush_ms=5, batch=10), store)
+    ledger.start()
+    go_on = threading.Event()
+
+    def hold() -> None:
+        go_on.wait(30)
+
+    store.hold = hold
+    for n in range(30):
+        ledger.append(record(f"dec_{n}"))
+    wait_until(lambda: ledger.health()["queued"] == 20)
+    ledger.close(timeout_s=0.05)
+    assert (ledger.health()["spilled"], ledger.health()["lost"]) == (30, 0)
+    go_on.set()
+    ledger._thread.join()
+    open_ledger(settings(tmp_path)).close()
+    assert len(read_ids(tmp_path)) == 30
+
+
+def test_what_neither_database_nor_journal_takes_at_the_end_is_counted(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    folder = tmp_path / "journals"
+    folder.write_text("no folder can be here")
+    ledger = SqlLedger(settings(tmp_path, flush_ms=5, journal=folder), store)
+    ledger.start()
+    store.is_full = True
+    for n in range(7):
+        ledger.append(record(f"dec_{n}"))
+    ledger.close()
+    ledger.close()
+    assert ledger.health()["lost"] == 7
 
 
 def test_the_journal_of_a_process_that_died_is_adopted_by_the_next(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from crossroads.gateway.call import Body
+from crossroads.gateway.call import Body, Client
 from crossroads.gateway.contracts import ExpertError
 from crossroads.gateway.policies.checks import (
     JudgeCheck,
@@ -13,9 +13,12 @@ from crossroads.gateway.policies.checks import (
     RulesCheck,
     build_check,
 )
+from crossroads.gateway.policies.eligibility import Eligibility
 from crossroads.gateway.policies.settings import CheckSettings
 from crossroads.prompts.experts.base import completion
-from tests.gateway.policies.conftest import call, run
+from tests.gateway.policies.conftest import call, choose_one, compiled, pool, run
+
+EVERYTHING = Eligibility(pool(judge={}))
 
 
 def judged(check: Any, answer: Body) -> Mapping[str, Any]:
@@ -96,7 +99,7 @@ def test_only_a_clear_yes_of_the_judge_accepts(said: str, accepted: bool) -> Non
         asked.append((model, body))
         return completion(said, model=model)
 
-    found = judged(JudgeCheck("judge", ask), completion("an answer", model="small"))
+    found = judged(JudgeCheck("judge", ask, EVERYTHING), completion("an answer", model="small"))
     assert found["accepted"] is accepted
     model, body = asked[0]
     assert (model, body["temperature"]) == ("judge", 0)
@@ -109,7 +112,7 @@ def test_a_judge_that_fails_is_an_expert_error() -> None:
         raise ExpertError("down")
 
     with pytest.raises(ExpertError):
-        judged(JudgeCheck("judge", ask), completion("x", model="small"))
+        judged(JudgeCheck("judge", ask, EVERYTHING), completion("x", model="small"))
 
 
 def test_settings_build_the_check_they_name() -> None:
@@ -118,6 +121,92 @@ def test_settings_build_the_check_they_name() -> None:
 
     logprobs = CheckSettings(kind="logprobs", least=-0.5)
     judge = CheckSettings(kind="judge", model="large", question="Good?")
-    assert isinstance(build_check(logprobs, where="c", ask_model=None), LogprobsCheck)
-    built = build_check(judge, where="c", ask_model=ask)
+    assert isinstance(
+        build_check(logprobs, where="c", ask_model=None, eligibility=EVERYTHING), LogprobsCheck
+    )
+    built = build_check(judge, where="c", ask_model=ask, eligibility=EVERYTHING)
     assert judged(built, completion("x", model="small"))["judge"] == "large"
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "told"),
+    [
+        (Client(key_id="k", residency=frozenset({"eu"})), {}, "data residency"),
+        (Client(key_id="k"), {"x-crossroads-residency": "eu"}, "data residency"),
+        (Client(key_id="k", models=frozenset({"c", "small", "large"})), {}, "the key's models"),
+    ],
+    ids=["residency of the key", "residency of the request", "models of the key"],
+)
+def test_a_judge_that_may_not_read_the_request_is_not_asked(
+    client: Client, headers: dict[str, str], told: str
+) -> None:
+    asked: list[str] = []
+
+    async def ask(model: str, body: Body) -> Body:
+        asked.append(model)
+        return completion("yes", model=model)
+
+    european = {"residency": ["eu"]}
+    policies = compiled(
+        {
+            "c": {
+                "kind": "cascade",
+                "steps": ["small", "large"],
+                "check": {"kind": "judge", "model": "other"},
+            }
+        },
+        models=pool(small=european, large=european, other={"residency": ["us"]}),
+        ask_model=ask,
+    )
+    given = call("c", client=client, headers=headers)
+    check = choose_one(policies, given).check
+    assert check is not None
+
+    async def work() -> Mapping[str, Any]:
+        return await check.accepts(given, "small", completion("x", model="small"))
+
+    found = run(work)
+    assert (found["accepted"], asked) == (False, [])
+    assert "other may not judge this request" in found["reason"]
+    assert told in found["reason"]
+    assert "judge" not in found  # nobody judged, so nobody is billed
+
+
+def test_a_judge_allowed_by_name_or_with_a_list_of_policies_alone_is_asked() -> None:
+    for models in (frozenset({"small", "judge"}), frozenset({"auto"})):
+        client = Client(key_id="k", models=models)
+        assert EVERYTHING.forbids(call(client=client), "judge") == ""
+
+
+def test_a_judge_that_takes_too_long_is_an_expert_error() -> None:
+    async def ask(model: str, body: Body) -> Body:
+        raise TimeoutError
+
+    with pytest.raises(ExpertError, match="no verdict in time") as raised:
+        judged(JudgeCheck("judge", ask, EVERYTHING), completion("x", model="small"))
+    assert raised.value.status == 504
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None}])
+def test_a_judge_that_tells_no_tokens_is_billed_by_an_estimate(usage: Any) -> None:
+    read: list[int] = []
+
+    async def ask(model: str, body: Body) -> Body:
+        read.append(sum(len(message["content"]) for message in body["messages"]))
+        return {**completion("yes, quite", model=model), "usage": usage}
+
+    found = judged(JudgeCheck("judge", ask, EVERYTHING), completion("x", model="small"))
+    expected = {"prompt_tokens": -(-read[0] // 4), "completion_tokens": 3}
+    assert found["usage"] == expected
+    assert found["usage_estimated"] is True
+
+
+def test_the_tokens_a_judge_tells_are_taken() -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 1}
+
+    async def ask(model: str, body: Body) -> Body:
+        return {**completion("yes", model=model), "usage": usage}
+
+    found = judged(JudgeCheck("judge", ask, EVERYTHING), completion("x", model="small"))
+    assert found["usage"] == usage
+    assert "usage_estimated" not in found

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from scipy.stats import chisquare
 
-from crossroads.gateway.contracts import Choice
+from crossroads.gateway.contracts import ApiError, Choice
 from crossroads.gateway.policies.eligibility import IneligibleError
 from tests.gateway.policies.conftest import LEARNED, call, choose, choose_one, compiled, pool, run
 
@@ -141,3 +141,66 @@ def test_a_shadow_that_fails_is_noted_and_harmless() -> None:
     found = run(work)
     assert (found.model, found.labels["shadow"]) == ("small", "failed")
     assert policies.health()["policies"]["both"]["failed"] == 1
+
+
+IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:x"}}]}]
+
+
+def test_a_side_that_cannot_answer_leaves_its_share_to_the_others() -> None:
+    """A picture without text is nothing a router decides by."""
+    weights = {"small": 1, "medium": 3, "learn": 4}
+    policies = compiled({"ab": {"kind": "split", "weights": weights}, "learn": LEARNED})
+    calls = [call("ab", messages=IMAGE, number=n) for n in range(400)]
+    found = choose(policies, *calls)
+    for choice in found:
+        assert choice.probabilities == {"small": 0.25, "medium": 0.75}
+        assert choice.propensity == choice.probabilities[choice.model]
+    counts = Counter(choice.model for choice in found)
+    assert chisquare([counts["small"], counts["medium"]], [100, 300]).pvalue > 0.001
+
+
+def test_where_no_side_can_answer_the_last_refusal_is_told() -> None:
+    policies = compiled({"ab": {"kind": "split", "weights": {"learn": 1}}, "learn": LEARNED})
+    with pytest.raises(ApiError, match="No message holds text"):
+        choose(policies, call("ab", messages=IMAGE))
+
+
+def test_the_estimates_of_a_learned_side_are_noted_whoever_is_drawn() -> None:
+    policies = compiled(
+        {
+            "auto": LEARNED,
+            "ab": {"kind": "canary", "base": "auto", "candidate": "small", "share": 0.5},
+        }
+    )
+    alone = choose_one(policies, call("auto", "hard"))
+    assert alone.decision is not None
+    found = choose(policies, *(call("ab", "hard", number=n) for n in range(40)))
+    assert {choice.model for choice in found} == {"small", "large"}
+    for choice in found:
+        assert choice.decision is not None
+        assert choice.decision.scores == alone.decision.scores
+        assert choice.decision.model == choice.model
+        assert choice.decision.predicted_cost_usd == alone.costs[choice.model]
+        assert choice.costs == alone.costs
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"kind": "canary", "base": "auto", "candidate": "small", "share": 0.1},
+        {"kind": "sticky", "policy": "auto"},
+        {"kind": "shadow", "base": "auto", "candidate": "small"},
+        {
+            "kind": "rules",
+            "rules": [{"when": {"tools": True}, "use": "small"}],
+            "otherwise": "auto",
+        },
+        {"kind": "cascade", "steps": ["auto", "other"], "check": {"kind": "rules", "min_chars": 1}},
+    ],
+    ids=lambda policy: policy["kind"],
+)
+def test_what_models_cost_is_passed_on_by_policies_that_refer_to_another(policy: Any) -> None:
+    policies = compiled({"auto": LEARNED, "p": policy})
+    alone = choose_one(policies, call("auto", "hard"))
+    assert alone.costs
+    assert choose_one(policies, call("p", "hard", user="u")).costs == alone.costs

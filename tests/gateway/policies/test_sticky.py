@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from crossroads.gateway.call import Client
@@ -112,3 +113,67 @@ def test_the_first_user_message_is_found_past_the_system_prompt() -> None:
     assert first_user_text(call(messages=messages)) == "hi"
     assert first_user_text(call(messages=[])) == ""
     assert first_user_text(call(messages="odd")) == ""
+
+
+def test_sessions_are_taken_over_while_the_policy_before_serves() -> None:
+    """A session that begins in the midst of it disturbs nothing, in any thread."""
+    before, after = compiled(STICKY), compiled(STICKY)
+    choose(before, turn("hard"), turn("hard", session="t"))
+    old: Any = before._policies["kept"]
+    new: Any = after._policies["kept"]
+
+    class Busy(frozenset[str]):
+        def issuperset(self, names: Any) -> bool:
+            old._kept["", f"session {len(old._kept)}"] = old._kept["", "s"]
+            return super().issuperset(names)
+
+    class Racing(OrderedDict[Any, Any]):
+        num_refused = 0
+
+        def items(self) -> Any:
+            if self.num_refused < 3:
+                self.num_refused += 1
+                raise RuntimeError("OrderedDict mutated during iteration")
+            return super().items()
+
+    old._kept = Racing(old._kept)
+    new._manner.eligibility.all = Busy(new._manner.eligibility.all)
+    new.adopt(old)
+    assert new.health()["sessions"] == 2
+    assert len(old._kept) == 4
+
+
+def test_workers_that_share_nothing_explore_alike_for_a_session() -> None:
+    spec = {
+        "auto": {**LEARNED, "explore": {"epsilon": 0.9, "floor": 0.0}},
+        "ab": {"kind": "split", "weights": {"small": 1, "medium": 1}, "by": "request"},
+        "kept": {"kind": "sticky", "policy": "auto"},
+        "split": {"kind": "sticky", "policy": "ab"},
+    }
+    for name in ("kept", "split"):
+        calls = [call(name, "hard", headers={"x-crossroads-session": f"{n}"}) for n in range(60)]
+        here = [choice.model for choice in choose(compiled(spec), *calls)]
+        again = [call(name, "hard", headers={"x-crossroads-session": f"{n}"}) for n in range(60)]
+        assert [choice.model for choice in choose(compiled(spec), *again)] == here
+        assert len(set(here)) > 1
+
+
+def test_sessions_of_two_keys_draw_for_themselves() -> None:
+    spec = {**STICKY, "auto": {**LEARNED, "explore": {"epsilon": 0.9, "floor": 0.0}}}
+
+    def drawn(key: str) -> list[str]:
+        calls = [turn("hard", session=f"{n}", client=Client(key_id=key)) for n in range(60)]
+        return [choice.model for choice in choose(compiled(spec), *calls)]
+
+    assert drawn("a") != drawn("b")
+
+
+def test_only_the_first_prompt_has_the_estimates_made_of_it() -> None:
+    spec = {**STICKY, "auto": {**LEARNED, "keep_features": True}}
+    first, again = choose(compiled(spec), turn("hard"), turn("hard", "no-large hard"))
+    elsewhere = choose_one(compiled(spec), turn("hard", "no-large hard"))
+    assert first.decision is not None
+    assert first.features is not None
+    assert first.costs
+    for choice in (again, elsewhere):
+        assert (choice.model, choice.decision, choice.features) == ("large", None, None)

@@ -45,7 +45,7 @@ class RedisFeed:
 
     def __init__(self, link: RedisLink, *, namespace: str, encoder: str, length: int) -> None:
         self._link = link
-        self._key = f"{namespace}:semantic:1:{encoder}".encode()
+        self._key = f"{namespace}:semantic:2:{encoder}".encode()
         self._length = length
         self._me = secrets.token_bytes(8)
         self._last = b""

@@ -10,10 +10,12 @@ import numpy as np
 
 from crossroads.models.encoders import Float32
 
+Rows = np.ndarray[tuple[int], np.dtype[np.intp]]
+
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """The nearest row: where it was, how similar (cosine), and its writing's number."""
+    """A near row: where it was, how similar (cosine), and its writing's number."""
 
     row: int
     similarity: float
@@ -60,7 +62,7 @@ class Ring:
         """Bytes of all values."""
         return self._size
 
-    def rows_of(self, group: bytes) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    def rows_of(self, group: bytes) -> Rows:
         """Return the rows of a group that have not expired."""
         mine = self._groups == _short(group)
         if not mine.any():
@@ -68,18 +70,34 @@ class Ring:
         return np.flatnonzero(mine & (self._expires > self._clock()))
 
     def nearest(
-        self, rows: np.ndarray[tuple[int], np.dtype[np.intp]], vector: Float32
-    ) -> Near | None:
-        """Return the nearest of ``rows``. Safe in another thread than the one that adds."""
+        self,
+        rows: Rows,
+        vector: Float32,
+        *,
+        least: float = -2.0,
+        most: int = 1,
+    ) -> list[Near]:
+        """Return the ``most`` nearest of ``rows`` that are at least so similar, nearest first.
+
+        Safe in another thread than the one that adds.
+        """
         if not len(rows):
-            return None
+            return []
         if 3 * len(rows) > self._num_used:  # to gather a row costs as much as to multiply three
             similarities = (self._vectors[: self._num_used] @ vector)[rows]
         else:
             similarities = self._vectors[rows] @ vector
         best = int(similarities.argmax())
-        row = int(rows[best])
-        return Near(row, float(similarities[best]), int(self._serials[row]))
+        if similarities[best] < least:
+            return []
+        order = [best]
+        if most > 1:
+            near = np.flatnonzero(similarities >= least)
+            order = near[np.argsort(-similarities[near], kind="stable")][:most].tolist()
+        return [
+            Near(row, float(similarities[place]), int(self._serials[row]))
+            for place, row in zip(order, rows[order].tolist(), strict=True)
+        ]
 
     def value(self, near: Near, group: bytes) -> bytes | None:
         """Return the value of a row; None where it was overwritten since."""

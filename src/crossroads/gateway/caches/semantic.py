@@ -1,8 +1,9 @@
 """The semantic cache: a request worded differently gets the answer given before.
 
 Compared are requests that are the same in everything but the wording of their last message, the
-numbers and negations in it included. Nearness of word-piece vectors is not sameness of meaning: a
-wrong hit is possible, which is why this cache is off by default, see ``docs/gateway/caches.md``.
+numbers and negations in it included, and the order of the content words that both have. Nearness of
+word-piece vectors is not sameness of meaning: a wrong hit is possible, which is why this cache is
+off by default, see ``docs/gateway/caches.md``.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ from typing import Any
 from crossroads.gateway.caches.answers import kept_from
 from crossroads.gateway.caches.feed import Entry, RedisFeed
 from crossroads.gateway.caches.identity import semantic_key
-from crossroads.gateway.caches.ring import Near, Ring
+from crossroads.gateway.caches.ring import Near, Ring, Rows
 from crossroads.gateway.caches.settings import SemanticSettings
+from crossroads.gateway.caches.word_order import (
+    content_words,
+    is_same_order,
+    with_words,
+    without_words,
+)
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Kept
 from crossroads.models.encoders import Encoder, Float32, get_encoder
 
+MOST_READ = 8  # near entries whose order of words is compared, nearest first
 _ROWS_ON_LOOP = 2048  # a seventh of a millisecond to search; more are searched in a thread
 
 
@@ -73,6 +81,7 @@ class SemanticCache:
         group = semantic_key(call, scope, names) if self._can_compare(call) else None
         if group is None:
             return
+        data = with_words(content_words(call.text), data)
         if not self._encoder.is_slow:
             self._add(Entry(group, self._vector(call.text), data))
             return
@@ -100,22 +109,28 @@ class SemanticCache:
         if not len(rows):
             return None
         if len(rows) > _ROWS_ON_LOOP or self._encoder.is_slow:
-            near = await asyncio.to_thread(
-                lambda: self._ring.nearest(rows, self._vector(call.text))
-            )
+            near = await asyncio.to_thread(lambda: self._near(rows, call.text))
         else:
-            near = self._ring.nearest(rows, self._vector(call.text))
-        return None if near is None else self._kept(call, group, near)
+            near = self._near(rows, call.text)
+        return self._kept(call, group, near) if near else None
 
-    def _kept(self, call: Call, group: bytes, near: Near) -> Kept | None:
-        similarity = min(1.0, near.similarity)
+    def _near(self, rows: Rows, text: str) -> list[Near]:
         # Vectors are float32: the same text may come out a few ulp below one.
-        if similarity < self._threshold - 1e-6:
-            return None
-        data = self._ring.value(near, group)
-        return (
-            None if data is None else kept_from(data, call, kind="semantic", similarity=similarity)
-        )
+        least = self._threshold - 1e-6
+        return self._ring.nearest(rows, self._vector(text), least=least, most=MOST_READ)
+
+    def _kept(self, call: Call, group: bytes, near: Sequence[Near]) -> Kept | None:
+        """Return the nearest answer to a text of the same order."""
+        own = content_words(call.text)
+        for each in near:
+            value = self._ring.value(each, group)
+            if value is None:
+                continue
+            words, data = without_words(value)
+            if is_same_order(own, words):
+                similarity = min(1.0, each.similarity)
+                return kept_from(data, call, kind="semantic", similarity=similarity)
+        return None
 
     def _add(self, entry: Entry) -> None:
         self._ring.add(entry.group, entry.vector, entry.data, ttl=self._ttl)

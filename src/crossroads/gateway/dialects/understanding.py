@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from crossroads.prompts.experts.base import ExpertError
+from crossroads.gateway.vocabulary import SpentError
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -16,14 +16,14 @@ _MISREAD = (AttributeError, TypeError, KeyError, IndexError, ValueError)
 
 
 def reads_answers(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Make a function that reads answers raise ExpertError 502 for what is no answer."""
+    """Make a function that reads answers raise SpentError 502 for what is no answer."""
 
     @wraps(function)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return function(*args, **kwargs)
         except _MISREAD as error:
-            raise ExpertError(
+            raise SpentError(
                 f"The upstream's answer is malformed ({type(error).__name__}: {error}).",
                 status=502,
                 code="upstream_invalid",

@@ -7,18 +7,16 @@ from typing import Any, NamedTuple
 
 from crossroads.gateway.call import Body, Call, Dialect
 from crossroads.gateway.contracts import Usage
+from crossroads.gateway.vocabulary import (
+    FINISH_OF,
+    SpentError,
+    chat_usage,
+    messages_usage,
+    responses_usage,
+)
+from crossroads.prompts.experts.base import ExpertError
 
 _CHARACTERS_PER_TOKEN = 4  # of English text, by the vendors' own rule of thumb
-
-_MESSAGES_FINISH = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-    "pause_turn": "stop",
-}
 
 
 class Facts(NamedTuple):
@@ -32,12 +30,25 @@ class Facts(NamedTuple):
 
 def read_answer(dialect: Dialect, answer: Body) -> Facts | None:
     """Return what a whole answer says; None for one that holds no answer at all."""
-    return _READERS[dialect](answer)
+    try:
+        return _READERS[dialect](answer)
+    except (AttributeError, IndexError, KeyError, TypeError):  # texts where objects should be
+        return None
 
 
 def estimate(call: Call, size: int) -> Usage:
     """Return what an answer of ``size`` characters probably used."""
     return Usage(call.input_tokens, tokens_of(size), True)
+
+
+def spent(call: Call, error: ExpertError) -> Usage | None:
+    """Return what a failed attempt is billed: nothing unless the upstream had the request.
+
+    As told, else the prompt: what the upstream made of it nobody got to see.
+    """
+    if not isinstance(error, SpentError):
+        return None
+    return error.usage or estimate(call, 0)
 
 
 def tokens_of(size: int) -> int:
@@ -56,34 +67,9 @@ def total(parts: list[Usage]) -> Usage | None:
     )
 
 
-def chat_usage(given: Any) -> Usage | None:
-    """Read the usage object of ``chat``, ``completions`` and ``embeddings``."""
-    if given.__class__ is not dict:
-        return None
-    return _usage(given.get("prompt_tokens"), given.get("completion_tokens", 0))
-
-
-def messages_usage(given: Any) -> Usage | None:
-    """Read the usage object of ``messages``; tokens read from or written to a cache are input."""
-    if given.__class__ is not dict:
-        return None
-    cached = (given.get(f"cache_{kind}_input_tokens") for kind in ("read", "creation"))
-    inputs = given.get("input_tokens")
-    if inputs.__class__ is int:
-        inputs += sum(count for count in cached if count.__class__ is int)
-    return _usage(inputs, given.get("output_tokens", 0))
-
-
-def responses_usage(given: Any) -> Usage | None:
-    """Read the usage object of ``responses``."""
-    if given.__class__ is not dict:
-        return None
-    return _usage(given.get("input_tokens"), given.get("output_tokens", 0))
-
-
 def messages_finish(reason: Any) -> str | None:
     """Return a stop reason of ``messages`` in the words of ``chat``."""
-    return None if reason is None else _MESSAGES_FINISH.get(str(reason), str(reason))
+    return None if reason is None else FINISH_OF.get(str(reason), str(reason))
 
 
 def responses_finish(response: Mapping[str, Any]) -> str | None:
@@ -153,13 +139,6 @@ _READERS: dict[Dialect, Callable[[Body], Facts | None]] = {
     "messages": _messages,
     "embeddings": _embeddings,
 }
-
-
-def _usage(inputs: Any, outputs: Any) -> Usage | None:
-    """Some servers send ``{}`` or null counts, which tell nothing."""
-    if inputs.__class__ is not int or outputs.__class__ is not int:
-        return None
-    return Usage(inputs, outputs)
 
 
 def _dicts(given: Any) -> list[dict[str, Any]]:

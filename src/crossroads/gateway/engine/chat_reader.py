@@ -8,7 +8,7 @@ from typing import Any
 
 from crossroads.gateway.call import Body, Event
 from crossroads.gateway.contracts import Usage
-from crossroads.gateway.engine.answers import chat_usage
+from crossroads.gateway.vocabulary import chat_usage
 from crossroads.prompts.experts.base import new_completion_id
 
 _TEXTS = ("reasoning_content", "reasoning", "refusal")  # of a delta, joined like the content

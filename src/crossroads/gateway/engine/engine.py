@@ -16,19 +16,31 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from crossroads.gateway.call import Body, Call, Dialect, Event
-from crossroads.gateway.contracts import JUDGED, Attempt, Choice, Tally, Upstream, Usage
-from crossroads.gateway.engine.answers import chat_usage, estimate, read_answer
+from crossroads.gateway.contracts import (
+    CANCELLED,
+    JUDGED,
+    Attempt,
+    Check,
+    Choice,
+    Tally,
+    Upstream,
+    Usage,
+)
+from crossroads.gateway.engine.answers import estimate, read_answer, spent, tokens_of
 from crossroads.gateway.engine.breaker import Clock
 from crossroads.gateway.engine.faults import fail, remedy
 from crossroads.gateway.engine.fleet import Fleet, Sleep, Stop
 from crossroads.gateway.engine.health import Try
 from crossroads.gateway.engine.hedge import race
 from crossroads.gateway.engine.plan import Plan
+from crossroads.gateway.engine.readers import reader_of
 from crossroads.gateway.engine.relay import Opened, Relay
 from crossroads.gateway.engine.settings import EngineSettings
+from crossroads.gateway.vocabulary import chat_usage, usage_of
 from crossroads.prompts.experts.base import ExpertError, chunks_of
 
 T = TypeVar("T")
@@ -47,6 +59,7 @@ class Answered(NamedTuple):
     text: str
     finish: str | None
     usage: Usage
+    attempt: Try
 
 
 class Engine:
@@ -140,7 +153,7 @@ class Engine:
             answer = await self._upstreams[stop.model].complete(stop.order)
             facts = read_answer(dialect, answer)
         except ExpertError as error:
-            attempt.fail(error, rest_s=plan.rest_s(error))
+            attempt.fail(error, spent(plan.call, error), rest_s=plan.rest_s(error))
             raise
         except Exception as error:
             logger.exception(_UNEXPECTED, stop.model)
@@ -151,10 +164,11 @@ class Engine:
             _give_up(plan, stop, attempt)
             raise
         if facts is None:
-            raise _empty(stop.model, attempt)
+            told = usage_of(dialect, answer.get("usage")) if isinstance(answer, dict) else None
+            raise _empty(stop.model, attempt, told or estimate(plan.call, 0))
         usage = facts.usage or estimate(plan.call, facts.size)
         attempt.succeed(usage)
-        return Answered(stop.model, dialect, answer, facts.text, facts.finish, usage)
+        return Answered(stop.model, dialect, answer, facts.text, facts.finish, usage, attempt)
 
     # --- streams ---------------------------------------------------------------------------------
 
@@ -221,7 +235,7 @@ class Engine:
             while batch is not None and not batch:
                 batch = await anext(events, None)
         except ExpertError as error:
-            attempt.fail(error, rest_s=plan.rest_s(error))
+            attempt.fail(error, spent(plan.call, error), rest_s=plan.rest_s(error))
             raise
         except Exception as error:
             logger.exception(_UNEXPECTED, stop.model)
@@ -232,7 +246,7 @@ class Engine:
             _give_up(plan, stop, attempt)
             raise
         if batch is None:
-            raise _empty(stop.model, attempt)
+            raise _empty(stop.model, attempt, estimate(plan.call, 0))
         attempt.first_event()
         return Opened(stop, attempt, events, batch)
 
@@ -287,12 +301,28 @@ class Engine:
             tally.verdict = {"accepted": False, "reason": f"There was no answer: {error}"}
             return None
         assert choice.check is not None
-        try:
-            tally.verdict = await choice.check.accepts(call, answered.model, answered.body)
-            _bill_judge(tally)
-        except ExpertError as error:
-            tally.verdict = {"accepted": False, "reason": f"The verifier failed: {error}"}
+        tally.verdict = await self._judge(choice.check, call, answered, deadline)
+        _bill_judge(call, tally, answered)
         return answered
+
+    async def _judge(
+        self, check: Check, call: Call, answered: Answered, deadline: float
+    ) -> Mapping[str, Any]:
+        """Return the verdict. A verifier that fails, is late or says nothing accepts nothing."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline - self._clock())):
+                verdict = await check.accepts(call, answered.model, answered.body)
+        except ExpertError as error:
+            return _not_accepted(str(error))
+        except TimeoutError:
+            return _not_accepted("there was no verdict in time")
+        except Exception as error:
+            logger.exception("the check of an answer of model %r failed", answered.model)
+            return _not_accepted(f"{type(error).__name__}; the log says why")
+        if not isinstance(verdict, Mapping):
+            logger.error("the check of an answer of model %r gave no verdict", answered.model)
+            return _not_accepted("it gave no verdict")
+        return verdict
 
     def _refused_after_all(
         self, answered: Answered | None, tally: Tally, error: ExpertError
@@ -329,7 +359,7 @@ class Engine:
         plan: Plan,
         after_s: float,
         ask: Callable[[Plan, Stop, Try], Coroutine[Any, Any, T]],
-        discard: Callable[[T], Awaitable[None]],
+        discard: Callable[[Plan, T], Awaitable[None]],
     ) -> T:
         """Ask the model that is due, and after ``after_s`` seconds the next one beside it."""
         hedges = self._fleet.hedges
@@ -345,15 +375,23 @@ class Engine:
             return ask(plan, *begun)
 
         first = ask(plan, plan.stop, plan.begin())
-        return await race(first, second, after_s=after_s, discard=discard)
+        return await race(first, second, after_s=after_s, discard=partial(discard, plan))
 
 
-def _bill_judge(tally: Tally) -> None:
+def _bill_judge(call: Call, tally: Tally, answered: Answered) -> None:
     """Note the tokens of a model that judged as an attempt of its own: somebody pays for them."""
     verdict = tally.verdict or {}
-    judge, usage = verdict.get("judge"), chat_usage(verdict.get("usage"))
-    if isinstance(judge, str) and usage is not None:
-        tally.attempts.append(Attempt(judge, 200, JUDGED, usage=usage))
+    judge = verdict.get("judge")
+    if not isinstance(judge, str):
+        return
+    usage = chat_usage(verdict.get("usage"))
+    if usage is None:  # it read the question and the answer, and said a word
+        usage = Usage(call.input_tokens + tokens_of(len(answered.text)), 1, True)
+    tally.attempts.append(Attempt(judge, 200, JUDGED, usage=usage))
+
+
+def _not_accepted(why: str) -> Mapping[str, Any]:
+    return {"accepted": False, "reason": f"The verifier failed: {why}"}
 
 
 def _deliver(answered: Answered, tally: Tally) -> Body:
@@ -374,7 +412,7 @@ def _is_accepted(tally: Tally) -> bool:
 def _give_up(plan: Plan, stop: Stop, attempt: Try) -> None:
     """Nobody waits any more. The prompt counts: upstreams bill what they have begun to read."""
     usage = estimate(plan.call, 0)
-    attempt.give_up("cancelled", usage)
+    attempt.give_up(CANCELLED, usage)
     plan.tally.model = stop.model
     plan.tally.usage = usage
 
@@ -386,16 +424,20 @@ def _failed(model: str) -> ExpertError:
     )
 
 
-def _empty(model: str, attempt: Try) -> ExpertError:
+def _empty(model: str, attempt: Try, usage: Usage) -> ExpertError:
     error = ExpertError(f"model {model!r}: the answer was empty", code="upstream_empty")
-    attempt.fail(error)
+    attempt.fail(error, usage)
     return error
 
 
-async def _drop(_: Answered) -> None:
-    """An answer nobody needs: it is billed as any other."""
+async def _drop(_: Plan, answered: Answered) -> None:
+    """An answer nobody needs is billed as any other."""
+    answered.attempt.attempt.code = CANCELLED
 
 
-async def _abandon(opened: Opened) -> None:
+async def _abandon(plan: Plan, opened: Opened) -> None:
+    """A stream nobody needs is billed for what it gave."""
     await opened.events.aclose()
-    opened.attempt.give_up("cancelled", None)
+    reader = reader_of(opened.stop.order.dialect)
+    reader.note(opened.batch)
+    opened.attempt.give_up(CANCELLED, reader.usage or estimate(plan.call, reader.size))

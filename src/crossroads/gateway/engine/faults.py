@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NoReturn
 
-from crossroads.gateway.contracts import Attempt
+from crossroads.gateway.contracts import JUDGED, Attempt
 from crossroads.prompts.experts.base import ExpertError
 
 Remedy = Literal["retry", "fallback", "refuse"]
@@ -51,11 +51,12 @@ def is_overflow(error: ExpertError) -> bool:
 
 def fail(attempts: Sequence[Attempt], last: ExpertError) -> NoReturn:
     """Raise the error for the client when nothing is left to try: the last, and the count."""
-    if len(attempts) < 2:
+    tried = [attempt.model for attempt in attempts if attempt.code != JUDGED]
+    if len(tried) < 2:
         raise last
-    models = dict.fromkeys(attempt.model for attempt in attempts)
+    models = dict.fromkeys(tried)
     raise ExpertError(
-        f"{len(attempts)} attempts failed ({', '.join(models)}); the last: {last}",
+        f"{len(tried)} attempts failed ({', '.join(models)}); the last: {last}",
         status=last.status,
         type=last.type,
         code=last.code,

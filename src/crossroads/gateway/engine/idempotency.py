@@ -53,7 +53,8 @@ class Slot:
         Other statuses than 2xx are not kept: what failed may succeed when it is repeated.
         """
         if 200 <= status < 300:
-            self.kept = Response(status, list(headers), body)
+            # A copy of the exact size: what orjson writes may hold 8 KiB for a few bytes.
+            self.kept = Response(status, list(headers), bytes(memoryview(body)))
 
 
 @dataclass(slots=True)

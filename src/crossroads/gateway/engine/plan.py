@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crossroads.gateway.call import Call
-from crossroads.gateway.contracts import Attempt, Tally
+from crossroads.gateway.contracts import JUDGED, Attempt, Tally
 from crossroads.gateway.engine.breaker import FORCED
 from crossroads.gateway.engine.faults import fail, is_overflow, remedy
 from crossroads.gateway.engine.fleet import Fleet, Stop
@@ -68,7 +68,12 @@ class Plan:
     @property
     def has_attempts_left(self) -> bool:
         """Whether the bounds on attempts and on time allow another one."""
-        return len(self.tally.attempts) < self._most and self._fleet.clock() < self._deadline
+        return self._num_attempts < self._most and self._fleet.clock() < self._deadline
+
+    @property
+    def _num_attempts(self) -> int:
+        """Attempts to answer: a model that judges an answer uses up none."""
+        return sum(attempt.code != JUDGED for attempt in self.tally.attempts)
 
     def begin(self) -> Try:
         """Begin the attempt at the current stop."""
@@ -76,7 +81,7 @@ class Plan:
 
     def begin_hedge(self) -> tuple[Stop, Try] | None:
         """Begin an attempt at the next stop, beside the running one; None where none is left."""
-        if len(self.tally.attempts) >= self._most:
+        if self._num_attempts >= self._most:
             return None
         while self._at < len(self._stops):
             stop = self._stops[self._at]

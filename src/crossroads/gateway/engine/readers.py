@@ -9,14 +9,9 @@ import orjson
 
 from crossroads.gateway.call import Body, Dialect, Event
 from crossroads.gateway.contracts import Usage
-from crossroads.gateway.engine.answers import (
-    chat_usage,
-    messages_finish,
-    messages_usage,
-    responses_finish,
-    responses_usage,
-)
+from crossroads.gateway.engine.answers import messages_finish, responses_finish
 from crossroads.gateway.engine.chat_reader import ChatReader
+from crossroads.gateway.vocabulary import chat_usage, messages_usage, responses_usage
 
 
 class Reader(Protocol):

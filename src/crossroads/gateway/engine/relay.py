@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 from crossroads.gateway.call import Event
-from crossroads.gateway.contracts import Usage
+from crossroads.gateway.contracts import CANCELLED, Usage
 from crossroads.gateway.engine.answers import tokens_of, total
 from crossroads.gateway.engine.continuation import can_continue, continued_stops
 from crossroads.gateway.engine.faults import fail, remedy
@@ -90,7 +90,7 @@ class Relay:
     def give_up(self) -> None:
         """Nobody waits for the rest; nothing to do where the last part already ended."""
         if self._is_running:
-            self._attempt.give_up("cancelled", self._end_part(is_whole=False))
+            self._attempt.give_up(CANCELLED, self._end_part(is_whole=False))
 
     def continuation(self, error: ExpertError) -> Plan:
         """Return the plan by which the broken answer goes on. Raises the error for the client."""

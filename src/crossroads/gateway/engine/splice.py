@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from crossroads.gateway.call import Dialect, Event
 from crossroads.gateway.contracts import Usage
-from crossroads.gateway.engine.answers import chat_usage, messages_usage
 from crossroads.gateway.engine.readers import MessagesReader, Reader
+from crossroads.gateway.vocabulary import chat_usage, messages_usage
 from crossroads.prompts.experts.base import ExpertError
 
 _LEAST_ECHO = 8  # characters: a shorter text may be repeated by chance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,14 +83,30 @@ class LoggedScores:
 
     rule: str | DecisionRule
 
+    def answerable(self, log: Log) -> Log:
+        """Return the calls with logged estimates, the others counted. Raises InputError for none.
+
+        Calls of a session that stays with its model have none, for example.
+        """
+        known = np.isfinite(log.score).any(axis=1)
+        missing = int((~known).sum())
+        if not missing:
+            return log
+        if missing == len(log):
+            raise InputError(
+                f"none of {len(log)} calls has estimates of quality in the ledger; name the "
+                "learned policy with --logged-policy, or give --router"
+            )
+        dropped = {**log.dropped, "without logged estimates": missing}
+        return replace(log.take(known), dropped=dropped)
+
     def target(self, log: Log) -> Target:
         rule = parse_rule(self.rule) if isinstance(self.rule, str) else self.rule
         known = np.isfinite(log.score)
         if not known.any(axis=1).all():
-            missing = int((~known.any(axis=1)).sum())
             raise InputError(
-                f"{missing} of {len(log)} calls have no estimates of quality in the ledger; name "
-                "the learned policy with --logged-policy, or give --router"
+                f"{int((~known.any(axis=1)).sum())} of {len(log)} calls have no estimates of "
+                "quality in the ledger; take those of answerable(log)"
             )
         _check_prices(rule, log.price, known, log.models)
         quality = np.where(known, log.score, -np.inf)

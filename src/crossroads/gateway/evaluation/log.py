@@ -6,6 +6,7 @@ N calls, K models, D features. The action is the model the policy *chose*: what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +26,8 @@ Bools = npt.NDArray[np.bool_]
 Strings = npt.NDArray[np.object_]
 
 DIRECT = "direct"
-_TOLERANCE = 1e-6  # by which recorded probabilities may miss a sum of 1
+_TOLERANCE = 1e-6  # by which a propensity may exceed 1
+_MISSED = 1e-3  # by which recorded probabilities may miss their sum and their propensity
 _LEAST_PROPENSITY = 1e-9
 
 
@@ -114,9 +116,10 @@ def build_log(
     policy : only decisions of this policy; those of all by default
 
     Left out, and counted in ``dropped``: calls that named their model, that a cache answered, that
-    no policy decided, and that nobody judged. Judged calls are taken as a fair sample of all calls
-    of their model and prompt. Raises InputError where nothing is left, or a propensity is not in
-    (0, 1].
+    no policy decided, that nobody judged, and whose probabilities cannot be: a propensity that is
+    not in (0, 1], or probabilities that do not sum to 1, lack the chosen model or contradict its
+    propensity. Judged calls are taken as a fair sample of all calls of their model and prompt.
+    Raises InputError where nothing is left.
     """
     kept: list[Record] = []
     values: list[float] = []
@@ -150,7 +153,23 @@ def _unfit(record: Record, policy: str | None) -> str:
         return "decided by no policy"
     if policy is not None and record.policy != policy:
         return "of other policies"
-    return "answered by a cache" if record.cache else ""
+    if record.cache:
+        return "answered by a cache"
+    if not _LEAST_PROPENSITY <= record.propensity <= 1 + _TOLERANCE:
+        return "with a propensity outside (0, 1]"
+    return "" if _adds_up(record) else "with probabilities that do not add up"
+
+
+def _adds_up(record: Record) -> bool:
+    """Whether the probabilities, where there are any, are such and fit the propensity."""
+    found = record.probabilities
+    if not found:
+        return True
+    values = found.values()
+    if any(value is None or not value >= 0 for value in values):
+        return False
+    wrong = abs(math.fsum(values) - 1), abs(found.get(record.chosen, 0.0) - record.propensity)
+    return max(wrong) <= _MISSED and record.chosen in found
 
 
 def _arrays(
@@ -166,13 +185,6 @@ def _arrays(
     models = tuple(sorted(names))
     column = {name: k for k, name in enumerate(models)}
     propensity = np.array([r.propensity for r in records], dtype=np.float64)
-    wrong = np.flatnonzero(~((propensity >= _LEAST_PROPENSITY) & (propensity <= 1 + _TOLERANCE)))
-    if len(wrong):
-        record = records[int(wrong[0])]
-        raise InputError(
-            f"ledger: decision {record.decision_id} has propensity {record.propensity!r}, expected "
-            "a number in (0, 1]; leave such rows out"
-        )
     action = np.array([column[r.chosen] for r in records], dtype=np.int64)
     return Log(
         models=models,
@@ -208,12 +220,8 @@ def _probabilities(
     found = np.nan_to_num(_matrix([r.probabilities for r in records], column), nan=0.0)
     for n, record in enumerate(records):
         if record.probabilities:
-            if abs(found[n].sum() - 1) > 1e-3 or abs(found[n, action[n]] - propensity[n]) > 1e-3:
-                raise InputError(
-                    f"ledger: the probabilities of decision {record.decision_id} do not sum to 1, "
-                    "or contradict its propensity; leave such rows out"
-                )
-        elif propensity[n] >= 1 - _TOLERANCE:
+            continue
+        if propensity[n] >= 1 - _TOLERANCE:
             found[n, action[n]] = 1.0
         else:
             found[n] = np.nan

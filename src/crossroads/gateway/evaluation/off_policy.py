@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from crossroads.core.errors import InputError
-from crossroads.gateway.evaluation.candidates import Candidate, Target
+from crossroads.gateway.evaluation.candidates import Candidate, LoggedScores, Target
 from crossroads.gateway.evaluation.estimators import ESTIMATORS, Overlap, overlap, terms
 from crossroads.gateway.evaluation.intervals import (
     Interval,
@@ -126,6 +126,8 @@ def off_policy(
     """
     if len(log) == 0:
         raise InputError("off-policy evaluation: the log is empty")
+    if isinstance(candidate, LoggedScores):
+        log = candidate.answerable(log)
     target = candidate if isinstance(candidate, Target) else candidate.target(log)
     log = _widened(log, target.models)
     met = overlap(

@@ -5,7 +5,8 @@ regret is the best of them less what was served. The interval holds for all mode
 (Bonferroni) and at every moment at once: it is an asymptotic confidence sequence (Waudby-Smith and
 others, Time-uniform central limit theory and asymptotic confidence sequences, 2024), so that a
 dashboard may be watched and acted on whenever it looks convincing. That guarantee is for the calls
-from a fixed start on; over a sliding window it is that of a single look.
+from a fixed start on. ``regret_of_ledger`` looks at a window that slides and forgets: there each
+look has its level, and many looks together do not. Either result says so in ``method``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,14 @@ from crossroads.gateway.evaluation.reward_model import expected_rewards
 from crossroads.gateway.evaluation.settings import EvaluationSettings
 from crossroads.gateway.ledger.reading import Filters, LedgerReader
 
-METHOD = "doubly robust, anytime-valid (asymptotic confidence sequence), all models at once"
+METHOD = (
+    "doubly robust, asymptotic confidence sequence, all models at once; valid at every look as "
+    "long as every log begins with the same call"
+)
+WINDOW_METHOD = (
+    "doubly robust, interval of an asymptotic confidence sequence, all models at once; over a "
+    "sliding window, valid at each single look"
+)
 _TIGHTEST_AT = 500.0  # calls at which the sequence is narrowest
 _LEAST = 30  # calls below which nothing is said
 
@@ -99,8 +107,9 @@ def regret_of_ledger(
     try:
         log = build_log(records, rewards, policy=policy)
     except InputError as error:
-        return {**_nothing(0, settings.level), "why": str(error)}
-    return {**live_regret(log, level=settings.level), "window_hours": settings.window_hours}
+        return {**_nothing(0, settings.level), "why": str(error), "method": WINDOW_METHOD}
+    found = live_regret(log, level=settings.level)
+    return {**found, "method": WINDOW_METHOD, "window_hours": settings.window_hours}
 
 
 def _nothing(calls: int, level: float) -> dict[str, Any]:

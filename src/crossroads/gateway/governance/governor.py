@@ -269,5 +269,5 @@ async def _ask(meter: Meter, n: int, grant: MeteredGrant, call: Call) -> None:
         plan, now = grant.plan, time.monotonic_ns()
         raise too_many(meter, n, now, limit_headers(plan.requests, plan.tokens, call.dialect, now))
     except BaseException:
-        grant.release()
+        grant.withdraw()
         raise

@@ -112,9 +112,21 @@ class MeteredGrant:
         self._nano += nano
 
     def settle(self, usage: Usage, usd: float) -> None:
-        self._finish(1, usage.input_tokens + usage.output_tokens, nano_usd(usd))
+        nano = nano_usd(usd)
+        if nano == 0 and not self._is_over:
+            for pacer in self.plan.pacers:
+                pacer.num_free += 1
+        self._finish(1, usage.input_tokens + usage.output_tokens, nano)
 
     def release(self) -> None:
+        """Give back tokens, money and the place; the call was a request all the same.
+
+        So limits of requests bind a client whose calls all fail, too.
+        """
+        self._finish(1, 0, 0)
+
+    def withdraw(self) -> None:
+        """Give everything back: the call was not let in."""
         self._finish(0, 0, 0)
 
     def _finish(self, requests: int, tokens: int, nano: int) -> None:

@@ -20,8 +20,8 @@ from crossroads.core.errors import InputError, UnavailableError, unknown_name
 from crossroads.core.files import replacing
 from crossroads.gateway.governance.keys import hash_secret, new_secret
 from crossroads.gateway.governance.settings import KeySettings
+from crossroads.gateway.redaction import describe, describe_yaml
 from crossroads.gateway.settings import Section
-from crossroads.prompts.pool import describe
 
 _HEAD = "# Virtual keys: written by 'crossroads keys'; comments are not kept. Holds no secrets.\n"
 
@@ -47,12 +47,12 @@ class KeyFile:
                 f"keys {self.path}: cannot be read: {error.strerror}; correct the path"
             ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            problem = " ".join(str(error).split())
-            raise InputError(f"keys {self.path}: not valid YAML: {problem}") from error
+            problem = describe_yaml(error)
+            raise InputError(f"keys {self.path}: not valid YAML: {problem}; correct it") from None
         try:
             keys = _File.model_validate({} if raw is None else raw).keys
         except ValidationError as error:
-            raise InputError(f"keys {self.path}: {describe(error)}") from error
+            raise InputError(f"keys {self.path}: {describe(error)}; correct it") from None
         names = [key.name for key in keys]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -73,7 +73,7 @@ class KeyFile:
                 **fields,
             )
         except ValidationError as error:
-            raise InputError(f"key {name!r}: {describe(error)}") from error
+            raise InputError(f"key {name!r}: {describe(error)}") from None
 
         def add(keys: list[KeySettings]) -> list[KeySettings]:
             if any(known.name == name for known in keys):

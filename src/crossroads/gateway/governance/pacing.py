@@ -7,6 +7,10 @@ that the period's spend is its budget, and is learned while the period runs. Eve
     error  = clip(spend since the last step / target - 1, -1, 1)
     log price <- log price + gain * weight * error,      weight = calls / (calls + 20)
 
+Calls that cost nothing count too: where all of them go to a free model the price is too high, and
+a step in which nothing was spent (error -1) lowers it. A step is put off until its target pays for
+two calls, since with fewer its error is a matter of chance, and clipping such errors is not fair.
+
 That is dual mirror descent with entropy as its potential (Balseiro, Lu and Mirrokni: "The Best of
 Many Worlds: Dual Mirror Descent for Online Allocation Problems", 2020) on a horizon that recedes:
 what was missed is spread over the rest. ``prompts.budget.PacedBudget`` does the same per call with
@@ -31,6 +35,9 @@ _LEAST, _MOST = 1e-3, 1e2  # quality per mean cost of a call
 _NEGLIGIBLE = 2e-3  # of the same: counts as no price
 _FIRST = 0.1  # of the same, at the first step that spent too much
 _NOTHING_USD = 1e-9  # the smallest sum that is counted
+_LEAST_CALLS = 2.0  # paid for by the target of a step
+_LEAST_SHARE = 0.05  # of the budget, above which a step's target is never put off
+_MOST_SURPLUS = 20.0  # targets of a step
 _MEMORY = 0.05  # weight of the newest step in the mean cost of a call
 _STEPS = 500  # in a period, about
 _LEAST_STEP_S, _MOST_STEP_S = 1.0, 600.0
@@ -46,8 +53,9 @@ class PaceState:
     price : quality per USD; 0 until a step spent too much
     at : Unix seconds of the last step
     start : of the period, Unix seconds
-    spent_usd, calls : of the period, at the last step
-    mean_usd : running mean of the cost of a call; 0 before the first
+    spent_usd, calls : of the period, at the last step; calls that cost something
+    mean_usd : running mean of what such a call costs; 0 before the first
+    surplus_usd : spent beyond twice the target of earlier steps, and not yet made up for
     """
 
     price: float = 0.0
@@ -56,6 +64,7 @@ class PaceState:
     spent_usd: float = 0.0
     calls: float = 0.0
     mean_usd: float = 0.0
+    surplus_usd: float = 0.0
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -85,6 +94,7 @@ class Pacer:
     ----------
     price : quality per USD, for the router; 0 where no price is needed
     state : what ``step`` goes on from
+    num_free : calls this process saw since its last step that cost nothing
     """
 
     def __init__(
@@ -98,6 +108,7 @@ class Pacer:
         self._traffic = traffic
         self.state = PaceState(price=first_price or 0.0)
         self.price = first_price or 0.0
+        self.num_free = 0
 
     def adopt(self, state: PaceState) -> None:
         """Go on from a state that another process, or an earlier one, came to."""
@@ -110,7 +121,11 @@ class Pacer:
         return self.state.start != start or now >= self.state.at + step
 
     def step(self, start: float, end: float, now: float, *, spent_usd: float, calls: int) -> None:
-        """Update the price, knowing what all of the period's calls so far came to."""
+        """Update the price, knowing what all of the period's calls so far came to.
+
+        ``calls`` are those that cost something; ``num_free`` tells of the others. Where it is too
+        soon to judge, ``state`` stays as it is.
+        """
         state = self.state
         if state.start != start:
             # A new period starts with the price the last one ended with.
@@ -118,37 +133,50 @@ class Pacer:
             state = self.state
         new_usd = max(0.0, spent_usd - state.spent_usd)
         new_calls = max(0.0, calls - state.calls)
-        if new_calls == 0 or new_usd < _NOTHING_USD:
-            # Nothing was paid since: its traffic is to be made up for by the rest.
-            self.adopt(PaceState(state.price, now, start, spent_usd, calls, state.mean_usd))
-            return
-        mean = new_usd / new_calls
-        if state.mean_usd > 0:
-            memory = 1 - (1 - _MEMORY) ** min(new_calls, _CALLS_FOR_HALF)
-            mean = state.mean_usd + memory * (mean - state.mean_usd)
-        price = self._next_price(state, start, end, now, new_usd=new_usd, calls=new_calls)
-        self.adopt(PaceState(self._bounded(price, mean), now, start, spent_usd, calls, mean))
+        is_free = new_calls == 0 or new_usd < _NOTHING_USD
+        target = self._target(state, start, end, now)
+        price, mean, surplus = state.price, state.mean_usd, state.surplus_usd
+        if is_free and (self.num_free == 0 or not target):
+            # Nobody asked, or nothing was left: its traffic is to be made up for by the rest.
+            self.num_free = 0
+        else:
+            enough = min(_LEAST_CALLS * mean, _LEAST_SHARE * self.usd)
+            if target is not None and 0 < target < enough and new_usd < 2 * enough:
+                return
+            if not is_free:
+                mean = _mean(mean, new_usd, new_calls)
+            price, surplus = self._next_price(target, new_usd=new_usd, calls=new_calls)
+            self.num_free = 0
+        price = self._bounded(price, mean)
+        self.adopt(PaceState(price, now, start, spent_usd, calls, mean, surplus))
+
+    def _target(self, state: PaceState, start: float, end: float, now: float) -> float | None:
+        """Return what may be spent since the last step; None when the period is all but over."""
+        before = elapsed_share(start, end, state.at, self._traffic)
+        if 1 - before < _LAST_SHARE:
+            return None
+        passed = elapsed_share(start, end, now, self._traffic) - before
+        return max(0.0, self.usd - state.spent_usd) * passed / (1 - before)
 
     def _next_price(
-        self,
-        state: PaceState,
-        start: float,
-        end: float,
-        now: float,
-        *,
-        new_usd: float,
-        calls: float,
-    ) -> float:
-        before = elapsed_share(start, end, state.at, self._traffic)
-        passed = elapsed_share(start, end, now, self._traffic) - before
-        if 1 - before < _LAST_SHARE:
-            return state.price
-        target = max(0.0, self.usd - state.spent_usd) * passed / (1 - before)
-        error = 1.0 if target <= 0 else min(new_usd / target - 1, 1.0)
-        weight = calls / (calls + _CALLS_FOR_HALF)
-        if state.price == 0.0:  # so far nothing had to be saved
-            return _FIRST * weight * max(0.0, error) * calls / new_usd
-        return state.price * math.exp(_GAIN * weight * error)
+        self, target: float | None, *, new_usd: float, calls: float
+    ) -> tuple[float, float]:
+        """Return the price after a step, and the surplus."""
+        price, surplus = self.state.price, self.state.surplus_usd
+        if target is None:
+            return price, surplus
+        if new_usd > 2 * target:
+            error = 1.0
+            surplus = min(surplus + new_usd - 2 * target, _MOST_SURPLUS * target)
+        else:
+            filled = min(surplus, max(0.0, target - new_usd))
+            surplus -= filled
+            error = (new_usd + filled) / target - 1
+        num = calls + self.num_free
+        weight = num / (num + _CALLS_FOR_HALF)
+        if price == 0.0:  # so far nothing had to be saved
+            return 0.0 if error <= 0 else _FIRST * weight * error * calls / new_usd, surplus
+        return price * math.exp(_GAIN * weight * error), surplus
 
     def _bounded(self, price: float, mean_usd: float) -> float:
         if mean_usd <= 0 or price == 0.0:
@@ -168,3 +196,12 @@ class Pacer:
             "elapsed_share": due,
             "mean_usd_per_call": self.state.mean_usd,
         }
+
+
+def _mean(before_usd: float, usd: float, calls: float) -> float:
+    """Return the running mean of a call's cost after so many more."""
+    mean = usd / calls
+    if before_usd <= 0:
+        return mean
+    memory = 1 - (1 - _MEMORY) ** min(calls, _CALLS_FOR_HALF)
+    return before_usd + memory * (mean - before_usd)

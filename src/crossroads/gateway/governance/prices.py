@@ -112,12 +112,12 @@ def read_prices(path: Path) -> dict[str, tuple[float, float, float]]:
             f"prices {path}: cannot be read: {error.strerror}; correct the path"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"prices {path}: not valid YAML: {problem}") from error
+        problem = describe_yaml(error)
+        raise InputError(f"prices {path}: not valid YAML: {problem}; correct it") from None
     try:
         found = _FILE.validate_python({} if raw is None else raw)
     except ValidationError as error:
-        raise InputError(f"prices {path}: {describe(error)}") from error
+        raise InputError(f"prices {path}: {describe(error)}; correct it") from None
     return {
         model: (price.in_ / 1e6, price.out / 1e6, price.per_call) for model, price in found.items()
     }

@@ -111,7 +111,10 @@ async def pace(budget: Budget, store: Store | None, now: float) -> None:
         if state is not None:
             pacer.adopt(state)
         if meter.is_known and pacer.is_due(meter.start, meter.end, now):
+            before = pacer.state
             _step(budget, now)
+            if pacer.state is before:
+                return  # put off
             if not await store.swap(name, found, orjson.dumps(pacer.state.to_dict())):
                 pacer.adopt(state or PaceState())  # another worker was first; its step is read next
     except StoreError:

@@ -13,7 +13,7 @@ import orjson
 
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.files import replacing
-from crossroads.gateway.contracts import Record
+from crossroads.gateway.contracts import JUDGED, Record
 from crossroads.gateway.ledger.feedback import Feedback
 from crossroads.gateway.ledger.schema import CALL_COLUMNS, KIND_OF, decode, encoder
 from crossroads.prompts.formats import FORMATS, write_long
@@ -82,7 +82,8 @@ def write_outcome_table(
     One row per prompt and answering model, means over their calls. A prompt is identified by its
     text, or by the hash of its embedding where no text was kept; the score is the mean reward, and
     empty where nobody judged (``only_judged`` False). Costs, tokens and latency are of calls that
-    one model answered at its first try; failed and cached calls are left out.
+    one model answered at its first try, costs and latency with those of the model that judged the
+    answer in a cascade; failed and cached calls are left out.
 
     Raises UsageError for an unknown suffix, InputError where nothing is left to write.
     """
@@ -135,10 +136,11 @@ def _add(cells: dict[tuple[str, str], _Cell], record: Record, reward: float | No
         cell = cells[key] = _Cell(record.prompt)
     cell.calls += 1
     cell.score.add(reward)
-    if len(record.attempts) <= 1:
-        cell.cost.add(record.cost_usd)
+    judged = sum(code == JUDGED for _, _, code, _ in record.attempts)
+    if len(record.attempts) - judged <= 1:
         cell.input_tokens.add(record.input_tokens)
         cell.output_tokens.add(record.output_tokens)
+        cell.cost.add(record.cost_usd)
         cell.latency_s.add(record.total_ms / 1000)
 
 

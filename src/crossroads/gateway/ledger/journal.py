@@ -1,7 +1,8 @@
 """Rows that the database did not take, kept in a file until it does.
 
 Every process has a journal of its own and holds a lock on it while it lives; a journal whose lock
-is free belonged to a process that died, and whoever opens the ledger next replays it.
+is free belonged to a process that died, and whoever opens the ledger next replays it. A journal
+that somebody removes under us is written again, with what it held.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import fcntl
 import logging
 import os
 import secrets
+import shutil
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,7 @@ class Journal:
             "columns": list(COLUMNS[table]),
             "rows": [[_to_json(value) for value in row] for row in rows],
         }
-        with self._lock:
+        with self._lock, _naming(self.path):
             self._hold()
             size = self.path.stat().st_size
             try:
@@ -64,16 +67,23 @@ class Journal:
         """Yield the table and rows of each entry; the file is removed when all were taken.
 
         A caller that stops before the end keeps the file: taking again begins anew, and rows the
-        database has already are left out by their key.
+        database has already are left out by their key. Raises InputError where the file cannot be
+        read or removed; nothing is lost by that.
         """
         with self._lock:
             if self._held is None:
                 return
+            with _naming(self.path):
+                self._hold()
             yield from self._entries(self.path)
-            self._release()
+            with _naming(self.path):
+                self._release()
 
     def adopt(self) -> Generator[tuple[str, list[Row]], None, None]:
-        """Yield the entries of journals whose processes are gone, removing each after its last."""
+        """Yield the entries of journals whose processes are gone, removing each after its last.
+
+        Raises InputError as ``take``.
+        """
         for path in sorted(self._folder.glob(f"{self._prefix}-*.jsonl")):
             if path == self.path:
                 continue
@@ -82,7 +92,8 @@ class Journal:
                 continue
             try:
                 yield from self._entries(path)
-                path.unlink(missing_ok=True)
+                with _naming(path):
+                    path.unlink(missing_ok=True)
             finally:
                 os.close(held)
 
@@ -95,24 +106,36 @@ class Journal:
 
     def _entries(self, path: Path) -> list[tuple[str, list[Row]]]:
         """Return a file's entries; a damaged file is put aside, so that it holds nobody up."""
-        try:
-            return read_lines(path, _entry, remedy=_REMEDY)
-        except InputError as error:
-            aside = path.with_suffix(".damaged")
-            path.rename(aside)
-            self.damaged.append(str(aside))
-            _log.error("ledger: a journal is put aside as %s: %s", aside.name, error)
-            return []
+        with _naming(path):
+            try:
+                return read_lines(path, _entry, remedy=_REMEDY)
+            except InputError as error:
+                aside = path.with_suffix(".damaged")
+                path.rename(aside)
+                self.damaged.append(str(aside))
+                _log.error("ledger: a journal is put aside as %s: %s", aside.name, error)
+                return []
 
     def _hold(self) -> None:
-        if self._held is not None:
+        """Have the file, locked; one that was removed meanwhile is made again, rows and all."""
+        before = self._held
+        if before is not None and _is_at(self.path, before):
             return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._held = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written: {error.strerror}") from error
-        fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if before is not None:
+                _copy(before, held)
+        except BaseException:
+            # A part of what it held would pass for all of it at the next look.
+            self.path.unlink(missing_ok=True)
+            os.close(held)
+            raise
+        if before is not None:
+            os.close(before)
+            _log.warning("ledger: the journal %s was removed; it is written again", self.path.name)
+        self._held = held
 
     def _release(self) -> None:
         assert self._held is not None
@@ -120,6 +143,33 @@ class Journal:
         os.close(self._held)
         self._held = None
         self.num_rows = 0
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn an OSError into an InputError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"{path}: cannot be used: {reason}; free the disk, or make its folder writable"
+        ) from error
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _copy(source: int, target: int) -> None:
+    """Write all of one open file to another one, which is empty; on the disk on return."""
+    os.lseek(source, 0, os.SEEK_SET)
+    with open(source, "rb", closefd=False) as old, open(target, "wb", closefd=False) as new:
+        shutil.copyfileobj(old, new)
+    os.fsync(target)
 
 
 def _lock_file(path: Path) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from crossroads.core.errors import MissingExtraError, UnavailableError
 from crossroads.gateway.ledger.schema import COLUMNS, KEYS, POSTGRES_WORDS, Row, migrations
 from crossroads.gateway.ledger.store import BadRowError, newer_schema, not_a_ledger
-from crossroads.gateway.ledger.urls import redacted
+from crossroads.gateway.redaction import safe_url
 
 Result = TypeVar("Result")
 
@@ -70,11 +70,11 @@ class PostgresStore:
             if await connection.fetchval("SELECT to_regclass('ledger_schema')") is None:
                 taken = await connection.fetchval("SELECT to_regclass('calls')")
                 if self._is_reader or taken is not None:
-                    raise not_a_ledger(redacted(self.url))
+                    raise not_a_ledger(safe_url(self.url))
                 await connection.execute("CREATE TABLE ledger_schema (version INTEGER NOT NULL)")
             version = await connection.fetchval("SELECT MAX(version) FROM ledger_schema") or 0
             if version > len(steps):
-                raise newer_schema(redacted(self.url), version, len(steps))
+                raise newer_schema(safe_url(self.url), version, len(steps))
             for number, statements in enumerate(steps[version:], start=version + 1):
                 for statement in statements:
                     await connection.execute(statement)
@@ -136,7 +136,7 @@ class PostgresStore:
             self._drop()
             reason = str(error) or type(error).__name__
             raise UnavailableError(
-                f"ledger {redacted(self.url)}: {reason}; start PostgreSQL, or correct the URL"
+                f"ledger {safe_url(self.url)}: {reason}; start PostgreSQL, or correct the URL"
             ) from error
 
     def _drop(self) -> None:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from crossroads.core.errors import InputError
 from crossroads.gateway.ledger.schema import Row
-from crossroads.gateway.ledger.urls import check_url, is_postgres, redacted, sqlite_path
+from crossroads.gateway.ledger.urls import check_url, is_postgres, sqlite_path
+from crossroads.gateway.redaction import safe_url
 
 
 class BadRowError(ValueError):
@@ -66,7 +67,7 @@ def build_store(url: str, *, timeout_s: float = 5.0, is_reader: bool = False) ->
 
     path = sqlite_path(url)
     if is_reader and not path.is_file():
-        raise InputError(f"ledger {redacted(url)!r}: no such file; give the URL the server writes")
+        raise InputError(f"ledger {safe_url(url)!r}: no such file; give the URL the server writes")
     return SqliteStore(path, timeout_s=timeout_s, is_reader=is_reader)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from crossroads.core.errors import InputError
+from crossroads.gateway.redaction import safe_url
 
 SQLITE = "sqlite:"
 POSTGRES = ("postgresql://", "postgres://")
@@ -18,7 +18,7 @@ def check_url(url: str) -> str:
     if url.startswith(POSTGRES) or (url.startswith(SQLITE) and url != SQLITE):
         return url
     raise InputError(
-        f"ledger {redacted(url)!r}: expected sqlite:PATH or postgresql://USER@HOST/DATABASE"
+        f"ledger {safe_url(url)!r}: expected sqlite:PATH or postgresql://USER@HOST/DATABASE"
     )
 
 
@@ -31,25 +31,23 @@ def sqlite_path(url: str) -> Path:
     return Path(url.removeprefix(SQLITE)).expanduser()
 
 
-def redacted(url: str) -> str:
-    """Return the URL without its password, fit for logs and health."""
-    if not url.startswith(POSTGRES):
-        return url
-    parts = urlsplit(url)
-    if parts.username is None:
-        return parts._replace(query="").geturl()
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username}@{host}", query="").geturl()
-
-
 def default_journal(url: str) -> tuple[Path, str]:
     """Return the folder and the beginning of the names of a ledger's journals.
 
     The name is a digest of where the ledger is, so that two ledgers may share the folder.
     """
-    digest = hashlib.sha256(redacted(url).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(_identity(url).encode()).hexdigest()[:12]
     if is_postgres(url):
         state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
         return Path(state).expanduser() / "crossroads" / "ledger", f"ledger-{digest}"
     path = sqlite_path(url)
     return path.parent, f"{path.name}-journal-{digest}"
+
+
+def _identity(url: str) -> str:
+    """Return what stays the same when a password changes."""
+    if not is_postgres(url):
+        return url
+    scheme, _, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    return f"{scheme}://{login.partition(':')[0]}{at}{place.partition('?')[0]}"

@@ -23,7 +23,8 @@ from crossroads.gateway.ledger.pruning import prune_some
 from crossroads.gateway.ledger.schema import CALLS, FEEDBACK, Row, cleaned, encoder
 from crossroads.gateway.ledger.settings import LedgerSettings
 from crossroads.gateway.ledger.store import BadRowError, Store, build_store
-from crossroads.gateway.ledger.urls import default_journal, is_postgres, redacted
+from crossroads.gateway.ledger.urls import default_journal, is_postgres
+from crossroads.gateway.redaction import safe_url
 
 _log = logging.getLogger(__name__)
 
@@ -51,14 +52,15 @@ class SqlLedger:
         self._most = settings.queue
         self._journal = _journal(settings)
         self._wake = threading.Event()
-        self._is_closing = False
+        self._is_closing = self._is_closed = False
         self._is_busy = False
         self._retry_at, self._retry_s = 0.0, _FIRST_RETRY_S
         self._prune_at = 0.0
         self._error: str | None = None
         self._journal_error: str | None = None
         self._has_adopted = False
-        self._stuck: list[tuple[str, list[Row]]] = []
+        self._stuck: list[tuple[str, list[Row]]] = []  # of the first thread
+        self._aside: list[tuple[str, list[Row]]] = []  # of the second
         self._stopped = threading.Event()
         self._written = self._lost = self._rejected = self._spilled = self._replayed = 0
         self._committed_at: float | None = None
@@ -102,7 +104,7 @@ class SqlLedger:
         For tests, tools and feedback that follows its call closely; blocks the calling thread.
         """
         deadline = time.monotonic() + timeout_s
-        while self._queue or self._stuck or self._is_busy:
+        while self._queue or self._stuck or self._aside or self._is_busy:
             if time.monotonic() > deadline or not self._thread.is_alive():
                 return False
             self._wake.set()
@@ -114,13 +116,14 @@ class SqlLedger:
 
         ``state`` is ``ok`` or ``degraded``; counts are of this process since it started:
         ``written`` rows committed, ``spilled`` to the journal and ``replayed`` from one,
-        ``journalled`` waiting there now, ``queued`` in memory, ``lost`` to a full queue,
-        ``rejected`` because no database could store them. ``damaged_journals`` were put aside.
+        ``journalled`` waiting there now, ``queued`` in memory, ``lost`` to a full queue, or at the
+        end because neither took them, ``rejected`` because no database could store them.
+        ``damaged_journals`` were put aside.
         """
         is_ok = self._error is None and self._journal.num_rows == 0
         return {
             "state": "ok" if is_ok else "degraded",
-            "url": redacted(self.settings.url),
+            "url": safe_url(self.settings.url),
             "error": self._error,
             "journal_error": self._journal_error,
             "queued": len(self._queue),
@@ -137,7 +140,13 @@ class SqlLedger:
         }
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Commit what waits, or journal it, and stop. Safe to repeat."""
+        """Commit what waits, or journal it, and stop. Safe to repeat.
+
+        What a database that hangs does not take within ``timeout_s`` goes to the journal, for the
+        next process; what that does not take either is counted as lost.
+        """
+        if self._is_closed:
+            return
         self._is_closing = True
         self._wake.set()
         if self._thread.is_alive():
@@ -145,7 +154,19 @@ class SqlLedger:
         self._stopped.set()
         if self._guard.is_alive():
             self._guard.join(timeout_s)
+        self._put_off()
         self._journal.close()
+        self._is_closed = True
+
+    def _put_off(self) -> None:
+        """Journal what no thread got rid of, also what one still waits for the database with."""
+        waiting = [*self._stuck, *self._aside]
+        while self._queue:
+            waiting += self._next_rows()
+        num_lost = sum(len(rows) for table, rows in waiting if not self._spill(table, rows))
+        self._lost += num_lost
+        if num_lost:
+            _log.error("ledger %s: %d rows are lost", safe_url(self.settings.url), num_lost)
 
     # --- the ledger's own thread -----------------------------------------------------------------
 
@@ -181,13 +202,17 @@ class SqlLedger:
     def _replay(self) -> None:
         """Commit what journals hold, this process's own and those of dead ones."""
         self._store.open()
-        for entries in (self._journal.take(), self._journal.adopt()):
-            with closing(entries):
-                for table, rows in entries:
-                    self._replayed += self._commit(table, rows)
+        try:
+            for entries in (self._journal.take(), self._journal.adopt()):
+                with closing(entries):
+                    for table, rows in entries:
+                        self._replayed += self._commit(table, rows)
+            self._journal_error, self._has_adopted = None, True
+        except InputError as error:  # no fault of the database: it is written to
+            self._journal_error = str(error)
         if self._error is not None:
-            _log.warning("ledger %s: back", redacted(self.settings.url))
-        self._error, self._retry_s, self._has_adopted = None, _FIRST_RETRY_S, True
+            _log.warning("ledger %s: back", safe_url(self.settings.url))
+        self._error, self._retry_s = None, _FIRST_RETRY_S
 
     def _drain(self) -> None:
         """Commit or journal all that waits; what neither takes stays in memory."""
@@ -256,14 +281,14 @@ class SqlLedger:
 
     def _fail(self, error: Exception) -> None:
         if self._error is None:
-            _log.error("ledger %s: %s", redacted(self.settings.url), error)
+            _log.error("ledger %s: %s", safe_url(self.settings.url), error)
         self._error = str(error)
         self._retry_at = time.monotonic() + self._retry_s
         self._retry_s = min(2 * self._retry_s, _LAST_RETRY_S)
 
     def _reject(self, error: Exception) -> None:
         self._rejected += 1
-        _log.error("ledger %s: a row cannot be stored: %s", redacted(self.settings.url), error)
+        _log.error("ledger %s: a row cannot be stored: %s", safe_url(self.settings.url), error)
 
     def _prune(self) -> None:
         if self.settings.retention_days is None:
@@ -278,10 +303,13 @@ class SqlLedger:
     def _watch(self) -> None:
         """Journal rows while the database holds the first thread up and the queue fills."""
         while not self._stopped.wait(_WATCH_EVERY_S):
-            while len(self._queue) > self._most * 3 // 4:
-                for table, rows in self._next_rows():
-                    if not self._spill(table, rows):
-                        self._lost += len(rows)
+            while self._aside or len(self._queue) > self._most * 3 // 4:
+                if not self._aside:
+                    self._aside = self._next_rows()
+                if self._aside:
+                    if not self._spill(*self._aside[0]):
+                        break  # they wait; what the queue cannot hold is lost there, and counted
+                    del self._aside[0]
 
 
 def open_ledger(settings: LedgerSettings) -> SqlLedger:

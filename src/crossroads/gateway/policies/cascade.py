@@ -140,6 +140,7 @@ class CascadeNode:
             reason=f"{reason}; {order[0]} answers",
             decision=inner.decision if inner is not None else None,
             features=inner.features if inner is not None else None,
+            costs=inner.costs if inner is not None else {},
             check=self._check if is_checked else None,
             escalate_to=later if is_checked else (),
             labels=labels,

@@ -14,7 +14,8 @@ from typing import Any
 
 from crossroads.core.errors import InputError, MissingExtraError
 from crossroads.gateway.call import Body, Call
-from crossroads.gateway.contracts import Check
+from crossroads.gateway.contracts import Check, ExpertError
+from crossroads.gateway.policies.eligibility import Eligibility
 from crossroads.gateway.policies.patterns import Pattern
 from crossroads.gateway.policies.settings import CheckSettings
 from crossroads.prompts.experts.base import content_text
@@ -25,6 +26,7 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _READ_FOR_REFUSAL = 400  # characters: who declines does so at once
+_CHARACTERS_PER_TOKEN = 4
 _JUDGE_READS = 24_000  # characters of question and answer each
 _QUESTION = (
     "You check answers. Below are a request and an answer to it. Is the answer correct, complete "
@@ -93,20 +95,28 @@ class LogprobsCheck:
 class JudgeCheck:
     """Asks a model whether the answer is good, yes or no.
 
-    Anything but a clear yes refuses the answer.
+    Anything but a clear yes refuses the answer. So does a judge that may not read the request: one
+    that the client's key may not use, or that does not promise the region of its data. A judge that
+    does not tell its tokens is billed by the length of what it read and said.
     """
 
     def __init__(
         self,
         model: str,
         ask_model: Callable[[str, Body], Awaitable[Body]],
+        eligibility: Eligibility,
         question: str | None = None,
     ) -> None:
         self._model = model
         self._ask = ask_model
+        self._eligibility = eligibility
         self._question = question or _QUESTION
 
     async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
+        why = self._eligibility.forbids(call, self._model)
+        if why:
+            reason = f"{self._model} may not judge this request: {why}"
+            return {"check": "judge", "accepted": False, "reason": reason}
         asked = call.conversation_text[-_JUDGE_READS:]
         given = _answer_text(answer)[:_JUDGE_READS]
         # As JSON strings, neither text can pass for the frame around it.
@@ -120,15 +130,26 @@ class JudgeCheck:
             "temperature": 0,
             "max_tokens": 8,
         }
-        found = await self._ask(self._model, body)
+        try:
+            found = await self._ask(self._model, body)
+        except TimeoutError as error:
+            raise ExpertError(
+                f"judge {self._model!r}: no verdict in time; raise timeouts.total, or name a "
+                "quicker model",
+                status=504,
+                code="upstream_timeout",
+            ) from error
         said = _answer_text(found).strip()
+        usage = _told_usage(found)
+        estimated = {} if usage else {"usage_estimated": True}
         accepted = re.match(r"\W*yes\b", said, re.IGNORECASE) is not None
         return {
             "check": "judge",
             "accepted": accepted,
             "reason": f"{self._model} {'finds the answer good' if accepted else 'does not accept'}",
             "judge": self._model,
-            "usage": found.get("usage"),
+            "usage": usage or _estimated_usage(len(self._question) + len(question), len(said)),
+            **estimated,
             "said": said[:40],
         }
 
@@ -138,6 +159,7 @@ def build_check(
     *,
     where: str,
     ask_model: Callable[[str, Body], Awaitable[Body]] | None,
+    eligibility: Eligibility,
 ) -> Check:
     """Return the check of an answer; ``sdm`` checks before there is one and has none.
 
@@ -151,7 +173,23 @@ def build_check(
     assert settings.kind == "judge" and settings.model is not None
     if ask_model is None:
         raise InputError(f"{where}: a judge cannot be asked here; use another kind of check")
-    return JudgeCheck(settings.model, ask_model, settings.question)
+    return JudgeCheck(settings.model, ask_model, eligibility, settings.question)
+
+
+def _told_usage(answer: Body) -> Mapping[str, Any] | None:
+    """Return the tokens an answer says it took; None where it does not."""
+    usage = answer.get("usage")
+    if not isinstance(usage, Mapping) or usage.get("prompt_tokens").__class__ is not int:
+        return None
+    return usage
+
+
+def _estimated_usage(read: int, said: int) -> dict[str, int]:
+    """Return about what so many characters read and said took."""
+    return {
+        "prompt_tokens": -(-read // _CHARACTERS_PER_TOKEN),
+        "completion_tokens": -(-said // _CHARACTERS_PER_TOKEN),
+    }
 
 
 def _validator(schema: dict[str, Any], where: str) -> Callable[[str], str]:

@@ -285,7 +285,12 @@ class _Compiler:
         else:
             if settings.check.model is not None:
                 self._check_model(settings.check.model, f"{where}.check.model")
-            check = build_check(settings.check, where=f"{where}.check", ask_model=self._ask_model)
+            check = build_check(
+                settings.check,
+                where=f"{where}.check",
+                ask_model=self._ask_model,
+                eligibility=self._eligibility,
+            )
         return CascadeNode(
             first,
             settings.steps[1:],

@@ -109,16 +109,23 @@ class Eligibility:
     def named(self, call: Call, name: str) -> bool:
         """Whether a model that the request names may be tried.
 
-        The length is not judged: ours is an estimate, and the model itself knows better.
+        The length is not judged: ours is an estimate, and the model itself knows better. Nor does
+        a card without dialects rule out embeddings here.
         """
-        if self._suits_all(call):
-            return True
         fact = self._facts[name]
-        if call.dialect == "embeddings":
-            spoken = not fact.speaks or "embeddings" in fact.speaks
-        else:
-            spoken = fact.has_dialect(call)
+        spoken = not fact.speaks or fact.has_dialect(call)
         return spoken and all(test(call, fact) for _, _, test in self._tests[1:-1])
+
+    def forbids(self, call: Call, name: str) -> str:
+        """Return why a model may not be shown what a request says; "" where it may.
+
+        For a model that does not answer: what the key may use and where the data may go.
+        """
+        fact = self._facts[name]
+        for what, _, test in self._tests[1:3]:
+            if not test(call, fact):
+                return f"{what} ({_demand(what, call)})"
+        return ""
 
     def _suits_all(self, call: Call) -> bool:
         client = call.client

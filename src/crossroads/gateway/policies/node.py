@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from crossroads.core.decision import Decision
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Check, Choice
 from crossroads.gateway.policies.eligibility import Eligibility, IneligibleError
@@ -26,6 +27,7 @@ class Ask:
     text : what is decided by
     key : what random splits keep together
     is_peek : asked for the probabilities only: nothing is to be remembered or started
+    chance : what chance is drawn from in place of the call's id; "" for the id
     """
 
     call: Call
@@ -36,6 +38,12 @@ class Ask:
     text: str
     key: str
     is_peek: bool = False
+    chance: str = ""
+
+    @property
+    def draws_by(self) -> str:
+        """Key of all draws of this call: who asks again with it draws the same."""
+        return self.chance or self.call.id
 
 
 class Node(Protocol):
@@ -115,13 +123,16 @@ class Manner:
         reason: str | None = None,
         probabilities: Mapping[str, float] | None = None,
         labels: dict[str, str] | None = None,
+        decision: Decision | None = None,
+        costs: Mapping[str, float] | None = None,
         check: Check | None = None,
         escalate_to: tuple[str, ...] = (),
     ) -> Choice:
         """Return the choice of a policy this one refers to, as this one's.
 
         ``probabilities`` are those of the models where this policy draws too. ``labels`` are taken
-        as they are, the inner ones added.
+        as they are, the inner ones added. ``decision`` and ``costs`` stand in where the inner
+        choice has none.
         """
         told = {} if labels is None else labels
         for label, value in inner.labels.items():
@@ -139,9 +150,10 @@ class Manner:
             policy=self.name,
             version=self.version,
             reason=inner.reason if reason is None else reason,
-            decision=inner.decision,
+            decision=inner.decision or decision,
             propensity=propensity,
             probabilities=probabilities,
+            costs=inner.costs or costs or {},
             is_explored=inner.is_explored,
             features=inner.features,
             check=check or inner.check,

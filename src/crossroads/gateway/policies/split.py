@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from crossroads.core.decision import Decision
 from crossroads.gateway.contracts import Choice
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.policies.draws import rendezvous, salt
@@ -58,7 +60,7 @@ class SplitNode:
         ]
 
     async def choose(self, ask: Ask) -> Choice:
-        key = (ask.key or ask.call.id) if self._by_session else ask.call.id
+        key = (ask.key or ask.draws_by) if self._by_session else ask.draws_by
         if ask.is_all:
             weights, shares = self._weights, self._shares
         else:
@@ -66,18 +68,41 @@ class SplitNode:
             if not any(weights):
                 raise self._manner.refusal(ask, self.candidates)
             shares = _normalised(weights)
-        index = rendezvous(self._salts, weights, key)
         if self._is_of_models:
+            index = rendezvous(self._salts, weights, key)
             if ask.is_all:
                 return self._prepared[index]
             return self._of_model(index, shares, ask.allowed)
-        inner = await self._nodes[index].choose(ask)
+        return await self._of_policy(ask, key, list(weights))
+
+    async def _of_policy(self, ask: Ask, key: str, weights: list[float]) -> Choice:
+        """Return the choice of the side that is drawn among those that can answer."""
+        while True:
+            index = rendezvous(self._salts, weights, key)
+            try:
+                inner = await self._nodes[index].choose(ask)
+                break
+            except ApiError:
+                weights[index] = 0.0
+                if not any(weights):
+                    raise
+        sides = await self._sides(ask, index, inner, weights)
+        shares = _normalised([weights[place] for place in sides])
+        probabilities: dict[str, float] = {}
+        for choice, share in zip(sides.values(), shares, strict=True):
+            for model, probability in (choice.probabilities or {choice.model: 1.0}).items():
+                probabilities[model] = probabilities.get(model, 0.0) + share * probability
+        drawn = dict(zip(sides, shares, strict=True))[index]
+        learned = next((c for c in sides.values() if c.decision is not None), None)
+        reason = f"{self._reason(index, drawn)}; {inner.reason}"
         return self._manner.adopt(
             inner,
             ask,
-            reason=f"{self._reason(index, shares)}; {inner.reason}",
-            probabilities=await self._mixture(ask, index, inner, shares),
+            reason=reason,
+            probabilities=probabilities,
             labels=self._labels(index),
+            decision=None if learned is None else _of_other(learned, inner, reason),
+            costs=None if learned is None else learned.costs,
         )
 
     def _open_weights(self, allowed: frozenset[str]) -> list[float]:
@@ -86,36 +111,30 @@ class SplitNode:
             for node, weight in zip(self._nodes, self._weights, strict=True)
         ]
 
-    async def _mixture(
-        self, ask: Ask, index: int, inner: Choice, shares: Sequence[float]
-    ) -> dict[str, float]:
-        """Return the probability of each model over all targets.
+    async def _sides(
+        self, ask: Ask, index: int, inner: Choice, weights: Sequence[float]
+    ) -> dict[int, Choice]:
+        """Return what every side that can answer would choose, by its place.
 
-        Two targets may choose the same model: what counts for an estimate from the ledger is the
-        probability of the model, so the other targets are asked too. One that cannot say is left
-        out: the model answered would not have been its choice.
+        Two sides may choose the same model: what counts for an estimate from the ledger is the
+        probability of the model, so the other sides are asked too. One that cannot answer would
+        have been drawn in vain, and its share falls to the others.
         """
-        found: dict[str, float] = {}
+        found: dict[int, Choice] = {}
         peek = replace(ask, is_peek=True)
-        for place, share in enumerate(shares):
-            if share == 0:
-                continue
-            choice = inner
-            if place != index:
-                try:
-                    choice = await self._nodes[place].choose(peek)
-                except ApiError:
-                    continue
-            own = choice.probabilities or {choice.model: 1.0}
-            for model, probability in own.items():
-                found[model] = found.get(model, 0.0) + share * probability
+        for place, weight in enumerate(weights):
+            if place == index:
+                found[place] = inner
+            elif weight > 0:
+                with suppress(ApiError):
+                    found[place] = await self._nodes[place].choose(peek)
         return found
 
     def _of_model(self, index: int, shares: Sequence[float], allowed: frozenset[str]) -> Choice:
         return self._manner.choice(
             self._nodes[index].name,
             allowed=allowed,
-            reason=self._reason(index, shares),
+            reason=self._reason(index, shares[index]),
             propensity=shares[index],
             probabilities={
                 node.name: share
@@ -125,9 +144,8 @@ class SplitNode:
             labels=self._labels(index),
         )
 
-    def _reason(self, index: int, shares: Sequence[float]) -> str:
-        name, share = self._nodes[index].name, 100 * shares[index]
-        return f"{name} has {share:.3g} % of the calls of {self.name}"
+    def _reason(self, index: int, share: float) -> str:
+        return f"{self._nodes[index].name} has {100 * share:.3g} % of the calls of {self.name}"
 
     def _labels(self, index: int) -> dict[str, str]:
         if self.kind == "canary":
@@ -144,6 +162,26 @@ class SplitNode:
 
     def close(self) -> None:
         return None
+
+
+def _of_other(learned: Choice, drawn: Choice, reason: str) -> Decision:
+    """Return the estimates of a side that was not drawn, as those of the model that answers.
+
+    Without them the ledger would know the estimates of some models' calls only, and what is
+    estimated from such calls is wrong.
+    """
+    decision, model = learned.decision, drawn.model
+    assert decision is not None
+    return replace(
+        decision,
+        chosen=(model,),
+        reason=reason,
+        propensity=drawn.propensity,
+        predicted_quality=min(max(decision.scores.get(model, 0.0), 0.0), 1.0),
+        predicted_cost_usd=learned.costs.get(model),
+        confidence=0.0,
+        details={},
+    )
 
 
 def _normalised(weights: Sequence[float]) -> list[float]:

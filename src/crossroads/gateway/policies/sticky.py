@@ -1,9 +1,9 @@
 """A session stays with its model for a time.
 
-The wrapped policy decides once, by the first user message of the conversation and with the session
-in place of chance. Chat requests carry the whole conversation, so workers and replicas that share
-nothing decide alike for one session; the map of sessions is there for speed and for policies that
-change meanwhile (a price on cost, drifting rules).
+The wrapped policy decides once, by the first user message of the conversation, and whatever it
+leaves to chance is drawn by the session. Chat requests carry the whole conversation, so workers and
+replicas that share nothing decide alike for one session; the map of sessions is there for speed and
+for policies that change meanwhile (a price on cost, drifting rules).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Choice
 from crossroads.gateway.policies.node import Ask, Manner, Node
 from crossroads.prompts.experts.base import content_text
+
+Sessions = OrderedDict[tuple[str, str], tuple[float, Choice]]
+"""Client and session to the end of the session and its choice, the least recently used first."""
 
 
 class StickyNode:
@@ -51,7 +54,7 @@ class StickyNode:
         self._ttl_s = ttl_s
         self._size = sessions
         self._clock = clock
-        self._kept: OrderedDict[tuple[str, str], tuple[float, Choice]] = OrderedDict()
+        self._kept: Sessions = OrderedDict()
 
     async def choose(self, ask: Ask) -> Choice:
         if not ask.key:
@@ -66,12 +69,17 @@ class StickyNode:
                 self._kept[session] = (now + self._ttl_s, choice)
                 self._kept.move_to_end(session)
             return choice if ask.is_all else self._filtered(choice, ask)
-        opening = replace(ask, text=first_user_text(ask.call) or ask.text)
+        text = first_user_text(ask.call) or ask.text
+        opening = replace(ask, text=text, chance=f"{session[0]}:{session[1]}")
         choice = self._manner.adopt(await self._inner.choose(opening), ask)
+        # What a router made of the first prompt says nothing about a later one.
+        later = replace(choice, decision=None, costs={}, features=None)
+        if text != ask.text:
+            choice = later
         if ask.is_peek:
             return choice
         kept = replace(
-            choice,
+            later,
             reason=f"the session stays with {choice.model}: {choice.reason}",
             labels={**choice.labels, "sticky": "kept"},
         )
@@ -87,9 +95,12 @@ class StickyNode:
         return replace(choice, fallbacks=fallbacks, escalate_to=escalate_to)
 
     def adopt(self, before: StickyNode) -> None:
-        """Take over the sessions of the same policy, but for those that name a model now gone."""
+        """Take over the sessions of the same policy, but for those that name a model now gone.
+
+        The policy before may serve requests meanwhile, in another thread.
+        """
         there = self._manner.eligibility.all
-        for session, (until, choice) in before._kept.items():
+        for session, (until, choice) in _copied(before._kept):
             if there.issuperset((choice.model, *choice.fallbacks, *choice.escalate_to)):
                 self._kept[session] = until, choice
 
@@ -106,6 +117,15 @@ class StickyNode:
 
     def close(self) -> None:
         return None
+
+
+def _copied(kept: Sessions) -> list[tuple[tuple[str, str], tuple[float, Choice]]]:
+    """Return the sessions as they are at one moment: who writes them does not wait for us."""
+    while True:
+        try:
+            return list(kept.items())
+        except RuntimeError:  # one was added in the midst of it
+            continue
 
 
 def first_user_text(call: Call) -> str:

@@ -60,6 +60,9 @@ METRICS: dict[str, Metric] = {
     ),
     "crossroads_explored": Metric("counter", "Calls whose model chance chose.", ("policy",)),
     "crossroads_cache": Metric("counter", "Calls by what the cache said.", ("result",)),
+    "crossroads_refused": Metric(
+        "counter", "Requests refused before they became a call: no key, no JSON, ...", ("status",)
+    ),
     "crossroads_limited": Metric("counter", "Calls refused with 429.", ("reason",)),
     "crossroads_degraded_calls": Metric(
         "counter", "Calls decided by a declared fallback.", ("reason",)

@@ -15,18 +15,14 @@ from crossroads.gateway.dialects import (
 )
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.upstreams.http import Api, HttpUpstream
+from crossroads.gateway.vocabulary import SpentError, usage_of
 from crossroads.prompts.experts.base import ExpertError
 from crossroads.prompts.pool import ModelCard
 
 ANTHROPIC = Api(
     paths={"messages": "messages"},
     usual=frozenset({"messages", "chat"}),
-    passed_on=frozenset(
-        {
-            *(b"traceparent", b"tracestate", b"idempotency-key", b"x-request-id"),
-            *(b"anthropic-version", b"anthropic-beta"),
-        }
-    ),
+    foreign=frozenset({b"openai-organization", b"openai-project", b"openai-beta"}),
     key_header=lambda key: ("x-api-key", key),
     defaults={b"anthropic-version": b"2023-06-01"},
 )
@@ -56,6 +52,10 @@ class AnthropicUpstream:
     def speaks(self) -> frozenset[Dialect]:
         return self._speaks
 
+    def check(self) -> None:
+        """Find what would keep it from starting, connecting to nothing. Raises InputError."""
+        self._messages.check()
+
     async def start(self) -> None:
         await self._messages.start()
 
@@ -66,7 +66,12 @@ class AnthropicUpstream:
         """Return the whole answer in the order's dialect. Raises ExpertError."""
         if order.dialect != "chat":
             return await self._messages.complete(order)
-        return from_messages_answer(await self._messages.complete(self._translated(order)))
+        answer = await self._messages.complete(self._translated(order))
+        try:
+            return from_messages_answer(answer)
+        except SpentError as error:
+            error.usage = usage_of("messages", answer.get("usage"))
+            raise
 
     async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
         """Yield events in the order's dialect. Raises ExpertError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from crossroads.core.errors import InputError
 from crossroads.gateway.contracts import Upstream
@@ -69,6 +69,21 @@ def build_upstream(
 
         return LocalUpstream(build_expert(card), card, timeouts=timeouts, settings=settings)
     return _over_http(card, timeouts, settings, {} if pools is None else pools)
+
+
+@runtime_checkable
+class _Checkable(Protocol):
+    def check(self) -> None: ...
+
+
+def check_upstream(upstream: Upstream) -> None:
+    """Find what would keep an upstream from starting: keys, certificates, a missing library.
+
+    Nothing is connected or loaded, so what a local expert lacks shows at its start. Raises
+    CrossroadsError.
+    """
+    if isinstance(upstream, _Checkable):
+        upstream.check()
 
 
 def _over_http(

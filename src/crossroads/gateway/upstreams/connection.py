@@ -15,7 +15,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 if TYPE_CHECKING:
     from crossroads.prompts.experts.timeouts import Timeouts
 
-FailureKind = Literal["connect", "lost", "cut", "timeout", "invalid"]
+FailureKind = Literal["connect", "late", "lost", "cut", "timeout", "invalid"]
 
 MAX_HEAD_BYTES = 64 << 10
 MAX_BUFFERED_BYTES = 256 << 10  # of a stream's body whose reader is slow, before reading pauses
@@ -25,11 +25,11 @@ _JOIN_BYTES = 64 << 10  # a body up to here is sent in one piece with its head
 _NO_BODY = frozenset({204, 304})
 
 
-class HttpFailure(Exception):  # noqa: N818 - one of five ways to fail, not five classes
+class HttpFailure(Exception):  # noqa: N818 - one of six ways to fail, not six classes
     """An exchange that did not come to its end.
 
-    ``kind``: ``connect`` no connection, ``lost`` before any byte of an answer, ``cut`` amid it,
-    ``timeout``, ``invalid`` no HTTP or too large.
+    ``kind``: ``connect`` no connection, ``late`` none in time, ``lost`` before any byte of an
+    answer, ``cut`` amid it, ``timeout`` of what was asked, ``invalid`` no HTTP or too large.
     """
 
     def __init__(self, kind: FailureKind, what: str) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 
 import orjson
 
+from crossroads.gateway.contracts import Usage
 from crossroads.gateway.upstreams.connection import FailureKind, HttpFailure
+from crossroads.gateway.vocabulary import SpentError
 from crossroads.prompts.experts.base import ExpertError
 
 _SAME_STATUS = frozenset({400, 404, 408, 409, 413, 422, 429})
@@ -21,7 +23,8 @@ _OVERLOADED = frozenset({503, 529})
 _OUR_KEY = frozenset({401, 403})
 _OUR_KEY_CODES = frozenset({"401", "403", "invalid_api_key"})
 _OUR_KEY_TYPES = frozenset({"authentication_error", "permission_error"})
-_TYPES = {404: "not_found_error", 429: "rate_limit_error"}
+_TYPES = {429: "rate_limit_error"}
+_IN_CHAT = {"not_found_error": "invalid_request_error"}  # Anthropic's word, and OpenAI's
 _EXCERPT = 200  # characters of a foreign body that an error message quotes
 _SECRET_LENGTH = 6  # shorter ones would strike out common words
 
@@ -29,9 +32,12 @@ _OF_KIND: dict[FailureKind, tuple[int, str]] = {
     "connect": (503, "upstream_unavailable"),
     "lost": (503, "upstream_unavailable"),
     "cut": (502, "upstream_cut"),
+    "late": (504, "upstream_timeout"),
     "timeout": (504, "upstream_timeout"),
     "invalid": (502, "upstream_invalid"),
 }
+
+_SPENT: frozenset[FailureKind] = frozenset({"cut", "timeout", "invalid"})  # amid the work
 
 
 class Failures:
@@ -53,9 +59,14 @@ class Failures:
         """Return an error; ``fields`` as ``ExpertError`` has them."""
         return ExpertError(f"{self._where}: {self._clean(what)}", **fields)
 
+    def spent(self, what: str, **fields: Any) -> SpentError:
+        """Return an error of a call that the upstream had whole, and may bill."""
+        return SpentError(f"{self._where}: {self._clean(what)}", **fields)
+
     def of_transport(self, failure: HttpFailure) -> ExpertError:
         status, code = _OF_KIND[failure.kind]
-        return self.error(str(failure), status=status, code=code)
+        make = self.spent if failure.kind in _SPENT else self.error
+        return make(str(failure), status=status, code=code)
 
     def of_status(self, status: int, headers: Mapping[bytes, bytes], body: bytes) -> ExpertError:
         """Return what a response of another status than 200 means."""
@@ -73,11 +84,12 @@ class Failures:
         text = f"status {status}: {given.get('message') or 'no message'}"
         if status not in _SAME_STATUS and status not in _OVERLOADED:
             return self.error(text, retry_after=retry_after)
+        kind = self._text(given.get("type"))
         own_type = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
         return self.error(
             text,
             status=status if status in _SAME_STATUS else 503,
-            type=self._text(given.get("type")) or own_type,
+            type=_IN_CHAT.get(kind, kind) if kind else own_type,
             code=self._text(given.get("code")) or "upstream_error",
             param=self._text(given.get("param")),
             retry_after=retry_after,
@@ -103,14 +115,18 @@ class Failures:
             code="upstream_refused",
         )
 
-    def invalid(self, what: str) -> ExpertError:
-        return self.error(what, code="upstream_invalid")
+    def invalid(self, what: str, usage: Usage | None = None) -> ExpertError:
+        """``usage``: what the malformed answer told."""
+        return self.spent(what, code="upstream_invalid", usage=usage)
 
     def cut(self) -> ExpertError:
-        return self.error("the stream broke off", code="upstream_cut")
+        return self.spent("the stream broke off", code="upstream_cut")
 
     def empty(self) -> ExpertError:
-        return self.error("the stream was empty", code="upstream_empty")
+        return self.spent("the stream was empty", code="upstream_empty")
+
+    def late(self) -> ExpertError:
+        return self.spent("no whole answer in time", status=504, code="upstream_timeout")
 
     def _clean(self, text: str) -> str:
         for secret in self._secrets:

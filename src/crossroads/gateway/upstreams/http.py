@@ -22,6 +22,7 @@ from crossroads.gateway.upstreams.gate import Gate
 from crossroads.gateway.upstreams.pool import ConnectionPool, Request
 from crossroads.gateway.upstreams.reading import StreamReading
 from crossroads.gateway.upstreams.settings import UpstreamSettings
+from crossroads.gateway.vocabulary import NEVER_PASSED, usage_of
 from crossroads.prompts.experts.base import chunks_of
 from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import ModelCard
@@ -38,6 +39,7 @@ _LIST_OF: dict[Dialect, str] = {
 }
 """The field that every answer of a dialect has, and that is a list."""
 
+_NEVER = frozenset(name.encode() for name in NEVER_PASSED)
 _RESERVED = frozenset(
     {
         *("host", "content-length", "content-type", "transfer-encoding", "connection", "te"),
@@ -54,14 +56,14 @@ class Api:
     ----------
     paths : of each dialect it has, below the endpoint
     usual : dialects of an endpoint whose card does not say
-    passed_on : headers of a client's request that go upstream; never a key
+    foreign : headers of a client's request that are another vendor's, and not sent
     key_header : from a key to the header that carries it
     defaults : headers in place of those a client does not send
     """
 
     paths: Mapping[Dialect, str]
     usual: frozenset[Dialect]
-    passed_on: frozenset[bytes]
+    foreign: frozenset[bytes]
     key_header: Callable[[str], tuple[str, str]]
     defaults: Mapping[bytes, bytes]
 
@@ -108,7 +110,7 @@ class HttpUpstream:
         self._heads: dict[Dialect, bytes] = {}
         check_headers(card)
         own = {name.lower().encode() for name in card.headers}  # go before a client's
-        self._known = api.passed_on - own
+        self._unsent = _NEVER | api.foreign | own
         self._default = {name: text for name, text in api.defaults.items() if name not in own}
         self._default_lines = _lines(self._default.items())
 
@@ -119,6 +121,11 @@ class HttpUpstream:
     @property
     def speaks(self) -> frozenset[Dialect]:
         return self._speaks
+
+    def check(self) -> None:
+        """Find what would keep it from starting, connecting to nothing. Raises InputError."""
+        self._secret_headers()
+        self._pool.check()
 
     async def start(self) -> None:
         """Read keys from the environment. Raises InputError where one is not set."""
@@ -257,9 +264,9 @@ class HttpUpstream:
             fields["stream_options"] = {**options, "include_usage": True}
 
     def _passed_on(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-        known = self._known
+        unsent = self._unsent
         given = dict(self._default)
-        given.update((name, value) for name, value in headers if name in known and _is_plain(value))
+        given.update((n, value) for n, value in headers if n not in unsent and _is_plain(value))
         return _lines(given.items())
 
     async def _enter(self, order: Order, request: Request) -> float:
@@ -282,7 +289,8 @@ class HttpUpstream:
         if coding != "identity":
             raise self._failures.invalid(f"an answer encoded as {coding}, which nobody asked for")
         raise self._failures.invalid(
-            f"status 200 but no {dialect} answer ({kind}): {excerpt(body)}"
+            f"status 200 but no {dialect} answer ({kind}): {excerpt(body)}",
+            None if answer is None else usage_of(dialect, answer.get("usage")),
         )
 
     def _whole_as_events(self, order: Order, connection: Connection, body: bytes) -> list[Event]:
@@ -294,7 +302,10 @@ class HttpUpstream:
             return list(chunks_of(answer, include_usage="usage" in answer))
         if order.dialect == "completions":
             return [answer]
-        raise self._failures.invalid("a whole answer where a stream was asked for")
+        raise self._failures.invalid(
+            "a whole answer where a stream was asked for",
+            usage_of(order.dialect, answer.get("usage")),
+        )
 
 
 def _is_answer(dialect: Dialect, answer: Body) -> bool:

@@ -7,8 +7,9 @@ retries are off: the gateway has its own.
 from __future__ import annotations
 
 import asyncio
-import importlib
+import importlib.util
 import os
+import sys
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -18,13 +19,15 @@ from crossroads.core.errors import MissingExtraError
 from crossroads.gateway.call import Body, Dialect, Event
 from crossroads.gateway.contracts import Order
 from crossroads.gateway.upstreams.failures import Failures
-from crossroads.gateway.upstreams.gate import Gate
 from crossroads.gateway.upstreams.progress import (
     Chunks,
     MalformedEventError,
     ReportedError,
+    num_choices,
 )
 from crossroads.gateway.upstreams.settings import UpstreamSettings
+from crossroads.gateway.upstreams.turns import Turns
+from crossroads.gateway.vocabulary import usage_of
 from crossroads.prompts.experts.base import ExpertError
 from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import ModelCard
@@ -62,12 +65,10 @@ class LitellmUpstream:
         self._card = card
         self._timeouts = replace(timeouts, **card.timeouts) if card.timeouts else timeouts
         self._failures = Failures(f"model {card.name!r} by litellm")
-        limit = card.max_parallel
-        self.gate = (
-            Gate(limit, max_waiting=settings.max_waiting, failures=self._failures)
-            if limit
-            else None
+        self._turns = Turns(
+            card, total=self._timeouts.total, settings=settings, failures=self._failures
         )
+        self.gate = self._turns.gate
         self._library: Any = None
         self._fixed: dict[str, Any] = {}
 
@@ -79,8 +80,18 @@ class LitellmUpstream:
     def speaks(self) -> frozenset[Dialect]:
         return _CHAT
 
+    def check(self) -> None:
+        """Find what would keep it from starting, importing nothing.
+
+        Raises MissingExtraError, and InputError for a missing key.
+        """
+        if not _is_installed():
+            raise MissingExtraError("litellm", extra="litellm")
+        self._read_card()
+
     async def start(self) -> None:
         """Import the library. Raises MissingExtraError, and InputError for a missing key."""
+        self.check()
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches one
         try:
             self._library = await asyncio.to_thread(importlib.import_module, "litellm")
@@ -88,11 +99,16 @@ class LitellmUpstream:
             raise MissingExtraError("litellm", extra="litellm") from error
         self._library.telemetry = False
         self._library.suppress_debug_info = True
+        self._fixed, secrets = self._read_card()
+        self._failures = Failures(f"model {self._card.name!r} by litellm", secrets)
+
+    def _read_card(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the fields that are the same in every call, and the secrets among them."""
         card = self._card
         fixed: dict[str, Any] = {"model": card.upstream_model or card.name, "num_retries": 0}
         if card.endpoint is not None:
             fixed["api_base"] = card.endpoint
-        secrets = []
+        secrets: list[str] = []
         if card.api_key is not None:
             fixed["api_key"] = expand(card.api_key, where=f"api_key of model {card.name!r}")
             secrets.append(fixed["api_key"])
@@ -102,8 +118,7 @@ class LitellmUpstream:
                 for name, value in card.headers.items()
             }
             secrets += fixed["extra_headers"].values()
-        self._failures = Failures(f"model {card.name!r} by litellm", secrets)
-        self._fixed = fixed
+        return fixed, secrets
 
     async def close(self) -> None:
         self._fixed = {}
@@ -111,15 +126,12 @@ class LitellmUpstream:
     async def complete(self, order: Order) -> Body:
         """Return the whole answer. Raises ExpertError."""
         fields = self._fields(order)
-        deadline = self._deadline(order)
-        began = await self._enter(order, deadline)
-        try:
+        async with self._turns.take(order) as deadline:
             answer = await self._ask(fields, deadline)
-        finally:
-            self._leave(order, began)
         body = _plain(answer)
         if not isinstance(body.get("choices"), list):
-            raise self._failures.invalid("an answer without choices")
+            told = usage_of("chat", body.get("usage"))
+            raise self._failures.invalid("an answer without choices", told)
         return body
 
     async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
@@ -127,31 +139,29 @@ class LitellmUpstream:
         fields = {**self._fields(order), "stream": True}
         if self._card.stream_usage:
             fields["stream_options"] = {"include_usage": True}
-        deadline = self._deadline(order)
-        began = await self._enter(order, deadline)
-        source: Any = None
-        try:
-            first = time.monotonic() + self._timeouts.first_byte
-            source = await self._ask(fields, min(first, deadline))
-            progress = Chunks()
-            chunks = aiter(source)
-            while (event := await self._next(chunks, deadline)) is not None:
-                try:
-                    progress.note(event)
-                except ReportedError as report:
-                    raise self._failures.reported(report.given) from report
-                except MalformedEventError as error:
-                    raise self._failures.invalid(str(error)) from error
-                yield [event]
-            if progress.num_events == 0:
-                raise self._failures.empty()
-            if not progress.is_whole:
-                raise self._failures.cut()
-        finally:
-            close = getattr(source, "aclose", None)
-            if close is not None:
-                await close()
-            self._leave(order, began)
+        async with self._turns.take(order) as deadline:
+            source: Any = None
+            try:
+                first = time.monotonic() + self._timeouts.first_byte
+                source = await self._ask(fields, min(first, deadline))
+                progress = Chunks(num_choices(order.body))
+                chunks = aiter(source)
+                while (event := await self._next(chunks, deadline)) is not None:
+                    try:
+                        progress.note(event)
+                    except ReportedError as report:
+                        raise self._failures.reported(report.given) from report
+                    except MalformedEventError as error:
+                        raise self._failures.invalid(str(error)) from error
+                    yield [event]
+                if progress.num_events == 0:
+                    raise self._failures.empty()
+                if not progress.is_whole:
+                    raise self._failures.cut()
+            finally:
+                close = getattr(source, "aclose", None)
+                if close is not None:
+                    await close()
 
     def _fields(self, order: Order) -> dict[str, Any]:
         """Return what the library is given. Raises ExpertError 400 for what it would fetch."""
@@ -174,7 +184,7 @@ class LitellmUpstream:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await self._library.acompletion(**fields)
         except TimeoutError as error:
-            raise self._late() from error
+            raise self._failures.late() from error
         except Exception as error:  # the library has a class per provider's mood
             raise self._of_library(error) from error
 
@@ -184,7 +194,7 @@ class LitellmUpstream:
             async with asyncio.timeout(seconds):
                 chunk = await anext(chunks, None)
         except TimeoutError as error:
-            raise self._late() from error
+            raise self._failures.late() from error
         except Exception as error:
             raise self._of_library(error) from error
         return None if chunk is None else _plain(chunk)
@@ -199,23 +209,11 @@ class LitellmUpstream:
         given = {"message": str(error), "code": getattr(error, "code", None)}
         return self._failures.of_error(status, given, None)
 
-    def _deadline(self, order: Order) -> float:
-        deadline = time.monotonic() + self._timeouts.total
-        return deadline if order.deadline is None else min(deadline, order.deadline)
 
-    async def _enter(self, order: Order, deadline: float) -> float:
-        if self.gate is not None:
-            await self.gate.enter(order.phases, deadline)
-        return time.perf_counter()
-
-    def _leave(self, order: Order, began: float) -> None:
-        seconds = time.perf_counter() - began
-        order.phases.upstream += seconds
-        if self.gate is not None:
-            self.gate.leave(seconds)
-
-    def _late(self) -> ExpertError:
-        return self._failures.error("no answer in time", status=504, code="upstream_timeout")
+def _is_installed() -> bool:
+    if "litellm" in sys.modules:
+        return sys.modules["litellm"] is not None
+    return importlib.util.find_spec("litellm") is not None
 
 
 def _is_remote(part: Any) -> bool:

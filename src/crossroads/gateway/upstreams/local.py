@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from crossroads.gateway.call import Body, Dialect, Event
 from crossroads.gateway.contracts import Order
 from crossroads.gateway.upstreams.failures import Failures
-from crossroads.gateway.upstreams.gate import Gate
 from crossroads.gateway.upstreams.settings import UpstreamSettings
-from crossroads.prompts.experts.base import Expert, ExpertError
+from crossroads.gateway.upstreams.turns import Turns
+from crossroads.prompts.experts.base import Expert
 from crossroads.prompts.pool import ModelCard
 
 if TYPE_CHECKING:
@@ -39,14 +39,10 @@ class LocalUpstream:
         self, expert: Expert, card: ModelCard, *, timeouts: Timeouts, settings: UpstreamSettings
     ) -> None:
         self._expert = expert
-        self._total = card.timeouts.get("total", timeouts.total)
-        limit = card.max_parallel
+        total = card.timeouts.get("total", timeouts.total)
         self._failures = Failures(f"model {card.name!r} in this process")
-        self.gate = (
-            Gate(limit, max_waiting=settings.max_waiting, failures=self._failures)
-            if limit
-            else None
-        )
+        self._turns = Turns(card, total=total, settings=settings, failures=self._failures)
+        self.gate = self._turns.gate
 
     @property
     def name(self) -> str:
@@ -67,51 +63,27 @@ class LocalUpstream:
         body = {**order.body}
         for name in ("stream", "stream_options"):
             body.pop(name, None)
-        deadline = self._deadline(order)
-        began = await self._enter(order, deadline)
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await self._expert.complete(body)
-        except TimeoutError as error:
-            raise self._late() from error
-        finally:
-            self._leave(order, began)
+        async with self._turns.take(order) as deadline:
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    return await self._expert.complete(body)
+            except TimeoutError as error:
+                raise self._failures.late() from error
 
     async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
         """Yield chunks one by one. Raises ExpertError."""
         options = order.body.get("stream_options")
         options = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         body: dict[str, Any] = {**order.body, "stream": True, "stream_options": options}
-        deadline = self._deadline(order)
-        began = await self._enter(order, deadline)
-        try:
-            async with aclosing(self._expert.stream(body)) as chunks:
-                while True:
-                    # No timeout may span the yield: it would cancel whoever reads.
-                    async with asyncio.timeout(deadline - time.monotonic()):
-                        chunk = await anext(chunks, None)
-                    if chunk is None:
-                        return
-                    yield [chunk]
-        except TimeoutError as error:
-            raise self._late() from error
-        finally:
-            self._leave(order, began)
-
-    def _deadline(self, order: Order) -> float:
-        deadline = time.monotonic() + self._total
-        return deadline if order.deadline is None else min(deadline, order.deadline)
-
-    async def _enter(self, order: Order, deadline: float) -> float:
-        if self.gate is not None:
-            await self.gate.enter(order.phases, deadline)
-        return time.perf_counter()
-
-    def _leave(self, order: Order, began: float) -> None:
-        seconds = time.perf_counter() - began
-        order.phases.upstream += seconds
-        if self.gate is not None:
-            self.gate.leave(seconds)
-
-    def _late(self) -> ExpertError:
-        return self._failures.error("no whole answer in time", status=504, code="upstream_timeout")
+        async with self._turns.take(order) as deadline:
+            try:
+                async with aclosing(self._expert.stream(body)) as chunks:
+                    while True:
+                        # No timeout may span the yield: it would cancel whoever reads.
+                        async with asyncio.timeout(deadline - time.monotonic()):
+                            chunk = await anext(chunks, None)
+                        if chunk is None:
+                            return
+                        yield [chunk]
+            except TimeoutError as error:
+                raise self._failures.late() from error

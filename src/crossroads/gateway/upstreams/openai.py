@@ -13,12 +13,7 @@ OPENAI = Api(
         "messages": "messages",  # several of these servers have Anthropic's API beside OpenAI's
     },
     usual=frozenset({"chat", "completions", "embeddings"}),
-    passed_on=frozenset(
-        {
-            *(b"traceparent", b"tracestate", b"idempotency-key", b"x-request-id"),
-            *(b"openai-organization", b"openai-project", b"openai-beta"),
-        }
-    ),
+    foreign=frozenset({b"anthropic-version", b"anthropic-beta"}),
     key_header=lambda key: ("authorization", f"Bearer {key}"),
     defaults={},
 )

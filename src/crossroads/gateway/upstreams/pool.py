@@ -67,8 +67,12 @@ class ConnectionPool:
 
     async def start(self) -> None:
         """Make ready to connect. Raises InputError for a ``ca_file`` that cannot be used."""
+        self.check()
         self._num_users += 1
         self._loop = asyncio.get_running_loop()
+
+    def check(self) -> None:
+        """Read the certificates. Raises InputError for a ``ca_file`` that cannot be used."""
         if self.target.is_tls and self._tls is None:
             self._tls = tls_context(self.target.ca_file)
 
@@ -138,7 +142,7 @@ class ConnectionPool:
     async def _ask(self, request: Request, *, is_again: bool) -> Connection:
         began = time.monotonic()
         if began >= request.deadline:
-            raise HttpFailure("timeout", "no time is left to ask")
+            raise HttpFailure("late", "no time is left to ask")
         # A request that found a dead connection gets a fresh one: others may be dead, too.
         connection = None if is_again else self._take()
         if connection is None:
@@ -175,7 +179,7 @@ class ConnectionPool:
                 await dial(self._loop, self.target, self._tls, connection)
         except TimeoutError as error:
             connection.abort()
-            raise HttpFailure("timeout", f"no connection within {round(seconds, 2):g} s") from error
+            raise HttpFailure("late", f"no connection within {round(seconds, 2):g} s") from error
         except BaseException:
             connection.abort()
             raise

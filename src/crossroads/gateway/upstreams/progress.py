@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from crossroads.gateway.call import Dialect, Event
@@ -44,14 +45,20 @@ class Progress(Protocol):
 
 
 class Chunks:
-    """``chat`` and ``completions``: whole after [DONE], or when every choice has finished."""
+    """``chat`` and ``completions``: whole after [DONE], or when every choice has finished.
 
-    __slots__ = ("_is_done", "_is_finished", "_open", "num_events")
+    Parameters
+    ----------
+    num_choices : that were asked for
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_finished", "_is_done", "_num_choices", "_open", "num_events")
+
+    def __init__(self, num_choices: int = 1) -> None:
         self.num_events = 0
+        self._num_choices = num_choices
         self._open: set[int] = set()  # choices begun and not finished
-        self._is_finished = False
+        self._finished: set[int] = set()
         self._is_done = False
 
     def note(self, event: Event) -> None:
@@ -69,8 +76,9 @@ class Chunks:
                 if choice.get("finish_reason") is None:
                     self._open.add(choice.get("index", 0))
                 else:
-                    self._open.discard(choice.get("index", 0))
-                    self._is_finished = True
+                    index = choice.get("index", 0)
+                    self._open.discard(index)
+                    self._finished.add(index)
         except (AttributeError, TypeError) as error:
             raise MalformedEventError("a choice that is none in the stream") from error
 
@@ -83,7 +91,7 @@ class Chunks:
 
     @property
     def is_whole(self) -> bool:
-        return self._is_done or (self._is_finished and not self._open)
+        return self._is_done or (len(self._finished) >= self._num_choices and not self._open)
 
 
 class Typed:
@@ -123,10 +131,16 @@ _LAST_RESPONSES = frozenset({"response.completed", "response.incomplete"})
 _LAST_MESSAGES = frozenset({"message_stop"})
 
 
-def progress_of(dialect: Dialect) -> Progress:
-    """Return what follows a stream in this dialect."""
+def num_choices(body: Mapping[str, Any]) -> int:
+    """Return how many answers a request of ``chat`` or ``completions`` asks for."""
+    value = body.get("n")
+    return value if type(value) is int and value > 1 else 1
+
+
+def progress_of(dialect: Dialect, body: Mapping[str, Any]) -> Progress:
+    """Return what follows the stream that answers a request in this dialect."""
     if dialect == "responses":
         return Typed(_LAST_RESPONSES)
     if dialect == "messages":
         return Typed(_LAST_MESSAGES)
-    return Chunks()
+    return Chunks(num_choices(body))

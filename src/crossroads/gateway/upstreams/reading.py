@@ -49,7 +49,7 @@ class StreamReading:
         self._phases = order.phases
         self._failures = failures
         self._sse = DataReader(max_event_bytes=max_event_bytes)
-        self._progress = progress_of(order.dialect)
+        self._progress = progress_of(order.dialect, order.body)
         self._failure: ExpertError | None = None  # of an event after those given last
         self._is_ended = False
 
