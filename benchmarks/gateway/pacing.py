@@ -152,7 +152,9 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/results/gateway-pacing.json")
     options = parser.parse_args()
     rows = []
-    for (pool, (prices, share)), (name, (later, burst)) in product(POOLS.items(), SCENARIOS.items()):
+    for (pool, (prices, share)), (name, (later, burst)) in product(
+        POOLS.items(), SCENARIOS.items()
+    ):
         usd = share * CALLS * BEST_USD
         for seed in SEEDS:
             at, quality, cost = stream(seed, later, burst, prices)

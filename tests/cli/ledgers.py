@@ -23,7 +23,7 @@ QUALITY = {"small": 0.5, "large": 0.9}
 COSTS = {"small": 0.001, "large": 0.01}
 
 
-def write_ledger(path: Path) -> str:
+def write_ledger(path: Path, *, num_prompts: int = 100) -> str:
     """Write 300 judged calls and return the ledger's URL."""
     url = f"sqlite:{path}"
     ledger = open_ledger(LedgerSettings(url=url, keep=("text",)))
@@ -48,7 +48,7 @@ def write_ledger(path: Path) -> str:
             costs=COSTS,
             cost_usd=COSTS[model],
             total_ms=100.0,
-            prompt=f"question {n % 100}",
+            prompt=f"question {n % num_prompts}",
         )
         ledger.append(record)
         score = float(chance.random() < QUALITY[model])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.ledgers import QUALITY, run_main, write_ledger
+from crossroads.gateway.contracts import Record
+from crossroads.gateway.ledger import Feedback, LedgerSettings, open_ledger
+from tests.cli.ledgers import COSTS, QUALITY, run_main, write_ledger
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,6 @@ def test_a_fitted_router_is_a_candidate(
         (["--policy", "split:a"], "expected always:MODEL"),
         (["--policy", "uniform", "--rule", "argmax"], "leave out"),
         (["--rule", "cheapest"], "unknown decision rule"),
-        (["--policy", "always:huge"], "unknown model"),
         (["--policy", "uniform", "--since", "soon"], "--since"),
     ],
 )
@@ -84,6 +86,62 @@ def test_wrong_calls_are_refused_on_one_line(
     assert err.startswith("error: ")
     assert problem in err
     assert err.count("\n") == 1
+
+
+def test_a_model_that_the_ledger_lacks_is_failed_work(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run_main(capsys, "evaluate", "--ledger", url, "--policy", "always:huge")
+    assert (code, out) == (1, "")
+    assert f"ledger {url}: unknown model in the ledger 'huge'" in err
+
+
+def write_billed(path: Path, factor: float, *, small: int = 2) -> str:
+    """Write calls billed ``factor`` times what was expected; ``small`` of 10 go to that model."""
+    ledger = open_ledger(LedgerSettings(url=f"sqlite:{path}"))
+    for n in range(200):
+        model = "small" if n % 10 < small else "large"
+        record = Record(
+            decision_id=f"dec_{n}",
+            request_id=f"req_{n}",
+            time=time.time() - 200 + n,
+            policy="auto",
+            chosen=model,
+            model=model,
+            status=200,
+            is_complete=True,
+            propensity=0.8 if model == "large" else 0.2,
+            probabilities={"large": 0.8, "small": 0.2},
+            costs=COSTS,
+            cost_usd=COSTS[model] * factor,
+        )
+        ledger.append(record)
+        ledger.append_feedback(Feedback(decision_id=record.decision_id, score=float(n % 3 == 0)))
+    ledger.close()
+    return f"sqlite:{path}"
+
+
+@pytest.mark.parametrize("factor", [0.01, 1.0, 5.0])
+def test_bills_that_are_not_what_was_expected_are_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], factor: float
+) -> None:
+    url = write_billed(tmp_path / "l.db", factor)
+    arguments = ["--ledger", url, "--policy", "always:small"]
+    told = json.loads(run_main(capsys, "evaluate", *arguments, "--json")[1])["warnings"]
+    found = [warning for warning in told if "times what was expected" in warning]
+    assert len(found) == (factor != 1.0)
+    assert all(f"billed {factor:g} times" in warning for warning in found)
+
+
+def test_no_cost_is_shown_below_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = write_billed(tmp_path / "l.db", 0.01, small=6)  # more of them than was recorded: dr < 0
+    arguments = ["evaluate", "--ledger", url, "--policy", "always:small"]
+    found = json.loads(run_main(capsys, *arguments, "--json")[1])
+    assert found["cost"]["dr"]["value"] < 0
+    _, out, _ = run_main(capsys, *arguments)
+    assert "below 0, and shown as 0: USD a call by dr" in out
+    rows = [line.split()[1] for line in out.splitlines() if line.split()[:1] == ["dr"]]
+    assert rows[1] == "0"
 
 
 def test_what_nobody_judged_cannot_be_evaluated(

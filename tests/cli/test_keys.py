@@ -65,7 +65,6 @@ def test_all_options_reach_the_file(path: Path) -> None:
 
 
 def test_the_table_in_a_pipe_has_one_line_for_each_key(path: Path) -> None:
-    assert "crossroads keys create NAME" in run(path, "list").stdout
     run(path, "create", "alice", "--budget", "20/month", "--requests-per-minute", "5")
     run(path, "create", "bob")
     lines = run(path, "list").stdout.splitlines()
@@ -82,18 +81,55 @@ def test_rotating_and_revoking_end_a_secret(path: Path) -> None:
     assert KeyFile(path).read() == ()
 
 
+def test_a_budgets_period_is_always_listed(path: Path) -> None:
+    run(path, "create", "alice", "--budget", "20/month")
+    assert as_json(path, "list")[0]["budgets"] == [{"usd": 20.0, "per": "month"}]
+
+
+def test_the_last_key_can_be_revoked_and_the_empty_file_listed(path: Path) -> None:
+    run(path, "create", "alice")
+    run(path, "revoke", "alice")
+    assert "crossroads keys create NAME" in run(path, "list").stdout
+    assert as_json(path, "list") == []
+
+
+@pytest.mark.parametrize("action", ["rotate", "revoke"])
+def test_a_key_that_is_not_there_is_failed_work(path: Path, action: str) -> None:
+    run(path, "create", "alice")
+    with pytest.raises(InputError, match="unknown key 'nobody'; Known: alice") as caught:
+        run(path, action, "nobody")
+    assert str(path) in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_no_folder_is_made_for_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "typo" / "keys.yaml"
+    with pytest.raises(InputError, match=r"there is no folder .*typo; make it, or correct --file"):
+        run(path, "create", "alice")
+    assert not path.parent.exists()
+
+
+def test_a_limit_of_nothing_is_wrong_usage(path: Path) -> None:
+    arguments = ["create", "alice", "--parallel", "0", "--file", str(path)]
+    assert CliRunner().invoke(command, arguments).exit_code == 2
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "problem"),
     [
         (["create", "a b"], InputError, "name"),
         (["create", "a", "--budget", "20"], UsageError, "USD/PERIOD"),
         (["create", "a", "--budget", "x/day"], UsageError, "USD/PERIOD"),
-        (["create", "a", "--budget", "1/year"], InputError, "expected hour, day"),
+        (["create", "a", "--budget", "1/year"], UsageError, "--budget: expected hour, day"),
         (["create", "a", "--pace"], UsageError, "--budget"),
-        (["create", "a", "--expires", "soon"], InputError, "expires"),
-        (["create", "a", "--parallel", "0"], InputError, "parallel"),
-        (["rotate", "nobody"], UsageError, "unknown key 'nobody'"),
-        (["revoke", "nobody"], UsageError, "unknown key 'nobody'"),
+        (["create", "a", "--expires", "soon"], UsageError, "--expires: expected a date"),
+        (["create", "a", "--expires", "2020-01-31"], UsageError, "2020-01-31 is past"),
+        (["create", "a", "--expires", "2020-01-31T10:00:00Z"], UsageError, "is past"),
+        (["list"], InputError, "no such file; correct --file, or make one: crossroads keys create"),
+        (["list", "--json"], InputError, "no such file"),
+        (["rotate", "nobody"], InputError, "no such file"),
+        (["revoke", "nobody"], InputError, "no such file"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_told_in_one_line(

@@ -9,7 +9,7 @@ import pytest
 
 from crossroads.gateway.ledger import LedgerReader
 from crossroads.prompts.readers import read_outcomes
-from tests.cli.ledgers import run_main, write_ledger
+from tests.cli.ledgers import CALLS, run_main, write_ledger
 
 
 @pytest.fixture
@@ -59,6 +59,35 @@ def test_the_arena_compares_routers_on_an_exported_ledger(
     assert {row["router"] for row in json.loads(board)["rows"]} >= {"knn", "best-single"}
 
 
+def test_an_export_with_one_model_a_prompt_is_fitted_on_and_judged_by_the_ledger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = write_ledger(tmp_path / "l.db", num_prompts=CALLS)
+    out, router = tmp_path / "o.parquet", tmp_path / "router"
+    code, told, _ = run_main(capsys, "ledger", "export", "--ledger", url, "--out", out)
+    assert code == 0
+    assert "no prompt was answered by several models" in told
+    assert f"crossroads fit auto --outcomes {out}" in told
+    code, _, err = run_main(capsys, "fit", "ridge", "--outcomes", out, "--out", router)
+    assert code == 0, err
+    arguments = ["--ledger", url, "--router", router, "--rule", "argmax", "--json"]
+    code, found, err = run_main(capsys, "evaluate", *arguments)
+    assert code == 0, err
+    assert json.loads(found)["num_calls"] == CALLS
+
+
+@pytest.mark.parametrize("what", ["outcomes", "calls"])
+def test_no_folder_is_made_for_an_export(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    out = tmp_path / "typo" / "x.parquet"
+    arguments = ["--ledger", url, "--out", out, "--what", what]
+    code, _, err = run_main(capsys, "ledger", "export", *arguments)
+    assert code == 1
+    assert f"there is no folder {out.parent}; make it, or correct --out" in err
+    assert not out.parent.exists()
+
+
 def test_calls_are_exported_whole(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +122,7 @@ def test_feedback_is_added_from_lines_all_or_none(
         ('{"decision_id": "dec_x", "score": 1}\n', "line 2: no decision 'dec_x'"),
         ('{"decision_id": "dec_2", "score": 7}\n', "line 2: 'score' must be"),
         ("{\n", "line 2"),
+        ('{"decision_id": "dec_2", "preference": {"over": "dec_x"}}\n', "no decision 'dec_x'"),
     ):
         file.write_text(good + wrong)
         code, _, err = run_main(capsys, "ledger", "feedback", "--ledger", url, file)

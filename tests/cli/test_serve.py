@@ -185,6 +185,7 @@ def test_a_taken_port_is_one_line(capsys: pytest.CaptureFixture[str], pool: str)
         (["--config", "nowhere.yaml"], 1, "config 'nowhere.yaml': no such file"),
         (["--pool", "local", "--rule", "argmx"], 2, "did you mean 'argmax'"),
         (["--pool", "mmlu-pro"], 1, "has no endpoint"),
+        (["--pool", "local", "--port", "99999"], 2, "99999"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -197,3 +198,30 @@ def test_wrong_use_is_one_line(
     monkeypatch.delenv("CROSSROADS_API_KEY", raising=False)
     got, line = failing(capsys, "--port", "0", *options)
     assert (got, told in line) == (code, True), line
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("port: 0\n", "nothing to serve"),
+        ("pool: local\nbaseline: nope\n", "unknown baseline 'nope'"),
+        ("pool: local\nrule: nope\n", "unknown decision rule 'nope'"),
+        ("pool: local\nhost: 0.0.0.0\n", "set an API key"),
+    ],
+)
+def test_a_wrong_file_ends_as_check_config_does(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    text: str,
+    told: str,
+) -> None:
+    monkeypatch.delenv("CROSSROADS_API_KEY", raising=False)
+    path = tmp_path / "serve.yaml"
+    path.write_text(f"admin: null\nledger: null\n{text}", "utf-8")
+    code, line = failing(capsys, "--config", str(path))
+    assert (code, told in line, f"config {path}" in line) == (1, True, True), line
+    with pytest.raises(SystemExit) as ended:
+        main(["check-config", str(path)])
+    assert ended.value.code == 1
+    assert told in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 
 from crossroads.core.errors import InputError, UsageError
 from crossroads.gateway.config import ServeConfig, read_config
+from crossroads.gateway.problems import ConfigError
 
 
 def write(folder: Path, text: str) -> Path:
@@ -65,8 +66,13 @@ def test_a_missing_variable_is_named_with_its_field(
             "preferences: {defualt: a, policies: [{name: b}]}\n",
             "preferences: unknown field 'defualt'; did you mean 'default'",
         ),
-        ("timeouts: {idle: 0}\n", r"timeouts\.idle: .*greater than 0"),
+        ("timeouts: {idle: 0}\n", r"timeouts\.idle: expected more than 0, got 0"),
         ("limits: {body_bytes: -1}\n", r"limits\.body_bytes"),
+        ("http: fsat\n", "http: expected 'standard' or 'fast', got 'fsat'"),
+        ("port: 1\npool: p\nport: 2\n", "field 'port' is given twice, in lines 1 and 3"),
+        ("limits: {body_bytes: 1, body_bytes: 2}\n", "'body_bytes' is given twice"),
+        ("rule: cheapest\n", "rule: unknown decision rule 'cheapest'"),
+        ("host: 0.0.0.0\n", "set an API key"),
         ("- a\n- b\n", "expected fields such as"),
         ("a: [", "not valid YAML"),
     ],
@@ -79,9 +85,34 @@ def test_a_wrong_file_is_one_line_with_file_and_field(tmp_path: Path, text: str,
     assert "\n" not in str(wrong.value)
 
 
-def test_a_missing_file_is_named() -> None:
-    with pytest.raises(InputError, match=r"config 'none\.yaml': no such file"):
+def test_a_missing_file_is_named_with_the_folder_it_was_looked_up_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"config 'none\.yaml': no such file in ") as wrong:
         read_config("none.yaml")
+    assert str(tmp_path) in str(wrong.value)
+
+
+def test_a_folder_in_place_of_a_file_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; give the YAML file in it"):
+        read_config(tmp_path)
+
+
+def test_a_mapping_that_is_merged_may_be_overridden(tmp_path: Path) -> None:
+    text = "timeouts: &a {idle: 3, total: 4}\nfailures: {continuation: {fields: {m: *a}}}\n"
+    text += "policies:\n  s: {kind: split, weights: &w {a: 1}}\n"
+    text += "  t: {kind: split, weights: {<<: *w, a: 2}}\n"
+    config = read_config(write(tmp_path, text))
+    assert config.policies["t"].weights == {"a": 2}  # type: ignore[union-attr]
+
+
+def test_every_wrong_field_is_there_and_the_first_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "port: eighty\nworkers: 0\nprot: 1\n")
+    with pytest.raises(ConfigError) as wrong:
+        read_config(path)
+    assert [problem.place for problem in wrong.value.problems] == ["", "port", "workers"]
+    assert f"and 2 more; crossroads check-config {path} names them" in str(wrong.value)
 
 
 def test_an_unknown_rule_is_refused_before_anything_starts() -> None:

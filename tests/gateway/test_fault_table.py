@@ -7,6 +7,7 @@ ledger says who was tried) and without (a typed error, and nothing that looks co
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections import Counter
@@ -77,6 +78,7 @@ WITHIN_THE_STREAM = {
     "nofinish": "upstream_cut",
 }
 WHOLE = ("nodone", "notlast", "lingers")  # unusual, and whole
+UNBILLED = ("status-429", "status-500", "status-503", "hangup", "error")  # nobody worked
 FAULTS = sorted({*BEFORE_THE_ANSWER, *BEFORE_THE_STREAM, *WITHIN_THE_STREAM, *WHOLE})
 
 
@@ -125,6 +127,14 @@ def test_a_fault_before_the_first_event_is_retried_then_falls_back(gate: Gate, f
     _assert_fell_back(reply, row, fault, BEFORE_THE_STREAM[fault][2])
 
 
+def _lost_usd(fault: str, row: Record) -> float:
+    """What failed tries cost: a prompt that was read is billed, by the estimate of its size."""
+    failed = row.attempts[0][0]
+    size = len(json.dumps(asked(failed, stream=row.is_stream)))
+    num_read = 0 if fault in UNBILLED else sum(model == failed for model, *_ in row.attempts)
+    return num_read * (size // 4 + 1) / 1e6
+
+
 def _assert_fell_back(reply: Reply, row: Record, fault: str, tries: int) -> None:
     failed = f"{fault}-covered"
     assert [model for model, *_ in row.attempts] == [failed] * tries + ["backup"]
@@ -133,29 +143,32 @@ def _assert_fell_back(reply: Reply, row: Record, fault: str, tries: int) -> None
     assert reply.model == row.model == "backup"
     assert reply.headers["x-crossroads-fallbacks"] == "1"
     assert (row.status, row.is_complete, row.finish, row.error) == (200, True, "stop", "")
-    assert row.cost_usd == pytest.approx(BACKUP_USD)
+    assert row.cost_usd == pytest.approx(BACKUP_USD + _lost_usd(fault, row))
 
 
 @pytest.mark.parametrize("fault", BEFORE_THE_ANSWER)
 def test_a_fault_before_the_answer_without_fallback_is_a_typed_error(
     gate: Gate, fault: str
 ) -> None:
-    _assert_refused(*gate.ask(fault, stream=False), *BEFORE_THE_ANSWER[fault])
+    reply, row = gate.ask(fault, stream=False)
+    _assert_refused(reply, row, fault, BEFORE_THE_ANSWER[fault])
 
 
 @pytest.mark.parametrize("fault", BEFORE_THE_STREAM)
 def test_a_fault_before_the_first_event_without_fallback_is_a_typed_error(
     gate: Gate, fault: str
 ) -> None:
-    _assert_refused(*gate.ask(fault, stream=True), *BEFORE_THE_STREAM[fault])
+    reply, row = gate.ask(fault, stream=True)
+    _assert_refused(reply, row, fault, BEFORE_THE_STREAM[fault])
 
 
-def _assert_refused(reply: Reply, row: Record, status: int, code: str, tries: int) -> None:
+def _assert_refused(reply: Reply, row: Record, fault: str, told: tuple[int, str, int]) -> None:
+    status, code, tries = told
     assert (reply.status, reply.error_code) == (status, code)
     assert not reply.is_event_stream
     assert (row.status, row.error, row.is_complete) == (status, code, False)
     assert len(row.attempts) == tries
-    assert row.cost_usd == 0.0
+    assert row.cost_usd == pytest.approx(_lost_usd(fault, row))
 
 
 @pytest.mark.parametrize("fault", WITHIN_THE_STREAM)
@@ -193,9 +206,6 @@ def test_a_stream_that_finished_without_a_proper_done_is_whole(gate: Gate, behav
     assert reply.text == TEXT
     assert row.is_complete
     assert len(row.attempts) == 1
-
-
-# --- a limit of the upstream that passes ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -266,9 +276,6 @@ def test_a_continuation_asks_the_fallback_with_what_the_client_already_has(tmp_p
         ("first", "upstream_cut"),
         ("second", ""),
     ]
-
-
-# --- clients --------------------------------------------------------------------------------------
 
 
 def test_a_slow_client_gets_all_of_a_long_stream_and_is_billed_once(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from crossroads.gateway.evaluation import Candidate, Evaluation, Interval
+    from crossroads.gateway.evaluation.log import Log
     from crossroads.gateway.evaluation.settings import Reward
 
+_MOST_RATIO = 2.0  # of bills and expectations, either way, that is not worth a word
 _REWARDS = ("feedback", "score", "preference", "complete")
 
 
@@ -87,7 +90,11 @@ def command(
     log = read_log(
         ledger, since=parse_since(since), reward=reward, policy=logged_policy, judge=judge
     )
-    found = off_policy(log, candidate, reward_model=reward_model, level=level, seed=seed)
+    try:
+        found = off_policy(log, candidate, reward_model=reward_model, level=level, seed=seed)
+    except UsageError as error:
+        raise InputError(f"ledger {safe_url(ledger)}: {error}") from error  # it lacks what is named
+    found = replace(found, warnings=(*found.warnings, *_disagreement(log)))
     page = None if out is None else write_page(found, out, source=safe_url(ledger))
     if as_json:
         click.echo(json.dumps(found.to_dict()))
@@ -131,6 +138,22 @@ def _plain_policy(text: str) -> Candidate:
     )
 
 
+def _disagreement(log: Log) -> list[str]:
+    """Tell of calls that were billed far more, or less, than was expected of them."""
+    import numpy as np
+
+    expected = log.price[np.arange(len(log)), log.action]
+    known = np.isfinite(expected)
+    expected_usd, billed_usd = float(expected[known].sum()), float(log.cost[known].sum())
+    if not expected_usd > 0 or 1 / _MOST_RATIO <= billed_usd / expected_usd <= _MOST_RATIO:
+        return []
+    return [
+        f"the calls were billed {billed_usd / expected_usd:.3g} times what was expected of them "
+        "when they were decided; rules that weigh cost, and the costs by dm, dr and switch_dr, go "
+        "by what was expected: correct the prices, or fit the router on this ledger"
+    ]
+
+
 def _show(found: Evaluation) -> None:
     from rich.console import Console
 
@@ -147,7 +170,11 @@ def _show(found: Evaluation) -> None:
             console.print(f"{name}: no estimate; the reward is between {low:.3f} and {high:.3f}")
     else:
         console.print(_table("reward", found.value, found.difference))
-        console.print(_table("USD a call", found.cost, found.cost_difference))
+        costs = {name: _from_zero(value) for name, value in found.cost.items()}
+        console.print(_table("USD a call", costs, found.cost_difference))
+        below = [name for name in costs if (found.cost[name].value or 0.0) < 0]
+        if below:
+            console.print(f"below 0, and shown as 0: USD a call by {', '.join(below)}")
     if found.expected_cost is not None:
         console.print(f"by the prices known then: USD a call {_text(found.expected_cost)}")
     for reason, count in found.dropped.items():
@@ -168,6 +195,12 @@ def _table(
     for name, value in values.items():
         table.add_row(name, _text(value), _text(differences[name], sign="+"))
     return table
+
+
+def _from_zero(value: Interval) -> Interval:
+    """Return the part of a cost's interval that can be true."""
+    ends = {name: getattr(value, name) for name in ("value", "low", "high")}
+    return replace(value, **{name: max(0.0, end) for name, end in ends.items() if end is not None})
 
 
 def _text(value: Interval, sign: str = "") -> str:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from crossroads.gateway.governance import KeySettings
+    from crossroads.gateway.governance import KeyFile, KeySettings
+
+T = TypeVar("T")
 
 _FILE = click.option(
     "--file", "path", default="keys.yaml", show_default=True, help="governance.keys_file."
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_COUNT = click.IntRange(min=1)
 
 
 @click.group("keys")
@@ -35,9 +41,9 @@ def command() -> None:
 @click.option("--tag", "tags", multiple=True, help="Tag that rules see; repeat.")
 @click.option("--residency", multiple=True, help="Region its data may be sent to; repeat.")
 @click.option("--expires", help="Date or time, UTC: 2030-01-31, or 2030-01-31T12:00:00Z.")
-@click.option("--requests-per-minute", type=int, help="Limit.")
-@click.option("--tokens-per-minute", type=int, help="Limit, sent and received.")
-@click.option("--parallel", type=int, help="Requests at a time.")
+@click.option("--requests-per-minute", type=_COUNT, help="Limit.")
+@click.option("--tokens-per-minute", type=_COUNT, help="Limit, sent and received.")
+@click.option("--parallel", type=_COUNT, help="Requests at a time.")
 @click.option("--budget", help="USD per period, such as 20/month, 1.5/day or 100/30d.")
 @click.option("--pace", is_flag=True, help="Spread the budget over its period.")
 @_JSON
@@ -48,7 +54,11 @@ def create(name: str, path: str, as_json: bool, **options: Any) -> None:
     """
     from crossroads.gateway.governance import KeyFile
 
-    secret, _ = KeyFile(path).create(name, **_fields(options))
+    fields = _fields(options)
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise InputError(f"keys {path}: there is no folder {folder}; make it, or correct --file")
+    secret, _ = KeyFile(path).create(name, **fields)
     _print_secret(name, secret, path, as_json=as_json)
 
 
@@ -61,9 +71,7 @@ def list_(path: str, as_json: bool) -> None:
     JSON: a list of {name, fingerprint, team, models, tags, residency, created, expires, disabled,
     limits, budgets}.
     """
-    from crossroads.gateway.governance import KeyFile
-
-    rows = [_row(key) for key in KeyFile(path).read()]
+    rows = [_row(key) for key in _file(path).read()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -82,9 +90,8 @@ def rotate(name: str, path: str, as_json: bool) -> None:
 
     JSON: {name, secret, file}.
     """
-    from crossroads.gateway.governance import KeyFile
-
-    secret, _ = KeyFile(path).rotate(name)
+    file = _file(path)
+    secret, _ = _of_known(path, lambda: file.rotate(name))
     _print_secret(name, secret, path, as_json=as_json)
 
 
@@ -97,13 +104,32 @@ def revoke(name: str, path: str, as_json: bool) -> None:
 
     JSON: {name, file}.
     """
-    from crossroads.gateway.governance import KeyFile
-
-    KeyFile(path).revoke(name)
+    file = _file(path)
+    _of_known(path, lambda: file.revoke(name))
     if as_json:
         click.echo(json.dumps({"name": name, "file": path}))
     else:
         click.echo(f"key {name!r} is removed from {path}")
+
+
+def _file(path: str) -> KeyFile:
+    """Return a file of keys that is there."""
+    from crossroads.gateway.governance import KeyFile
+
+    if not Path(path).exists():
+        raise InputError(
+            f"keys {path}: no such file; correct --file, or make one: crossroads keys create NAME "
+            f"--file {path}"
+        )
+    return KeyFile(path)
+
+
+def _of_known(path: str, change: Callable[[], T]) -> T:
+    """Change a key; one that the file does not have is no wrong usage, but failed work."""
+    try:
+        return change()
+    except UsageError as error:
+        raise InputError(f"keys {path}: {error}") from error
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +142,10 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {
         name: options[name] for name in ("models", "tags", "residency") if options[name]
     }
-    fields |= {name: options[name] for name in ("team", "expires") if options[name] is not None}
+    if options["team"] is not None:
+        fields["team"] = options["team"]
+    if options["expires"] is not None:
+        fields["expires"] = _expiry(options["expires"])
     if limits:
         fields["limits"] = limits
     if options["budget"] is not None:
@@ -126,7 +155,23 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def _expiry(text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(
+            "--expires: expected a date such as 2030-01-31 or a time such as "
+            f"2030-01-31T12:00:00Z, got {text!r}"
+        ) from None
+    found = found.replace(tzinfo=UTC) if found.tzinfo is None else found
+    if found <= datetime.now(UTC):
+        raise UsageError(f"--expires: {text} is past; give a time to come")
+    return found
+
+
 def _budget(text: str, *, pace: bool) -> dict[str, Any]:
+    from crossroads.gateway.governance.periods import parse_period
+
     usd, slash, period = text.partition("/")
     try:
         amount = float(usd)
@@ -134,6 +179,10 @@ def _budget(text: str, *, pace: bool) -> dict[str, Any]:
         amount = 0.0
     if not slash or not period or not amount > 0:
         raise UsageError(f"--budget: expected USD/PERIOD such as 20/month, got {text!r}")
+    try:
+        parse_period(period)
+    except ValueError as error:
+        raise UsageError(f"--budget: {error}") from None
     return {"usd": amount, "per": period, "pace": pace}
 
 
@@ -144,7 +193,10 @@ def _row(key: KeySettings) -> dict[str, Any]:
     shown = {"team", "models", "tags", "residency", "created", "expires", "disabled"}
     row |= key.model_dump(mode="json", include=shown)
     row["limits"] = key.limits.model_dump(exclude_none=True)
-    row["budgets"] = [budget.model_dump(exclude_defaults=True) for budget in key.budgets]
+    row["budgets"] = [
+        {"usd": budget.usd, "per": budget.per, **budget.model_dump(exclude_defaults=True)}
+        for budget in key.budgets
+    ]
     return row
 
 
@@ -165,7 +217,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         table.add_column(title)
     for row in rows:
         limits = [f"{name} {value}" for name, value in row["limits"].items()]
-        budgets = [f"{b['usd']:g} USD/{b.get('per', 'month')}" for b in row["budgets"]]
+        budgets = [f"{b['usd']:g} USD/{b['per']}" for b in row["budgets"]]
         table.add_row(
             row["name"],
             row["fingerprint"],

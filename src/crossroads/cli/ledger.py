@@ -47,15 +47,18 @@ def command() -> None:
 def export(*, ledger: str, since: str | None, out: Path, what: str, keep_unjudged: bool) -> None:
     """Write F: outcomes to .parquet, .csv or .jsonl, calls to .parquet or .jsonl.
 
-    Outcomes are read back by: crossroads arena prompts --outcomes F. A prompt answered by several
-    models is in it only where the served policy explored.
+    Outcomes are read back by: crossroads fit auto --outcomes F. The arena compares models on
+    prompts that all of them answered: those that came often while the policy explored.
     """
     from crossroads.gateway.evaluation.log import rewards_of
     from crossroads.gateway.evaluation.source import parse_since
     from crossroads.gateway.ledger.export import write_calls, write_outcome_table
     from crossroads.gateway.ledger.reading import Filters
+    from crossroads.gateway.redaction import safe_url
 
     start = parse_since(since)
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: there is no folder {out.parent}; make it, or correct --out")
     with _open(ledger) as reader:
         records, feedback = reader.records(Filters(since=start)), reader.feedback(start)
         if what == "calls":
@@ -70,6 +73,12 @@ def export(*, ledger: str, since: str | None, out: Path, what: str, keep_unjudge
     )
     for reason, count in found.left_out.items():
         click.echo(f"left out: {count} {reason}")
+    if found.rows == found.prompts:
+        click.echo(
+            "no prompt was answered by several models, so the arena cannot compare them on it; "
+            f"fit a router on it (crossroads fit auto --outcomes {out} --out DIR) and judge that "
+            f"by the ledger (crossroads evaluate --ledger {safe_url(ledger)} --router DIR)"
+        )
 
 
 @command.command()
@@ -132,16 +141,17 @@ def feedback(*, ledger: str, file: Any) -> None:
 
 def _judgement(reader: LedgerReader, line: bytes, number: int) -> Feedback:
     from crossroads.gateway.errors import ApiError
-    from crossroads.gateway.ledger.feedback import parse_feedback
+    from crossroads.gateway.ledger.feedback import is_decision, parse_feedback
 
     try:
         found = parse_feedback(json.loads(line))
     except (ApiError, ValueError) as error:
         raise InputError(f"feedback, line {number}: {error}") from error
-    if reader.key_of(found.decision_id) is None:
-        raise InputError(
-            f"feedback, line {number}: no decision {found.decision_id!r} in the ledger; remove it"
-        )
+    for named in (found.decision_id, *([found.other] if is_decision(found.other) else [])):
+        if reader.key_of(named) is None:
+            raise InputError(
+                f"feedback, line {number}: no decision {named!r} in the ledger; remove it"
+            )
     return found
 
 

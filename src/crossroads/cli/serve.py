@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.core.errors import UnavailableError
+from crossroads.core.errors import InputError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from crossroads.gateway.admin import AdminSettings
@@ -29,7 +29,9 @@ _SHARED = "CROSSROADS_SHARED"  # folder that the workers of one gateway share fi
 @click.option("--pool", help="pool.yaml, or a shipped pool's name: where the models are reached.")
 @click.option("--config", help="YAML file; the other options go before its values.")
 @click.option("--host", help="Address to listen on.  [default: 127.0.0.1]")
-@click.option("--port", type=int, help="0 takes any free port.  [default: 8080]")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="0 takes any free port.  [default: 8080]"
+)
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that share the port.")
 @click.option("--rule", help="Decision rule in place of the router's own, e.g. tradeoff:100.")
 @click.option(
@@ -97,14 +99,19 @@ def _serve(
         if settings.admin is not None and (is_only or (worker is not None and worker.is_first)):
             admin = _bind_admin(settings.admin)
         shared = os.environ.get(_SHARED) if worker is not None else None
-        runtime = Runtime(
-            settings,
-            read=None if path is None else read,
-            path=path,
-            shared=None if shared is None else Path(shared),
-            admin_socket=admin,
-            url=url_of(listener),
-        )
+        try:
+            runtime = Runtime(
+                settings,
+                read=None if path is None else read,
+                path=path,
+                shared=None if shared is None else Path(shared),
+                admin_socket=admin,
+                url=url_of(listener),
+            )
+        except UsageError as error:
+            if path is None:
+                raise
+            raise InputError(f"config {path}: {error}") from error  # the file names what is not
 
         def on_ready() -> None:
             if worker is None or worker.is_first:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossroads.gateway.admin import AdminSources
 from crossroads.gateway.admin.playground import in_process
+from crossroads.gateway.admin.shapes import health_of_all, upstreams_of_all
 from crossroads.gateway.checking import check
 from crossroads.gateway.ledger import Filters
 from crossroads.gateway.telemetry import History
@@ -31,7 +32,7 @@ def sources_of(runtime: Runtime, history: History, *, gateway_url: str) -> Admin
     live = _Live(runtime)
     has_ledger = runtime.config.ledger is not None
     return AdminSources(
-        health=runtime.health,
+        health=live.health,
         metrics=runtime.telemetry.render,
         traffic=history.series,
         summary=live.summary if has_ledger else None,
@@ -70,8 +71,14 @@ class _Live:
 
     # The snapshot is looked up anew each time: a reload replaces it.
 
-    def upstreams(self) -> dict[str, Any]:
-        return self._runtime.built.engine.health()
+    async def health(self) -> dict[str, Any]:
+        """Of all workers, as far as their figures tell."""
+        told = self._runtime.health()
+        return health_of_all(told, await self._runtime.telemetry.figures())
+
+    async def upstreams(self) -> dict[str, Any]:
+        told = self._runtime.built.engine.health()
+        return upstreams_of_all(told, await self._runtime.telemetry.figures())
 
     def governance(self) -> dict[str, Any]:
         return self._runtime.built.governor.describe()
@@ -159,9 +166,11 @@ class _Live:
         problems = [finding.to_dict() for finding in findings]
         if text is not None:
             # Whoever writes a configuration names variables of the environment; what a message
-            # quotes of their values stays here.
+            # quotes of their values stays here. So does where the text was put for the check.
             for problem in problems:
-                problem["message"] = _without_values(problem["message"], text)
+                for name in ("place", "message"):
+                    told = problem[name].replace(str(path), "the text").replace(f"{folder}/", "")
+                    problem[name] = _without_values(told, text)
         return {"ok": all(p["level"] != "error" for p in problems), "problems": problems}
 
 

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from crossroads.core.errors import CrossroadsError
+from pydantic import ValidationError
+from yaml import YAMLError
+
+from crossroads.core.errors import CrossroadsError, MissingExtraError, unknown_name
 from crossroads.gateway.build import Built, Lasting, build
 from crossroads.gateway.config import ServeConfig, read_config
 from crossroads.gateway.dialects import build_surfaces
-from crossroads.gateway.governance import KeySettings, TeamSettings
+from crossroads.gateway.governance import KeyFile, KeySettings, TeamSettings
+from crossroads.gateway.governance.periods import parse_period
 from crossroads.gateway.ledger import check_ledger
+from crossroads.gateway.problems import ConfigError
+from crossroads.gateway.redaction import describe, describe_yaml
+from crossroads.gateway.remote import SCHEMES, ping_redis
 from crossroads.gateway.telemetry import GatewayTelemetry
+from crossroads.gateway.upstreams import check_upstream
 from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import ModelCard
+from crossroads.prompts.pool import describe as describe_with_value
 
+_DAY = timedelta(days=1)
 _PATIENCE_S = 5.0  # for one connection of a probe
 _PORTS = {"http": 80, "https": 443}
 
@@ -36,21 +50,39 @@ class Finding:
 async def check(path: str, *, probe: bool = False) -> list[Finding]:
     """Return what is wrong with the configuration at ``path``; empty where all is well.
 
-    ``probe`` also connects to every upstream and opens the ledger; it sends no request.
+    Nothing is made on the disk, and no message quotes what the files that the configuration names
+    hold. ``probe`` also connects to every upstream and Redis and opens the ledger, which makes one
+    where there is none; it sends no request.
     """
-    try:
-        config = read_config(path)
-        quiet = config.telemetry.model_copy(update={"logs": None, "otel": None})
-        lasting = Lasting(
-            surfaces=build_surfaces(config.responses), telemetry=GatewayTelemetry(quiet)
-        )
-        built = await asyncio.to_thread(build, config, lasting)
-    except CrossroadsError as error:
-        return [Finding("error", "", str(error))]
-    found = [*_keys(built), *_advice(built)]
-    if probe:
-        found += await _probe(config, built)
-    return found
+    async with AsyncExitStack() as closing:
+        try:
+            config = read_config(path)
+            quiet = config.telemetry.model_copy(update={"logs": None, "otel": None})
+            surfaces = build_surfaces(config.responses)
+            closing.push_async_callback(surfaces.close)
+            lasting = Lasting(surfaces=surfaces, telemetry=GatewayTelemetry(quiet))
+            built = await asyncio.to_thread(build, config, lasting)
+        except ConfigError as error:
+            return [Finding("error", wrong.place, wrong.message) for wrong in error.problems]
+        except CrossroadsError as error:
+            return [Finding("error", "", _without_quotes(error))]
+        closing.push_async_callback(built.services.close)
+        if built.cache is not None:
+            closing.push_async_callback(built.cache.close)
+        found = [*_keys(built), *_advice(built)]
+        if probe:
+            found += await _probe(config, built)
+        return found
+
+
+def _without_quotes(error: CrossroadsError) -> str:
+    """Return an error's text without the content of the file that it quotes."""
+    text, cause = str(error), error.__cause__
+    if isinstance(cause, ValidationError):
+        return text.replace(describe_with_value(cause), describe(cause))
+    if isinstance(cause, YAMLError | UnicodeDecodeError):
+        return text.replace(" ".join(str(cause).split()), describe_yaml(cause))
+    return text
 
 
 def _keys(built: Built) -> list[Finding]:
@@ -80,27 +112,112 @@ def _advice(built: Built) -> list[Finding]:
     if unpriced:
         message = f"no price for {', '.join(sorted(set(unpriced)))}: budgets see them as free"
         found.append(Finding("warning", "pool", message))
-    if (
-        config.workers > 1
-        and config.governance.store == "memory"
-        and "store" in config.governance.model_fields_set
-        and _has_limits(config)
-    ):
-        message = "every worker counts for itself; use sqlite:PATH or redis://, or leave it out"
-        found.append(Finding("warning", "governance.store", message))
     for card in built.pool:
         if str(card.endpoint).startswith("http://") and card.api_key and not _is_near(card):
             message = "its key travels unencrypted; use https"
             found.append(Finding("warning", f"models.{card.name}", message))
+    keys = _all_keys(config)
+    return [
+        *_libraries(built),
+        *found,
+        *_nobody(config),
+        *_allowed(keys, built),
+        *_forgotten(keys, config),
+        *_unshared(keys, config),
+    ]
+
+
+def _all_keys(config: ServeConfig) -> dict[str, KeySettings]:
+    """Return the keys by where they are written."""
+    governance = config.governance
+    written = {f"governance.keys[{n}]": key for n, key in enumerate(governance.keys)}
+    if governance.keys_file is not None:
+        for key in KeyFile(governance.keys_file).read():
+            written[f"governance.keys_file: key {key.name!r}"] = key
+    return written
+
+
+def _libraries(built: Built) -> list[Finding]:
+    """Find libraries that models need and this installation lacks."""
+    found = []
+    for name, upstream in built.services.upstreams.items():
+        try:
+            check_upstream(upstream)
+        except MissingExtraError as error:
+            found.append(Finding("error", f"models.{name}", str(error)))
+        except CrossroadsError:
+            continue  # a key or a certificate: told by ``_keys`` and by a probe
     return found
 
 
-def _has_limits(config: ServeConfig) -> bool:
-    governance = config.governance
-    holders: list[KeySettings | TeamSettings] = [*governance.keys, *governance.teams.values()]
-    return governance.keys_file is not None or any(
+def _nobody(config: ServeConfig) -> list[Finding]:
+    """Find a file of keys that is not there."""
+    path = config.governance.keys_file
+    if path is None or Path(path).exists():
+        return []
+    who = "its keys cannot" if config.api_key or config.governance.keys else "nobody can"
+    message = f"{path}: no such file in {Path.cwd()}, so {who} get in; make one: crossroads "
+    return [Finding("warning", "governance.keys_file", f"{message}keys create NAME --file {path}")]
+
+
+def _allowed(keys: Mapping[str, KeySettings], built: Built) -> list[Finding]:
+    """Find keys that may ask for what there is not."""
+    known = built.policies.names
+    return [
+        Finding("warning", f"{place}.models", str(unknown_name("model or policy", name, known)))
+        for place, key in keys.items()
+        for name in key.models or ()
+        if name not in known and name.partition(":")[0] not in known
+    ]
+
+
+def _forgotten(keys: Mapping[str, KeySettings], config: ServeConfig) -> list[Finding]:
+    """Find budgets of a day or longer that a restart fills again."""
+    if config.governance.store != "memory":
+        return []
+    teams = {f"governance.teams.{name}": team for name, team in config.governance.teams.items()}
+    holders: dict[str, KeySettings | TeamSettings] = {**teams, **keys}
+    found = []
+    for place, holder in holders.items():
+        for budget in holder.budgets:
+            length = parse_period(budget.per)  # None: a month
+            if length is None or length >= _DAY:
+                message = (
+                    f"{budget.usd:g} USD per {budget.per} can be spent anew after every restart; "
+                    "keep the counts with governance.store: sqlite:limits.db, or redis://"
+                )
+                found.append(Finding("warning", f"{place}.budgets", message))
+    return found
+
+
+def _unshared(keys: Mapping[str, KeySettings], config: ServeConfig) -> list[Finding]:
+    """Find what each of several workers keeps for itself."""
+    if config.workers == 1:
+        return []
+    governance, own = config.governance, []
+    holders: list[KeySettings | TeamSettings] = [*keys.values(), *governance.teams.values()]
+    is_limited = governance.keys_file is not None or any(
         holder.budgets or holder.limits.model_dump(exclude_none=True) for holder in holders
     )
+    if is_limited and governance.store == "memory" and "store" in governance.model_fields_set:
+        message = "every worker counts for itself; use sqlite:PATH or redis://, or leave it out"
+        own.append(("governance.store", message))
+    if config.responses.store == "memory":
+        message = (
+            "every worker keeps its own: a previous_response_id is unknown to the others; share "
+            "them with responses.store: redis://"
+        )
+        own.append(("responses.store", message))
+    if config.cache is not None and config.cache.store == "memory":
+        message = "every worker keeps its own answers; share them with cache.store: redis://"
+        own.append(("cache.store", message))
+    if config.idempotency is not None:
+        message = (
+            "every worker remembers its own Idempotency-Keys, and nothing shares them: another may "
+            "answer a repeated request anew; serve with one worker where that matters"
+        )
+        own.append(("idempotency", message))
+    return [Finding("warning", place, message) for place, message in own]
 
 
 def _is_near(card: ModelCard) -> bool:
@@ -114,6 +231,13 @@ async def _probe(config: ServeConfig, built: Built) -> list[Finding]:
             await asyncio.to_thread(check_ledger, config.ledger)
         except CrossroadsError as error:
             found.append(Finding("error", "ledger", str(error)))
+    for section in ("governance", "cache", "responses"):
+        url = getattr(getattr(config, section), "store", "memory")
+        if url.partition("://")[0] in SCHEMES:
+            try:
+                await ping_redis(url)
+            except CrossroadsError as error:
+                found.append(Finding("error", f"{section}.store", str(error)))
     cards = [card for card in built.pool if str(card.endpoint).startswith("http")]
     problems = await asyncio.gather(*(_connect(card) for card in cards))
     found += [Finding("error", f"models.{card.name}", problem)

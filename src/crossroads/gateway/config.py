@@ -26,12 +26,12 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from crossroads.core.errors import InputError, UsageError, unknown_name
+from crossroads.core.errors import InputError, UsageError
 from crossroads.gateway.admin.settings import AdminSettings
 from crossroads.gateway.caches.settings import CacheSettings
 from crossroads.gateway.dialects.settings import ResponsesSettings
@@ -46,13 +46,14 @@ from crossroads.gateway.policies.settings import (
     PolicySettings,
     PreferencesSettings,
 )
+from crossroads.gateway.problems import ConfigError, problems_of
+from crossroads.gateway.redaction import describe_yaml
 from crossroads.gateway.serving.settings import FrontSettings
 from crossroads.gateway.settings import Section
 from crossroads.gateway.telemetry.settings import TelemetrySettings
 from crossroads.gateway.upstreams.settings import UpstreamSettings
 from crossroads.prompts.decide import parse_rule
 from crossroads.prompts.experts.environment import expand
-from crossroads.prompts.pool import describe
 
 AUTO = "auto"
 DEFAULT_BODY_LIMIT = 8 << 20  # bytes
@@ -168,8 +169,8 @@ def read_config(
     ``shared`` is a folder of the workers of one gateway: limits are counted there where nothing
     says otherwise, since in the memory of each they would hold for each.
 
-    Raises InputError naming file and field, UsageError for an unknown rule and for a server that
-    other machines can reach without a key.
+    Raises ConfigError with every field that is wrong, InputError for a file that cannot be read,
+    UsageError for options: an unknown rule, an address that other machines can reach without a key.
     """
     given = {name: value for name, value in (options or {}).items() if value is not None}
     where = "options" if path is None else f"config {path}"
@@ -177,20 +178,34 @@ def read_config(
     try:
         config = ServeConfig.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{where}: {_misspelt(error) or describe(error)}") from error
+        remedy = "" if path is None else f"; crossroads check-config {path} names them"
+        raise ConfigError(where, problems_of(error, ServeConfig), remedy=remedy) from None
     if config.rule is not None:
-        parse_rule(config.rule)
+        _check_rule(config.rule, file=None if "rule" in given else where)
     _check_names(config, where)
     if config.is_exposed and not config.has_keys:
-        raise UsageError(
+        problem = (
             f"host {config.host!r} is reachable from other machines; set an API key with --api-key "
             "or CROSSROADS_API_KEY, or serve on 127.0.0.1"
         )
+        if path is None or "host" in given:
+            raise UsageError(problem)
+        raise InputError(f"{where}: {problem}")
     if shared is not None and "store" not in config.governance.model_fields_set:
         governance = {**config.governance.__dict__, "store": f"sqlite:{Path(shared) / 'limits.db'}"}
         together = config.governance.model_construct(**governance)
         config = config.model_copy(update={"governance": together})
     return config
+
+
+def _check_rule(rule: str, *, file: str | None) -> None:
+    """Refuse an unknown rule: a wrong option, or a wrong file where one says it."""
+    try:
+        parse_rule(rule)
+    except UsageError as error:
+        if file is None:
+            raise
+        raise InputError(f"{file}: rule: {error}") from error
 
 
 def _check_names(config: ServeConfig, where: str) -> None:
@@ -204,49 +219,40 @@ def _check_names(config: ServeConfig, where: str) -> None:
             )
 
 
-def _misspelt(error: ValidationError) -> str | None:
-    """Return the first unknown field with its nearest spelling; None where all are known.
+class _Loader(yaml.SafeLoader):
+    """Reads YAML in which every field is given once."""
 
-    It goes before a missing field, which is often the same one spelt wrongly.
-    """
-    for found in error.errors(include_url=False, include_context=False):
-        if found["type"] == "extra_forbidden":
-            *sections, name = [str(part) for part in found["loc"]]
-            model = _section(sections)
-            place = f"{'.'.join(sections)}: " if sections else ""
-            if model is None:
-                return f"{place}unknown field {name!r}"
-            return f"{place}{unknown_name('field', name, model.model_fields)}"
-    return None
-
-
-def _section(path: list[str]) -> type[BaseModel] | None:
-    """Return the model at a path of field names; None where it is not a plain section."""
-    model: type[BaseModel] = ServeConfig
-    for name in path:
-        field = model.model_fields.get(name)
-        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-        found = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if len(found) != 1:
-            return None
-        model = found[0]
-    return model
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise InputError(
+                    f"field {name!r} is given twice, in lines {lines[name]} and {line}; remove one"
+                )
+            lines[name] = line
+        return node
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError(f"config {str(path)!r}: no such file")
+        if path.is_dir():
+            raise InputError(f"config {str(path)!r} is a folder; give the YAML file in it")
+        raise InputError(f"config {str(path)!r}: no such file in {Path.cwd()}; correct the path")
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = yaml.load(path.read_text("utf-8"), _Loader)
+    except InputError as error:
+        raise InputError(f"config {path}: {error}") from None
     except OSError as error:
         raise InputError(f"config {path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError(f"config {path}: not valid YAML: {problem}") from error
+        raise InputError(f"config {path}: not valid YAML: {describe_yaml(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise InputError(f"config {path}: expected fields such as 'port: 8080', got {values!r:.40}")
+        kind = type(values).__name__
+        raise InputError(f"config {path}: expected fields such as 'port: 8080', got {kind}")
     return {
         str(name): _expanded(value, where=f"config {path}: {name}")
         for name, value in values.items()

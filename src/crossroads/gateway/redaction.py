@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import yaml
 from pydantic import ValidationError
@@ -36,6 +37,11 @@ def safe_url(url: str) -> str:
     return f"{scheme}{slashes}{user if colon else ''}{colon}***@{place}"
 
 
+def is_plain(place: Sequence[int | str]) -> bool:
+    """Tell whether what stands at a place of the configuration can be no secret, and hold none."""
+    return bool(place) and place[0] in _PLAIN
+
+
 def describe(error: ValidationError) -> str:
     """Return the first problem of a pydantic error on one line: field and problem.
 
@@ -45,10 +51,9 @@ def describe(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"]) or "top level"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     problem, given = " ".join(first["msg"].split()), first["input"]
-    is_plain = bool(first["loc"]) and first["loc"][0] in _PLAIN
-    if is_plain and isinstance(given, str | int | float | None):
+    if is_plain(first["loc"]) and isinstance(given, str | int | float | None):
         return f"{place}: {problem}, got {given!r:.80}{more}"
-    return f"{place}: {problem}, got {type(given).__name__}{more}"
+    return f"{place}: {problem}{more}"
 
 
 def describe_yaml(error: yaml.YAMLError | UnicodeDecodeError) -> str:

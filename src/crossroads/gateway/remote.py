@@ -53,7 +53,7 @@ def connect_redis(
     except ValueError:
         # What the library says quotes parts of the URL, which may be parts of the password.
         raise InputError(
-            f"store {safe_url(url)!r}: not a URL; write / # ? and @ of a password as %2F %23 %3F %40"
+            f"store {safe_url(url)!r}: not a URL; write / # ? @ of a password as %2F %23 %3F %40"
         ) from None
     return client
 

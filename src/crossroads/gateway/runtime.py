@@ -94,6 +94,7 @@ class Runtime:
         self._equip(self.built)
         self._closing = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
+        self._retiring: dict[asyncio.Task[None], Built] = {}
         self._reloading = asyncio.Lock()
         self._seen = self._marks()  # now: a change while the parts start is a change
         self._problem = ""
@@ -155,6 +156,9 @@ class Runtime:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        for before in self._retiring.values():
+            before.services.hurry()  # the server waited for its last requests already
+        await asyncio.gather(*self._retiring)
 
     async def reload(self) -> dict[str, Any]:
         """Serve new requests by the configuration as it is now; those in flight keep the old one.
@@ -234,25 +238,23 @@ class Runtime:
         try:
             if not built.governor.adopt(before.governor):  # else it counts on
                 await built.governor.start()
+            built.engine.adopt(before.engine)
+            built.policies.adopt(before.policies)
         except BaseException:
             await built.services.close()
             raise
-        built.engine.adopt(before.engine)
-        built.policies.adopt(before.policies)
         self._equip(built)
         self.built = built
         self.gateway.swap(built.services)
-        self._tasks = [task for task in self._tasks if not task.done()]
-        self._tasks.append(asyncio.create_task(self._retire(before)))
+        self._retiring = {task: old for task, old in self._retiring.items() if not task.done()}
+        self._retiring[asyncio.create_task(self._retire(before))] = before
 
     async def _retire(self, before: Built) -> None:
-        try:
-            await before.services.until_idle()
-        finally:  # also at the end of the server, which waits no longer
-            await before.services.close()
-            if before.cache is not None and before.cache is not self.built.cache:
-                await before.cache.close()
-            await before.governor.close()
+        await before.services.until_idle()
+        await before.services.close()
+        if before.cache is not None and before.cache is not self.built.cache:
+            await before.cache.close()
+        await before.governor.close()
 
     def _equip(self, built: Built) -> None:
         """Give a snapshot what its endpoints need of this process."""

@@ -112,10 +112,14 @@ class Services:
             self._idle.set()
 
     async def until_idle(self) -> None:
-        """Return when the last request is over. No new one may enter."""
+        """Return when the last request is over, or at ``hurry``. No new one may enter."""
         self._is_retired = True
         if self._num_running:
             await self._idle.wait()
+
+    def hurry(self) -> None:
+        """Let ``until_idle`` wait no longer."""
+        self._idle.set()
 
     async def close(self) -> None:
         for close in self.closers:

@@ -1,4 +1,4 @@
-"""Words of the APIs that more than one room reads: stop reasons, token counts, what a failure costs.
+"""Words of the APIs that several rooms read: stop reasons, token counts, what a failure costs.
 
 Engine, dialects and upstreams all meet them; none of these rooms may import another for them.
 """

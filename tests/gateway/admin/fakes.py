@@ -131,7 +131,8 @@ class FakeGateway:
     def __init__(self, *, names: Mapping[str, str] | None = None) -> None:
         self.keys = [
             self.key("checkout", 120, 31.6, limits=[("requests", "minute", 600)]),
-            self.key("search", 60, 52.8, models=["auto", "small-1b"], source="config"),
+            self.key("search", 60, 52.8, models=["auto", "small-1b"], source="config")
+            | {"residency": ["eu"]},
             self.key("support-bot", 25, 25.0, team="care", disabled=True),
         ]
         self.asked: list[tuple[bytes, str]] = []
@@ -169,6 +170,7 @@ class FakeGateway:
     def health(self) -> dict[str, Any]:
         return {
             "status": "degraded",
+            "workers": 2,
             "parts": {
                 "upstreams": {"status": "degraded", "reason": "coder-14b rests", "models": 5},
                 "ledger": {"status": "ok", "queue": 12, "journal_rows": 0},

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -9,7 +10,7 @@ from starlette.testclient import TestClient
 
 from crossroads.gateway.admin import AdminSettings
 from crossroads.gateway.admin import access as access_module
-from crossroads.gateway.admin.access import COOKIE, Access
+from crossroads.gateway.admin.access import COOKIE, Access, address_of
 from tests.gateway.admin.conftest import TOKEN
 from tests.gateway.admin.fakes import FakeGateway
 
@@ -65,9 +66,9 @@ def test_tokens_are_compared_in_constant_time_whatever_their_length(
 
     monkeypatch.setattr(access_module.hmac, "compare_digest", noting)
     access = Access(AdminSettings(token=TOKEN))
-    assert not access.is_token(b"")
-    assert not access.is_token(b"x" * 10_000)
-    assert access.is_token(TOKEN.encode())
+    assert not access.is_token(b"", "::1")
+    assert not access.is_token(b"x" * 10_000, "::1")
+    assert access.is_token(TOKEN.encode(), "::1")
     assert lengths == [(32, 32)] * 3
 
 
@@ -92,10 +93,42 @@ def test_ten_wrong_tokens_a_minute_are_enough() -> None:
     now = [0.0]
     access = Access(AdminSettings(token=TOKEN), clock=lambda: now[0])
     for _ in range(10):
-        assert access.log_in(b"guess") is None
-    assert access.log_in(TOKEN.encode()) is None
+        assert access.log_in(b"guess", "192.0.2.1") is None
+    assert access.log_in(TOKEN.encode(), "192.0.2.1") is None
+    assert access.log_in(TOKEN.encode(), "192.0.2.2") is not None, "others may still log in"
     now[0] = 61.0
-    assert access.log_in(TOKEN.encode()) is not None
+    assert access.log_in(TOKEN.encode(), "192.0.2.1") is not None
+
+
+def test_bearers_are_counted_with_logins_and_the_right_one_waits_too(client: TestClient) -> None:
+    for _ in range(5):
+        assert log_in(client, "guess") == 403
+        last = client.get("/api/status", headers={"authorization": "Bearer guess"})
+    assert last.status_code == 429
+    assert client.get("/api/status", headers=BEARER).status_code == 429
+    assert log_in(client) == 403
+    assert client.get("/api/status").status_code == 401  # nothing was given, so nothing was wrong
+
+
+def test_addresses_that_send_wrong_tokens_do_not_pile_up() -> None:
+    access = Access(AdminSettings(token=TOKEN))
+    for n in range(10_050):
+        access.is_token(b"guess", f"host-{n}")
+    assert len(access._failures) == 10_000
+
+
+@pytest.mark.parametrize(
+    ("client_address", "told"),
+    [
+        (("192.0.2.1", 80), "192.0.2.1"),
+        (("::ffff:192.0.2.1", 80), "192.0.2.1"),
+        (("2001:db8:1:2:3:4:5:6", 80), "2001:db8:1:2::/64"),
+        (("testclient", 80), "testclient"),
+        (None, ""),
+    ],
+)
+def test_an_address_is_a_host_or_the_network_of_one(client_address: Any, told: str) -> None:
+    assert address_of({"client": client_address}) == told
 
 
 def test_a_session_ends_after_its_hours_and_on_logging_out(client: TestClient) -> None:

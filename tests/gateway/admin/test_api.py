@@ -124,6 +124,33 @@ def test_a_key_is_made_shown_once_and_revoked(
     assert again.status_code == 400 and "no key 'new'" in again.json()["error"]["message"]
 
 
+def test_a_key_for_models_there_are_not_is_refused_with_those_there_are(
+    open_client: TestClient, gateway: FakeGateway
+) -> None:
+    given = {"name": "new", "models": ["auto", "small-2b"]}
+    response = open_client.post("/api/keys", json=given)
+    assert response.status_code == 400 and response.json()["error"]["param"] == "models"
+    message = response.json()["error"]["message"]
+    assert "not served: small-2b; there are auto, small-1b, " in message
+    assert not any(key["name"] == "new" for key in gateway.keys)
+    assert open_client.post("/api/keys", json={"name": "new", "models": "auto"}).status_code == 400
+
+
+def test_keys_show_their_budgets_and_where_their_data_may_go(open_client: TestClient) -> None:
+    checkout, search, _ = open_client.get("/api/keys").json()["keys"]
+    assert checkout["limits"] == ["600 requests per minute", "$120 per month"]
+    assert search["limits"] == ["$60 per month"] and search["residency"] == ["eu"]
+
+
+def test_a_decision_that_is_stored_a_little_later_is_waited_for() -> None:
+    found = iter([None, None, record(0)])
+    sources = AdminSources(decision=lambda _: next(found))
+    client = TestClient(build_admin(sources), base_url="http://127.0.0.1:8081")
+    assert client.get("/api/decisions/dec_1").status_code == 404
+    assert client.get("/api/decisions/dec_1?wait=5").json()["row"]["chosen"]
+    assert client.get("/api/decisions/dec_1?wait=999").status_code == 400
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"name": ""}', b'{"name": 3}', b"\xff"])
 def test_a_bad_key_request_is_a_400(open_client: TestClient, body: bytes) -> None:
     response = open_client.post("/api/keys", content=body)
@@ -241,3 +268,8 @@ def test_an_explanation_of_an_empty_row_is_empty() -> None:
 def test_numbers_json_cannot_hold_become_null() -> None:
     row = to_fields({"scores": {"a": float("nan")}, "costs": {"a": float("inf")}, "features": b"x"})
     assert row == {"scores": {"a": None}, "costs": {"a": None}}
+
+
+def test_an_estimate_beyond_1_is_explained_as_1() -> None:
+    found = explain({"scores": {"a": 1.01, "b": 0.4}, "chosen": "a"})
+    assert [one["quality"] for one in found["scores"]] == [1.0, 0.4]

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,7 @@ def test_traffic_shows_the_split_the_saving_and_the_charts(browser: Any, url: st
     opened(browser, url)
     said = text(browser)
     assert "small-1b" in said and "Always frontier-x, expected" in said
+    assert "Routed, expected" in said and "Routed, billed" in said
     assert run(browser, "document.querySelectorAll('#requests path').length") == 6
     assert run(browser, "document.querySelectorAll('#cost path').length") == 2
     before = text(browser, "#figures")
@@ -215,6 +217,53 @@ def test_a_decision_is_explained_where_its_link_leads(
     assert run(browser, "document.activeElement.id") == "detail"
 
 
+def test_a_click_anywhere_on_a_row_explains_its_decision(
+    browser: Any, url: str, gateway: FakeGateway
+) -> None:
+    look(browser)
+    opened(browser, f"{url}/decisions")
+    for place, selector in ((5, "td:nth-of-type(6)"), (6, "td:nth-of-type(3) a")):
+        row = gateway.rows[place]
+        cell = f'tr[data-id="{row.decision_id}"] {selector}'
+        browser.find_element("css selector", cell).click()
+        until(lambda r=row: r.decision_id in text(browser, "#detail .id"), "the explanation")
+
+
+def test_with_several_workers_a_page_says_whose_figures_it_shows(browser: Any, url: str) -> None:
+    opened(browser, f"{url}/upstreams")
+    assert "of all 2 workers" in text(browser, "#list")
+    assert "this worker (one of 2)" in text(browser, "#figures")
+    opened(browser, f"{url}/system")
+    assert "of this worker, one of 2" in text(browser, "#parts")
+    said = "[...document.querySelectorAll('#parts dt')].map((e) => e.textContent)"
+    assert "loop lag worst ms" in run(browser, said)
+
+
+# Names of models, and how many of them the router's curve runs through.
+_TOUCHING = """
+const path = document.querySelector('#frontier path[stroke="var(--accent)"]');
+const found = document.querySelectorAll('#frontier .model-name');
+const names = [...found].map((e) => e.getBBox());
+const size = path.getTotalLength();
+const on = Array.from({length: 800}, (_, i) => path.getPointAtLength((size * i) / 799));
+const hit = (b, p) => p.x > b.x && p.x < b.x + b.width && p.y > b.y && p.y < b.y + b.height;
+return [names.length, names.filter((b) => on.some((p) => hit(b, p))).length];
+"""
+
+
+def test_no_models_name_lies_on_the_curve(browser: Any, gateway: FakeGateway, shots: Path) -> None:
+    look(browser)
+    points = [{"price": 1.0, "quality": 0.6 + 0.002 * i, "usd": 0.001 * (i + 1)} for i in range(9)]
+    models = [{"model": f"m-{i}", **points[4 * i]} for i in range(3)]
+    frontier = {"points": points, "models": models, "operating_point": points[3]}
+    told = {"auto": {"kind": "learned", "models": [], "frontier": frontier}}
+    with serving(replace(gateway.sources(), policies=lambda: told)) as url:
+        opened(browser, f"{url}/routing")
+        browser.save_screenshot(str(shots / "routing-flat.png"))
+        found = browser.execute_script(_TOUCHING)
+    assert found == [3, 0]
+
+
 def test_decisions_are_filtered(browser: Any, url: str, gateway: FakeGateway) -> None:
     opened(browser, f"{url}/decisions")
     wanted = [row for row in gateway.rows if row.model == "coder-14b"]
@@ -235,6 +284,7 @@ def test_the_playground_shows_who_answered_why_and_for_how_much(
     until(lambda: "Estimated for each model" in text(browser, "#result"), "the decision")
     said = text(browser, "#result")
     assert "medium-8b answered" in said and "$0.00041" in said and "12 in, 40 out" in said
+    assert errors(browser) == []
     browser.save_screenshot(str(shots / "playground-answered.png"))
 
 

@@ -5,7 +5,15 @@ from datetime import datetime
 import numpy as np
 import pytest
 
-from crossroads.gateway.admin.shapes import budget_rows, frontier_view, limit_texts
+from crossroads.gateway.admin.shapes import (
+    budget_rows,
+    frontier_view,
+    health_of_all,
+    limit_texts,
+    upstreams_of_all,
+)
+from crossroads.gateway.telemetry import Snapshot
+from crossroads.gateway.telemetry.snapshot import merge
 
 START, END = "2026-11-01T00:00:00+00:00", "2026-12-01T00:00:00+00:00"
 HALF = datetime.fromisoformat("2026-11-16T00:00:00+00:00").timestamp()
@@ -89,3 +97,51 @@ def test_a_governors_own_description_gives_budgets_and_limits() -> None:
     assert budget["usd"] == pytest.approx(5.0) and budget["period"] == "day"
     assert 0 <= budget["elapsed_share"] <= 1
     assert limit_texts(told["keys"][0]["limits"]) == ["600 requests per minute"]
+
+
+def test_limits_of_a_key_name_its_budgets_and_its_calls_at_a_time() -> None:
+    limits = [{"kind": "parallel", "per": None, "limit": 2}]
+    budgets = [{"usd": 25.0, "per": "month"}, {"usd": 0.05, "per": "day"}]
+    assert limit_texts(limits, budgets) == [
+        *("2 requests at a time", "$25 per month", "$0.05 per day")
+    ]
+
+
+def test_a_quality_is_shown_within_0_and_1() -> None:
+    told = {"points": [{"quality": 1.01, "usd": 0.1}, {"quality": -0.02, "usd": 0.01}]}
+    found = frontier_view(told, operating={"quality": 1.01, "usd": 0.1}, preview=None)
+    assert [point["quality"] for point in found["points"]] == [1.0, 0.0]
+    assert found["operating"]["quality"] == 1.0
+
+
+def _worker(state: float, in_flight: float, degraded: float) -> Snapshot:
+    return Snapshot(
+        gauges={
+            ("crossroads_workers", ()): 1,
+            ("crossroads_breaker_state", ("a",)): state,
+            ("crossroads_upstream_in_flight", ("a",)): in_flight,
+            ("crossroads_degraded", ("ledger",)): degraded,
+        }
+    )
+
+
+def test_upstreams_are_as_bad_as_in_the_worst_worker_and_as_busy_as_in_all() -> None:
+    told = {"a": {"state": "closed", "state_for_s": 9.0, "in_flight": 1, "num_calls": 5}}
+    figures = merge([_worker(0, 1, 0), _worker(2, 3, 0)])
+    found = upstreams_of_all(told, figures)["a"]
+    assert found == {
+        **{"state": "open", "state_of": "another worker", "in_flight": 4, "num_calls": 5}
+    }
+    assert upstreams_of_all(told, _worker(0, 1, 0)) == told
+    own = {"a": {"state": "open", "state_for_s": 9.0, "in_flight": 1}}
+    assert "state_of" not in upstreams_of_all(own, figures)["a"]
+
+
+def test_a_part_is_as_bad_as_in_the_worst_worker() -> None:
+    told = {"status": "ok", "parts": {"ledger": {"status": "ok"}, "telemetry": {"status": "ok"}}}
+    found = health_of_all(told, merge([_worker(0, 0, 0), _worker(0, 0, 1)]))
+    assert (found["status"], found["workers"]) == ("degraded", 2)
+    assert found["parts"]["ledger"]["status"] == "degraded"
+    assert "another worker" in found["parts"]["ledger"]["reason"]
+    assert found["parts"]["telemetry"] == {"status": "ok"}
+    assert health_of_all(told, _worker(0, 0, 0)) == {**told, "workers": 1}

@@ -70,10 +70,21 @@ def test_an_entry_expires() -> None:
 def test_a_row_overwritten_during_a_search_has_no_value() -> None:
     ring = Ring(DIM, max_entries=1, max_bytes=1000)
     ring.add(GROUPS[0], unit(1), b"one", ttl=5)
-    near = ring.nearest(ring.rows_of(GROUPS[0]), unit(1))
-    assert near is not None
+    (near,) = ring.nearest(ring.rows_of(GROUPS[0]), unit(1))
     ring.add(GROUPS[0], unit(2), b"two", ttl=5)
     assert ring.value(near, GROUPS[0]) is None
+
+
+def test_the_nearest_come_in_order_down_to_the_least_similarity() -> None:
+    ring = Ring(DIM, max_entries=20, max_bytes=1000)
+    for seed in range(12):
+        ring.add(GROUPS[0], unit(seed), b"%d" % seed, ttl=5)
+    similar = sorted((float(unit(99) @ unit(seed)) for seed in range(12)), reverse=True)
+    rows = ring.rows_of(GROUPS[0])
+    for least, most in ((-2.0, 4), (similar[5] - 1e-4, 12), (similar[0] + 0.01, 3)):
+        found = [near.similarity for near in ring.nearest(rows, unit(99), least=least, most=most)]
+        wanted = [value for value in similar if value >= least - 1e-6][:most]
+        np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_groups_that_agree_in_their_first_bytes_stay_apart() -> None:

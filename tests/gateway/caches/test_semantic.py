@@ -71,6 +71,20 @@ def test_numbers_and_negations_are_never_a_matter_of_wording(one: str, other: st
     assert get(store, asked(other)) is None
 
 
+EUROS = "Convert this price from euros to dollars"
+DOLLARS = "Convert this price from dollars to euros"
+
+
+def test_the_same_words_in_another_order_are_another_question() -> None:
+    store = keep(asked(EUROS), threshold=0.5)
+    assert get(store, asked(DOLLARS)) is None
+    store.put(asked(DOLLARS), told("Other"))
+    for text, answer in ((EUROS, "Paris."), (DOLLARS, "Other")):  # as near as each other
+        kept = get(store, asked(text))
+        assert kept is not None
+        assert kept.answer["choices"][0]["message"]["content"] == answer
+
+
 SYSTEM = {"role": "system", "content": "Answer in French."}
 EARLIER = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
 

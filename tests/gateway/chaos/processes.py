@@ -27,7 +27,7 @@ STUB_STREAM_TEXT = "".join(
     for event in events()
     if b'"content":"' in event
 )
-_READY_S = 20.0
+_READY_S = 30.0  # of a machine with other work
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossroads.gateway.dialects import from_messages_answer, to_messages_answer
+from crossroads.gateway.dialects import MessagesToChat, from_messages_answer, to_messages_answer
 from crossroads.prompts.experts.base import ExpertError
 from tests.gateway.dialects import strategies as own
 
@@ -132,3 +132,14 @@ def test_what_is_no_answer_is_the_upstreams_failure(answer: dict[str, Any]) -> N
             assert isinstance(translate(answer), dict)
         except ExpertError as error:
             assert (error.status, error.code) == (502, "upstream_invalid")
+
+
+@pytest.mark.parametrize("told", [None, {}, {"input_tokens": -7, "output_tokens": 3}])
+def test_counts_that_tell_nothing_are_left_out_not_made_zero(told: Any) -> None:
+    assert "usage" not in from_messages_answer({**MESSAGE, "usage": told})
+    translator = MessagesToChat()
+    start = {"type": "message_start", "message": {"usage": told}}
+    end = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": None}
+    chunks = translator.feed([start, end])
+    assert not any("usage" in chunk for chunk in chunks)
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"

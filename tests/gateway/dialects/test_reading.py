@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from crossroads.gateway.dialects import forwarded
-from crossroads.gateway.dialects.reading import json_object, kind, own_headers
+from crossroads.gateway.dialects.reading import json_object, kind, load, own_headers
 from crossroads.gateway.errors import ApiError
 
 
@@ -82,3 +83,20 @@ def test_an_empty_text_is_an_empty_object() -> None:
 )
 def test_values_are_named_in_words(value: Any, words: str) -> None:
     assert kind(value) == words
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**63) - 1, 10**30])
+def test_a_whole_number_that_would_be_rounded_is_refused(number: int) -> None:
+    with pytest.raises(ApiError, match="'seed' does not fit in 64 bits") as raised:
+        load(b'{"model": "m", "seed": %d}' % number)
+    assert (raised.value.status, raised.value.param) == (400, "seed")
+
+
+def test_a_number_too_long_to_be_read_is_refused() -> None:
+    with pytest.raises(ApiError):
+        load(b'{"seed": %s}' % (b"9" * 5000))
+
+
+@pytest.mark.parametrize("number", ["18446744073709551615", "-9223372036854775808", "1e30", "0.7"])
+def test_numbers_that_are_kept_as_they_are_pass(number: str) -> None:
+    assert load(b'{"seed": %s}' % number.encode()) == {"seed": json.loads(number)}

@@ -169,3 +169,16 @@ def test_anybody_is_one_client(surface: ResponsesSurface) -> None:
     first = answered(surface, call(surface, ANYBODY))
     again = call(surface, ANYBODY, previous_response_id=first["id"])
     assert len(again.body["messages"]) == 3
+
+
+def test_what_was_read_of_a_call_is_read_anew_with_the_earlier_turns(
+    surface: ResponsesSurface,
+) -> None:
+    first = answered(surface, call(surface))
+    body = orjson.dumps({"model": "m", "input": "and?", "previous_response_id": first["id"]})
+    again = surface.parse(body, client=ME, headers={})
+    before = (again.input_tokens, again.conversation_text, again.inputs, again.text)
+    asyncio.run(surface.prepare(again))
+    assert again.input_tokens == again.size // 4 + 1 > before[0]
+    assert len(again.conversation_text) > len(before[1])
+    assert again.text == "and?"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from crossroads.gateway.dialects.responses_answer import responses_usage, to_responses_answer
+from crossroads.gateway.dialects.responses_answer import to_responses_answer, to_responses_usage
 from tests.gateway.dialects import strategies as own
 from tests.gateway.dialects.canned import USAGE, answer
 
@@ -46,7 +46,7 @@ def test_the_status_follows_from_the_finish(finish: Any, status: str, reason: An
 
 
 def test_token_counts_have_their_details() -> None:
-    counted = responses_usage({**USAGE, "completion_tokens_details": {"reasoning_tokens": 3}})
+    counted = to_responses_usage({**USAGE, "completion_tokens_details": {"reasoning_tokens": 3}})
     assert counted == {
         "input_tokens": 12,
         "input_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 0},
@@ -54,7 +54,7 @@ def test_token_counts_have_their_details() -> None:
         "output_tokens_details": {"reasoning_tokens": 3},
         "total_tokens": 17,
     }
-    assert responses_usage(None) is None, "no counts are made up"
+    assert to_responses_usage(None) is None, "no counts are made up"
 
 
 @given(own.answers())

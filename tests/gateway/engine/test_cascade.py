@@ -259,3 +259,58 @@ def test_what_a_judging_model_cost_is_billed_and_is_no_fallback(is_stream: bool)
     billed = [(attempt.model, attempt.code, attempt.usage) for attempt in tally.attempts]
     assert billed == [("cheap", "", Usage(3, 2)), ("third", "judge", Usage(40, 1))]
     assert (tally.model, tally.num_fallbacks) == ("cheap", 0)
+
+
+@STREAMS
+def test_a_model_that_judges_uses_up_no_attempt(is_stream: bool) -> None:
+    class Asking(Judge):
+        async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
+            return {**await super().accepts(call, model, answer), "judge": "third", "usage": {}}
+
+    engine = an_engine(Scripted("cheap", Step(answer=CHEAP)), Scripted("strong"), max_attempts=2)
+    call = a_call(is_stream=is_stream)
+    tally, text, _ = run(engine, choice(Asking(False), "strong"), call)
+    assert text == TEXT
+    assert [attempt.model for attempt in tally.attempts] == ["cheap", "third", "strong"]
+
+
+@pytest.mark.parametrize("told", [{}, {"prompt_tokens": -40, "completion_tokens": 1}, None])
+def test_what_a_judging_model_did_not_tell_is_estimated(told: Any) -> None:
+    class Asking(Judge):
+        async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
+            return {"accepted": True, "reason": "", "judge": "third", "usage": told}
+
+    tally, _, _ = run(an_engine(Scripted("cheap", Step(answer=CHEAP))), choice(Asking()), a_call())
+    assert tally.attempts[1].usage == Usage(21 + 3, 1, True)
+
+
+@STREAMS
+@pytest.mark.parametrize("given", [KeyError("logprobs"), TimeoutError(), 5, None])
+def test_a_check_with_a_defect_refuses_and_costs_no_answer(
+    is_stream: bool, given: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Defect(Judge):
+        async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
+            if isinstance(given, Exception):
+                raise given
+            return given  # type: ignore[no-any-return]
+
+    engine = an_engine(Scripted("cheap", Step(answer=CHEAP)))
+    tally, text, _ = run(engine, choice(Defect()), a_call(is_stream=is_stream))
+    assert text == "cheap answer"
+    assert tally.verdict is not None and not tally.verdict["accepted"]
+    assert str(tally.verdict["reason"]).startswith("The verifier failed: ")
+    assert bool(caplog.records) != isinstance(given, TimeoutError)
+
+
+def test_a_check_has_no_longer_than_the_call() -> None:
+    class Endless(Judge):
+        async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    engine = an_engine(Scripted("cheap", Step(answer=CHEAP)), Scripted("strong"), deadline_s=0.05)
+    tally, text, _ = run(engine, choice(Endless(), "strong"), a_call())
+    assert text == "cheap answer"
+    assert tally.verdict is not None
+    assert tally.verdict["reason"] == "The verifier failed: there was no verdict in time"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from crossroads.gateway.contracts import Choice, Tally, Usage
+from crossroads.gateway.call import Client
+from crossroads.gateway.contracts import Choice, Order, Tally, Usage
 from crossroads.gateway.engine import Engine, EngineSettings
 from crossroads.prompts.experts.base import ExpertError
 from tests.gateway.engine.running import CHOICE, an_engine, failure_of, run_complete, tried
@@ -204,11 +206,24 @@ def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
 
 
 def test_a_jump_of_the_wall_clock_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, _ = an_engine(Scripted("a", failing(500), failing(500), Step()), retries=2)
-    monkeypatch.setattr(time, "time", lambda: -1e9)
+    fake = FakeTime()
+    wall = iter(range(0, -(10**9), -(10**6)))
+    monkeypatch.setattr(time, "time", lambda: float(next(wall)))
+
+    def taking(seconds: float, step: Step) -> Callable[[Order], Step]:
+        def answered(_: Order) -> Step:
+            fake.now += seconds
+            return step
+
+        return answered
+
+    script = (taking(2.0, failing(500)), taking(4.0, failing(500)), taking(8.0, Step()))
+    engine = Engine(
+        {"a": Scripted("a", *script)}, EngineSettings(retries=2), clock=fake, sleep=fake.sleep
+    )
     _, tally = run_complete(engine, Choice(model="a"))
     assert tally.is_complete
-    assert all(attempt.seconds >= 0 for attempt in tally.attempts)
+    assert [attempt.seconds for attempt in tally.attempts] == pytest.approx([2.0, 4.0, 8.0])
 
 
 def test_models_with_an_open_breaker_are_skipped() -> None:
@@ -339,5 +354,36 @@ def test_only_harmless_headers_are_passed_on() -> None:
         b"traceparent": b"00-1",
         b"idempotency-key": b"k",
     }
+    call.request_id = "req-1"
     asyncio.run(engine.complete(call, Choice(model="a"), Tally()))
-    assert upstream.orders[0].headers == [(b"traceparent", b"00-1"), (b"idempotency-key", b"k")]
+    headers = dict(upstream.orders[0].headers)
+    assert headers.keys() == {b"traceparent", b"idempotency-key", b"x-request-id"}
+    assert headers[b"traceparent"] == b"00-1"
+
+
+def test_the_request_id_that_is_passed_on_is_the_gateways_own() -> None:
+    upstream = Scripted("a")
+    call = a_call()
+    call.headers, call.request_id = {b"x-request-id": b"not checked"}, "req-1"
+    asyncio.run(an_engine(upstream)[0].complete(call, Choice(model="a"), Tally()))
+    assert upstream.orders[0].headers == [(b"x-request-id", b"req-1")]
+    quiet = Scripted("a")
+    asyncio.run(an_engine(quiet, pass_headers=())[0].complete(call, Choice(model="a"), Tally()))
+    assert quiet.orders[0].headers == []
+
+
+def test_an_idempotency_key_is_another_for_every_model_and_the_same_for_a_retry() -> None:
+    def sent(client: str, key: bytes) -> list[bytes]:
+        first, second = Scripted("a", failing(500)), Scripted("b")
+        engine, _ = an_engine(first, second, retries=1)
+        call = a_call()
+        call.headers, call.client = {b"idempotency-key": key}, Client(key_id=client)
+        asyncio.run(engine.complete(call, CHOICE, Tally()))
+        return [dict(order.headers)[b"idempotency-key"] for order in first.orders + second.orders]
+
+    first, again, second = sent("me", b"k" * 300)
+    assert first == again != second
+    assert all(len(key) == 32 for key in (first, second))
+    assert [first, first, second] == sent("me", b"k" * 300)
+    assert {first, second}.isdisjoint(sent("you", b"k" * 300))
+    assert {first, second}.isdisjoint(sent("me", b"l" * 300))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from crossroads.gateway.call import Event
+from crossroads.gateway.call import Body, Event
 from crossroads.gateway.contracts import Choice, Order, Tally, Usage
 from crossroads.gateway.engine import Engine, EngineSettings
 from crossroads.gateway.engine.hedge import HedgeBudget
@@ -150,7 +150,33 @@ def test_a_loser_that_was_as_fast_is_closed_and_not_counted() -> None:
         assert tally.model == "a"
         assert second.num_running == 0
         assert [attempt.status for attempt in tally.attempts] == [200, 0]
+        assert tally.attempts[1].usage == Usage(21, 0, True)  # its opening had no text yet
+        assert tally.num_fallbacks == 0
         assert all(health["in_flight"] == 0 for health in engine.health().values())
+
+    asyncio.run(main())
+
+
+def test_a_whole_answer_that_was_as_fast_is_billed_and_marked_as_not_needed() -> None:
+    class Together(Gated):
+        async def complete(self, order: Order) -> Body:
+            await self.gate.wait()
+            return await super().complete(order)
+
+    async def main() -> None:
+        first, second = Together("a"), Together("b")
+        first.gate = second.gate = asyncio.Event()
+        tally = Tally()
+        engine = Engine({"a": first, "b": second})
+        task = asyncio.create_task(engine.complete(a_call(), CHOICE, tally))
+        async with asyncio.timeout(5.0):
+            while len(tally.attempts) < 2:
+                await asyncio.sleep(AFTER)
+        first.gate.set()
+        await task
+        loser = next(attempt for attempt in tally.attempts if attempt.model != tally.model)
+        assert (loser.code, tally.num_fallbacks) == ("cancelled", 0)
+        assert loser.usage is not None
 
     asyncio.run(main())
 

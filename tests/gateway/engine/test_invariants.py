@@ -127,7 +127,10 @@ def test_a_stream_is_whole_and_one_or_ends_with_an_error(
         changes = [one[0] != other[0] for one, other in pairwise(text.split())]
         assert sum(changes) < len(tally.attempts)  # only where an attempt broke
         assert len({event["id"] for event in events}) == 1
-    parts = [attempt.usage for attempt in tally.attempts if attempt.usage is not None]
+    empty = [attempt for attempt in tally.attempts if attempt.code == "upstream_empty"]
+    assert all(attempt.usage == Usage(21, 0, True) for attempt in empty)  # the prompt was read
+    told = [attempt.usage for attempt in tally.attempts if attempt not in empty]
+    parts = [usage for usage in told if usage is not None]
     if parts:
         total = Usage(
             sum(part.input_tokens for part in parts),

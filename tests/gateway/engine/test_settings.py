@@ -26,6 +26,7 @@ BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
         ({"retires": 1}, "Extra inputs are not permitted"),
         ({"breaker": {"open_s": 61}}, "open_max_s must be at least open_s"),
         ({"hedge": {"max_share": 2}}, "less than or equal to 1"),
+        ({"pass_headers": ["x-one: two"]}, "is no name of a header"),
         ({"pass_headers": ["X-Trace", "Authorization"]}, "authorization must never be passed on"),
     ],
 )

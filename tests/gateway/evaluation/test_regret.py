@@ -32,6 +32,7 @@ def test_the_best_fixed_model_and_the_regret_are_found() -> None:
     of = log(4000)
     found = live_regret(of)
     assert found["best_model"] == "b"
+    assert "at every look as long as every log begins with the same call" in found["method"]
     true_regret = 0.8 - float(of.probability[0] @ TRUTH)
     assert found["low"] < true_regret < found["high"]
     assert found["regret"] == pytest.approx(true_regret, abs=0.05)
@@ -121,6 +122,8 @@ def test_the_regret_of_a_ledger_is_of_its_window(tmp_path: Path, reward: Any) ->
         nothing = regret_of_ledger(reader, settings, policy="other")
     assert found["calls"] == 300
     assert found["best_model"] == "large"
+    for of_window in (found, nothing):
+        assert "at each single look" in of_window["method"]  # the window slides
     assert found["low"] > 0
     assert nothing["regret"] is None
     assert "no call to learn from" in nothing["why"]

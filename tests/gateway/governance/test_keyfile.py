@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import stat
 import subprocess
 import sys
@@ -37,6 +40,38 @@ def test_the_file_holds_no_secret_and_only_its_owner_reads_it(file: KeyFile) -> 
     assert secret not in text
     assert rotated not in text
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    os.chown(folder, 61_184, 61_185)
+    file = KeyFile(folder / "keys.yaml")
+    file.create("alice")
+    file.rotate("alice")
+    for path in folder.iterdir():
+        assert (path.stat().st_uid, path.stat().st_gid) == (61_184, 61_185)
+    assert file.path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lock_that_cannot_be_written_and_one_that_cannot_be_held_are_told_apart(
+    file: KeyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(InputError, match="cannot be locked: No locks available"):
+            file.create("alice")
+
+    def full(path: Path, mode: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(InputError, match=r"cannot be written: No space left.*free the disk"):
+        file.create("alice")
 
 
 def test_rotating_replaces_the_hash_and_keeps_the_rest(file: KeyFile) -> None:

@@ -367,3 +367,124 @@ def test_a_new_period_begins_with_a_whole_budget_and_calls_that_run_count_in_it(
         await clerk.close()
 
     asyncio.run(run())
+
+
+async def let_in(meter: LeasedMeter) -> bool:
+    return meter.take(1, time.monotonic_ns()) or await meter.ask(1)
+
+
+def test_one_call_after_another_over_two_workers_is_never_one_too_many() -> None:
+    async def run() -> None:
+        store = FakeStore()
+        clerks = [clerk_of(store, share=1 / 64) for _ in range(2)]
+        for clerk in clerks:
+            await clerk.start()
+        meters = [meter_of(clerk, Account("p", "parallel", 1)) for clerk in clerks]
+        for turn in range(40):
+            meter = meters[turn % 2]
+            assert await let_in(meter)
+            meter.settle(1, 1, time.monotonic_ns())
+        for clerk in clerks:
+            await clerk.close()
+
+    asyncio.run(run())
+
+
+def test_all_places_of_a_limit_can_be_had_wherever_they_were_used_last() -> None:
+    async def run(limit: int) -> None:
+        store = FakeStore()
+        clerks = [clerk_of(store, share=1 / 64) for _ in range(2)]
+        for clerk in clerks:
+            await clerk.start()
+        one, other = (meter_of(clerk, Account("p", "parallel", limit)) for clerk in clerks)
+        assert all([await let_in(one) for _ in range(limit)])
+        for _ in range(limit - 1):
+            one.settle(1, 1, time.monotonic_ns())
+        spare = 2 * (limit // 64)
+        assert all([await let_in(other) for _ in range(limit - 1 - spare)])
+        for clerk in clerks:
+            await clerk.close()
+
+    asyncio.run(run(10))
+    asyncio.run(run(1_000))
+
+
+def test_a_place_that_another_call_holds_is_not_given_twice() -> None:
+    async def run() -> None:
+        store = FakeStore()
+        clerks = [clerk_of(store) for _ in range(2)]
+        for clerk in clerks:
+            await clerk.start()
+        one, other = (meter_of(clerk, Account("p", "parallel", 1)) for clerk in clerks)
+        assert await let_in(one)
+        assert not await let_in(one)
+        before = store.num_exchanges
+        assert not any(await asyncio.gather(*(let_in(other) for _ in range(100))))
+        assert store.num_exchanges - before < 50, "those who wait ask together"
+        waiting = asyncio.create_task(let_in(other))
+        await asyncio.sleep(0.01)
+        one.settle(1, 1, time.monotonic_ns())
+        assert await waiting
+        for clerk in clerks:
+            await clerk.close()
+
+    asyncio.run(run())
+
+
+def test_many_places_at_a_time_are_taken_and_given_without_asking_the_store() -> None:
+    async def run() -> None:
+        store = FakeStore()
+        clerk = clerk_of(store, share=1 / 64)
+        await clerk.start()
+        meter = meter_of(clerk, Account("p", "parallel", 1_000))
+        assert await let_in(meter)
+        before = store.num_exchanges
+        for _ in range(500):
+            assert meter.take(1, time.monotonic_ns())
+            await asyncio.sleep(0)
+            meter.settle(1, 1, time.monotonic_ns())
+            await asyncio.sleep(0)
+        assert store.num_exchanges - before <= 2
+        await clerk.close()
+
+    asyncio.run(run())
+
+
+def test_without_the_store_a_place_too_many_is_refused_at_once() -> None:
+    async def run() -> None:
+        store = FakeStore()
+        clerks = [clerk_of(store) for _ in range(2)]
+        for clerk in clerks:
+            await clerk.exchange(is_tick=True)
+        one, other = (meter_of(clerk, Account("p", "parallel", 1)) for clerk in clerks)
+        for meter, clerk in zip((one, other), clerks, strict=True):
+            waiting = asyncio.create_task(let_in(meter))
+            await asyncio.sleep(0)
+            await clerk.exchange(is_tick=False)
+            if meter is one:
+                assert await waiting
+            else:
+                store.is_gone = True
+                await clerk.exchange(is_tick=True)
+                assert not await waiting
+
+    asyncio.run(run())
+
+
+def test_places_added_to_a_limit_are_there_at_once() -> None:
+    async def run() -> None:
+        store = FakeStore()
+        clerks = [clerk_of(store) for _ in range(2)]
+        for clerk in clerks:
+            await clerk.start()
+        one, other = (meter_of(clerk, Account("p", "parallel", 1)) for clerk in clerks)
+        assert await let_in(one)
+        assert not await let_in(one)
+        assert not await let_in(other)
+        for meter in (one, other):
+            meter.resize(50)
+        assert all([await let_in(meter) for meter in (one, other) for _ in range(24)])
+        for clerk in clerks:
+            await clerk.close()
+
+    asyncio.run(run())

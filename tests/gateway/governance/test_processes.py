@@ -89,6 +89,12 @@ def test_10_calls_run_at_a_time_over_4_workers_and_their_places_are_free_again(s
         until(all_fit_again)
 
 
+def test_a_client_that_asks_one_after_another_is_never_refused_by_either_worker(store: str) -> None:
+    with workers(2, store, name="sequence", limits={"parallel": 1}) as running:
+        found = [running[turn % 2].ask(num=1, settle=0.0) for turn in range(40)]
+        assert found == [{"200": 1}] * 40
+
+
 def test_the_lease_of_a_killed_worker_comes_back_after_its_time_to_live(store: str) -> None:
     budget = {"usd": 10.0, "per": "30d"}
     with workers(2, store, ttl_s=1.5, name="killed", budgets=[budget]) as (first, second):

@@ -5,8 +5,14 @@ import sys
 
 import pytest
 
-from crossroads.core.errors import InputError, MissingExtraError
-from crossroads.gateway.remote import connect_redis, failures, safe_url, unavailable
+from crossroads.core.errors import InputError, MissingExtraError, UnavailableError
+from crossroads.gateway.remote import (
+    connect_redis,
+    failures,
+    ping_redis,
+    safe_url,
+    unavailable,
+)
 from tests.gateway.redis_server import redis_server
 
 
@@ -49,9 +55,17 @@ def test_no_message_shows_the_password() -> None:
     url = "redis://me:hunter2@host:6379/0?password=hunter2"
     assert safe_url(url) == "redis://me:***@host:6379/0"
     assert "hunter2" not in str(unavailable(url, OSError("refused")))
-    with pytest.raises(InputError) as caught:
-        connect_redis("http://me:hunter2@host")
-    assert "hunter2" not in str(caught.value)
+    for wrong in ("http://me:hunter2@host", "redis://:hunter2/a@host", "redis://:hunter2#a@host"):
+        with pytest.raises(InputError) as caught:
+            connect_redis(wrong)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_server_is_asked_whether_it_is_there() -> None:
+    with redis_server(durable=False) as server:
+        asyncio.run(ping_redis(server.url))
+    with pytest.raises(UnavailableError, match="start it"):
+        asyncio.run(ping_redis(server.url))
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,6 +259,22 @@ def test_many_that_open_a_new_file_at_once_all_reach_it(tmp_path: Path) -> None:
     assert sorted(answer.free for (answer,) in answers) == list(range(88, 100))
 
 
+def test_nothing_is_made_on_the_disk_before_the_first_use(tmp_path: Path) -> None:
+    async def use() -> None:
+        store = open_store(f"sqlite:{tmp_path}/a/b/limits.db")
+        assert list(tmp_path.iterdir()) == []
+        assert await store.read("x") is None
+        assert (tmp_path / "a" / "b" / "limits.db").is_file()
+        await store.close()
+        late = open_store(f"sqlite:{tmp_path}/c/limits.db")
+        (tmp_path / "c").touch()
+        with pytest.raises(StoreError, match="limits"):
+            await late.read("x")
+        await late.close()
+
+    asyncio.run(use())
+
+
 def test_a_path_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "limits.db"):

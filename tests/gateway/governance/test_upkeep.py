@@ -72,6 +72,26 @@ def test_one_step_a_time_is_made_by_whoever_comes_first_and_adopted_by_the_other
     asyncio.run(run())
 
 
+def test_a_step_that_is_put_off_writes_nothing() -> None:
+    async def run() -> None:
+        time, store = FakeTime(), FakeStore()
+        budget = budget_of(time, pace=True)
+        await pace(budget, store, time.wall)
+        time.pass_(60)
+        spend(budget, 1.0)
+        await pace(budget, store, time.wall)
+        (name,) = store.documents
+        before = store.documents[name]
+        time.pass_(10)
+        assert budget.pacer is not None
+        budget.pacer.num_free = 5
+        await pace(budget, store, time.wall)
+        assert store.documents[name] is before
+        assert budget.pacer.num_free == 5
+
+    asyncio.run(run())
+
+
 def test_without_the_store_the_price_stays() -> None:
     async def run() -> None:
         time, store = FakeTime(), FakeStore()

@@ -68,6 +68,17 @@ def test_a_wrong_body_is_answered_400_naming_the_field(body: Any, param: str | N
     assert caught.value.param == param
 
 
+def test_a_preference_names_a_decision_or_a_model_that_there_is() -> None:
+    for name in ("dec_2", "large"):
+        body = {"decision_id": "dec_1", "preference": {"over": name}}
+        assert parse_feedback(body, models=["large"]).other == name
+    body = {"decision_id": "dec_1", "preference": {"over": "xx"}}
+    assert parse_feedback(body).other == "xx"  # nobody knows the models
+    with pytest.raises(ApiError, match="'xx': neither a decision id") as caught:
+        parse_feedback(body, models=["large"])
+    assert (caught.value.status, caught.value.param) == (400, "preference")
+
+
 @given(JSON)
 def test_any_json_is_read_or_answered_400(body: Any) -> None:
     try:

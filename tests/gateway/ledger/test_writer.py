@@ -271,6 +271,35 @@ def test_what_a_hanging_database_holds_up_at_the_end_is_journalled(tmp_path: Pat
     assert len(read_ids(tmp_path)) == 30
 
 
+def test_a_replay_that_hangs_keeps_no_row_from_the_journal(tmp_path: Path) -> None:
+    store = FlakyStore(tmp_path / "l.db")
+    ledger = SqlLedger(settings(tmp_path, flush_ms=5, batch=10, queue=40), store)
+    ledger.start()
+    store.is_full = True
+    for n in range(10):
+        ledger.append(record(f"dec_{n}"))
+    wait_until(lambda: ledger.health()["journalled"] == 10)
+    go_on, is_hanging = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        is_hanging.set()
+        go_on.wait(30)
+
+    store.hold = hold
+    store.is_full = False
+    assert is_hanging.wait(10)
+    for n in range(10, 45):
+        ledger.append(record(f"dec_{n}"))
+    wait_until(lambda: ledger.health()["spilled"] > 10)  # by the second thread
+    go_on.set()
+    wait_until(lambda: ledger.health()["state"] == "ok" and not ledger.health()["queued"])
+    health = ledger.health()
+    assert (health["lost"], health["replayed"], health["journalled"]) == (0, health["spilled"], 0)
+    assert not Path(health["journal"]).exists()
+    ledger.close()
+    assert len(read_ids(tmp_path)) == 45
+
+
 def test_what_neither_database_nor_journal_takes_at_the_end_is_counted(tmp_path: Path) -> None:
     store = FlakyStore(tmp_path / "l.db")
     folder = tmp_path / "journals"

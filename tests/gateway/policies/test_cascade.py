@@ -79,6 +79,7 @@ def test_what_the_verifier_accepts_is_answered_cheaply_at_a_stated_level(
         chosen = calibrated.route(text).model
         wanted = {"accept": chosen, "escalate": "medium", "abstain": "other"}[expected]
         assert found.model == wanted
+        assert found.costs == pytest.approx({"small": 0.001, "large": 0.1})
     assert {"accept", "escalate"} <= seen
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from crossroads.gateway.call import Client
@@ -162,6 +164,23 @@ def test_versions_change_with_settings_targets_and_artefacts_only() -> None:
     assert version("ab") != version("ab", seed=1)
 
 
+def test_versions_change_with_fallbacks_and_with_what_cards_say() -> None:
+    section = {"auto": LEARNED, "ab": {"kind": "split", "weights": {"auto": 1}}}
+
+    def versions(**more: Any) -> list[object]:
+        told = compiled(section, **more).describe()
+        return [told[name]["version"] for name in ("auto", "ab")]
+
+    base = versions()
+    for changed in (
+        versions(fallbacks={"large": ["other"]}),
+        versions(models=pool(small={"tools": False})),
+        versions(models=pool(small={"residency": ["eu"]})),
+    ):
+        assert not set(base) & set(changed)
+    assert versions(models=pool(small={"description": "another text"})) == base
+
+
 def test_a_reload_keeps_sessions_estimates_and_the_watch_for_drift() -> None:
     section = {
         "auto": {**LEARNED, "drift": {"window": 20}},
@@ -169,14 +188,55 @@ def test_a_reload_keeps_sessions_estimates_and_the_watch_for_drift() -> None:
     }
     before = compiled(section)
     choose(before, call("kept", "hard", user="u"), call("auto", "easy"))
-    after = compiled(section, fallbacks={"large": ["other"]})
+    after = compiled(section, fallbacks={"small": ["other"]})
     after.adopt(before)
     kept, known = choose(after, call("kept", "no-large hard", user="u"), call("auto", "easy"))
     assert (kept.model, kept.labels["sticky"]) == ("large", "kept")
-    assert known.fallbacks == ("other",)  # decided anew, by the new fallbacks
+    assert kept.version == after.describe()["kept"]["version"]
+    assert known.model == "large"
     told = after.health()["policies"]["auto"]
     assert (told["misses"], told["drift"]["prompts"]) == (0, 2)
     assert after.describe()["auto"]["frontier"]["operating_point"]["num_prompts"] == 2
+
+
+def test_nothing_chosen_by_fallbacks_of_before_outlives_a_reload() -> None:
+    section = {"auto": LEARNED, "kept": {"kind": "sticky", "policy": "auto"}}
+    before = compiled(section, fallbacks={"large": ["other"]})
+    after = compiled(section, fallbacks={"large": ["medium"]})
+    choose(before, call("auto", "hard"), call("kept", "hard", user="u"))
+    after.adopt(before)
+    choose(before, call("auto", "hard"))  # still served by the policy before
+    found = choose(after, call("auto", "hard"), call("kept", "hard", user="u"))
+    assert [choice.fallbacks for choice in found] == [("medium",)] * 2
+    assert "sticky" not in found[1].labels
+
+
+def test_a_session_whose_answers_are_checked_ends_with_a_reload() -> None:
+    """The check of before asks its judge through what the reload takes down."""
+    section = {
+        "c": {
+            "kind": "cascade",
+            "steps": ["small", "large"],
+            "check": {"kind": "rules", "min_chars": 1},
+        },
+        "kept": {"kind": "sticky", "policy": "c"},
+    }
+    before, after = compiled(section), compiled(section)
+    choose(before, call("kept", user="u"))
+    after.adopt(before)
+    assert "sticky" not in choose_one(after, call("kept", user="u")).labels
+
+
+def test_a_floor_of_quality_warns_that_pacing_cannot_make_it_cheaper() -> None:
+    floor = {**LEARNED, "objective": {"min_cost_above_quality": 0.5}}
+    policies = compiled({"auto": floor, "other-rule": LEARNED})
+    (warning,) = policies.warnings
+    assert warning.startswith("policies.auto.objective: ")
+    assert "a paced budget cannot" in warning
+    found = choose_one(policies, call("auto", "hard"), price=1e6)
+    assert found.model == choose_one(policies, call("auto", "hard")).model
+    assert "cost-price" not in found.labels
+    assert compiled({"auto": LEARNED}).warnings == ()
 
 
 def test_a_policy_that_changed_starts_anew() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from crossroads.gateway.policies.drift import Drift, ks_statistic
 from crossroads.gateway.policies.estimates import Estimate, Estimates
 from crossroads.gateway.policies.settings import DriftSettings
 from crossroads.prompts.fitted import FittedRouter
+from crossroads.prompts.verification import Verification
 from tests.gateway.policies.conftest import LEARNED, call, choose, compiled, stub
 
 
@@ -85,3 +87,79 @@ def test_a_policy_watches_what_it_decides_and_says_so_in_health(knn: FittedRoute
     assert (told["prompts"], told["windows"]) == (20, 1)
     choose(policies, *(call(text=f"gibberish zzz {n} qqq") for n in range(20)))
     assert policies.health()["policies"]["auto"]["drift"]["prompts"] == 20  # remembered ones
+
+
+def balanced_artefact(rng: np.random.Generator, metrics: dict[str, Any]) -> Any:
+    """Return what the watch reads of a calibrated router: as many right as wrong choices."""
+    label = np.repeat([0, 1], 300)
+    half = SimpleNamespace(label=label, distance=distances(rng, label == 1))
+    verifier = SimpleNamespace(
+        verifier=SimpleNamespace(estimators=[SimpleNamespace(calibration=half)])
+    )
+    return SimpleNamespace(verifier=verifier, metrics=metrics)
+
+
+def distances(rng: np.random.Generator, is_right: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Right choices are about prompts nearer to the calibrated ones."""
+    found: npt.NDArray[Any] = np.where(
+        is_right, rng.beta(4, 2, len(is_right)), rng.beta(1, 3, len(is_right))
+    )
+    return found
+
+
+def verified(rng: np.random.Generator, count: int, right: float) -> list[Estimate]:
+    def estimate(distance: float) -> Estimate:
+        verification = Verification(
+            answer="accept",
+            prediction=1,
+            probability=1.0,
+            similarity=1,
+            distance=distance,
+            level=0.9,
+        )
+        return Estimate([0.0], None, None, verification=verification)
+
+    return [estimate(float(d)) for d in distances(rng, rng.random(count) < right)]
+
+
+@pytest.mark.parametrize("source", ["sdm", "sdm-first"])
+def test_a_calibrated_router_raises_no_alarm_over_the_mix_it_was_measured_on(source: str) -> None:
+    """85 % right in traffic, half in the calibration; 0.05 of 400 windows: at most 35 alarms."""
+    rng = np.random.default_rng(3)
+    alarms, right = 0, 0.85
+    for _ in range(20):
+        metrics = {}
+        if source == "sdm":
+            told = float((rng.random(500) < right).mean())
+            metrics = {"verification": {"right": told, "num_test": 500}}
+        settings = DriftSettings(window=50, reference=200, false_alarms=0.05)
+        drift = Drift(balanced_artefact(rng, metrics), settings)
+        assert drift.state()["source"] == source
+        if source == "sdm-first":
+            drift.seen(verified(rng, 200, right))
+        assert drift.num_windows == 0
+        drift.seen(verified(rng, 20 * 50, right))
+        assert drift.num_windows == 20
+        alarms += drift.num_alarms
+        drift.seen(verified(rng, 50, 0.3))  # many more that it gets wrong
+        assert drift.state()["state"] == "alarm"
+    assert alarms <= 35
+
+
+def test_a_watch_that_is_taken_over_shares_nothing_with_the_one_before() -> None:
+    rng = np.random.default_rng(4)
+    settings = DriftSettings(window=20, reference=100)
+    before, after = Drift(stub(), settings), Drift(stub(), settings)
+    before.seen(seen(directions(rng, 50, 0)))
+    after.adopt(before)
+    before.seen(seen(directions(rng, 49, 0)))
+    after.seen(seen(directions(rng, 49, 0)))
+    assert after.state()["state"] == "learning"  # 99 of its own
+    after.seen(seen(directions(rng, 1, 0)))
+    after.seen(seen(directions(rng, 19, 0)))
+    again = Drift(stub(), settings)
+    again.adopt(after)
+    after.seen(seen(directions(rng, 1, 0)))
+    assert (after.num_windows, again.num_windows) == (1, 0)
+    again.seen(seen(directions(rng, 1, 0)))
+    assert again.num_windows == 1

@@ -76,9 +76,25 @@ def test_saving_compares_with_the_model_of_the_best_estimates() -> None:
     saved = run.series()["saved"]
     assert saved["best_model"] == "big" and saved["calls"] == 2
     assert saved["always_best_usd"] == pytest.approx(0.04)
-    assert saved["cost_usd"] == pytest.approx(0.004)
-    assert saved["saved_usd"] == pytest.approx(0.036)
+    assert saved["expected_usd"] == pytest.approx(0.002)
+    assert saved["saved_usd"] == pytest.approx(0.038)
+    assert saved["billed_usd"] == pytest.approx(0.004)
     assert run.series()["always_best_usd"] == pytest.approx([0.04])
+    assert run.series()["expected_usd"] == pytest.approx([0.002])
+
+
+def test_who_always_chooses_the_best_model_saves_nothing_whatever_the_bills_are() -> None:
+    run = Run()
+    run.step()
+    scores, costs = {"a": 0.6, "big": 0.9}, {"a": 0.001, "big": 0.02}
+    run.step(
+        *[record(scores=scores, costs=costs, chosen="big", model="big", cost_usd=0.0001)] * 5,
+        record(scores={"c": 0.1}, costs={"c": 5.0}, chosen="c", model="c"),  # of another policy
+    )
+    saved = run.series()["saved"]
+    assert saved["calls"] == 5
+    assert saved["saved_usd"] == pytest.approx(0.0)
+    assert saved["billed_usd"] == pytest.approx(0.0005)
 
 
 def test_calls_without_estimates_save_nothing_that_is_known() -> None:

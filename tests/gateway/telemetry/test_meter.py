@@ -124,11 +124,15 @@ def test_every_call_is_in_every_total_exactly_once(
 def test_a_price_nobody_knows_spoils_no_sum() -> None:
     meter = Meter(["a", "b", "auto"])
     meter.observe(record(scores={"a": 0.5, "b": 0.9}, costs={"a": 0.1, "b": math.nan}))
-    meter.observe(record(scores={"a": 0.5, "b": 0.9}, costs={"a": math.inf, "b": 0.2}))
+    meter.observe(
+        record(scores={"a": 0.5, "b": 0.9}, costs={"a": math.inf, "b": 0.2}, chosen="b", model="b")
+    )
+    meter.observe(record(scores={"a": 0.5, "b": 0.9}, costs={"a": math.inf, "b": 0.4}))  # nor this
     meter.observe(record(scores={"a": 0.5, "b": 0.9}))  # no costs: not part of the comparison
     assert counter(meter, "crossroads_estimated_cost_usd", "a") == pytest.approx(0.1)
     assert counter(meter, "crossroads_estimated_cost_usd", "b") == pytest.approx(0.2)
-    assert counter(meter, "crossroads_scored_calls") == 2
+    assert counter(meter, "crossroads_scored_calls") == 3
+    assert counter(meter, "crossroads_compared_calls", "b") == 1
 
 
 def test_every_series_is_in_the_catalogue_with_its_labels() -> None:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from crossroads.core.errors import InputError
-from crossroads.gateway.upstreams import UpstreamSettings, build_upstream, build_upstreams
+from crossroads.core.errors import CrossroadsError, InputError
+from crossroads.gateway.upstreams import (
+    UpstreamSettings,
+    build_upstream,
+    build_upstreams,
+    check_upstream,
+)
 from crossroads.prompts.pool import ModelCard, Pool, parse_pool
 from tests.gateway.upstreams.servers import SHORT
 
@@ -78,3 +85,35 @@ def test_the_yaml_of_the_documentation_is_valid() -> None:
     assert set(build_upstreams(pool, timeouts=SHORT)) == set(pool.names)
     shown = UpstreamSettings.model_validate(yaml.safe_load(section)["upstreams"])
     assert shown == UpstreamSettings()
+
+
+@pytest.mark.parametrize(
+    ("card", "match"),
+    [
+        ({"headers": {"x-team": "${NO_SUCH_VARIABLE}"}}, "NO_SUCH_VARIABLE is not set"),
+        ({"api_key": "${NO_SUCH_VARIABLE}"}, "NO_SUCH_VARIABLE is not set"),
+        ({"api": "anthropic", "api_key": "${NO_SUCH_VARIABLE}"}, "NO_SUCH_VARIABLE is not set"),
+        ({"ca_file": "/no/such.pem"}, "ca_file '/no/such.pem': no such file"),
+        ({"api": "litellm"}, "litellm"),
+        ({"api": "litellm", "headers": {"x-team": "${NO_SUCH_VARIABLE}"}}, "NO_SUCH_VARIABLE"),
+    ],
+)
+def test_what_would_stop_the_start_is_found_without_it(
+    card: dict[str, Any], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_there = "headers" in card
+    monkeypatch.setitem(sys.modules, "litellm", ModuleType("litellm") if is_there else None)
+    model = ModelCard.model_validate({"name": "m", "endpoint": "https://127.0.0.1:9/v1", **card})
+    upstream = build_upstream(model, timeouts=SHORT)
+    with pytest.raises(CrossroadsError, match=match) as found:
+        check_upstream(upstream)
+    with pytest.raises(CrossroadsError) as stopped:
+        asyncio.run(upstream.start())
+    assert str(found.value) == str(stopped.value)
+
+
+def test_what_can_start_has_nothing_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "secret")
+    for fields in ({}, {"api": "anthropic"}, {"endpoint": "local:units"}):
+        given = {"name": "m", "endpoint": "https://127.0.0.1:9/v1", "api_key": "${A_KEY}", **fields}
+        check_upstream(build_upstream(ModelCard.model_validate(given), timeouts=SHORT))

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crossroads.gateway.upstreams.connection import FailureKind, HttpFailure
 from crossroads.gateway.upstreams.failures import (
     Failures,
     excerpt,
     json_object,
     seconds_to_wait,
 )
+from crossroads.gateway.vocabulary import SpentError
 
 
 @pytest.mark.parametrize(
@@ -24,6 +26,8 @@ from crossroads.gateway.upstreams.failures import (
         ({b"retry-after": b"7"}, 7),
         ({b"retry-after": b" 1.5 "}, 1.5),
         ({b"retry-after": b"0"}, 0),
+        ({b"retry-after": b"9" * 400}, 86_400),
+        ({b"retry-after": b"Fri, 31 Dec 9998 23:59:59 GMT"}, 86_400),
         ({b"retry-after-ms": b"250", b"retry-after": b"9"}, 0.25),
         ({b"retry-after-ms": b"soon", b"retry-after": b"9"}, 9),
         ({b"retry-after": b"-3"}, None),
@@ -84,3 +88,29 @@ def test_an_excerpt_is_short_and_on_one_line() -> None:
 @pytest.mark.parametrize("data", [b"", b"[]", b"5", b"nul", b"\xff\xfe", b"{]"])
 def test_what_is_no_object_is_none(data: bytes) -> None:
     assert json_object(data) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "is_spent"),
+    [
+        *(("connect", 503, False), ("late", 504, False), ("lost", 503, False)),
+        *(("timeout", 504, True), ("cut", 502, True), ("invalid", 502, True)),
+    ],
+)
+def test_only_a_call_that_was_begun_upstream_may_be_billed(
+    kind: FailureKind, status: int, is_spent: bool
+) -> None:
+    error = Failures("model 'm'").of_transport(HttpFailure(kind, "it failed"))
+    assert (error.status, isinstance(error, SpentError)) == (status, is_spent)
+
+
+@pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
+def test_a_refusal_is_not_billed(status: int) -> None:
+    error = Failures("model 'm'").of_status(status, {}, b"{}")
+    assert not isinstance(error, SpentError)
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"error": {"type": "not_found_error"}}'])
+def test_a_model_that_is_unknown_upstream_is_told_in_the_words_of_chat(body: bytes) -> None:
+    error = Failures("model 'm'").of_status(404, {}, body)
+    assert (error.status, error.type) == (404, "invalid_request_error")

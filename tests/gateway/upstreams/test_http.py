@@ -70,6 +70,9 @@ def test_only_headers_meant_for_upstreams_are_sent_and_keys_are_ours(
         (b"transfer-encoding", b"chunked"),
         (b"traceparent", b"00-abc-def-01"),
         (b"openai-project", b"p1"),
+        (b"anthropic-version", b"2023-06-01"),
+        (b"x-my-header", b"listed by the operator"),
+        (b"x-team", b"the-clients"),
         (b"idempotency-key", b"twice\r\nx-evil: 1"),
         (b"tracestate", b"\xff"),
     ]
@@ -87,6 +90,7 @@ def test_only_headers_meant_for_upstreams_are_sent_and_keys_are_ours(
                 "authorization": "Bearer our-secret-key",
                 "traceparent": "00-abc-def-01",
                 "openai-project": "p1",
+                "x-my-header": "listed by the operator",
                 "content-length": str(len(server.requests[0].body)),
             }
 

@@ -44,7 +44,7 @@ def choice(index: int, finish: str | None = None) -> dict[str, Any]:
 def test_no_event_whatever_breaks_the_reader(
     dialect: Dialect, events: list[dict[str, Any]]
 ) -> None:
-    progress = progress_of(dialect)
+    progress = progress_of(dialect, {})
     for event in events:
         with suppress(MalformedEventError, ReportedError):
             progress.note(event)
@@ -56,7 +56,7 @@ def test_a_chat_stream_is_whole_when_every_choice_has_finished(
     indices: list[int], random: Any
 ) -> None:
     events = [choice(index) for index in indices]
-    progress = progress_of("chat")
+    progress = progress_of("chat", {})
     for event in events:
         progress.note({"choices": [event]})
         assert not progress.is_whole
@@ -70,7 +70,7 @@ def test_a_chat_stream_is_whole_when_every_choice_has_finished(
 
 
 def test_token_counts_alone_do_not_make_a_stream_whole() -> None:
-    progress = progress_of("chat")
+    progress = progress_of("chat", {})
     progress.note({"choices": [], "usage": {"prompt_tokens": 1}})
     assert not progress.is_whole
 
@@ -80,4 +80,27 @@ def test_token_counts_alone_do_not_make_a_stream_whole() -> None:
 )
 def test_a_choice_that_is_none_is_malformed(given_choices: Any) -> None:
     with pytest.raises(MalformedEventError):
-        progress_of("chat").note({"choices": given_choices})
+        progress_of("chat", {}).note({"choices": given_choices})
+
+
+@pytest.mark.parametrize("dialect", ["chat", "completions"])
+def test_a_stream_of_several_answers_is_whole_when_all_that_were_asked_for_finished(
+    dialect: Dialect,
+) -> None:
+    progress = progress_of(dialect, {"n": 2})
+    progress.note({"choices": [choice(0)]})
+    progress.note({"choices": [choice(0, "stop")]})
+    assert not progress.is_whole  # the second never began
+    progress.note({"choices": [choice(1, "stop")]})
+    assert progress.is_whole
+    fewer = progress_of(dialect, {"n": 2})
+    fewer.note({"choices": [choice(0, "stop")]})
+    fewer.done()
+    assert fewer.is_whole  # the server says so itself
+
+
+@pytest.mark.parametrize("n", [None, 1, 0, -3, True, "2", 2.0])
+def test_what_is_no_number_of_answers_asks_for_one(n: Any) -> None:
+    progress = progress_of("chat", {"n": n})
+    progress.note({"choices": [choice(0, "stop")]})
+    assert progress.is_whole

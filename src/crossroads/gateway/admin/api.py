@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import math
@@ -29,6 +30,8 @@ T = TypeVar("T")
 _BROKEN = "The admin server failed on this request; its log says why."
 _MOST_DECISIONS = 500
 _LONGEST_TRAFFIC = 86_400.0  # seconds
+_LONGEST_WAIT_S = 10.0  # for a decision to be stored
+_WAIT_STEP_S = 0.1
 _FILTERS = {"model": "model", "policy": "policy", "key": "key_id"}
 
 
@@ -106,7 +109,7 @@ class Api:
         told = await self._read("governance")
         keys = [
             {name: value for name, value in key.items() if name != "budgets"}
-            | {"limits": limit_texts(key.get("limits") or ())}
+            | {"limits": limit_texts(key.get("limits") or (), key.get("budgets") or ())}
             for key in told.get("keys") or ()
         ]
         return {"keys": keys, "teams": [team["name"] for team in told.get("teams") or ()]}
@@ -122,8 +125,24 @@ class Api:
             raise ApiError("'name' must be a text of 1 to 100 characters.", param="name")
         fields = {field: body[field] for field in ("team", "models") if body.get(field)}
         source = self._source("create_key")
+        await self._check_models(fields.get("models", []))
         secret = await _wait(source(name.strip(), **fields))
         return {"name": name.strip(), **fields, "secret": secret}
+
+    async def _check_models(self, given: Any) -> None:
+        """Raise ApiError 400 for names that a request could not ask for."""
+        if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+            raise ApiError("'models' must be a list of names.", param="models")
+        if not given or self._sources.models is None:
+            return
+        known = [model["name"] for model in await self._read("models")]
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ApiError(
+                f"'models' names what is not served: {', '.join(unknown)}; "
+                f"there are {', '.join(known)}.",
+                param="models",
+            )
 
     async def _revoke_key(self, request: Request) -> dict[str, Any]:
         name = request.path_params["name"]
@@ -146,7 +165,12 @@ class Api:
 
     async def _decision(self, request: Request) -> dict[str, Any]:
         identity = request.path_params["id"]
+        wait = _number(request, "wait", default=0.0, low=0.0, high=_LONGEST_WAIT_S)
+        until = time.monotonic() + wait
         row = await self._read("decision", identity)
+        while row is None and time.monotonic() < until:  # stored a little after it was answered
+            await asyncio.sleep(_WAIT_STEP_S)
+            row = await self._read("decision", identity)
         if row is None:
             raise ApiError(
                 f"There is no decision {identity!r} any more, or not yet.",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from crossroads.gateway.admin.shapes import shown_quality
 from crossroads.gateway.contracts import Record
 
 _PHASES = ("queue", "route", "connect", "upstream", "relay")
@@ -35,7 +36,7 @@ def explain(row: Mapping[str, Any]) -> dict[str, Any]:
         "scores": [
             {
                 "model": name,
-                "quality": scores.get(name),
+                "quality": shown_quality(scores.get(name)),
                 "cost_usd": costs.get(name),
                 "probability": odds.get(name),
                 "is_chosen": name == row.get("chosen"),

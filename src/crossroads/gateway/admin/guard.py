@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from crossroads.gateway.admin.access import COOKIE, Access, Session
+from crossroads.gateway.admin.access import COOKIE, Access, Session, address_of
 
 SECURITY_HEADERS = {
     "content-security-policy": (
@@ -78,8 +78,12 @@ class Guard:
         if refused is not None or path in _OPEN_PATHS or path.startswith("/static/"):
             return refused
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._access.is_token(token.strip().encode()):
-            return None
+        if scheme.lower() == "bearer":
+            address = address_of(scope)
+            if self._access.is_token(token.strip().encode(), address):
+                return None
+            if self._access.has_token and self._access.is_locked(address):
+                return failure(429, "too_many_failures", "Too many wrong tokens; wait a minute.")
         if self._access.has_token and session is None:
             return _ask_for_token(scope)
         if scope["method"] in _SAFE or _proves_intent(headers, session):

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from crossroads import __version__
-from crossroads.gateway.admin.access import COOKIE, Access, Session
+from crossroads.gateway.admin.access import COOKIE, Access, Session, address_of
 from crossroads.gateway.admin.guard import failure
 
 
@@ -83,7 +83,8 @@ class Pages:
 
     async def _log_in(self, request: Request) -> Response:
         form = parse_qs((await request.body()).decode("utf-8", "replace"))
-        session = self._access.log_in(form.get("token", [""])[0].encode())
+        token = form.get("token", [""])[0].encode()
+        session = self._access.log_in(token, address_of(request.scope))
         target = form.get("next", ["/"])[0]
         if session is None:
             return self._login_page(target, failed=True)

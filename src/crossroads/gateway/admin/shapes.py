@@ -6,10 +6,15 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from crossroads.gateway.telemetry.health import SEVERITY
+from crossroads.gateway.telemetry.snapshot import Snapshot
+
 _PER = 1_000  # calls that costs on the frontier are given for
 UNIT = "USD per 1,000 calls"
 
 Facts = Mapping[str, Any]
+_STATES = ("closed", "half_open", "open")  # of a breaker, by crossroads_breaker_state
+_WORDS = {number: word for word, number in SEVERITY.items()}
 
 
 def frontier_view(told: Facts, *, operating: Facts, preview: Facts | None) -> dict[str, Any]:
@@ -73,12 +78,62 @@ def _budget(name: str, scope: str, budget: Facts, now: float) -> dict[str, Any]:
     }
 
 
-def limit_texts(limits: Iterable[Facts]) -> list[str]:
-    """Return limits as a person writes them: ``600 requests per minute``."""
+def health_of_all(told: Facts, figures: Snapshot) -> dict[str, Any]:
+    """Return a worker's health, each part as bad as in the worst of all workers; ``workers``.
+
+    ``figures`` are of all workers, `told` is of this one; details of the others are not known here.
+    """
+    workers = _num_workers(figures)
+    found = {**told, "workers": workers}
+    if workers < 2:
+        return found
+    parts = dict(told.get("parts") or {})
+    for name, part in parts.items():
+        worst = int(figures.gauges.get(("crossroads_degraded", (name,)), 0))
+        if worst > SEVERITY.get(part["status"], 0):
+            reason = "in another worker: see its log"
+            parts[name] = {**part, "status": _WORDS[worst], "reason": reason}
+    statuses = [told["status"], *(part["status"] for part in parts.values())]
+    return {**found, "status": max(statuses, key=SEVERITY.__getitem__), "parts": parts}
+
+
+def upstreams_of_all(told: Mapping[str, Facts], figures: Snapshot) -> dict[str, dict[str, Any]]:
+    """Return a worker's upstreams with all workers' calls in flight and the worst breaker's state.
+
+    ``state_of`` is ``another worker`` where that is not this one's.
+    """
+    found = {name: dict(facts) for name, facts in told.items()}
+    if _num_workers(figures) < 2:
+        return found
+    for name, facts in found.items():
+        running = figures.gauges.get(("crossroads_upstream_in_flight", (name,)))
+        if running is not None:
+            facts["in_flight"] = int(running)
+        worst = _STATES[int(figures.gauges.get(("crossroads_breaker_state", (name,)), 0))]
+        own = str(facts.get("state", "closed")).replace("-", "_")
+        if own in _STATES and _STATES.index(worst) > _STATES.index(own):
+            facts["state"], facts["state_of"] = worst, "another worker"
+            facts.pop("state_for_s", None)
+    return found
+
+
+def _num_workers(figures: Snapshot) -> int:
+    return max(1, int(figures.gauges.get(("crossroads_workers", ()), 1)))
+
+
+def shown_quality(value: float | None) -> float | None:
+    """Return an estimate of quality within 0 and 1, which a regression may leave."""
+    return None if value is None else min(1.0, max(0.0, value))
+
+
+def limit_texts(limits: Iterable[Facts], budgets: Iterable[Facts] = ()) -> list[str]:
+    """Return limits as a person writes them: ``600 requests per minute``, ``$25 per month``."""
     texts = []
     for limit in limits:
         per = f" per {limit['per']}" if limit.get("per") else ""
-        texts.append(f"{limit['limit']:,} {limit['kind']}{per}")
+        kind = "requests at a time" if limit["kind"] == "parallel" else limit["kind"]
+        texts.append(f"{limit['limit']:,} {kind}{per}")
+    texts += [f"${budget['usd']:,.12g} per {budget['per']}" for budget in budgets]
     return texts
 
 
@@ -87,7 +142,7 @@ def _point(told: Facts) -> dict[str, Any]:
     found = {name: told[name] for name in ("model", "price", "shares", "rule") if name in told}
     return {
         **found,
-        "quality": told.get("quality"),
+        "quality": shown_quality(told.get("quality")),
         "cost_usd": None if usd is None else _PER * usd,
     }
 

@@ -37,8 +37,7 @@ class AdminSources:
     health : ``compose_health``'s answer: ``status``, ``parts``
     metrics : Prometheus text, ``GatewayTelemetry.render``
     traffic : by seconds back, ``History.series``
-    summary : by Unix time, a ledger's figures since then (``LedgerReader.summary``); its ``saved``
-        goes before the one of ``traffic``
+    summary : by Unix time, a ledger's figures since then (``LedgerReader.summary``)
     models : what ``GET /v1/models`` lists; ``name``, and ``kind`` (``model`` or ``policy``)
     upstreams : by model, ``Engine.health``
     governance : ``KeyGovernor.describe``: ``keys``, ``teams``, ``store``

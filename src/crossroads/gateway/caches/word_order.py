@@ -14,16 +14,16 @@ from zlib import crc32
 _WORD = re.compile(r"\w+")
 _SIZE = 4  # bytes of a word
 # Words that stand anywhere without changing what is asked; prepositions go with what follows them.
-_PLAIN = frozenset(
-    """
-    a about all also am an and any anybody anyone anything are as at be because been being both but
-    by can could d did do does doing done each either else for from get give go had has have he her
-    here hers him his how i if in into is it its just let ll m may me mine might my now of off on or
-    our ours out please re s shall she should so some somebody someone something t tell than thanks
-    that the their theirs them then there these they this those to too up us ve very was we were
-    what when where whether which who whom whose why will with would yes you your yours
-    """.split()
+_PLAIN_WORDS = (
+    "a about all also am an and any anybody anyone anything are as at be because been being "
+    "both but by can could d did do does doing done each either else for from get give go "
+    "had has have he her here hers him his how i if in into is it its just let ll m may me "
+    "might mine my now of off on or our ours out please re s shall she should so some "
+    "somebody someone something t tell than thanks that the their theirs them then there "
+    "these they this those to too up us ve very was we were what when where whether which "
+    "who whom whose why will with would yes you your yours "
 )
+_PLAIN = frozenset(_PLAIN_WORDS.split())
 
 
 def content_words(text: str) -> bytes:

@@ -11,43 +11,32 @@ import orjson
 
 from crossroads.gateway.call import Body
 from crossroads.gateway.dialects.understanding import reads_answers
-
-_FINISH = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
-_STOP = {
-    "stop": "end_turn",
-    "length": "max_tokens",
-    "tool_calls": "tool_use",
-    "function_call": "tool_use",
-    "content_filter": "refusal",
-}
+from crossroads.gateway.vocabulary import FINISH_OF, STOP_OF, messages_usage
 
 
 def finish_reason(stop_reason: Any) -> str:
     """Return the ``finish_reason`` of a ``stop_reason``; an unknown one is ``stop``."""
-    return _FINISH.get(stop_reason, "stop") if isinstance(stop_reason, str) else "stop"
+    return FINISH_OF.get(stop_reason, "stop") if isinstance(stop_reason, str) else "stop"
 
 
 def stop_reason(finish: Any, stop_sequence: Any = None) -> str:
     """Return the ``stop_reason`` of a ``finish_reason``; an unknown one is ``end_turn``."""
     if finish == "stop" and isinstance(stop_sequence, str):
         return "stop_sequence"
-    return _STOP.get(finish, "end_turn") if isinstance(finish, str) else "end_turn"
+    return STOP_OF.get(finish, "end_turn") if isinstance(finish, str) else "end_turn"
 
 
 def new_message_id() -> str:
     return f"msg_{os.urandom(12).hex()}"
 
 
-def chat_usage(usage: Mapping[str, Any]) -> Body:
-    """Return a ``chat`` usage object: tokens read from and written to a cache are input, too."""
+def told_in_chat(usage: Any) -> Body:
+    """Return the field ``usage`` of ``chat``, or nothing where ``usage`` tells nothing.
+
+    Tokens read from and written to a cache are input, too.
+    """
+    if messages_usage(usage) is None:
+        return {}
     read = _count(usage.get("cache_read_input_tokens"))
     written = _count(usage.get("cache_creation_input_tokens"))
     prompt = _count(usage.get("input_tokens")) + read + written
@@ -62,10 +51,10 @@ def chat_usage(usage: Mapping[str, Any]) -> Body:
     thinking = _count(_of(usage, "output_tokens_details", "thinking_tokens"))
     if thinking:
         counts["completion_tokens_details"] = {"reasoning_tokens": thinking}
-    return counts
+    return {"usage": counts}
 
 
-def messages_usage(usage: Any) -> Body:
+def to_messages_usage(usage: Any) -> Body:
     """Return a ``messages`` usage object; zeros where ``usage`` says nothing."""
     given = usage if isinstance(usage, Mapping) else {}
     read = _count(_of(given, "prompt_tokens_details", "cached_tokens"))
@@ -132,7 +121,7 @@ def from_messages_answer(answer: Body) -> Body:
         "created": int(time.time()),
         "model": answer.get("model"),
         "choices": [choice],
-        "usage": chat_usage(answer.get("usage") or {}),
+        **told_in_chat(answer.get("usage")),
     }
 
 
@@ -163,7 +152,7 @@ def to_messages_answer(answer: Body, model: str) -> Body:
         "content": content,
         "stop_reason": reason,
         "stop_sequence": sequence if reason == "stop_sequence" else None,
-        "usage": messages_usage(answer.get("usage")),
+        "usage": to_messages_usage(answer.get("usage")),
     }
 
 

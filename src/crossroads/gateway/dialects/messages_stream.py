@@ -10,11 +10,11 @@ import orjson
 
 from crossroads.gateway.call import Body, Event
 from crossroads.gateway.dialects.messages_answer import (
-    chat_usage,
     finish_reason,
-    messages_usage,
     new_message_id,
     stop_reason,
+    to_messages_usage,
+    told_in_chat,
 )
 from crossroads.gateway.dialects.understanding import reads_answers
 
@@ -106,7 +106,8 @@ class MessagesToChat:
         last = self._chunk({}, finish_reason(delta.get("stop_reason")))
         if delta.get("stop_sequence") is not None:
             last["choices"][0]["stop_reason"] = delta["stop_sequence"]
-        return [last, {**self._head, "choices": [], "usage": chat_usage(self._usage)}]
+        told = told_in_chat(self._usage)
+        return [last, {**self._head, "choices": [], **told}] if told else [last]
 
     def _chunk(self, delta: Body, finish: str | None = None) -> Event:
         choice = {"index": 0, "delta": delta, "finish_reason": finish}
@@ -172,7 +173,7 @@ class ChatToMessages:
             reason = "tool_use"
         sequence = self._sequence if reason == "stop_sequence" else None
         delta = {"stop_reason": reason, "stop_sequence": sequence}
-        usage = messages_usage(self._usage)
+        usage = to_messages_usage(self._usage)
         events.append({"type": "message_delta", "delta": delta, "usage": usage})
         events.append({"type": "message_stop"})
         return events

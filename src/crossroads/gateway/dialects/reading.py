@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,9 @@ from crossroads.gateway.call import GATEWAY_FIELDS, Body
 from crossroads.gateway.errors import ApiError
 
 OWN_FIELD = "crossroads"  # of a request, with options for the gateway
+
+# Whole numbers of 64 bits; what is beyond them was read as a float, and has lost digits.
+_LEAST, _BEYOND = float(-(2**63)), float(2**64)
 
 _NAMES = {bool: "boolean", str: "string", dict: "object", list: "list"}
 
@@ -25,7 +29,22 @@ def load(raw: bytes) -> Body:
         ) from None
     if not isinstance(body, dict):
         raise ApiError(f"The request body must be a JSON object, got {kind(body)}.")
+    for value in body.values():
+        if value.__class__ is float and not _LEAST < value < _BEYOND:
+            _check_numbers(raw)
+            break
     return body
+
+
+def _check_numbers(raw: bytes) -> None:
+    """Refuse whole numbers that were rounded. Raises ApiError 400 naming the field."""
+    try:
+        exact = json.loads(raw)
+    except (ValueError, RecursionError):  # more digits than Python reads, or too deep
+        raise ApiError("A number in the request has too many digits; send a shorter one.") from None
+    for name, value in exact.items():
+        if isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise ApiError(f"{name!r} does not fit in 64 bits; send a smaller number.", param=name)
 
 
 def model_of(body: Body) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from crossroads.gateway.call import Body, Call, Client, Dialect, Event
+from crossroads.gateway.call import Body, Call, Client, Dialect, Event, lazy
 from crossroads.gateway.contracts import Writer
 from crossroads.gateway.dialects.events import all_named, named
 from crossroads.gateway.dialects.reading import (
@@ -27,6 +27,8 @@ from crossroads.gateway.errors import ApiError
 
 _PREVIOUS = "previous_response_id"
 _LAST = ("response.completed", "response.incomplete")
+_READ_ONCE = tuple(name for name, value in vars(Call).items() if isinstance(value, lazy))
+"""What a call computes once, and anew when it has become longer."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -114,6 +116,8 @@ class ResponsesSurface:
         native["input"] = call.items
         call.native = native
         call.size += len(orjson.dumps(earlier))
+        for name in _READ_ONCE:
+            call.__dict__.pop(name, None)
 
     @reads_answers
     def render(self, call: Call, model: str, dialect: Dialect, answer: Body) -> bytes:

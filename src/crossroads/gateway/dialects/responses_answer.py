@@ -58,7 +58,7 @@ def finished(response: Body, output: list[Body], finish: Any, usage: Any) -> Bod
         "status": "incomplete" if reason else "completed",
         "incomplete_details": {"reason": reason} if reason else None,
         "output": output,
-        "usage": responses_usage(usage),
+        "usage": to_responses_usage(usage),
     }
 
 
@@ -137,7 +137,7 @@ def logprobs_of(given: Any) -> list[Body]:
     return content if isinstance(content, list) else []
 
 
-def responses_usage(usage: Any) -> Body | None:
+def to_responses_usage(usage: Any) -> Body | None:
     """Return the usage object; None where the upstream did not count."""
     if not isinstance(usage, Mapping):
         return None

@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -439,5 +439,6 @@ async def _abandon(plan: Plan, opened: Opened) -> None:
     """A stream nobody needs is billed for what it gave."""
     await opened.events.aclose()
     reader = reader_of(opened.stop.order.dialect)
-    reader.note(opened.batch)
+    with suppress(AttributeError, KeyError, TypeError):  # nobody checked what it gave
+        reader.note(opened.batch)
     opened.attempt.give_up(CANCELLED, reader.usage or estimate(plan.call, reader.size))

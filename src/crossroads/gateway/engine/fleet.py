@@ -7,6 +7,7 @@ import hashlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple, get_args
 
 from crossroads.core.errors import InputError, unknown_name
@@ -20,6 +21,7 @@ from crossroads.gateway.errors import Headers
 
 Sleep = Callable[[float], Awaitable[object]]
 _ONCE = b"idempotency-key"
+_ID = b"x-request-id"
 
 
 class Stop(NamedTuple):
@@ -66,7 +68,9 @@ class Fleet:
             if name not in self.upstreams:
                 problem = unknown_name("model", name, self.upstreams)
                 raise InputError(f"failures.continuation.fields: {problem}")
-        self._pass_headers = tuple(name.encode() for name in settings.pass_headers)
+        passed = [name.encode() for name in settings.pass_headers]
+        self._tells_id = _ID in passed
+        self._pass_headers = tuple(name for name in passed if name != _ID)
 
     def adopt(self, old: Fleet) -> None:
         """Go on with what ``old`` knows of the models that both have."""
@@ -84,6 +88,7 @@ class Fleet:
         """
         dialects = self._dialects[call.dialect] if only is None else self._native[only]
         orders: dict[Dialect, Order] = {}
+        is_once = _ONCE in call.headers
         stops: list[Stop] = []
         for name in names:
             dialect = dialects.get(name)
@@ -93,7 +98,7 @@ class Fleet:
             if order is None:
                 order = self.order(call, dialect, call.in_dialect(dialect), deadline)
                 orders[dialect] = order
-            stops.append(Stop(name, order))
+            stops.append(Stop(name, _once(call, name, order) if is_once else order))
         return stops
 
     def speakers(self, names: Iterable[str], dialect: Dialect) -> list[str]:
@@ -104,8 +109,8 @@ class Fleet:
         """Return an order with the headers that may be passed on."""
         given = call.headers
         headers: Headers = [(n, given[n]) for n in self._pass_headers if n in given]
-        if _ONCE in given and call.client.key_id:
-            headers = [(n, _of_client(call, v) if n == _ONCE else v) for n, v in headers]
+        if self._tells_id and call.request_id:
+            headers.append((_ID, call.request_id.encode("ascii", "replace")))
         return Order(
             dialect=dialect, body=body, headers=headers, phases=call.phases, deadline=deadline
         )
@@ -114,14 +119,19 @@ class Fleet:
         return ModelHealth(Breaker(self.settings.breaker, clock=self.clock, rng=self.rng))
 
 
-def _of_client(call: Call, key: bytes) -> bytes:
-    """Return an idempotency key that no other client's can equal.
+def _once(call: Call, model: str, order: Order) -> Order:
+    """Return the order with an idempotency key that names this request to this model alone.
 
-    All clients share the gateway's account upstream, where equal keys would share an answer.
+    All clients share the gateway's account upstream, where equal keys would share an answer, and
+    models that share an endpoint would be refused another body with the same key.
     """
-    digest = hashlib.blake2b(key, digest_size=16, person=b"idempotency-key")
-    digest.update(b"\0" + call.client.key_id.encode())
-    return digest.hexdigest().encode()
+    digest = hashlib.blake2b(digest_size=16, person=b"idempotency-key")
+    for part in (call.client.key_id.encode(), model.encode(), order.dialect.encode()):
+        digest.update(b"%d:%s" % (len(part), part))
+    digest.update(call.headers[_ONCE])
+    key = digest.hexdigest().encode()
+    headers = [(name, key if name == _ONCE else value) for name, value in order.headers]
+    return replace(order, headers=headers)
 
 
 def _speakers(upstreams: Mapping[str, Upstream], dialect: Dialect) -> dict[str, Dialect]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from crossroads.gateway.settings import Section
+from crossroads.gateway.vocabulary import NEVER_PASSED
 
-_NEVER_PASSED = frozenset(
-    {
-        *("authorization", "proxy-authorization", "x-api-key", "api-key", "cookie"),
-        *("host", "connection", "content-length", "content-type", "transfer-encoding"),
-    }
-)
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 
 
 class BreakerSettings(Section):
@@ -79,10 +76,10 @@ class EngineSettings(Section):
     )
     pass_headers: tuple[str, ...] = Field(
         default=(
-            *("traceparent", "tracestate", "idempotency-key"),
+            *("traceparent", "tracestate", "idempotency-key", "x-request-id"),
             *("anthropic-version", "anthropic-beta"),
         ),
-        description="of the client's request, sent upstream; never keys",
+        description="of the client's request, sent upstream; never keys. x-request-id is ours",
     )
     breaker: BreakerSettings = BreakerSettings()
     hedge: HedgeSettings = HedgeSettings()
@@ -92,9 +89,12 @@ class EngineSettings(Section):
     @classmethod
     def _harmless(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         lower = tuple(name.strip().lower() for name in names)
-        refused = sorted(_NEVER_PASSED.intersection(lower))
+        refused = sorted(NEVER_PASSED.intersection(lower))
         if refused:
             raise ValueError(f"{', '.join(refused)} must never be passed on; remove it")
+        for name in lower:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a header; write it like x-my-header")
         return lower
 
 

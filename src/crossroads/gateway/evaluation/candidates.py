@@ -88,7 +88,7 @@ class LoggedScores:
 
         Calls of a session that stays with its model have none, for example.
         """
-        known = np.isfinite(log.score).any(axis=1)
+        known = np.asarray(np.isfinite(log.score).any(axis=1))
         missing = int((~known).sum())
         if not missing:
             return log

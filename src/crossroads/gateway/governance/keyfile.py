@@ -2,11 +2,13 @@
 
 Every change is made under a lock on ``keys.yaml.lock`` and appears whole or not at all, so several
 writers and any number of readers can share the file. It holds hashes, never secrets, and is
-readable by its owner alone.
+readable by its owner alone. Where root writes it, its owner is that of its folder, so that a
+service with a user of its own can read what was made for it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -111,6 +113,7 @@ class KeyFile:
             rows = [key.model_dump(mode="json", exclude_defaults=True) for key in keys]
             with replacing(self.path) as temporary:
                 temporary.touch(mode=0o600)
+                _hand_over(temporary)
                 text = yaml.safe_dump({"keys": rows}, sort_keys=False, width=100)
                 temporary.write_text(_HEAD + text, "utf-8")
 
@@ -124,12 +127,29 @@ def _locked(path: Path) -> Iterator[None]:
     lock = path.with_name(path.name + ".lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("a") as held:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            yield
+        held = lock.open("a")
+        _hand_over(lock)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"{lock}: cannot be locked: {reason}; choose another folder") from error
+        raise InputError(
+            f"{lock}: cannot be written: {reason}; choose another folder or free the disk"
+        ) from error
+    with held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError(
+                f"{lock}: cannot be locked: {reason}; choose a folder on a local disk"
+            ) from error
+        yield
+
+
+def _hand_over(path: Path) -> None:
+    """Give a file that root made to the owner of its folder."""
+    if os.geteuid() == 0:
+        folder = path.parent.stat()
+        os.chown(path, folder.st_uid, folder.st_gid, follow_symlinks=False)
 
 
 def _find(keys: list[KeySettings], name: str) -> KeySettings:

@@ -3,6 +3,11 @@
 A call takes from the block at hand and waits for nothing; only one that finds it too small waits
 for the store. ``free = held - taken - used`` throughout: what the store knows to be ours, less what
 running calls hold, less what was used and not yet reported.
+
+Places of calls at a time are free again when a call ends, and its client may come back at once by
+another worker. So a worker keeps only a block's worth of free places (none of a limit that is
+smaller than a block's share of it allows) and gives the others back as calls end; and who finds
+none while other workers hold some asks again for a quarter of a second: one may be on its way.
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ _IDLE_TICKS = 2  # without a call, after which what is at hand is given back
 _REFUSED_NS = 100_000_000  # for which a refusal is repeated without asking again
 _CALLS_A_BLOCK = 8  # at least, where there is enough
 _SLOT_WAIT_S = 1.0
+_PLACE_WAIT_NS = 250_000_000  # for a place that another worker may be giving back
+_FIRST_PAUSE_NS, _LAST_PAUSE_NS = 4_000_000, 64_000_000  # between two tries to get one
 
 
 class LeasedMeter:
@@ -32,8 +39,8 @@ class LeasedMeter:
 
     __slots__ = (
         *("_alone", "_answered", "_block", "_clerk", "_gives", "_heard_ns", "_idle"),
-        *("_least_block", "_low", "_pending", "_refused", "_refused_until", "_seq"),
-        *("_waiting", "_wants_more"),
+        *("_least_block", "_low", "_pause_ns", "_pending", "_refused", "_refused_until", "_seq"),
+        *("_spare", "_waiting", "_wants_more"),
         *(
             "_wants_news",
             "account",
@@ -55,7 +62,8 @@ class LeasedMeter:
         self.scope, self.period = scope, period
         self.held = self.taken = self.used = self.calls = 0
         self._clerk = clerk
-        self._least_block = self._block = max(1, int(account.limit * clerk.block_share))
+        self._spare = int(account.limit * clerk.block_share)  # free places that are kept
+        self._least_block = self._block = max(1, self._spare)
         self._low = 0
         self._wants_more = self._wants_news = self._gives = False
         self._seq = 0
@@ -64,6 +72,7 @@ class LeasedMeter:
         self._heard_ns = -1
         self._waiting: list[tuple[int, asyncio.Future[bool]]] = []
         self._refused, self._refused_until = 0, 0
+        self._pause_ns = _FIRST_PAUSE_NS
         self._alone: Bucket | None = None
         self._idle = 0
         self.is_listed = False  # whether the clerk has to look after it
@@ -84,9 +93,34 @@ class LeasedMeter:
 
     async def ask(self, n: int) -> bool:
         now = time.monotonic_ns()
+        if self.kind == "parallel":
+            return await self._ask_for_place(n, now + _PLACE_WAIT_NS)
+        if not self._clerk.is_down and n >= self._refused > 0 and now < self._refused_until:
+            return False
+        return await self._ask_once(n, now)
+
+    async def _ask_for_place(self, n: int, until: int) -> bool:
+        """Ask until there is one, the time is over, or no other worker holds any.
+
+        All who wait ask at the same moments, so that many cost the store no more than one.
+        """
+        now = time.monotonic_ns()
+        while True:
+            if not self._clerk.is_down and now < self._refused_until:
+                await asyncio.sleep((self._refused_until - now) / NS)
+                now = time.monotonic_ns()
+            if self.take(n, now) or await self._ask_once(n, now):
+                self._pause_ns = _FIRST_PAUSE_NS
+                return True
+            now = time.monotonic_ns()
+            is_elsewhere = self._answered.leased > self.held and not self._clerk.is_down
+            if now >= until or not is_elsewhere or n > self.limit:
+                return False
+
+    async def _ask_once(self, n: int, now: int) -> bool:
         if self._clerk.is_down:
             return self._take_alone(n, now)
-        if n > self.limit or (n >= self._refused > 0 and now < self._refused_until):
+        if n > self.limit:
             return False
         waiting: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((n, waiting))
@@ -113,6 +147,9 @@ class LeasedMeter:
         self._idle = 0
         if not self.is_listed:
             self.touch()
+        if self.kind == "parallel" and self.held - self.taken > 2 * self._spare:
+            self._gives = True
+            self._clerk.wake()
 
     def left(self, now: int) -> int:
         free = self._answered.free
@@ -137,7 +174,9 @@ class LeasedMeter:
     def resize(self, limit: int) -> None:
         self.limit = limit
         self.account = replace(self.account, limit=limit)
-        self._least_block = self._block = max(1, int(limit * self._clerk.block_share))
+        self._spare = int(limit * self._clerk.block_share)
+        self._least_block = self._block = max(1, self._spare)
+        self._refused = self._refused_until = 0
         self._pending = (
             None if self._pending is None else replace(self._pending, account=self.account)
         )
@@ -149,7 +188,8 @@ class LeasedMeter:
         if self._waiting:
             need = max(0, sum(n for n, _ in self._waiting) - free)
             largest = max(n for n, _ in self._waiting)
-            self._block = max(self._least_block, _CALLS_A_BLOCK * largest)
+            if self.kind != "parallel":
+                self._block = max(self._least_block, _CALLS_A_BLOCK * largest)
         if self._pending is not None:  # was sent and not answered: the same report again
             self._pending = replace(self._pending, need=need, since_ms=self._since_ms(now))
             return self._pending
@@ -158,7 +198,8 @@ class LeasedMeter:
             self._idle += 1
             self._gives |= self._idle > _IDLE_TICKS
         if self._gives and not self._waiting:
-            give = max(0, free)
+            kept = self._spare if self.kind == "parallel" and self._idle <= _IDLE_TICKS else 0
+            give = max(0, free - kept)
             self._gives = self._wants_more = False
         is_report = is_tick and (self.used > 0 or self._wants_news or self._idle == 1)
         if not (self._waiting or give or self._wants_more or is_report):
@@ -207,9 +248,19 @@ class LeasedMeter:
                 # Too little for a call here may be enough with the like of another worker: kept,
                 # such pieces would lock the last units of a limit that is asked for all the time.
                 self._gives = True
-                self._clerk.wake()
-                self._refused, self._refused_until = n, now + _REFUSED_NS
+                self._refuse(n, now)
             future.set_result(is_taken)
+        if self._gives:
+            self._clerk.wake()
+
+    def _refuse(self, n: int, now: int) -> None:
+        """Remember that there is no such thing, for a while."""
+        self._refused = n
+        if self.kind != "parallel":
+            self._refused_until = now + _REFUSED_NS
+        elif now >= self._refused_until:  # once for all who asked together
+            self._refused_until = now + self._pause_ns
+            self._pause_ns = min(2 * self._pause_ns, _LAST_PAUSE_NS)
 
     def lose(self, *, is_void: bool) -> None:
         """The store is gone; ``is_void``: so long that our lease is too."""

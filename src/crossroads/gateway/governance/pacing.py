@@ -203,5 +203,5 @@ def _mean(before_usd: float, usd: float, calls: float) -> float:
     mean = usd / calls
     if before_usd <= 0:
         return mean
-    memory = 1 - (1 - _MEMORY) ** min(calls, _CALLS_FOR_HALF)
+    memory: float = 1 - (1 - _MEMORY) ** min(calls, _CALLS_FOR_HALF)
     return before_usd + memory * (mean - before_usd)

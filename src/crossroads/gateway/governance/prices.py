@@ -12,8 +12,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from crossroads.core.errors import InputError
 from crossroads.gateway.contracts import Usage
 from crossroads.gateway.governance.watch import FileWatch
+from crossroads.gateway.redaction import describe, describe_yaml
 from crossroads.gateway.settings import Section
-from crossroads.prompts.pool import ModelCard, describe
+from crossroads.prompts.pool import ModelCard
 
 _OUTPUT_TOKENS = 4096  # of an answer with no bound: what vendors mostly give at most by default
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -76,12 +76,15 @@ class Feedback:
         )
 
 
-def parse_feedback(body: Any, *, key_id: str = "") -> Feedback:
+def parse_feedback(
+    body: Any, *, key_id: str = "", models: Container[str] | None = None
+) -> Feedback:
     """Return the judgement in the body of ``POST /v1/feedback``.
 
     ``{"decision_id": str, "score": 0..1, "preference": {"over"|"under": decision id or model},
-    "source": str, "comment": str}``, with a score, a preference or both. Raises ApiError 400
-    naming the field that is wrong.
+    "source": str, "comment": str}``, with a score, a preference or both. ``models`` are those that
+    a preference may name beside decisions; None for any. Raises ApiError 400 naming the field that
+    is wrong.
     """
     if not isinstance(body, Mapping):
         raise ApiError("The body must be a JSON object with 'decision_id' and 'score'.")
@@ -89,6 +92,10 @@ def parse_feedback(body: Any, *, key_id: str = "") -> Feedback:
     if unknown:
         raise _wrong(unknown[0], f"is not a field of feedback; known: {', '.join(sorted(_FIELDS))}")
     preference, other = _preference(body.get("preference"))
+    if models is not None and other and not is_decision(other) and other not in models:
+        raise _wrong(
+            "preference", f"names {other!r:.60}: neither a decision id (dec_...) nor a model here"
+        )
     score = _score(body.get("score"))
     if score is None and not preference:
         raise _wrong("score", "is missing; give a score in [0, 1], or a preference")
@@ -101,6 +108,11 @@ def parse_feedback(body: Any, *, key_id: str = "") -> Feedback:
         comment=_text(body, "comment", _MOST_COMMENT),
         key_id=key_id,
     )
+
+
+def is_decision(name: str) -> bool:
+    """Tell whether a name has the form of a decision id."""
+    return name.startswith("dec_")
 
 
 def unknown_decision(decision_id: str) -> ApiError:

@@ -45,6 +45,7 @@ class Journal:
         self.damaged: list[str] = []  # files put aside
         self._lock = threading.Lock()
         self._held: int | None = None
+        self._num_entries = self._num_taken = 0  # of the file; those that were taken
 
     def append(self, table: str, rows: Sequence[Row]) -> None:
         """Add rows; they are on the disk on return. Raises InputError where they cannot be."""
@@ -62,12 +63,13 @@ class Journal:
                 os.truncate(self.path, size)  # half a line would spoil the next one
                 raise
             self.num_rows += len(rows)
+            self._num_entries += 1
 
     def take(self) -> Generator[tuple[str, list[Row]], None, None]:
         """Yield the table and rows of each entry; the file is removed when all were taken.
 
-        A caller that stops before the end keeps the file: taking again begins anew, and rows the
-        database has already are left out by their key. Raises InputError where the file cannot be
+        A caller that stops before the end keeps the file, and so does one that other threads append
+        for meanwhile: taking again goes on with the entry after. Raises InputError where the file cannot be
         read or removed; nothing is lost by that.
         """
         with self._lock:
@@ -75,8 +77,18 @@ class Journal:
                 return
             with _naming(self.path):
                 self._hold()
-            yield from self._entries(self.path)
-            with _naming(self.path):
+            entries, num_entries = self._entries(self.path), self._num_entries
+            if not self.path.exists():  # put aside
+                self._release()
+                return
+        # Not under the lock: a database that hangs must keep nobody from appending.
+        for table, rows in entries[self._num_taken :]:
+            yield table, rows
+            with self._lock:
+                self.num_rows -= len(rows)
+                self._num_taken += 1
+        with self._lock, _naming(self.path):
+            if self._held is not None and self._num_entries == num_entries:
                 self._release()
 
     def adopt(self) -> Generator[tuple[str, list[Row]], None, None]:
@@ -142,7 +154,7 @@ class Journal:
         self.path.unlink(missing_ok=True)
         os.close(self._held)
         self._held = None
-        self.num_rows = 0
+        self.num_rows = self._num_entries = self._num_taken = 0
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
-from crossroads.core.errors import MissingExtraError, UnavailableError
+from crossroads.core.errors import InputError, MissingExtraError, UnavailableError
 from crossroads.gateway.ledger.schema import COLUMNS, KEYS, POSTGRES_WORDS, Row, migrations
 from crossroads.gateway.ledger.store import BadRowError, newer_schema, not_a_ledger
 from crossroads.gateway.redaction import safe_url
@@ -49,13 +49,20 @@ class PostgresStore:
             self._run(self._connect())
 
     async def _connect(self) -> None:
-        connection = await self._asyncpg.connect(
-            self.url,
-            timeout=self._timeout_s,
-            command_timeout=self._timeout_s,
-            statement_cache_size=50,
-            server_settings={"application_name": "crossroads ledger"},
-        )
+        try:
+            connection = await self._asyncpg.connect(
+                self.url,
+                timeout=self._timeout_s,
+                command_timeout=self._timeout_s,
+                statement_cache_size=50,
+                server_settings={"application_name": "crossroads ledger"},
+            )
+        except self._asyncpg.InterfaceError:
+            raise
+        except ValueError:  # quotes parts of the URL, which may be parts of the password
+            raise InputError(
+                f"ledger {safe_url(self.url)}: not a URL of PostgreSQL; correct it"
+            ) from None
         try:
             await self._migrate(connection)
         except BaseException:

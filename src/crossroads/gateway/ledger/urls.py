@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from crossroads.core.errors import InputError
@@ -12,10 +13,21 @@ from crossroads.gateway.redaction import safe_url
 SQLITE = "sqlite:"
 POSTGRES = ("postgresql://", "postgres://")
 
+# Where an "@" is left of it, "/", "#" or "?" after a colon stand for a part of a password unless
+# what is between them is a port.
+_AUTHORITY = re.compile(r"(?![^/#?@]*:[^/#?@]*[^/#?@0-9][^/#?@]*[/#?].*@)")
+
 
 def check_url(url: str) -> str:
     """Return the URL. Raises InputError for one that names no ledger."""
-    if url.startswith(POSTGRES) or (url.startswith(SQLITE) and url != SQLITE):
+    if url.startswith(POSTGRES):
+        if _AUTHORITY.match(url.partition("://")[2]):
+            return url
+        raise InputError(
+            f"ledger {safe_url(url)!r}: its password hides the host; write / # ? of it as "
+            "%2F %23 %3F"
+        )
+    if url.startswith(SQLITE) and url != SQLITE:
         return url
     raise InputError(
         f"ledger {safe_url(url)!r}: expected sqlite:PATH or postgresql://USER@HOST/DATABASE"

@@ -27,6 +27,7 @@ class CompiledPolicies:
     policies : by name, in order
     default : the policy that ``auto`` asks for; None without
     eligibility : of the pool's models
+    warnings : what works and may not be what is meant, a sentence each
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class CompiledPolicies:
         policies: Mapping[str, Node],
         default: Node | None,
         eligibility: Eligibility,
+        warnings: Sequence[str] = (),
     ) -> None:
         self._models = dict(models)
         self._policies = dict(policies)
         self._default = default
+        self.warnings = tuple(warnings)
         self._eligibility = eligibility
         if default is not None:
             self._policies = {AUTO: default, **self._policies}
@@ -118,10 +121,8 @@ class CompiledPolicies:
         """
         for name, node in self._policies.items():
             old: Any = before._policies.get(name)
-            if old is None or old.version != node.version:
-                continue
-            if isinstance(node, LearnedNode | StickyNode):
-                node.adopt(old)  # of the same class: the version covers the kind
+            if isinstance(node, LearnedNode | StickyNode) and _basis(old) == node.basis:
+                node.adopt(old)  # of the same class: the basis covers the kind
 
     def describe(self) -> dict[str, Any]:
         """Return every policy as plain data, for the dashboard."""
@@ -160,6 +161,11 @@ class CompiledPolicies:
         """End the threads."""
         for node in self._policies.values():
             node.close()
+
+
+def _basis(node: Node | None) -> str:
+    """Return what a policy stands on, where it has something to hand on; else ""."""
+    return node.basis if isinstance(node, LearnedNode | StickyNode) else ""
 
 
 def _policy_of(call: Call) -> str:

@@ -34,6 +34,7 @@ from crossroads.gateway.policies.settings import (
 from crossroads.gateway.policies.split import ShadowNode, SplitNode
 from crossroads.gateway.policies.sticky import StickyNode
 from crossroads.prompts.artefact import HEADER, npz_bytes
+from crossroads.prompts.decide import MinQuality
 from crossroads.prompts.fitted import FittedRouter, load_router
 from crossroads.prompts.pool import Pool
 from crossroads.prompts.preferences.backend import get_backend
@@ -92,6 +93,9 @@ class _Compiler:
         self._ask_model = ask_model
         self._eligibility = Eligibility(pool, speaks)
         self._chains = settings.fallbacks
+        self._surroundings = _version(self._chains, self._eligibility.facts)
+        self._bases: dict[str, str] = {}
+        self._warnings: list[str] = []
         self._under_way: list[str] = []
         self._nodes: dict[str, Node] = {}
         self._estimates: dict[tuple[Any, ...], tuple[Estimates, str]] = {}
@@ -122,6 +126,7 @@ class _Compiler:
             policies=policies,
             default=self._default(policies),
             eligibility=self._eligibility,
+            warnings=self._warnings,
         )
 
     def _check_names(self) -> None:
@@ -184,10 +189,16 @@ class _Compiler:
             raise InputError(f"{where}: {unknown_name('model', name, self._pool.names)}")
 
     def _manner(self, name: str, settings: Common, *parts: str) -> Manner:
-        """Return how a policy presents its choices; ``parts`` are the versions it stands on."""
-        facts = [settings.model_dump(mode="json"), sorted(self._pool.names), list(parts)]
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-        return Manner(name, digest, settings, self._chains, self._eligibility)
+        """Return how a policy presents its choices; ``parts`` are the bases it stands on."""
+        own = settings.model_dump(mode="json")
+        basis = _version(own, sorted(self._pool.names), parts)
+        self._bases[name] = basis
+        version = _version(basis, self._surroundings)
+        return Manner(name, version, settings, self._chains, self._eligibility, basis=basis)
+
+    def _basis(self, node: Node | None) -> str:
+        """Return what a policy stands on; "" for a model, whose card and fallbacks count apart."""
+        return "" if node is None else self._bases.get(node.name, "")
 
     # --- kinds ---
 
@@ -215,11 +226,18 @@ class _Compiler:
             fallback = self._node(settings.fallback, f"{where}.fallback")
         elif settings.budget_us is not None:
             raise InputError(f"{where}.budget_us: needs a fallback; add 'fallback: MODEL'")
-        manner = self._manner(name, settings, digest, fallback.version if fallback else "")
+        manner = self._manner(name, settings, digest, self._basis(fallback))
         try:
-            return LearnedNode(settings, estimates, manner, fallback)
+            node = LearnedNode(settings, estimates, manner, fallback)
         except CrossroadsError as error:  # the rule: unknown, or costs are unknown
             raise InputError(f"{where}.objective: {error}") from error
+        if isinstance(node.rule, MinQuality):
+            self._warnings.append(
+                f"{where}.objective: {node.rule} takes the cheapest model above its floor already, "
+                "so a paced budget cannot make it spend less; lower the floor, or use tradeoff or "
+                "budget_usd where a budget is to be paced"
+            )
+        return node
 
     def _router(self, name: str, settings: LearnedSettings) -> tuple[Estimates, str]:
         """Return the estimates of an artefact, one for all policies that run it alike."""
@@ -266,12 +284,12 @@ class _Compiler:
             rules.append(compile_rule(title, rule.when, target, where=f"{where}.when"))
         otherwise = self._node(settings.otherwise, f"policies.{name}.otherwise")
         rules.append(last_rule(otherwise))
-        manner = self._manner(name, settings, *(rule.target.version for rule in rules))
+        manner = self._manner(name, settings, *(self._basis(rule.target) for rule in rules))
         return RulesNode(rules, manner)
 
     def _sticky(self, name: str, settings: StickySettings) -> Node:
         inner = self._node(settings.policy, f"policies.{name}.policy")
-        manner = self._manner(name, settings, inner.version)
+        manner = self._manner(name, settings, self._basis(inner))
         return StickyNode(inner, manner, ttl_s=settings.ttl_s, sessions=settings.sessions)
 
     def _cascade(self, name: str, settings: CascadeSettings) -> Node:
@@ -294,7 +312,7 @@ class _Compiler:
         return CascadeNode(
             first,
             settings.steps[1:],
-            self._manner(name, settings, first.version),
+            self._manner(name, settings, self._basis(first)),
             check=check,
             check_name=settings.check.kind,
         )
@@ -302,7 +320,7 @@ class _Compiler:
     def _split(self, name: str, settings: SplitSettings) -> Node:
         where = f"policies.{name}.weights"
         targets = [(self._node(t, where), weight) for t, weight in settings.weights.items()]
-        manner = self._manner(name, settings, *(node.version for node, _ in targets))
+        manner = self._manner(name, settings, *(self._basis(node) for node, _ in targets))
         return SplitNode(
             "split",
             targets,
@@ -316,7 +334,7 @@ class _Compiler:
         candidate = self._node(settings.candidate, f"policies.{name}.candidate")
         if base is candidate:
             raise InputError(f"policies.{name}.candidate: is the base itself; name another")
-        manner = self._manner(name, settings, base.version, candidate.version)
+        manner = self._manner(name, settings, self._basis(base), self._basis(candidate))
         return SplitNode(
             "canary",
             [(base, 1.0 - settings.share), (candidate, settings.share)],
@@ -328,7 +346,7 @@ class _Compiler:
     def _shadow(self, name: str, settings: ShadowSettings) -> Node:
         base = self._node(settings.base, f"policies.{name}.base")
         candidate = self._node(settings.candidate, f"policies.{name}.candidate")
-        manner = self._manner(name, settings, base.version, candidate.version)
+        manner = self._manner(name, settings, self._basis(base), self._basis(candidate))
         return ShadowNode(base, candidate, manner)
 
 
@@ -355,6 +373,11 @@ def _check_sdm(first: Node, where: str) -> None:
             f"{where}.check: {first.name!r} chooses among some of the models its verifier was "
             "calibrated for; let it choose among all"
         )
+
+
+def _version(*facts: Any) -> str:
+    """Return a short name of plain facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _digest(data: bytes) -> str:

@@ -7,7 +7,8 @@ Residency is the exception: data that must stay in a region goes only where a ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from crossroads.gateway.call import Call
 from crossroads.gateway.errors import ApiError
@@ -82,6 +83,14 @@ class Eligibility:
             ("tools", "unsupported_tools", lambda call, fact: fact.tools or not call.has_tools),
             ("context length", "context_length_exceeded", _fits),
         )
+
+    @property
+    def facts(self) -> list[list[Any]]:
+        """What the cards say, as plain data: two pools alike in it allow the same."""
+        return [
+            [sorted(value) if isinstance(value, frozenset) else value for value in astuple(fact)]
+            for _, fact in sorted(self._facts.items())
+        ]
 
     def allowed(self, call: Call) -> frozenset[str]:
         """Return the models that may answer; ``self.all`` itself where all may."""

@@ -19,7 +19,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from queue import SimpleQueue
 from typing import Any
@@ -202,10 +202,13 @@ class Estimates:
         return found
 
     def adopt(self, before: Estimates) -> None:
-        """Remember what the same router estimated before a reload; decisions are made anew."""
+        """Remember what the same router estimated before a reload; decisions are made anew.
+
+        Each gets decisions of its own: the policies before may decide on for a while, by other
+        fallbacks perhaps.
+        """
         for key, found in list(before._cache.items())[-self._cache_size :]:
-            found.kept = {}  # made under other fallbacks, perhaps
-            self._remember(key, found)
+            self._remember(key, replace(found, kept={}))
 
     def close(self) -> None:
         """End the thread, if there is one; what waits for it still gets its answer."""

@@ -32,7 +32,7 @@ from crossroads.gateway.policies.settings import LearnedSettings
 from crossroads.models.encoders import LONGEST_TEXT
 from crossroads.prompts.budget import prompt_draws
 from crossroads.prompts.checking import unicode_text
-from crossroads.prompts.decide import BudgetRule, DecisionRule, Tradeoff
+from crossroads.prompts.decide import BudgetRule, DecisionRule, MinQuality, Tradeoff
 from crossroads.prompts.explain import Numbers, lead, reason
 from crossroads.prompts.route_verification import reason_of
 from crossroads.prompts.router import Queries
@@ -96,6 +96,7 @@ class LearnedNode:
         fitted = estimates.fitted
         self.name = manner.name
         self.version = manner.version
+        self.basis = manner.basis
         self.estimates = estimates
         self.fitted = fitted
         self.settings = settings
@@ -154,7 +155,7 @@ class LearnedNode:
     def decide(self, ask: Ask, found: Estimate, rule: DecisionRule) -> Choice:
         """Return the choice for a prompt whose estimate is known. Raises ApiError."""
         price = 0.0
-        if ask.cost_price > 0 and self._weighs:
+        if ask.cost_price > 0 and self._weighs and rule.__class__ is not MinQuality:
             price = float(f"{ask.cost_price:.2e}")  # coarse enough for decisions to be remembered
         key = (self.name, ask.rule, None if ask.is_all else ask.allowed, price)
         kept = found.kept.get(key)
@@ -170,7 +171,7 @@ class LearnedNode:
                 return choice
             found.kept[key] = plan
         assert plan.probability is not None
-        column = pick(plan.probability, draw(self._salt, ask.call.id))
+        column = pick(plan.probability, draw(self._salt, ask.draws_by))
         explored = plan.choices.get(column)
         if explored is None:
             explored = plan.choices[column] = self._choice(ask, found, plan, column)

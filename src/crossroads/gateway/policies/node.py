@@ -76,7 +76,8 @@ class Manner:
 
     Parameters
     ----------
-    name, version : of the policy
+    name, version : of the policy; the version changes with whatever changes its choices
+    basis : part of the version without the models' cards and fallbacks: what estimates stand on
     settings : its fallbacks and hedging; None for a model that is named
     chains : model to the models asked when it fails, for policies that name none
     eligibility : names the constraint where no model is left
@@ -89,8 +90,11 @@ class Manner:
         settings: Common | None,
         chains: Mapping[str, tuple[str, ...]],
         eligibility: Eligibility,
+        *,
+        basis: str = "",
     ) -> None:
         self.name = name
+        self.basis = basis
         self.version = version
         self.own = settings.fallbacks if settings is not None else ()
         wait_ms = settings.hedge_after_ms if settings is not None else None

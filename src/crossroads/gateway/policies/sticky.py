@@ -48,6 +48,7 @@ class StickyNode:
     ) -> None:
         self.name = manner.name
         self.version = manner.version
+        self.basis = manner.basis
         self.candidates = inner.candidates
         self._inner = inner
         self._manner = manner
@@ -95,14 +96,20 @@ class StickyNode:
         return replace(choice, fallbacks=fallbacks, escalate_to=escalate_to)
 
     def adopt(self, before: StickyNode) -> None:
-        """Take over the sessions of the same policy, but for those that name a model now gone.
+        """Take over the sessions of the same policy whose choice would be the same now.
+
+        Those end whose model is gone or has other fallbacks, or whose answer is checked.
 
         The policy before may serve requests meanwhile, in another thread.
         """
-        there = self._manner.eligibility.all
+        there, chains = self._manner.eligibility.all, self._manner.chains
+        was = before._manner.chains
         for session, (until, choice) in _copied(before._kept):
+            # A check asks its judge as the policy before would: by what is no longer there.
+            if choice.check is not None or chains.get(choice.model) != was.get(choice.model):
+                continue
             if there.issuperset((choice.model, *choice.fallbacks, *choice.escalate_to)):
-                self._kept[session] = until, choice
+                self._kept[session] = until, replace(choice, version=self.version)
 
     def describe(self) -> dict[str, Any]:
         return {

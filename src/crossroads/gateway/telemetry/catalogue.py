@@ -75,9 +75,16 @@ METRICS: dict[str, Metric] = {
     "crossroads_estimated_quality": Metric(
         "counter", "Sum over those calls of the quality estimated for a model.", ("model",)
     ),
+    "crossroads_compared_calls": Metric(
+        "counter", "Calls with a cost estimated for a model and for the one chosen.", ("model",)
+    ),
     "crossroads_estimated_cost_usd": Metric(
         "counter", "Sum over those calls of the cost estimated for a model.", ("model",)
     ),
+    "crossroads_chosen_cost_usd": Metric(
+        "counter", "Sum over those calls of the cost estimated for the one chosen.", ("model",)
+    ),
+    "crossroads_compared_cost_usd": Metric("counter", "Money those calls cost.", ("model",)),
     "crossroads_log_dropped": Metric("counter", "Log lines lost to a full queue or a bad file."),
     "crossroads_cpu_seconds": Metric("counter", "CPU time of the workers, user and system."),
     "crossroads_loop_lag_seconds": Metric(

@@ -19,8 +19,9 @@ _DURATIONS = "gen_ai_client_operation_duration_seconds"
 _KEPT = frozenset(
     {_DURATIONS, "crossroads_phase_seconds", "crossroads_requests", "crossroads_cost_usd"}
     | {"crossroads_saved_usd", "crossroads_fallbacks", "crossroads_limited", "crossroads_in_flight"}
-    | {"crossroads_scored_calls", "crossroads_scored_cost_usd", "crossroads_estimated_quality"}
-    | {"crossroads_estimated_cost_usd", "crossroads_workers", "crossroads_resident_bytes"}
+    | {"crossroads_estimated_quality", "crossroads_compared_calls", "crossroads_chosen_cost_usd"}
+    | {"crossroads_estimated_cost_usd", "crossroads_compared_cost_usd"}
+    | {"crossroads_workers", "crossroads_resident_bytes"}
 )
 UNANSWERED = "unanswered"  # in place of a model, for calls that none answered
 _MOST_POINTS = 120  # of a series; samples are cumulative, so leaving some out loses nothing
@@ -103,8 +104,10 @@ def _series(samples: list[Sample], seconds: float) -> dict[str, Any]:
         "requests_per_s": _by_model(samples),
         "failed_per_s": [_failed(a, b) / max(1e-3, s) for s, a, b in changes],
         "cost_usd": [_change(a, b, "crossroads_cost_usd") for _, a, b in changes],
-        "scored_cost_usd": [_change(a, b, "crossroads_scored_cost_usd") for _, a, b in changes],
-        "always_best_usd": [_expected(a, b, best) for _, a, b in changes],
+        "expected_usd": [_of(a, b, "crossroads_chosen_cost_usd", best) for _, a, b in changes],
+        "always_best_usd": [
+            _of(a, b, "crossroads_estimated_cost_usd", best) for _, a, b in changes
+        ],
         "p50_s": [_latency(a, b, 0.5) for _, a, b in changes],
         "p95_s": [_latency(a, b, 0.95) for _, a, b in changes],
         "totals": _totals(first, last),
@@ -171,25 +174,31 @@ def _totals(first: Snapshot, last: Snapshot) -> dict[str, Any]:
 
 
 def _saved(first: Snapshot, last: Snapshot) -> dict[str, Any] | None:
-    """Compare with always asking the model of the highest mean estimate, by expected costs."""
+    """Compare with always asking the model of the highest mean estimate.
+
+    Estimates with estimates, of the same calls: what was expected of the models chosen with what
+    was expected of the best one. A bill beside them may differ from both.
+    """
     quality = _by_label(first, last, "crossroads_estimated_quality", 0)
-    costs = _by_label(first, last, "crossroads_estimated_cost_usd", 0)
-    calls = _change(first, last, "crossroads_scored_calls")
-    if not calls or not any(costs.values()):
+    if not quality:
         return None
     best = max(quality, key=quality.__getitem__)
-    spent = _change(first, last, "crossroads_scored_cost_usd")
+    always = _of(first, last, "crossroads_estimated_cost_usd", best)
+    if not always:
+        return None
+    expected = _of(first, last, "crossroads_chosen_cost_usd", best)
     return {
         "best_model": best,
-        "calls": calls,
-        "always_best_usd": costs.get(best, 0.0),
-        "cost_usd": spent,
-        "saved_usd": costs.get(best, 0.0) - spent,
+        "calls": _of(first, last, "crossroads_compared_calls", best),
+        "always_best_usd": always,
+        "expected_usd": expected,
+        "saved_usd": always - expected,
+        "billed_usd": _of(first, last, "crossroads_compared_cost_usd", best),
     }
 
 
-def _expected(before: Snapshot, after: Snapshot, model: str | None) -> float:
-    return _by_label(before, after, "crossroads_estimated_cost_usd", 0).get(model or "", 0.0)
+def _of(before: Snapshot, after: Snapshot, name: str, model: str | None) -> float:
+    return _by_label(before, after, name, 0).get(model or "", 0.0)
 
 
 def _models(first: Snapshot, last: Snapshot) -> dict[str, dict[str, Any]]:

@@ -24,6 +24,11 @@ OPERATIONS = {
     "messages": "chat",
     "embeddings": "embeddings",
 }
+_ESTIMATES = (  # sums by model; all but the first over calls whose costs can be compared
+    *("crossroads_estimated_quality", "crossroads_compared_calls"),
+    *("crossroads_estimated_cost_usd", "crossroads_chosen_cost_usd"),
+    "crossroads_compared_cost_usd",
+)
 _MOST_SERIES = 4_000  # of one metric; a bound on memory whatever clients and upstreams do
 
 # Records count in milliseconds.
@@ -89,7 +94,7 @@ class Meter:
         self._attempts: dict[tuple[str, int], int] = {}
         self._counts: dict[tuple[str, str], int] = {}  # by metric and its only label
         self._keys: dict[str, list[float]] = {}  # calls, USD, tokens in and out
-        self._estimates: dict[str, list[float]] = {}  # sums of quality and of USD
+        self._estimates: dict[str, list[float]] = {}  # see _observe_estimates
         self._scored = [0, 0.0]  # calls, USD
 
     def know(self, names: Iterable[str]) -> None:
@@ -158,14 +163,18 @@ class Meter:
         self._scored[0] += 1
         self._scored[1] += record.cost_usd
         costs = record.costs
+        chosen_usd = costs.get(record.chosen, math.inf)
         for model, quality in record.scores.items():
             sums = self._estimates.get(model)
             if sums is None:
-                sums = self._estimates.setdefault(self._known(model), [0.0, 0.0])
+                sums = self._estimates.setdefault(self._known(model), [0.0] * len(_ESTIMATES))
             sums[0] += quality
-            usd = costs.get(model)
-            if usd is not None and usd < math.inf:  # an unknown price is neither
-                sums[1] += usd
+            usd = costs.get(model, math.inf)
+            if usd < math.inf and chosen_usd < math.inf:  # an unknown price is neither
+                sums[1] += 1
+                sums[2] += usd
+                sums[3] += chosen_usd
+                sums[4] += record.cost_usd
 
     def _observe_unusual(self, record: Record, series: _Series) -> None:
         if record.status == 429:
@@ -244,9 +253,9 @@ class Meter:
             counters["crossroads_key_cost_usd", (key,)] = usd
             counters["crossroads_key_tokens", (key, "input")] = tokens_in
             counters["crossroads_key_tokens", (key, "output")] = tokens_out
-        for model, (quality, usd) in self._estimates.items():
-            counters["crossroads_estimated_quality", (model,)] = quality
-            counters["crossroads_estimated_cost_usd", (model,)] = usd
+        for model, sums in self._estimates.items():
+            for metric, value in zip(_ESTIMATES, sums, strict=True):
+                counters[metric, (model,)] = value
         counters["crossroads_scored_calls", ()] = self._scored[0]
         counters["crossroads_scored_cost_usd", ()] = self._scored[1]
         counters["crossroads_log_dropped", ()] = self.log_dropped

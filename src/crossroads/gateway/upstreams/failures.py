@@ -26,6 +26,7 @@ _OUR_KEY_TYPES = frozenset({"authentication_error", "permission_error"})
 _TYPES = {429: "rate_limit_error"}
 _IN_CHAT = {"not_found_error": "invalid_request_error"}  # Anthropic's word, and OpenAI's
 _EXCERPT = 200  # characters of a foreign body that an error message quotes
+_LONGEST_WAIT = 86_400.0  # seconds: what asks for more does not mean it
 _SECRET_LENGTH = 6  # shorter ones would strike out common words
 
 _OF_KIND: dict[FailureKind, tuple[int, str]] = {
@@ -174,8 +175,9 @@ def seconds_to_wait(headers: Mapping[bytes, bytes]) -> float | None:
     for name, scale in ((b"retry-after-ms", 1e-3), (b"retry-after", 1.0)):
         text = headers.get(name, b"").decode("latin-1").strip()
         if text.replace(".", "", 1).isdecimal() and text.isascii():
-            return float(text) * scale
+            return min(_LONGEST_WAIT, float(text) * scale)
     try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        wait = parsedate_to_datetime(text).timestamp() - time.time()
+        return min(_LONGEST_WAIT, max(0.0, wait))
     except (ValueError, OverflowError):
         return None

@@ -45,15 +45,20 @@ function list(rows) {
     [
       { title: "Time", cell: (r) => h("a", { class: "list-link", href: `#${encodeURIComponent(r.decision_id)}`, "data-focus": r.decision_id }, clock(r.time)), short: true },
       { title: "Asked", cell: (r) => r.asked || "-" },
-      { title: "Answered by", cell: (r) => [r.model || r.chosen || "-", notes(r)] },
+      { title: "Answered by", cell: (r) => [h("a", { class: "list-link", href: `#${encodeURIComponent(r.decision_id)}`, tabindex: -1 }, r.model || r.chosen || "-"), notes(r)] },
       { title: "Outcome", cell: outcome, short: true },
       { title: "Tokens", cell: (r) => `${count(r.input_tokens)} + ${count(r.output_tokens)}`, num: true },
       { title: "Cost", cell: (r) => usd(r.cost_usd), num: true },
       { title: "Took", cell: (r) => ms(r.total_ms), num: true },
     ],
     rows,
-    { caption: "Recent decisions, the newest first", rowProps: (r) => ({ "data-id": r.decision_id }) },
+    { caption: "Recent decisions, the newest first", rowProps: (r) => ({ "data-id": r.decision_id, onclick: () => pick(r.decision_id) }) },
   );
+}
+
+// The whole row is clickable; by keyboard its time is a link.
+function pick(id) {
+  if (getSelection().isCollapsed) location.hash = encodeURIComponent(id);
 }
 
 function notes(row) {

@@ -85,7 +85,7 @@ export function unix(value) {
 
 // A value by its name: a moment where the name says so.
 const EPOCH = 1e9; // Unix seconds since 2001 are larger
-const named = (name, value) => (/(_at|time)$/.test(name) && value > EPOCH ? moment(value) : plain(value));
+export const named = (name, value) => (/(_at|time)$/.test(name) && value > EPOCH ? moment(value) : plain(value));
 
 // What is not empty, not zero and not null of plain data.
 export function told(value) {

@@ -37,7 +37,9 @@ function draw(place, { points, models, operating, preview, measured, unit }, wid
   const ordered = [...points].sort((a, b) => a.cost_usd - b.cost_usd);
   const path = ordered.map((p, i) => `${i ? "L" : "M"}${x.at(p.cost_usd).toFixed(1)} ${y(p.quality).toFixed(1)}`).join("");
   chart.append(s("path", { d: path, fill: "none", stroke: "var(--accent)", "stroke-width": 2, "stroke-linejoin": "round" }));
-  drawModels(chart, models, x.at, y, width);
+  const marks = [operating, measured, preview, ...models].filter(Boolean).map((p) => [x.at(p.cost_usd), y(p.quality)]);
+  const curve = along(ordered.map((p) => [x.at(p.cost_usd), y(p.quality)]));
+  drawModels(chart, models, x.at, y, { width, bottom: height - PAD.bottom, drawn: [...curve, ...marks] });
   if (operating) {
     chart.append(
       s("circle", { cx: x.at(operating.cost_usd), cy: y(operating.quality), r: 6, fill: "var(--accent)", stroke: "var(--panel)", "stroke-width": 2 }),
@@ -65,19 +67,37 @@ function axis(cheap, dear, width) {
   return { at, ticks: found.filter((_, i) => i % stride === 0), isLog };
 }
 
-// Names go where they do not cover one another.
-function drawModels(chart, models, x, y, width) {
+// Points on a line, close enough that no name fits between two.
+function along(corners) {
+  return corners.flatMap(([x, y], i) => {
+    const [nextX, nextY] = corners[i + 1] ?? [x, y];
+    const most = Math.max(1, Math.ceil(Math.hypot(nextX - x, nextY - y) / 4));
+    return Array.from({ length: most }, (_, k) => [x + ((nextX - x) * k) / most, y + ((nextY - y) * k) / most]);
+  });
+}
+
+// Names go where they cover neither one another nor what is drawn; where that is impossible, on it.
+function drawModels(chart, models, x, y, { width, bottom, drawn }) {
   const taken = [];
+  const inside = (box) => box.left >= PAD.left && box.right <= width && box.y - 11 >= 0 && box.y + 3 <= bottom;
+  const apart = (box) => !taken.some((t) => Math.abs(t.y - box.y) < 13 && t.left < box.right && box.left < t.right);
+  const bare = (box) => !drawn.some(([px, py]) => px > box.left - 2 && px < box.right + 2 && py > box.y - 12 && py < box.y + 4);
   for (const model of [...models].sort((a, b) => b.quality - a.quality)) {
     const [cx, cy] = [x(model.cost_usd), y(model.quality)];
     chart.append(s("rect", { x: cx - 3.5, y: cy - 3.5, width: 7, height: 7, fill: "var(--ink-2)", transform: `rotate(45 ${cx} ${cy})` }));
-    const size = model.model.length * 6.4;
-    const isLeft = cx + 10 + size > width - PAD.right;
-    const left = isLeft ? cx - 10 - size : cx + 10;
-    const place = [4, 18, -10].map((dy) => cy + dy).find((ty) => !taken.some((t) => Math.abs(t.y - ty) < 13 && t.left < left + size && left < t.right));
-    if (place === undefined) continue;
-    taken.push({ y: place, left, right: left + size });
-    chart.append(s("text", { x: isLeft ? cx - 9 : cx + 9, y: place, "text-anchor": isLeft ? "end" : "start" }, model.model));
+    const size = model.model.length * 6.8;
+    const sides = [
+      { x: cx + 10, left: cx + 10, anchor: "start" },
+      { x: cx - 10, left: cx - 10 - size, anchor: "end" },
+      { x: cx, left: cx - size / 2, anchor: "middle" },
+    ];
+    const boxes = [4, 18, -10, 32, -24]
+      .flatMap((dy) => sides.map((side) => ({ ...side, right: side.left + size, y: cy + dy })))
+      .filter((box) => inside(box) && apart(box) && (box.anchor !== "middle" || box.y !== cy + 4));
+    const box = boxes.find(bare) ?? boxes[0];
+    if (!box) continue;
+    taken.push(box);
+    chart.append(s("text", { x: box.x, y: box.y, "text-anchor": box.anchor, class: "model-name" }, model.model));
   }
 }
 

@@ -31,6 +31,7 @@ function list(keys) {
     { title: "Key", cell: (key) => [key.name, marks(key), key.fingerprint && h("span", { class: "sub mono" }, key.fingerprint)] },
     { title: "Team", cell: (key) => key.team || "-" },
     { title: "Models", cell: (key) => (key.models ? plain(key.models) : "all"), wide: true },
+    { title: "Data may go to", cell: (key) => (key.residency?.length ? key.residency.join(", ") : "anywhere") },
     { title: "Limits", cell: (key) => key.limits.join(", ") || "none" },
     { title: "Expires", cell: (key) => (unix(key.expires) ? moment(unix(key.expires)) : "never") },
   ];

@@ -49,17 +49,13 @@ async function ask() {
   if (decision) show(reply, decision);
 }
 
-// The ledger stores a little later than the gateway answers.
+// The ledger stores a little later than the gateway answers: the server waits for it.
 async function explained(id) {
-  for (let turn = 0; turn < 4; turn += 1) {
-    try {
-      return await get(`/api/decisions/${encodeURIComponent(id)}`);
-    } catch (error) {
-      if (error.code !== "decision_not_found") return null;
-      await new Promise((resolve) => setTimeout(resolve, 250));
-    }
+  try {
+    return await get(`/api/decisions/${encodeURIComponent(id)}?wait=5`);
+  } catch {
+    return null;
   }
-  return null;
 }
 
 function timing(text) {

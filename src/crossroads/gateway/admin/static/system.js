@@ -2,18 +2,20 @@
 
 import { attempt, get, optional, poll, send } from "./api.js";
 import { byId, facts, h, put, state, table } from "./dom.js";
-import { count, digits, percent, plain, told } from "./format.js";
+import { count, digits, named, percent, plain, told } from "./format.js";
 
 const TONES = { ok: "good", degraded: "warn", failing: "bad" };
 
 async function refresh() {
   const [status, regret, drift] = await Promise.all([get("/api/status"), optional("/api/regret", "regret"), optional("/api/drift", "drift")]);
-  put(byId("overall"), state(status.status, TONES[status.status] ?? "warn"));
+  const workers = status.workers ?? 1;
+  put(byId("overall"), state(status.status, TONES[status.status] ?? "warn"), workers > 1 && `, the worst of ${workers} workers`);
   byId("config-path").textContent = status.config || "";
   byId("reload").disabled = !status.has.includes("reload");
   for (const id of ["check", "check-text"]) byId(id).disabled = !status.has.includes("check_config");
   const parts = Object.entries(status.parts ?? {});
-  put(byId("parts"), parts.length ? partTable(parts) : h("p", { class: "hint" }, "No part reports its health."));
+  const note = workers > 1 && h("p", { class: "hint legend-line" }, `A state is the worst of all workers; what a part says is of this worker, one of ${workers}.`);
+  put(byId("parts"), parts.length ? [partTable(parts), note] : h("p", { class: "hint" }, "No part reports its health."));
   put(byId("regret"), regret ? regretFacts(regret) : h("p", { class: "hint" }, "Not known: it needs a ledger, and feedback on served answers."));
   put(byId("drift"), drift && Object.keys(drift).length ? driftFacts(drift) : h("p", { class: "hint" }, "Not watched: no deployed router holds what its training prompts looked like."));
 }
@@ -24,11 +26,16 @@ function partTable(parts) {
     [
       { title: "Part", cell: ([name]) => name },
       { title: "State", cell: ([, part]) => state(part.status, TONES[part.status] ?? "warn") },
-      { title: "Says", cell: ([, part]) => [part.reason ?? "", h("span", { class: "sub" }, plain(told(rest(part)) ?? ""))], wide: true },
+      { title: "Says", cell: ([, part]) => [part.reason, says(rest(part))], wide: true },
     ],
     parts,
     { caption: "Parts of the gateway" },
   );
+}
+
+function says(part) {
+  const known = Object.entries(told(part) ?? {});
+  return known.length > 0 && facts(known.map(([name, value]) => [name.replaceAll("_", " "), named(name, value)]));
 }
 
 function regretFacts(found) {

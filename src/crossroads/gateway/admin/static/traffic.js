@@ -35,7 +35,7 @@ async function refresh() {
     (a, b) => (a[0] === UNANSWERED) - (b[0] === UNANSWERED) || b[1].requests - a[1].requests,
   );
   models.forEach(([name]) => name !== UNANSWERED && colourOf(name));
-  const saved = traffic.summary?.saved ?? traffic.saved;
+  const saved = traffic.saved;
   showFigures(traffic, saved);
   showRequests(traffic, models);
   showCost(traffic, saved);
@@ -66,14 +66,13 @@ function showFigures(traffic, saved) {
   const { totals } = traffic;
   const length = traffic.times.at(-1) - traffic.times[0] || 1;
   const failed = totals.requests ? totals.failed / totals.requests : 0;
-  const savedShare = saved?.always_best_usd ? saved.saved_usd / saved.always_best_usd : undefined;
   put(
     byId("figures"),
     figure("Requests", count(totals.requests), `${digits(totals.requests / length, 2)} per second`),
     figure("Failed", percent(failed), `${count(totals.limited)} limited, ${count(totals.fallbacks)} fell back`),
     figure("Latency, median", seconds(totals.p50_s), `95 % within ${seconds(totals.p95_s)}`),
     figure("Spent", usd(totals.cost_usd), `${usd(totals.requests ? (1000 * totals.cost_usd) / totals.requests : 0)} per 1,000`),
-    figure("Saved", saved ? usd(saved.saved_usd) : "-", saved ? savedShare === undefined ? `against always ${saved.best_model}` : `${percent(savedShare)} of always ${saved.best_model}` : "needs a router with prices"),
+    figure("Saved, expected", saved ? usd(saved.saved_usd) : "-", saved ? `${percent(saved.saved_usd / saved.always_best_usd)} of always ${saved.best_model}` : "needs a router with prices"),
     figure("In flight", count(traffic.in_flight), `${count(traffic.workers)} worker${traffic.workers === 1 ? "" : "s"}, ${bytes(traffic.resident_bytes)}`),
   );
 }
@@ -96,7 +95,7 @@ function setLegend(id, items) {
 }
 
 function showCost(traffic, saved) {
-  const most = saved ? Math.max(saved.always_best_usd, saved.cost_usd) : 0;
+  const most = saved ? Math.max(saved.always_best_usd, saved.expected_usd, saved.billed_usd) : 0;
   const line = (name, value, tone) =>
     h("div", {}, h("span", {}, name), h("b", {}, usd(value)), bar(most ? value / most : 0, { tone }));
   put(
@@ -105,13 +104,14 @@ function showCost(traffic, saved) {
       ? h(
           "div",
           { class: "saving" },
-          line("Routed", saved.cost_usd),
+          line("Routed, expected", saved.expected_usd),
           line(`Always ${saved.best_model}, expected`, saved.always_best_usd, "none"),
-          h("p", { class: "hint" }, `Over the ${count(saved.calls)} calls a router scored; what ${saved.best_model} would have cost is the router's estimate for each of them.`),
+          line("Routed, billed", saved.billed_usd, "none"),
+          h("p", { class: "hint" }, `Over the ${count(saved.calls)} calls a router scored. What is expected is the router's estimate, made before each call: compare it with what is expected, not with the bill.`),
         )
       : h("p", { class: "hint" }, "No call of this period was scored by a router that knows prices, so there is nothing to compare with."),
   );
-  const [routed, always] = [running(traffic.scored_cost_usd), running(traffic.always_best_usd)];
+  const [routed, always] = [running(traffic.expected_usd), running(traffic.always_best_usd)];
   const isCompared = traffic.always_best_usd?.some((value) => value > 0);
   const spent = running(traffic.cost_usd);
   timeChart(byId("cost"), {
@@ -123,11 +123,11 @@ function showCost(traffic, saved) {
         ]
       : [{ name: "spent", values: spent, colour: "var(--accent)" }],
     format: usd,
-    label: `Money in this period, running sum: ${usd(spent.at(-1))} spent`,
+    label: `Money in this period, running sum: ${usd(spent.at(-1))} spent${isCompared ? `; expected ${usd(routed.at(-1))} routed, ${usd(always.at(-1))} always ${saved?.best_model ?? "the best"}` : ""}`,
   });
   setLegend("cost", [
-    { name: isCompared ? "routed, running sum" : "spent, running sum", colour: "var(--accent)" },
-    ...(isCompared ? [{ name: `always ${saved?.best_model ?? "the best"} (dashed)`, colour: "var(--s7)" }] : []),
+    { name: isCompared ? "routed, expected, running sum" : "spent, running sum", colour: "var(--accent)" },
+    ...(isCompared ? [{ name: `always ${saved?.best_model ?? "the best"}, expected (dashed)`, colour: "var(--s7)" }] : []),
   ]);
 }
 

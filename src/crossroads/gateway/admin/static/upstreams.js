@@ -1,6 +1,6 @@
 // Health of every model: breaker, failures, latency, calls in flight, the last error.
 
-import { optional, poll } from "./api.js";
+import { get, optional, poll } from "./api.js";
 import { blank, byId, h, meter, put, show, state, table } from "./dom.js";
 import { ago, count, percent, seconds, span } from "./format.js";
 
@@ -8,7 +8,8 @@ const TONES = { closed: "good", "half-open": "warn", half_open: "warn", open: "b
 const WORDS = { closed: "serving", "half-open": "probing", half_open: "probing", open: "resting" };
 
 async function refresh() {
-  const models = Object.entries((await optional("/api/upstreams", "upstreams")) ?? {});
+  const [found, status] = await Promise.all([optional("/api/upstreams", "upstreams"), get("/api/status")]);
+  const models = Object.entries(found ?? {});
   show(byId("empty"), !models.length);
   show(byId("filled"), models.length > 0);
   show(byId("figures"), models.length > 0);
@@ -23,9 +24,10 @@ async function refresh() {
     figure("Serving", `${models.length - open.length}`, `of ${models.length} models`),
     figure("Resting or probing", `${open.length}`, open.map(([name]) => name).join(", ") || "none"),
     figure("In flight", count(models.reduce((sum, [, m]) => sum + (m.in_flight ?? 0), 0)), "calls at upstreams"),
-    figure("Failures", count(failing), "since the start"),
+    figure("Failures", count(failing), (status.workers ?? 1) > 1 ? `since the start, this worker (one of ${status.workers})` : "since the start"),
   );
-  put(byId("list"), list(models));
+  const workers = status.workers ?? 1;
+  put(byId("list"), list(models), workers > 1 && h("p", { class: "hint legend-line" }, `State and calls in flight are of all ${workers} workers, the worst state of each model; the rest is of this worker, one of ${workers}.`));
 }
 
 const figure = (name, value, note) => h("div", {}, h("dt", {}, name), h("dd", {}, value), h("p", {}, note));
@@ -50,6 +52,7 @@ function list(models) {
 }
 
 function rest(model) {
+  if (model.state_of) return h("span", { class: "sub" }, `in ${model.state_of}`);
   if (model.state === "closed" || model.state_for_s === undefined) return null;
   const until = model.state === "open" && model.opens_for_s ? ` of ${span(model.opens_for_s)}` : "";
   return h("span", { class: "sub" }, `for ${span(model.state_for_s)}${until}`);

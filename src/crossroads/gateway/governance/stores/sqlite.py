@@ -7,6 +7,7 @@ back; leases from before are then over, and buckets go on from the level they ha
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -50,17 +51,19 @@ _CLEAN_EVERY_S = 3_600.0
 class SqliteStore:
     """Implements ``Store``. Transactions are short and run in a thread of their own.
 
-    ``path`` is the file; its folder is made. Raises InputError where that is impossible.
+    ``path`` is the file; it is made when first used, with its folder. Raises InputError where that
+    is impossible.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        folder = next(parent for parent in self._path.absolute().parents if parent.exists())
+        if not folder.is_dir():
+            raise InputError(f"store {self._path}: {folder} is no folder; choose another path")
+        if not os.access(folder, os.W_OK):
             raise InputError(
-                f"store {self._path}: {error.strerror}; choose another path"
-            ) from error
+                f"store {self._path}: {folder} cannot be written to; choose another path"
+            )
         if self._path.is_dir():
             raise InputError(f"store {self._path}: is a folder; give the path of a file in it")
         self._connection: sqlite3.Connection | None = None
@@ -91,12 +94,13 @@ class SqliteStore:
             db.execute("BEGIN IMMEDIATE")
             with db:
                 return work(db)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             # A file that was replaced or a disk that was full is looked at afresh next time.
             self._disconnect()
             raise StoreError(f"{self._path}: {error}") from error
 
     def _connect(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)
         self._connection = db
         until = time.monotonic() + _WAIT_S
