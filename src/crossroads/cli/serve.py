@@ -46,6 +46,9 @@ def command(config: str | None, **options: Any) -> None:
     file is read anew; SIGHUP asks for it. Stop with Ctrl-C or SIGTERM; requests in flight are
     finished.
     """
+    # A decision is too small a product for threads, which would fight the event loop for the cores.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
     from crossroads.gateway.config import read_config
     from crossroads.gateway.workers import Worker
 

@@ -236,13 +236,13 @@ class Runtime:
         before = self.built
         await built.services.start()
         try:
+            built.policies.adopt(before.policies)
             if not built.governor.adopt(before.governor):  # else it counts on
                 await built.governor.start()
-            built.engine.adopt(before.engine)
-            built.policies.adopt(before.policies)
         except BaseException:
             await built.services.close()
             raise
+        built.engine.adopt(before.engine)
         self._equip(built)
         self.built = built
         self.gateway.swap(built.services)

@@ -50,10 +50,11 @@ def test_a_model_that_does_not_exist_is_refused_before_anything_is_served() -> N
 
 def test_the_examples_of_the_page_are_valid_and_show_the_defaults() -> None:
     examples = [yaml.safe_load(block) for block in BLOCK.findall(PAGE.read_text("utf-8"))]
-    assert len(examples) == 2
+    assert len(examples) == 3
     shown = EngineSettings.model_validate(examples[0]["failures"])
     hedge = shown.hedge.model_copy(update={"after_s": None})  # off unless asked for
     assert shown.model_copy(update={"hedge": hedge}) == EngineSettings()
     kept = IdempotencySettings.model_validate(examples[0]["idempotency"])
     assert kept == IdempotencySettings()
-    EngineSettings.model_validate(examples[1]["failures"])
+    assert EngineSettings.model_validate(examples[1]["failures"]) == EngineSettings()
+    EngineSettings.model_validate(examples[2]["failures"])

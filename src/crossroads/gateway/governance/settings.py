@@ -125,7 +125,8 @@ class GovernanceSettings(Section):
     store: str = Field(
         default="memory",
         pattern=r"^(memory|sqlite:.+|rediss?://.+|unix://.+)$",
-        description="memory (one process), sqlite:PATH (one host), redis://host:port",
+        description="memory (one process), sqlite:PATH (one host), redis://host:port; left out: "
+        "memory, with several workers a temporary file that they share until they end",
     )
     on_store_failure: Literal["open", "closed"] = Field(
         default="open", description="serve on with what was left, or answer 503"

@@ -68,9 +68,9 @@ class Journal:
     def take(self) -> Generator[tuple[str, list[Row]], None, None]:
         """Yield the table and rows of each entry; the file is removed when all were taken.
 
-        A caller that stops before the end keeps the file, and so does one that other threads append
-        for meanwhile: taking again goes on with the entry after. Raises InputError where the file cannot be
-        read or removed; nothing is lost by that.
+        A caller that stops before the end keeps the file, and rows appended meanwhile keep it, too:
+        taking again goes on with the entry that was not done. Raises InputError where the file
+        cannot be read or removed; nothing is lost by that.
         """
         with self._lock:
             if self._held is None:

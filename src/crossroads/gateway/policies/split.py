@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -101,7 +101,9 @@ class SplitNode:
             reason=reason,
             probabilities=probabilities,
             labels=self._labels(index),
-            decision=None if learned is None else _of_other(learned, inner, reason),
+            decision=None
+            if learned is None
+            else _of_other(learned, inner.model, reason, probabilities),
             costs=None if learned is None else learned.costs,
         )
 
@@ -164,19 +166,21 @@ class SplitNode:
         return None
 
 
-def _of_other(learned: Choice, drawn: Choice, reason: str) -> Decision:
+def _of_other(
+    learned: Choice, model: str, reason: str, probabilities: Mapping[str, float]
+) -> Decision:
     """Return the estimates of a side that was not drawn, as those of the model that answers.
 
     Without them the ledger would know the estimates of some models' calls only, and what is
-    estimated from such calls is wrong.
+    estimated from such calls is wrong. A model that the router does not know has quality 0.
     """
-    decision, model = learned.decision, drawn.model
+    decision = learned.decision
     assert decision is not None
     return replace(
         decision,
         chosen=(model,),
         reason=reason,
-        propensity=drawn.propensity,
+        propensity=probabilities[model],
         predicted_quality=min(max(decision.scores.get(model, 0.0), 0.0), 1.0),
         predicted_cost_usd=learned.costs.get(model),
         confidence=0.0,
