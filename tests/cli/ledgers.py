@@ -46,6 +46,7 @@ def write_ledger(path: Path, *, num_prompts: int = 100) -> str:
             probabilities=PROBABILITIES,
             scores=QUALITY,
             costs=COSTS,
+            predicted_cost_usd=COSTS[model],
             cost_usd=COSTS[model],
             total_ms=100.0,
             prompt=f"question {n % num_prompts}",

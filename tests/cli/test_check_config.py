@@ -90,6 +90,18 @@ def test_every_mistake_is_a_line_with_its_place(
     ]
 
 
+@pytest.mark.parametrize(
+    "fields", [{"router": "nowhere"}, {"governance": {"prices_file": "nowhere.yaml"}}]
+)
+def test_the_folder_that_paths_start_at_is_told_where_one_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fields: dict[str, Any]
+) -> None:
+    code, out, _ = run(capsys, write(tmp_path, **fields))
+    assert code == 1
+    assert out.endswith(f"relative paths start at the working folder, {Path.cwd()}\n")
+    assert "relative paths" not in run(capsys, write(tmp_path, port=-1))[1]
+
+
 def warnings_of(capsys: pytest.CaptureFixture[str], path: str) -> dict[str, str]:
     code, out, _ = run(capsys, path, "--json")
     body = json.loads(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,3 +54,5 @@ def _print(path: str, findings: list[Finding], is_ok: bool) -> None:
         click.echo(f"{finding.level}: {place}{finding.message}")
     if is_ok:
         click.echo(f"{path} is fit to serve")
+    elif any("no such" in finding.message.lower() for finding in findings):
+        click.echo(f"relative paths start at the working folder, {Path.cwd()}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from crossroads.core.errors import InputError, UsageError
+from crossroads.core.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,10 +100,7 @@ def _policies(path: Path) -> CompiledPolicies:
     else:
         cards = {card.name: card for router in routers.values() for card in router.pool}
         pool = Pool(name="routers", models=tuple(cards.values()))
-    try:
-        return compile_policies(settings, pool, routers=routers, ask_model=ask)
-    except UsageError as error:
-        raise InputError(f"config {path}: {error}") from error  # the file names what is not there
+    return compile_policies(settings, pool, routers=routers, ask_model=ask)
 
 
 def _show(found: Replay) -> None:

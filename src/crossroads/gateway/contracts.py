@@ -262,7 +262,7 @@ class Grant(Protocol):
         ...
 
     def release(self) -> None:
-        """Give everything back: nothing was produced."""
+        """Give back tokens, money and the place: nothing was produced. It stays a request."""
         ...
 
 

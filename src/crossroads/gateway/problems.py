@@ -35,9 +35,14 @@ _LENGTHS = {
     **{"string_too_short": ("min_length", "at least", "characters")},
     **{"string_too_long": ("max_length", "at most", "characters")},
 }
-_NAMES = {
-    **{str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list"},
-    **{dict: "fields and values", NoneType: "nothing"},
+_NAMES: dict[type, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "fields and values",
+    NoneType: "nothing",
 }
 
 

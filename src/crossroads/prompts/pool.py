@@ -203,4 +203,7 @@ def describe(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"]) or "top level"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     problem = " ".join(first["msg"].split())
-    return f"{place}: {problem}, got {first['input']!r:.80}{more}"
+    value = first["input"]
+    is_secret = "api_key" in first["loc"] or isinstance(value, dict | list)  # a card may hold a key
+    shown = "" if is_secret else f", got {value!r:.80}"
+    return f"{place}: {problem}{shown}{more}"

@@ -284,6 +284,18 @@ def test_what_a_judging_model_did_not_tell_is_estimated(told: Any) -> None:
     assert tally.attempts[1].usage == Usage(21 + 3, 1, True)
 
 
+@pytest.mark.parametrize("is_estimated", [False, True])
+def test_what_a_check_estimated_is_marked(is_estimated: bool) -> None:
+    class Asking(Judge):
+        async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
+            verdict = {"accepted": True, "reason": "", "judge": "third"}
+            told = {"prompt_tokens": 40, "completion_tokens": 1}
+            return {**verdict, "usage": told, "usage_estimated": is_estimated}
+
+    tally, _, _ = run(an_engine(Scripted("cheap", Step(answer=CHEAP))), choice(Asking()), a_call())
+    assert tally.attempts[1].usage == Usage(40, 1, is_estimated)
+
+
 @STREAMS
 @pytest.mark.parametrize("given", [KeyError("logprobs"), TimeoutError(), 5, None])
 def test_a_check_with_a_defect_refuses_and_costs_no_answer(

@@ -28,6 +28,7 @@ def record(decision_id: str | None = None, **changes: Any) -> Record:
         "attempts": [("small", 200, "", 0.25)],
         "scores": {"small": 0.5, "large": 0.8},
         "costs": {"small": 0.001, "large": 0.01},
+        "predicted_cost_usd": 0.001,
         "input_tokens": 12,
         "output_tokens": 34,
         "cost_usd": 0.001,

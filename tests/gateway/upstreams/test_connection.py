@@ -19,6 +19,7 @@ from tests.gateway.upstreams.conftest import Run
 from tests.gateway.upstreams.servers import (
     SHORT,
     Received,
+    eventually,
     pool_to,
     raw_server,
     read_all,
@@ -223,7 +224,7 @@ def test_an_answer_nobody_asked_for_never_answers_the_next_request(run: Run) -> 
                 for _ in range(3):
                     _, body = await pool.fetch(request_to(server))
                     assert body == b"mine"
-                    await asyncio.sleep(0.04)
+                    await eventually(lambda: pool.num_idle == 0)
                 assert server.num_connections == 3
 
     run(ask_often())

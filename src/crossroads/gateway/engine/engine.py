@@ -387,6 +387,8 @@ def _bill_judge(call: Call, tally: Tally, answered: Answered) -> None:
     usage = chat_usage(verdict.get("usage"))
     if usage is None:  # it read the question and the answer, and said a word
         usage = Usage(call.input_tokens + tokens_of(len(answered.text)), 1, True)
+    elif verdict.get("usage_estimated"):
+        usage = Usage(usage.input_tokens, usage.output_tokens, True)
     tally.attempts.append(Attempt(judge, 200, JUDGED, usage=usage))
 
 

@@ -43,11 +43,10 @@ def summarise_calls(
     ``latency_ms`` has percentiles of total, upstream, route and first token over the latest
     100,000 calls.
 
-    ``saved_usd`` compares with always asking ``best_model``, by the costs expected of it when each
-    call was decided (``best_model_cost_usd``). Without one given it is the model with the highest
+    ``saved_usd`` compares with always asking ``best_model``, by the costs expected when each call
+    was decided: of it (``best_model_cost_usd``) and of the model chosen (``compared_cost_usd``). Without one given it is the model with the highest
     mean estimate over the latest 10,000 scored decisions. Only the ``compared_calls`` whose
-    decision knew such a cost are counted, at their ``compared_cost_usd``; all are None where
-    nothing was scored.
+    decision knew both costs are counted; all are None where nothing was scored.
     """
     where, values = ("1 = 1", []) if since is None else ("time >= ?", [since])
     groups = {"by_model": "model", "by_policy": "policy", "by_key": "key_id"}
@@ -114,9 +113,9 @@ def _saved(
     expected = store.number_at("costs")
     calls, always, spent = store.fetch(
         "SELECT COUNT(always), COALESCE(SUM(always), 0), "
-        "COALESCE(SUM(CASE WHEN always IS NULL THEN 0 ELSE cost_usd END), 0) FROM "
-        f"(SELECT {expected} AS always, cost_usd FROM {CALLS} WHERE {where} AND costs IS NOT NULL)"
-        " AS decided",
+        "COALESCE(SUM(CASE WHEN always IS NULL THEN 0 ELSE chosen_usd END), 0) FROM "
+        f"(SELECT {expected} AS always, predicted_cost_usd AS chosen_usd FROM {CALLS} "
+        f"WHERE {where} AND costs IS NOT NULL AND predicted_cost_usd IS NOT NULL) AS decided",
         (best, *values),
     )[0]
     found = (best, int(calls), float(always), float(spent), float(always) - float(spent))

@@ -3,7 +3,8 @@
 Each new prompt gets a score of nearness, and each window of prompts is compared with a reference
 by the two-sample Kolmogorov-Smirnov test. Windows do not overlap, so without drift each of them
 alarms with the stated probability, at most: with 0.001 and windows of 200, once in 200,000 prompts.
-"Without drift" means: prompts drawn like the reference.
+"Without drift" means: prompts drawn like the reference. The probability is over references too: all
+windows are compared with one, so where chance made it odd they alarm more often, and else less.
 
 Where the score comes from, the first that there is:
 

@@ -32,7 +32,7 @@ function list(keys) {
     { title: "Team", cell: (key) => key.team || "-" },
     { title: "Models", cell: (key) => (key.models ? plain(key.models) : "all"), wide: true },
     { title: "Data may go to", cell: (key) => (key.residency?.length ? key.residency.join(", ") : "anywhere") },
-    { title: "Limits", cell: (key) => key.limits.join(", ") || "none" },
+    { title: "Limits", cell: (key) => key.limits.join(", ") || "none", wide: true },
     { title: "Expires", cell: (key) => (unix(key.expires) ? moment(unix(key.expires)) : "never") },
   ];
   if (canRevoke) columns.push({ title: "", cell: (key) => (key.source === "config" ? tag("in the configuration") : revoke(key.name)), num: true });
