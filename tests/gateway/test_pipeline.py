@@ -176,13 +176,15 @@ def test_of_the_clients_headers_traces_and_idempotency_keys_go_upstream(
     passed_on = {
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "tracestate": "vendor=1,other=2",
-        "Idempotency-Key": "retry-7",
     }
     kept = {"Authorization": "Bearer mine", "x-api-key": "mine", "cookie": "a=mine", "x-more": "1"}
+    kept["Idempotency-Key"] = "retry-7"
     post(url, {"model": "ok", "messages": HELLO, "stream": stream}, **passed_on, **kept)
     received = {name.lower(): value for name, value in upstream.requests[-1][0].items()}
     assert {name: received.get(name.lower()) for name in passed_on} == passed_on
     assert received["authorization"] == "Bearer upstream-key"
+    # one for each client, model and request: an upstream's account has all our clients
+    assert len(received["idempotency-key"]) == 32
     assert not {"x-api-key", "cookie", "x-more"} & set(received)
     assert "mine" not in str(received)
 
