@@ -99,8 +99,8 @@ def _keys(built: Built) -> list[Finding]:
 
 def _advice(built: Built) -> list[Finding]:
     """Find what works, and still is hardly meant."""
-    found = []
     config = built.config
+    found = [Finding("warning", "policies", text) for text in built.policies.warnings]
     unpriced = [card.name for card in built.pool if card.name not in built.prices.models]
     unpriced += [
         card.name

@@ -272,7 +272,7 @@ class Runtime:
             given = orjson.loads(body)
         except orjson.JSONDecodeError:
             given = None
-        feedback = parse_feedback(given, key_id=client.key_id)
+        feedback = parse_feedback(given, key_id=client.key_id, models=self.built.pool.names)
         owner = await self.read(owner_of, self.ledger, self.reader, feedback.decision_id)
         if owner is None or owner != client.key_id:
             raise unknown_decision(feedback.decision_id)
