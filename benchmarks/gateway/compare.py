@@ -2,7 +2,7 @@
 
 One run measures all of them against the same stub upstream on this machine: the servers take turns
 round by round, each pinned to one core, the stub and the load to the other. CPU is that of the
-server's processes, user and system. A stream's events come one by one, a millisecond apart. Writes
+server's processes, user and system. A stream's events come in one write, or ``--gap`` seconds apart. Writes
 ``benchmarks/results/gateway-speed.json`` and a plot beside it.
 
 python benchmarks/gateway/compare.py [--litellm PROGRAM] [--quick] [--out FILE]
@@ -192,13 +192,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--litellm", default=shutil.which("litellm"), help="its program")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gap", type=float, default=0.0, help="seconds between a stream's events")
     parser.add_argument("--quick", action="store_true", help="a quarter of the load")
     parser.add_argument("--out", type=Path, default=RESULTS / "gateway-speed.json")
     given = parser.parse_args()
     began = time.time()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with servers.stub(folder, "--gap", "0.001", core=OTHER_CORE) as stub:
+        with servers.stub(folder, "--gap", str(given.gap), core=OTHER_CORE) as stub:
             servers.pin(OTHER_CORE)
             with subjects(folder, stub.port, given.litellm) as found:
                 direct = Subject("stub, direct", stub, MODEL)
@@ -214,6 +215,7 @@ def main() -> None:
     body = {
         "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
         "rounds": given.rounds,
+        "gap_s": given.gap,
         "scenarios": [vars(scenario) for scenario in scenarios(given.quick)],
         "machine": machine(_LIBRARIES),
         "servers": result,

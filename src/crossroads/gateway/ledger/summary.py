@@ -44,9 +44,10 @@ def summarise_calls(
     100,000 calls.
 
     ``saved_usd`` compares with always asking ``best_model``, by the costs expected when each call
-    was decided: of it (``best_model_cost_usd``) and of the model chosen (``compared_cost_usd``). Without one given it is the model with the highest
-    mean estimate over the latest 10,000 scored decisions. Only the ``compared_calls`` whose
-    decision knew both costs are counted; all are None where nothing was scored.
+    was decided: of it (``best_model_cost_usd``) and of the model chosen (``compared_cost_usd``).
+    Without one given it is the model with the highest mean estimate over the latest 10,000 scored
+    decisions. Only the ``compared_calls`` whose decision knew both costs are counted; all are None
+    where nothing was scored.
     """
     where, values = ("1 = 1", []) if since is None else ("time >= ?", [since])
     groups = {"by_model": "model", "by_policy": "policy", "by_key": "key_id"}
