@@ -2,8 +2,8 @@
 
 One run measures all of them against the same stub upstream on this machine: the servers take turns
 round by round, each pinned to one core, the stub and the load to the other. CPU is that of the
-server's processes, user and system. A stream's events come in one write, or ``--gap`` seconds apart. Writes
-``benchmarks/results/gateway-speed.json`` and a plot beside it.
+server's processes, user and system. A stream's events come in one write, or ``--gap`` seconds
+apart. Writes ``benchmarks/results/gateway-speed.json`` and a plot beside it.
 
 python benchmarks/gateway/compare.py [--litellm PROGRAM] [--quick] [--out FILE]
 
