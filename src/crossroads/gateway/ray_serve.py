@@ -15,6 +15,7 @@ Ray is an optional extra and adds milliseconds per hop: it is for models, not fo
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,9 @@ def expert_app(make: Callable[[], Expert], *, replicas: int = 1, cpus: float = 1
     Raises MissingExtraError without Ray Serve.
     """
     try:
-        from ray import serve
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's own, of libraries it has not followed yet
+            from ray import serve
     except ImportError as error:
         raise MissingExtraError("Ray Serve", extra="ray") from error
     deployment = serve.deployment(

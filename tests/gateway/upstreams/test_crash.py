@@ -103,7 +103,9 @@ def test_a_killed_upstream_under_load_never_looks_whole_and_is_used_again_when_i
     async def check(first: subprocess.Popen[str], port: int) -> None:
         upstream, stop = await upstream_at(port), asyncio.Event()
         load = [asyncio.ensure_future(ask(upstream, stop)) for _ in range(8)]
-        await asyncio.sleep(0.15)
+        while len(outcomes) < len(load):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)  # in the middle of the streams after the first
         first.kill()
         await asyncio.sleep(0.1)
         num_before = len(outcomes)
@@ -114,7 +116,7 @@ def test_a_killed_upstream_under_load_never_looks_whole_and_is_used_again_when_i
             await asyncio.gather(*load)
             await upstream.close()
 
-    with stub("--gap", "0.002") as (first, port):
+    with stub("--gap", "0.015") as (first, port):
         asyncio.run(check(first, port))
     whole = [outcome for outcome in outcomes if outcome[1] is None]
     assert whole

@@ -9,6 +9,7 @@ import pytest
 from crossroads.gateway.upstreams.connection import HttpFailure
 from crossroads.gateway.upstreams.dial import Target
 from crossroads.gateway.upstreams.pool import ConnectionPool, Request
+from crossroads.prompts.experts.timeouts import Timeouts
 from tests.gateway.upstreams.conftest import Run
 from tests.gateway.upstreams.servers import (
     Received,
@@ -59,7 +60,11 @@ def test_every_answer_reaches_who_asked(run: Run) -> None:
         async with raw_server(echo) as server, pool_to(server, max_idle=8) as pool:
             for _ in range(4):
                 asked = [
-                    ask(number, pool, request_to(server, body=str(number).encode()))
+                    ask(
+                        number,
+                        pool,
+                        request_to(server, body=str(number).encode(), timeouts=Timeouts()),
+                    )
                     for number in range(64)
                 ]
                 assert all(await asyncio.gather(*asked))
