@@ -105,7 +105,7 @@ def test_redis_killed_under_load_refuses_nobody_and_every_call_is_counted_in_the
     tmp_path: Path,
 ) -> None:
     with redis_server() as redis, Stub("--delay", "0.005") as stub:
-        settings = governance(redis.tcp_url, 100_000.0, on_store_failure="open")
+        settings = governance(redis.url, 100_000.0, on_store_failure="open")
         model = {**card("m", stub.url), **ONE_USD_A_CALL}
         path = write(tmp_path, [model], governance=settings)
         with (
