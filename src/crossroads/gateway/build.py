@@ -38,7 +38,6 @@ class Built:
     governor: KeyGovernor
     prices: PriceBook
     cache: AnswerCache | None
-    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
