@@ -1,0 +1,209 @@
+"""The CPU path of expert banks: sorted rows, one GEMM per expert and projection, one Function.
+
+What makes it fast, each measured (docs/moe/speed.md): rows sorted and padded (see ``rows``), every
+GEMM with ``out=`` into a workspace or straight into the expert's slice of the bank's gradient
+(indexing w[e] under autograd writes a zero bank per expert), and gather, weight and sum of the
+outputs in one ``embedding_bag``. Saved for backward: the input, one block of pre-activations per
+expert and the sorted outputs; hidden rows and gathered inputs are made again.
+
+Shapes: N tokens, K places, S sorted rows, R rows of one expert, E experts, D width, F hidden width,
+G = 2F for swiglu, else F.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossroads.core.dispatch.activations import Kind, activate_back, activate_into
+from crossroads.core.dispatch.rows import (
+    RowPlan,
+    combine,
+    pair_values,
+    place_weights,
+    row_weights,
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bank:
+    """The weights of E experts: first projection, activation, second projection."""
+
+    kind: Kind
+    first_EGD: Tensor
+    first_bias_EG: Tensor | None
+    second_EDF: Tensor
+    second_bias_ED: Tensor | None
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return self.first_EGD, self.first_bias_EG, self.second_EDF, self.second_bias_ED
+
+
+def fused_bank(x_ND: Tensor, w_NK: Tensor, plan: RowPlan, bank: Bank) -> Tensor:
+    """Return y_ND of the planned rows; differentiable in x, w and all weights of the bank."""
+    inputs = (x_ND, w_NK, *bank.tensors)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        y_ND: Tensor = _FusedBank.apply(x_ND, w_NK, *bank.tensors, plan, bank.kind)
+        return y_ND
+    y_SD, _ = _forward(x_ND, plan, bank, keep=False)
+    return combine(y_SD, plan.inverse_NK, place_weights(w_NK, plan, y_SD))
+
+
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    if bias is None:
+        return torch.mm(rows, weight.t(), out=out)
+    return torch.addmm(bias, rows, weight.t(), out=out)
+
+
+def _forward(x_ND: Tensor, plan: RowPlan, bank: Bank, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+    """Return sorted outputs (a zero row last if a place is empty) and the pre-activations kept."""
+    most, width = plan.largest_block, bank.first_EGD.shape[1]
+    y_SD = x_ND.new_empty(plan.n_rows + bool(plan.n_empty), bank.second_EDF.shape[1])
+    if plan.n_empty:
+        y_SD[-1].zero_()
+    x_RD = x_ND.new_empty(most, x_ND.shape[1])
+    h_RF = x_ND.new_empty(most, bank.second_EDF.shape[2])
+    a_RG = None if keep else x_ND.new_empty(most, width)
+    firsts, seconds = _unbound(bank.first_EGD), _unbound(bank.second_EDF)
+    first_biases, second_biases = _unbound(bank.first_bias_EG), _unbound(bank.second_bias_ED)
+    kept: list[Tensor] = []
+    for expert, start, stop in plan.blocks:
+        rows = stop - start
+        x_e = torch.index_select(x_ND, 0, plan.rows_S[start:stop], out=x_RD[:rows])
+        # One block per expert, not one of all rows: small enough for the allocator to reuse.
+        a_e = x_ND.new_empty(rows, width) if a_RG is None else a_RG[:rows]
+        _linear(x_e, firsts[expert], first_biases[expert], a_e)
+        h_e = activate_into(bank.kind, a_e, h_RF[:rows])
+        _linear(h_e, seconds[expert], second_biases[expert], y_SD[start:stop])
+        if keep:
+            kept.append(a_e)
+    return y_SD, kept
+
+
+def _unbound(weights: Tensor | None) -> Any:
+    """Return the experts' weights, or something that answers None for every expert."""
+    return _Nothing() if weights is None else weights.unbind(0)
+
+
+class _Nothing:
+    def __getitem__(self, expert: int) -> None:
+        return None
+
+
+class _FusedBank(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 - what carries gradient is positional
+        ctx: Any,
+        x_ND: Tensor,
+        w_NK: Tensor,
+        first: Tensor,
+        first_bias: Tensor | None,
+        second: Tensor,
+        second_bias: Tensor | None,
+        plan: RowPlan,
+        kind: Kind,
+    ) -> Tensor:
+        bank = Bank(
+            kind=kind,
+            first_EGD=first,
+            first_bias_EG=first_bias,
+            second_EDF=second,
+            second_bias_ED=second_bias,
+        )
+        y_SD, kept = _forward(x_ND, plan, bank, keep=True)
+        ctx.plan, ctx.kind = plan, kind
+        kept_y = y_SD if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(x_ND, w_NK, *bank.tensors, kept_y, *kept)
+        return combine(y_SD, plan.inverse_NK, place_weights(w_NK, plan, y_SD))
+
+    @staticmethod
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, w_NK, first, first_bias, second, second_bias, y_SD, *kept = ctx.saved_tensors
+        bank = Bank(
+            kind=ctx.kind,
+            first_EGD=first,
+            first_bias_EG=first_bias,
+            second_EDF=second,
+            second_bias_ED=second_bias,
+        )
+        grads = _backward(grad_ND, x_ND, w_NK, y_SD, kept, ctx.plan, bank, ctx.needs_input_grad)
+        return (*grads, None, None)
+
+
+def _backward(  # noqa: PLR0917 - what forward saved
+    grad_ND: Tensor,
+    x_ND: Tensor,
+    w_NK: Tensor,
+    y_SD: Tensor | None,
+    kept: list[Tensor],
+    plan: RowPlan,
+    bank: Bank,
+    needs: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """Return the gradients of x, w and the bank's tensors; None where not needed."""
+    work = _Workspace(plan, bank, x_ND)
+    w_S = row_weights(w_NK, plan, grad_ND)
+    grads = [
+        _bank_grad(t, plan) if n else None for t, n in zip(bank.tensors, needs[2:6], strict=True)
+    ]
+    d_first, d_first_bias, d_second, d_second_bias = grads
+    dx_SD = x_ND.new_empty(plan.n_rows + bool(plan.n_empty), x_ND.shape[1]) if needs[0] else None
+    dw_S = grad_ND.new_empty(plan.n_rows, dtype=w_NK.dtype) if needs[1] else None
+    through = needs[0] or needs[2] or needs[3]
+    for (expert, start, stop), a_e in zip(plan.blocks, kept, strict=True):
+        rows, span = stop - start, slice(start, stop)
+        g_e = torch.index_select(grad_ND, 0, plan.rows_S[span], out=work.g_RD[:rows])
+        if dw_S is not None and y_SD is not None:
+            torch.sum(g_e * y_SD[span], 1, dtype=dw_S.dtype, out=dw_S[span])
+        g_e.mul_(w_S[span, None])  # 0 at pads, which end here
+        h_e, da_e = work.h_RF[:rows], work.da_RG[:rows]
+        if through:
+            dh_e = torch.mm(g_e, bank.second_EDF[expert], out=work.dh_RF[:rows])
+            activate_back(bank.kind, a_e, dh_e, h_e, da_e)
+        elif d_second is not None:
+            activate_into(bank.kind, a_e, h_e)
+        if d_second is not None:
+            torch.mm(g_e.t(), h_e, out=d_second[expert])
+        if d_second_bias is not None:
+            torch.sum(g_e, 0, out=d_second_bias[expert])
+        if d_first is not None:
+            x_e = torch.index_select(x_ND, 0, plan.rows_S[span], out=work.x_RD[:rows])
+            torch.mm(da_e.t(), x_e, out=d_first[expert])
+        if d_first_bias is not None:
+            torch.sum(da_e, 0, out=d_first_bias[expert])
+        if dx_SD is not None:
+            torch.mm(da_e, bank.first_EGD[expert], out=dx_SD[span])
+    dx_ND = None
+    if dx_SD is not None:
+        if plan.n_empty:
+            dx_SD[-1].zero_()
+        dx_ND = combine(dx_SD, plan.inverse_NK, None)
+    dw_NK = None if dw_S is None else pair_values(dw_S, plan)
+    return [dx_ND, dw_NK, *grads]
+
+
+class _Workspace:
+    """Buffers of the largest block, reused by every expert."""
+
+    def __init__(self, plan: RowPlan, bank: Bank, x_ND: Tensor) -> None:
+        most = plan.largest_block
+        _, d_out, hidden = bank.second_EDF.shape
+        _, width, d_in = bank.first_EGD.shape
+        self.g_RD = x_ND.new_empty(most, d_out)
+        self.x_RD = x_ND.new_empty(most, d_in)
+        self.h_RF, self.dh_RF = x_ND.new_empty(most, hidden), x_ND.new_empty(most, hidden)
+        self.da_RG = x_ND.new_empty(most, width)
+
+
+def _bank_grad(weights: Tensor | None, plan: RowPlan) -> Tensor | None:
+    """Return an unwritten gradient, zero for experts without rows."""
+    if weights is None:
+        return None
+    grad = torch.empty_like(weights, memory_format=torch.contiguous_format)
+    for expert in set(range(plan.n_experts)) - {expert for expert, _, _ in plan.blocks}:
+        grad[expert].zero_()
+    return grad

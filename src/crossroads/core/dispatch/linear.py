@@ -1,0 +1,71 @@
+"""One linear map per expert over sorted rows: the piece that banks of adapters are built from.
+
+A bank of LoRA adapters over a plan is ``combine_rows(grouped_linear(grouped_linear(gather_rows(x,
+plan), plan, A), plan, B), scale * w, plan)``: gradients for x, w, A and B, nothing of size
+[tokens, experts, width].
+
+Shapes: S sorted rows, E experts, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossroads.core.dispatch.rows import RowPlan
+from crossroads.core.errors import InputError
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_SI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, plan: RowPlan
+    ) -> Tensor:
+        ctx.plan = plan
+        ctx.save_for_backward(x_SI, weight_EOI, bias_EO)
+        y_SO = x_SI.new_empty(len(x_SI), weight_EOI.shape[1])
+        for expert, start, stop in plan.blocks:
+            span = slice(start, stop)
+            if bias_EO is None:
+                torch.mm(x_SI[span], weight_EOI[expert].t(), out=y_SO[span])
+            else:
+                torch.addmm(bias_EO[expert], x_SI[span], weight_EOI[expert].t(), out=y_SO[span])
+        return y_SO
+
+    @staticmethod
+    def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor | None, ...]:
+        x_SI, weight_EOI, bias_EO = ctx.saved_tensors
+        plan: RowPlan = ctx.plan
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dx_SI = torch.empty_like(x_SI) if needs_x else None
+        d_weight = torch.zeros_like(weight_EOI) if needs_weight else None
+        d_bias = torch.zeros_like(bias_EO) if needs_bias else None
+        for expert, start, stop in plan.blocks:
+            span = slice(start, stop)
+            if dx_SI is not None:
+                torch.mm(grad_SO[span], weight_EOI[expert], out=dx_SI[span])
+            if d_weight is not None:
+                torch.mm(grad_SO[span].t(), x_SI[span], out=d_weight[expert])
+            if d_bias is not None:
+                torch.sum(grad_SO[span], 0, out=d_bias[expert])
+        return dx_SI, d_weight, d_bias, None
+
+
+def grouped_linear(
+    x_SI: Tensor, plan: RowPlan, weight_EOI: Tensor, bias_EO: Tensor | None = None
+) -> Tensor:
+    """Return y_SO: each sorted row times its own expert's weight, plus that expert's bias.
+
+    Differentiable in x, weight and bias. Rows that pad a block are computed like the others.
+
+    Raises InputError where the rows or experts are not the plan's.
+    """
+    if len(x_SI) != plan.n_rows or len(weight_EOI) != plan.n_experts:
+        raise InputError(
+            f"x and weight must have the plan's {plan.n_rows} rows and {plan.n_experts} experts, "
+            f"got {len(x_SI)} and {len(weight_EOI)}; gather_rows(x, plan) makes the rows"
+        )
+    y_SO: Tensor = _GroupedLinear.apply(x_SI, weight_EOI, bias_EO, plan)
+    return y_SO

@@ -1,0 +1,86 @@
+"""Normalisers and selections on tensors, shared by layers of experts and banks of adapters.
+
+Everything here is a function of its arguments: stable (ties go to the lower index, so results do
+not depend on the number of threads) and computed in float32 at least.
+
+Axes: N tokens, E experts, K places per token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from crossroads.core.errors import InputError
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return half-precision tensors as float32; float32 and float64 stay what they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def softmax(logits: Tensor, dim: int = -1) -> Tensor:
+    """Return the softmax in float32 at least; a slice that is -inf throughout becomes zeros."""
+    logits = at_least_float32(logits)
+    closed = torch.isneginf(logits).all(dim, keepdim=True)
+    # Masked before and after: the gradient of a softmax over -inf alone is NaN, not zero.
+    probs = torch.softmax(torch.where(closed, torch.zeros_like(logits), logits), dim)
+    return torch.where(closed, torch.zeros_like(probs), probs)
+
+
+def top_k(scores: Tensor, k: int, dim: int = -1) -> Tensor:
+    """Return the indices of the k largest entries along ``dim``, largest first, ties to the lower.
+
+    Raises InputError when ``k`` is not between 1 and the length of ``dim``.
+    """
+    length = scores.shape[dim]
+    if not 1 <= k <= length:
+        raise InputError(f"k: expected between 1 and {length} (the number of choices), got {k}")
+    if k == 1 and dim in (-1, scores.ndim - 1):
+        return first_maximum(scores).unsqueeze(-1)
+    order = torch.argsort(scores, dim=dim, descending=True, stable=True)
+    return order.narrow(dim, 0, k)
+
+
+def first_maximum(scores: Tensor) -> Tensor:
+    """Return the index of the largest entry of the last axis, the lowest one among equals."""
+    is_best = scores == scores.amax(-1, keepdim=True)
+    # argmax of a 0/1 integer tensor promises no order among equals either; a running count does.
+    length = scores.shape[-1]
+    place = torch.arange(length, device=scores.device).expand_as(scores)
+    return torch.where(is_best, place, length - 1).amin(-1)
+
+
+def top_p(probs_NE: Tensor, p: float, k_max: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return experts in descending order and which of them the smallest prefix above p holds.
+
+    ``idx`` is (N, E) int64, ``keep`` (N, E) bool: the first t places, t the smallest count whose
+    cumulative probability is strictly greater than ``p``; all places when no prefix exceeds it or
+    ``p >= 1``. ``k_max`` caps t. Source: Harder Tasks Need More Experts (2024), section 3.
+    """
+    probs_NE = at_least_float32(probs_NE)
+    idx_NE = torch.argsort(probs_NE, dim=-1, descending=True, stable=True)
+    n_experts = probs_NE.shape[-1]
+    place_E = torch.arange(n_experts, device=probs_NE.device)
+    if p >= 1.0:
+        keep_NE = torch.ones_like(idx_NE, dtype=torch.bool)
+    else:
+        before_NE = probs_NE.gather(-1, idx_NE).cumsum(-1).roll(1, -1)
+        before_NE[..., 0] = -1.0  # the first expert is always in
+        keep_NE = before_NE <= p
+    if k_max is not None:
+        keep_NE = keep_NE & (place_E < k_max)
+    return idx_NE, keep_NE
+
+
+def entropy(probs: Tensor) -> Tensor:
+    """Return -sum p log p over the last axis, in nats; 0 log 0 is 0."""
+    return torch.special.entr(at_least_float32(probs)).sum(-1)
+
+
+def squared_cv(values: Tensor) -> Tensor:
+    """Return the squared coefficient of variation (population) over the last axis; 0 for zeros."""
+    values = at_least_float32(values)
+    mean = values.mean(-1)
+    variance = values.var(-1, unbiased=False)
+    return torch.where(mean == 0, torch.zeros_like(mean), variance / mean.square().clamp_min(1e-30))

@@ -1,0 +1,297 @@
+"""Token choice in four steps: score, normalise, select, weigh. Most routers override one of them.
+
+The order of a call is
+
+    score, + logit_bias, allow, noise, normalise, mix, select, force, weigh, capacity
+
+Axes: B sequences, T positions, N = B * T tokens, D width, E experts, K places per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.core import gating
+from crossroads.core.errors import InputError, UsageError
+from crossroads.core.routed import AuxTerm
+from crossroads.moe import losses
+from crossroads.moe.capacity import Capacity, overflow
+from crossroads.moe.contract import (
+    NOBODY,
+    ExpertKind,
+    Router,
+    RouterInput,
+    RouterOutput,
+    RoutingDecision,
+    TokenChoice,
+    Weights,
+)
+
+NoiseScale = Literal["absolute", "per_expert"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """The intermediate tensors of one call, for losses and overrides.
+
+    ``clean_NE`` are logits with ``logit_bias`` and ``allow`` but without noise, ``logits_NE`` what
+    was normalised, ``probs_NE`` the result (after mixing).
+    """
+
+    clean_NE: Tensor
+    logits_NE: Tensor
+    probs_NE: Tensor
+    idx_NK: Tensor
+    mask_N: Tensor
+
+
+class TokenChoiceRouter(Router):
+    """Softmax over a linear score, the k best experts of every token.
+
+    Parameters
+    ----------
+    d : width of the tokens
+    n_experts : E, null experts included
+    k : places per token
+    renorm : divide the chosen weights by their sum; None = the router's default
+    noise_std : standard deviation of Gaussian noise on the logits in training, divided by E when
+        ``noise_scale`` is ``per_expert``
+    balance : coefficient of the Switch balance loss; 0 leaves it out
+    f_norm : what the loss divides its counts by, see ``losses.switch_balance``
+    z_loss : coefficient of the router z-loss
+    capacity : None = dropless; a number is a ``Capacity`` with that factor
+    bias : whether the linear score has one
+    """
+
+    default_renorm: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        d: int,
+        n_experts: int,
+        *,
+        k: int = 1,
+        renorm: bool | None = None,
+        noise_std: float = 0.0,
+        noise_scale: NoiseScale = "absolute",
+        balance: float = 0.01,
+        f_norm: losses.Normalisation = "picks",
+        z_loss: float = 0.0,
+        capacity: Capacity | float | None = None,
+        bias: bool = False,
+        kinds: tuple[ExpertKind, ...] | None = None,
+    ) -> None:
+        super().__init__(n_experts, kinds)
+        if not 1 <= k <= n_experts:
+            raise UsageError(f"k: expected between 1 and {n_experts} (the experts), got {k}")
+        if noise_std < 0:
+            raise UsageError(f"noise_std: expected 0 or more, got {noise_std}")
+        self.d = d
+        self.k = k
+        self.renorm = self.default_renorm if renorm is None else renorm
+        self.noise_std = noise_std
+        self.noise_scale = noise_scale
+        self.balance = balance
+        self.f_norm: losses.Normalisation = f_norm
+        self.z_loss = z_loss
+        self.capacity = Capacity(factor=capacity) if isinstance(capacity, int | float) else capacity
+        self.process_group: Any = None  # set where counts must be summed over ranks
+        self.build_score(bias)
+
+    # ------------------------------------------------------------------ the four choices
+
+    def build_score(self, bias: bool) -> None:
+        """Make the parameters of ``score``."""
+        self.gate = nn.Linear(self.d, self.n_experts, bias=bias)
+        nn.init.normal_(self.gate.weight, std=self.d**-0.5)
+        if bias:
+            nn.init.zeros_(self.gate.bias)
+
+    def score(self, inp: RouterInput) -> Tensor:
+        """Return clean logits (N, E)."""
+        x_ND = gating.at_least_float32(inp.x_ND)
+        bias = None if self.gate.bias is None else self.gate.bias.to(x_ND.dtype)
+        return nn.functional.linear(x_ND, self.gate.weight.to(x_ND.dtype), bias)
+
+    def normalise(self, logits_NE: Tensor, inp: RouterInput) -> Tensor:
+        """Return probabilities (N, E)."""
+        return gating.softmax(logits_NE)
+
+    def mix(self, probs_NE: Tensor, inp: RouterInput) -> Tensor:
+        """Return probabilities mixed over tokens; the default mixes nothing."""
+        return probs_NE
+
+    def select(self, probs_NE: Tensor, logits_NE: Tensor, inp: RouterInput) -> Tensor:
+        """Return experts (N, K) in descending order of the selection score, -1 = empty place."""
+        return gating.top_k(logits_NE, self.k)
+
+    def weigh(self, probs_NE: Tensor, idx_NK: Tensor, inp: RouterInput) -> Tensor:
+        """Return weights (N, K) of chosen experts; those of empty places are overwritten by 0."""
+        w_NK = probs_NE.gather(-1, idx_NK.clamp_min(0))
+        if not self.renorm:
+            return w_NK
+        # w / sum(w), written as a softmax of logs: where one place is left its gradient is exactly
+        # zero, and not rounding noise that Adam would turn into full steps.
+        log_NK = w_NK.clamp_min(torch.finfo(w_NK.dtype).tiny).log()
+        return gating.softmax(log_NK.masked_fill(idx_NK < 0, -torch.inf))
+
+    def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
+        """Return the auxiliary losses of a training pass."""
+        terms: dict[str, AuxTerm] = {}
+        if self.balance:
+            value = losses.switch_balance(
+                scored.probs_NE,
+                scored.idx_NK,
+                scored.mask_N,
+                f_norm=self.f_norm,
+                group=self.process_group,
+            )
+            terms["balance"] = AuxTerm(value, self.balance)
+        if self.z_loss:
+            terms["z"] = AuxTerm(losses.z_loss(scored.clean_NE, scored.mask_N), self.z_loss)
+        return terms
+
+    # ------------------------------------------------------------------ the order of a call
+
+    def decide(self, inp: RouterInput) -> RouterOutput:
+        clean_NE = opened(self.score(inp), inp)
+        logits_NE = self.noisy(clean_NE, inp)
+        probs_NE = self.mix(self.normalise(logits_NE, inp), inp)
+        idx_NK = self.select(probs_NE, logits_NE, inp)
+        idx_NK = closed(forced(idx_NK, inp), logits_NE, inp)
+        scored = Scored(
+            clean_NE=clean_NE,
+            logits_NE=logits_NE,
+            probs_NE=probs_NE,
+            idx_NK=idx_NK,
+            mask_N=inp.mask_N,
+        )
+        w_NK = self.weigh(probs_NE, idx_NK, inp)
+        w_NK = torch.where(idx_NK >= 0, w_NK, torch.zeros_like(w_NK))
+        decision = RoutingDecision(
+            choice=TokenChoice(idx_NK=idx_NK, w_NK=w_NK, dropped_NK=self.drops(idx_NK, w_NK, inp)),
+            n_experts=self.n_experts,
+            shape=(inp.x_BTD.shape[0], inp.x_BTD.shape[1]),
+            mask_N=inp.mask_N,
+            logits_NE=clean_NE,
+            probs_NE=probs_NE,
+            weights=self.weights_label(),
+            stats={"count_E": losses.pick_counts(idx_NK.detach(), self.n_experts)},
+            extra=self.extra(scored, inp),
+        )
+        aux = self.losses(scored, inp) if inp.training else {}
+        return RouterOutput(decision=decision, aux=aux, carry=inp.carry or {})
+
+    def noisy(self, clean_NE: Tensor, inp: RouterInput) -> Tensor:
+        """Return logits with the noise of a training pass."""
+        if not inp.training or not self.noise_std:
+            return clean_NE
+        return clean_NE + self.sigma * inp.noise(tuple(clean_NE.shape), clean_NE)
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise in training."""
+        return self.noise_std / (self.n_experts if self.noise_scale == "per_expert" else 1)
+
+    def extra(self, scored: Scored, inp: RouterInput) -> dict[str, Any]:
+        """Return router-private tensors worth keeping with the decision."""
+        return {}
+
+    def weights_label(self) -> Weights:
+        """Say what the weights promise, for traces."""
+        return "normalised" if self.renorm else "unnormalised"
+
+    def drops(self, idx_NK: Tensor, w_NK: Tensor, inp: RouterInput) -> Tensor | None:
+        """Return the places lost to capacity, or None where nothing can be lost."""
+        if self.capacity is None:
+            return None
+        batch, length = inp.mask_BT.shape
+        shape = (1, batch * length) if self.capacity.group == "batch" else (batch, length)
+        by_gate = self.capacity.priority == "gate"
+        nulls = torch.tensor([kind == "null" for kind in self.kinds], device=idx_NK.device)
+        dropped = overflow(
+            idx_NK.reshape(*shape, -1),
+            inp.mask_BT.reshape(shape),
+            self.n_experts,
+            self.capacity,
+            training=inp.training,
+            priority_GS=self.priority(w_NK, inp).detach().reshape(shape) if by_gate else None,
+            unlimited_E=nulls,
+        )
+        return dropped.reshape(idx_NK.shape)
+
+    def priority(self, w_NK: Tensor, inp: RouterInput) -> Tensor:
+        """Return who queues first under ``priority="gate"``, larger = earlier, shape (N,)."""
+        return w_NK[:, 0]
+
+    @property
+    def nominal_active(self) -> float:
+        """Experts a token is expected to run, for sizing experts at equal compute."""
+        return float(self.k)
+
+
+def opened(logits_NE: Tensor, inp: RouterInput) -> Tensor:
+    """Return logits with ``logit_bias`` added and the experts that ``allow`` forbids at -inf.
+
+    Raises InputError for logits that are not finite and for shapes that do not fit.
+    """
+    if not bool(torch.isfinite(logits_NE.detach()[inp.mask_N]).all()):
+        raise InputError(
+            f"router of layer {inp.layer}: logits hold NaN or infinity; check the learning rate, "
+            "the norm before the layer and the input for NaN"
+        )
+    if inp.logit_bias is not None:
+        logits_NE = logits_NE + per_token(inp.logit_bias, logits_NE, inp, "logit_bias")
+    if inp.allow is not None:
+        allowed_NE = per_token(inp.allow, logits_NE, inp, "allow")
+        if allowed_NE.dtype != torch.bool:
+            raise InputError(f"allow: expected bool, got {allowed_NE.dtype}")
+        logits_NE = logits_NE.masked_fill(~allowed_NE, -torch.inf)
+    return logits_NE
+
+
+def per_token(given: Tensor, logits_NE: Tensor, inp: RouterInput, name: str) -> Tensor:
+    """Return (E,), (B, E) or (B, T, E) as (N, E). Raises InputError for any other shape."""
+    batch, length = inp.mask_BT.shape
+    n_experts = logits_NE.shape[-1]
+    shapes = {1: (n_experts,), 2: (batch, n_experts), 3: (batch, length, n_experts)}
+    if tuple(given.shape) != shapes.get(given.ndim):
+        raise InputError(
+            f"{name}: expected shape {shapes[1]}, {shapes[2]} or {shapes[3]}, "
+            f"got {tuple(given.shape)}"
+        )
+    if given.ndim == 2:
+        given = given.unsqueeze(1)
+    return given.expand(batch, length, n_experts).reshape(-1, n_experts)
+
+
+def forced(idx_NK: Tensor, inp: RouterInput) -> Tensor:
+    """Return the choice with the expert of ``force`` in the last place where it was not chosen."""
+    if inp.force_BT is None or not inp.training:
+        return idx_NK
+    if inp.force_BT.shape != inp.mask_BT.shape:
+        raise InputError(
+            f"force: expected shape {tuple(inp.mask_BT.shape)}, got {tuple(inp.force_BT.shape)}"
+        )
+    wanted_N1 = inp.force_BT.reshape(-1, 1)
+    absent_N = (wanted_N1 >= 0).squeeze(1) & ~(idx_NK == wanted_N1).any(-1)
+    last_N = (idx_NK >= 0).sum(-1).clamp_min(1) - 1
+    is_last_NK = torch.arange(idx_NK.shape[1], device=idx_NK.device) == last_N.unsqueeze(1)
+    return torch.where(is_last_NK & absent_N.unsqueeze(1), wanted_N1, idx_NK)
+
+
+def closed(idx_NK: Tensor, logits_NE: Tensor, inp: RouterInput) -> Tensor:
+    """Return the choice with padding and forbidden experts taken out (-1)."""
+    keep_NK = inp.mask_N.unsqueeze(1) & (idx_NK >= 0)
+    if inp.allow is not None:
+        keep_NK = keep_NK & ~torch.isneginf(logits_NE.gather(-1, idx_NK.clamp_min(0)))
+    return torch.where(keep_NK, idx_NK, NOBODY)
+
+
+def grouped(values_N: Tensor, inp: RouterInput) -> Tensor:
+    """Return rows of tokens as rows of groups, one group a sequence: (N, ...) to (B, T, ...)."""
+    return values_N.reshape(*inp.mask_BT.shape, *values_N.shape[1:])

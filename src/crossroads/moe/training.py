@@ -1,0 +1,408 @@
+"""A small trainer: paired seeds, exact resumption, metrics as JSON lines.
+
+A ``Bed`` is what is trained on what: it builds a model for a ``MoESpec``, draws batches as a
+function of (seed, step), and judges. The trainer sums losses over micro-batches, commits router
+state once per optimiser step, and keeps the last good checkpoint when a loss stops being finite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from crossroads.core.errors import CrossroadsError, InputError, UsageError
+from crossroads.core.files import replacing, write_atomically
+from crossroads.core.progress import progress_bar
+from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
+from crossroads.moe.building import MoESpec
+
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.jsonl"
+CONFIG = "config.yaml"
+
+
+class DivergedError(CrossroadsError):
+    """A loss or a gradient stopped being finite; the message names step, layer and router."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes
+    ----------
+    steps : optimiser steps
+    batch_size : sequences (images, recordings) per micro-batch
+    micro_batches : batches whose gradients are added up before a step
+    lr, betas, weight_decay, clip : of AdamW; ``clip`` is the largest norm of the gradient
+    warmup : steps of linear warm-up; then ``schedule``: cosine to zero, or constant
+    seed : of initialisation, data order and routers
+    log_every, eval_every, checkpoint_every : in steps; None = only at the end
+    dtype : ``float32``, or ``bfloat16`` for automatic mixed precision
+    ema : decay of averaged weights used for judging; None = the weights themselves
+    """
+
+    steps: int = 200
+    batch_size: int = 64
+    micro_batches: int = 1
+    lr: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    warmup: int = 20
+    schedule: Literal["cosine", "constant"] = "cosine"
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int | None = None
+    checkpoint_every: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batches", "log_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("eval_every", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name}: expected at least 1 or nothing, got {value}")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UsageError(f"lr: expected a positive number, got {self.lr}")
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step (0-based)."""
+        warm = min((step + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        if self.schedule == "constant":
+            return self.lr * warm
+        past = max(step - self.warmup, 0) / max(self.steps - self.warmup, 1)
+        return self.lr * warm * 0.5 * (1 + math.cos(math.pi * min(past, 1.0)))
+
+
+class Bed(Protocol):
+    """A test bed: data, backbone and judgement of one task. Must be picklable."""
+
+    name: str
+
+    def build(self, spec: MoESpec) -> nn.Module:
+        """Return a new model; the global torch seed has been set."""
+        ...
+
+    def batch(self, config: TrainConfig, step: int, micro_batch: int) -> Any:
+        """Return the batch of a step, the same for the same arguments."""
+        ...
+
+    def loss(
+        self, model: nn.Module, batch: Any, context: RouteContext
+    ) -> tuple[Tensor, ModelOutput]:
+        """Return the task's loss (a mean) and the model's answer."""
+        ...
+
+    def evaluate(self, model: nn.Module, config: TrainConfig) -> dict[str, float]:
+        """Return figures on held-out data; the model is in evaluation mode."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What training gave.
+
+    Attributes
+    ----------
+    model : in evaluation mode, with averaged weights where ``ema`` was asked for
+    history : one mapping per logged step: ``step``, ``loss``, ``aux``, per-layer loads ...
+    figures : of the last evaluation
+    seconds : wall time, of all runs that a resumed job took together
+    """
+
+    model: nn.Module
+    history: tuple[Mapping[str, Any], ...]
+    figures: Mapping[str, float]
+    seconds: float
+    steps: int = field(default=0)
+
+
+def train(
+    bed: Bed,
+    spec: MoESpec,
+    config: TrainConfig,
+    *,
+    out: Path | str | None = None,
+    progress: bool | None = None,
+) -> Trained:
+    """Train a model and return it with its figures.
+
+    With ``out``, metrics, configuration and checkpoints go there, and a job that was stopped
+    continues from the last checkpoint: the same numbers as without the stop. Raises InputError
+    where the folder belongs to another configuration, DivergedError when a loss is not finite.
+    """
+    run = _Run(bed, spec, config, Path(out) if out is not None else None)
+    with progress_bar(f"train {bed.name} {spec.router}", show=progress) as report:
+        for step in run.steps():
+            run.advance(step)
+            report(step + 1, config.steps)
+    return run.finish()
+
+
+class _Run:
+    """One job: the model, its optimiser, and where it stands."""
+
+    def __init__(self, bed: Bed, spec: MoESpec, config: TrainConfig, out: Path | None) -> None:
+        self.bed, self.spec, self.config, self.out = bed, spec, config, out
+        torch.manual_seed(config.seed)
+        self.model = bed.build(spec)
+        self.average = _average(self.model, config.ema)
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+        self.history: list[dict[str, Any]] = []
+        self.figures: dict[str, float] = {}
+        self.done = 0
+        self.earlier_seconds = 0.0
+        self.started = time.perf_counter()
+        if out is not None:
+            self._claim(out)
+            self._resume(out / CHECKPOINT)
+
+    def steps(self) -> Iterator[int]:
+        return iter(range(self.done, self.config.steps))
+
+    def advance(self, step: int) -> None:
+        """Do one optimiser step, and what is due after it."""
+        config = self.config
+        self.model.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.rate(step)
+        self.optimiser.zero_grad(set_to_none=True)
+        commits = _Commits(self.model)
+        loss_sum = aux_sum = 0.0
+        output: ModelOutput | None = None
+        for micro_batch in range(config.micro_batches):
+            context = RouteContext(
+                training=True,
+                step=step,
+                progress=step / config.steps,
+                seed=config.seed,
+                micro_batch=micro_batch,
+            )
+            loss, output = self._loss(step, micro_batch, context)
+            aux = output.aux_loss()
+            total = (loss + aux) / config.micro_batches
+            self._check(total, output, step)
+            total.backward()
+            commits.add(output)
+            loss_sum += float(loss.detach()) / config.micro_batches
+            aux_sum += float(torch.as_tensor(aux).detach()) / config.micro_batches
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if not bool(torch.isfinite(norm)):
+            raise self._diverged(step, f"the gradient's norm is {float(norm)}")
+        self.optimiser.step()
+        commits.apply()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.done = step + 1
+        assert output is not None
+        self._after(step, output, loss=loss_sum, aux=aux_sum, norm=float(norm))
+
+    def finish(self) -> Trained:
+        if not self.figures or self.config.eval_every is None:
+            self.figures = self._evaluate()
+        model = self.average.module if self.average is not None else self.model
+        return Trained(
+            model=model.eval(),
+            history=tuple(self.history),
+            figures=self.figures,
+            seconds=self._seconds(),
+            steps=self.done,
+        )
+
+    # ------------------------------------------------------------------ one step
+
+    def _loss(
+        self, step: int, micro_batch: int, context: RouteContext
+    ) -> tuple[Tensor, ModelOutput]:
+        batch = self.bed.batch(self.config, step, micro_batch)
+        try:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+                return self.bed.loss(self.model, batch, context)
+        except InputError as error:
+            if "NaN" in str(error):  # a router met what its layer could not have made
+                raise self._diverged(step, str(error)) from error
+            raise
+
+    def _check(self, total: Tensor, output: ModelOutput, step: int) -> None:
+        if bool(torch.isfinite(total.detach())):
+            return
+        for record in output.records:
+            for name, term in record.aux.items():
+                if not bool(torch.isfinite(term.value.detach())):
+                    where = f"auxiliary loss {name!r} of layer {record.layer}"
+                    raise self._diverged(step, f"{where} is {float(term.value.detach())}")
+        raise self._diverged(step, f"the loss is {float(total.detach())}")
+
+    def _diverged(self, step: int, what: str) -> DivergedError:
+        kept = "no checkpoint was written"
+        if self.out is not None and (self.out / CHECKPOINT).exists():
+            kept = f"the last good checkpoint is {self.out / CHECKPOINT}"
+        return DivergedError(
+            f"training {self.bed.name} with router {self.spec.router!r} diverged at step {step}: "
+            f"{what}; {kept}; lower lr, or add z_loss"
+        )
+
+    def _after(
+        self, step: int, output: ModelOutput, *, loss: float, aux: float, norm: float
+    ) -> None:
+        config = self.config
+        last = step + 1 == config.steps
+
+        def due(every: int | None) -> bool:
+            return every is not None and ((step + 1) % every == 0 or last)
+
+        row: dict[str, Any] = {}
+        if due(config.log_every) or step == 0:
+            row = {"step": step + 1, "loss": loss, "aux": aux, "norm": norm}
+            row |= {f"aux/{name}": value for name, value in output.aux_values().items()}
+            row |= _loads(output)
+        if due(config.eval_every):
+            self.figures = self._evaluate()
+            row |= {"step": step + 1, **{f"eval/{k}": v for k, v in self.figures.items()}}
+        if row:
+            self.history.append(row)
+            if self.out is not None:
+                with (self.out / METRICS).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+        if self.out is not None and (due(config.checkpoint_every) or last):
+            self._keep(self.out / CHECKPOINT)
+
+    def _evaluate(self) -> dict[str, float]:
+        model = self.average.module if self.average is not None else self.model
+        model.eval()
+        with torch.no_grad():
+            return self.bed.evaluate(model, self.config)
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+    # ------------------------------------------------------------------ stopping and resuming
+
+    def _claim(self, out: Path) -> None:
+        """Write the configuration, or refuse a folder of another one."""
+        mine = yaml.safe_dump(self._identity(), sort_keys=True)
+        path = out / CONFIG
+        if not path.exists():
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, mine)
+        elif path.read_text("utf-8") != mine:
+            raise InputError(
+                f"{path}: the folder holds a run of another configuration; choose another --out, "
+                "or remove it"
+            )
+
+    def _identity(self) -> dict[str, Any]:
+        plain = {"bed": self.bed.name, "model": _plain(self.spec), "training": _plain(self.config)}
+        loaded: dict[str, Any] = json.loads(json.dumps(plain, default=str))
+        return loaded
+
+    def _keep(self, path: Path) -> None:
+        state = {
+            "step": self.done,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "figures": self.figures,
+            "seconds": self._seconds(),
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def _resume(self, path: Path) -> None:
+        if not path.exists():
+            (path.parent / METRICS).unlink(missing_ok=True)
+            return
+        try:
+            state = torch.load(path, weights_only=True)
+        except Exception as error:  # a damaged file fails in as many ways as it has bytes
+            raise InputError(
+                f"{path}: not a readable checkpoint ({type(error).__name__}); "
+                "remove it to start anew"
+            ) from error
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.done, self.figures = state["step"], state["figures"]
+        self.earlier_seconds = state["seconds"]
+        self._rewind(path.parent / METRICS)
+
+    def _rewind(self, path: Path) -> None:
+        """Read the metrics back and drop what was logged after the checkpoint."""
+        rows: list[dict[str, Any]] = []
+        for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break  # the line a killed process was writing
+        self.history = [row for row in rows if row["step"] <= self.done]
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.history))
+
+
+class _Commits:
+    """State changes of one optimiser step, summed over its micro-batches."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers: dict[int, Any] = {m.layer: m for m in routed_layers(model)}
+        self.stats: dict[int, dict[str, Tensor]] = {}
+        self.new_state: dict[int, dict[str, Tensor]] = {}
+
+    def add(self, output: ModelOutput) -> None:
+        for record in output.records:
+            total = self.stats.setdefault(record.layer, {})
+            for name, value in self.layers[record.layer].stats(record.decisions).items():
+                total[name] = total[name] + value if name in total else value
+            self.new_state.setdefault(record.layer, {}).update(record.new_state)
+
+    def apply(self) -> None:
+        for layer, stats in self.stats.items():
+            self.layers[layer].commit(stats, self.new_state[layer])
+
+
+def _loads(output: ModelOutput) -> dict[str, Any]:
+    """Return each layer's share of picks by expert, for the curves of a report."""
+    rows: dict[str, Any] = {}
+    for record in output.records:
+        counts = [d.stats["count_E"] for d in record.decisions if "count_E" in d.stats]
+        if counts:
+            count_E = torch.stack(counts).sum(0)
+            share_E = count_E / count_E.sum().clamp_min(1)
+            rows[f"load/{record.layer}"] = [round(float(share), 4) for share in share_E]
+    return rows
+
+
+def _average(model: nn.Module, decay: float | None) -> Any:
+    if decay is None:
+        return None
+    return torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True
+    )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    return {f.name: _value(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,89 @@
+"""Swapping a name swaps the router of a whole model, at equal active compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crossroads.core.errors import UsageError
+from crossroads.core.routed import RouteContext, routed_layers
+from crossroads.models.decoder import DecoderConfig, DecoderLM
+from crossroads.moe.building import MoEFactory, MoESpec
+from crossroads.moe.contract import Router
+from crossroads.moe.routers import router_class
+
+CONFIG = DecoderConfig(vocab_size=17, width=16, num_layers=4, num_heads=2, max_length=16)
+
+
+def model(**spec: object) -> DecoderLM:
+    torch.manual_seed(0)
+    made = MoESpec(**{"dense_hidden": 32, **spec})  # type: ignore[arg-type]
+    return DecoderLM(CONFIG, sublayer=MoEFactory(made, 4))
+
+
+def flops(made: DecoderLM) -> float:
+    tokens = torch.randint(0, 17, (2, 8), generator=torch.Generator().manual_seed(0))
+    return float(made(tokens).flops)
+
+
+@pytest.mark.parametrize("router", ["switch", "top2"])
+def test_arms_spend_the_same_apart_from_the_router(router: str) -> None:
+    dense, routed = flops(model(router="dense")), flops(model(router=router))
+    gate = 2 * 16 * 8 * 16 * 4  # 16 tokens, 8 experts, 4 layers
+    assert routed == dense + gate
+
+
+def test_backbone_of_a_seed_is_the_same_in_every_arm() -> None:
+    first, second = model(router="switch"), model(router="dense")
+    torch.testing.assert_close(first.embedding.weight, second.embedding.weight)
+    torch.testing.assert_close(
+        first.blocks[3].attention.qkv.weight, second.blocks[3].attention.qkv.weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"), [("all", [0, 1, 2, 3]), ("odd", [1, 3]), ("even", [0, 2]), ((3,), [3])]
+)
+def test_layers_says_which_places_are_routed(layers: object, expected: list[int]) -> None:
+    assert [m.layer for m in routed_layers(model(layers=layers))] == expected
+
+
+class Everywhere(router_class("switch")):  # type: ignore[misc]
+    name = "everywhere"
+    shared_across_layers = True
+
+
+def test_a_shared_router_is_one_object_in_parameters_and_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from crossroads.moe import building
+
+    def find(name: str) -> type[Router]:
+        return Everywhere
+
+    monkeypatch.setattr(building, "router_class", find)
+    monkeypatch.setattr("crossroads.moe.routers.router_class", find)
+    made = model(router="everywhere")
+    routers = {id(layer.routers[0]) for layer in routed_layers(made)}
+    assert len(routers) == 1
+    assert [name for name in made.state_dict() if "gate" in name and "router" in name] == [
+        "shared.router_0.gate.weight"
+    ]
+    loss = made(torch.zeros(1, 4, dtype=torch.int64), context=RouteContext(training=True)).out.sum()
+    loss.backward()
+    assert made.shared["router_0"].gate.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"router": "swich"}, "switch"),
+        ({"layers": (4,)}, "the model has layers 0 to 3"),
+        ({"layers": "some"}, "expected all, odd, even"),
+    ],
+)
+def test_bad_specs_are_refused_before_a_layer_is_made(
+    spec: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        model(**spec)

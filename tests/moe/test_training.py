@@ -1,0 +1,197 @@
+"""The trainer: exact resumption, state once per step, divergence that says where."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crossroads.core.errors import InputError, UsageError
+from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
+from crossroads.models.decoder import DecoderConfig, DecoderLM
+from crossroads.moe.building import MoEFactory, MoESpec
+from crossroads.moe.training import DivergedError, TrainConfig, train
+
+
+class Copy:
+    """Predict the token before: enough for a gate to learn something."""
+
+    name = "copy"
+
+    def __init__(self, checkpoint: bool = False) -> None:
+        self.checkpoint = checkpoint
+
+    def build(self, spec: MoESpec) -> nn.Module:
+        config = DecoderConfig(
+            vocab_size=11,
+            width=16,
+            num_layers=2,
+            num_heads=2,
+            max_length=8,
+            checkpoint=self.checkpoint,
+        )
+        return DecoderLM(config, sublayer=MoEFactory(spec, 2))
+
+    def batch(self, config: TrainConfig, step: int, micro_batch: int) -> Tensor:
+        place = (config.seed * 1000 + step) * 10 + micro_batch
+        gen = torch.Generator().manual_seed(place)
+        return torch.randint(0, 11, (config.batch_size, 8), generator=gen)
+
+    def loss(
+        self, model: nn.Module, batch: Tensor, context: RouteContext
+    ) -> tuple[Tensor, ModelOutput]:
+        output: ModelOutput = model(batch, context=context)
+        logits = output.out[:, 1:].reshape(-1, 11)
+        return nn.functional.cross_entropy(logits, batch[:, :-1].reshape(-1)), output
+
+    def evaluate(self, model: nn.Module, config: TrainConfig) -> dict[str, float]:
+        batch = self.batch(replace(config, seed=99), 0, 0)
+        return {"nll": float(self.loss(model, batch, RouteContext())[0])}
+
+
+SPEC = MoESpec(router="switch:noise_std=0.1", n_experts=4, dense_hidden=16)
+CONFIG = TrainConfig(steps=6, batch_size=4, log_every=1, warmup=2)
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return list(model.state_dict().values())
+
+
+def test_a_stopped_job_continues_to_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, checkpoint_every=2, eval_every=3, ema=0.5)
+    whole = train(Copy(), SPEC, config)
+    batch = Copy.batch
+
+    def stop(self: Copy, config: TrainConfig, step: int, micro_batch: int) -> Tensor:
+        if step == 5:
+            raise KeyboardInterrupt
+        return batch(self, config, step, micro_batch)
+
+    monkeypatch.setattr(Copy, "batch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(Copy(), SPEC, config, out=tmp_path)
+    monkeypatch.undo()
+    again = train(Copy(), SPEC, config, out=tmp_path)
+    assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
+    assert again.figures == whole.figures
+    for first, second in zip(weights(whole.model), weights(again.model), strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+    logged = (tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_process_loses_at_most_the_interval(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[2])\n"
+        "from tests.moe.test_training import *\n"
+        "train(Copy(), SPEC, replace(CONFIG, steps=100000, checkpoint_every=3), out=sys.argv[1])"
+    )
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), root])
+    deadline = time.monotonic() + 60
+    metrics = tmp_path / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text("utf-8").count("\n") < 10:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = metrics.read_text("utf-8").count("\n")
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert reached - 3 <= kept <= reached + 3
+
+
+def test_micro_batches_are_one_step_for_weights_and_state() -> None:
+    spec = MoESpec(router="loss-free", n_experts=4, dense_hidden=16)
+    config = replace(CONFIG, steps=1, batch_size=4)
+    commits: list[Tensor] = []
+
+    def count(model: nn.Module) -> None:
+        router = routed_layers(model)[0].routers[0]
+        plain = router.commit
+
+        def commit(stats: Any, new_state: Any) -> None:
+            commits.append(stats["count_E"])
+            plain(stats, new_state)
+
+        router.commit = commit
+
+    class Counted(Copy):
+        def build(self, spec: MoESpec) -> nn.Module:
+            model = super().build(spec)
+            count(model)
+            return model
+
+    train(Counted(), spec, replace(config, micro_batches=3))
+    assert len(commits) == 1
+    assert float(commits[0].sum()) == 3 * 4 * 8  # one pick per token
+
+
+def test_recomputed_activations_change_nothing() -> None:
+    spec = replace(SPEC, router="loss-free")
+    plain = train(Copy(), spec, CONFIG)
+    recomputed = train(Copy(checkpoint=True), spec, CONFIG)
+    assert [row["loss"] for row in plain.history] == [row["loss"] for row in recomputed.history]
+    for first, second in zip(weights(plain.model), weights(recomputed.model), strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_training_learns_and_logs_loads() -> None:
+    done = train(Copy(), SPEC, replace(CONFIG, steps=60, batch_size=16, lr=1e-2))
+    assert done.figures["nll"] < done.history[0]["loss"] * 0.7
+    assert sum(done.history[-1]["load/1"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_divergence_names_step_and_router_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    class Poisoned(Copy):
+        def loss(
+            self, model: nn.Module, batch: Tensor, context: RouteContext
+        ) -> tuple[Tensor, ModelOutput]:
+            if context.training and context.step == 4:
+                routed_layers(model)[1].routers[0].gate.weight.data.fill_(torch.nan)
+            return super().loss(model, batch, context)
+
+    with pytest.raises(DivergedError, match=r"at step 4: router .*layer 1: logits hold NaN") as e:
+        train(Poisoned(), SPEC, replace(CONFIG, checkpoint_every=2), out=tmp_path)
+    assert "switch" in str(e.value)
+    assert str(tmp_path / "checkpoint.pt") in str(e.value)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == 4
+    assert all(bool(torch.isfinite(v).all()) for v in kept["model"].values())
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    train(Copy(), SPEC, replace(CONFIG, steps=1), out=tmp_path)
+    with pytest.raises(InputError, match="another configuration"):
+        train(Copy(), SPEC, replace(CONFIG, steps=2), out=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train(Copy(), SPEC, replace(CONFIG, steps=1), out=tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
+    with pytest.raises(InputError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        train(Copy(), SPEC, replace(CONFIG, steps=1), out=tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": -1.0}, {"checkpoint_every": 0}])
+def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        TrainConfig(**wrong)
+
+
+def test_cosine_starts_warm_and_ends_at_zero() -> None:
+    config = TrainConfig(steps=100, warmup=10, lr=1.0)
+    assert config.rate(0) == pytest.approx(0.1)
+    assert config.rate(9) == pytest.approx(1.0)
+    assert config.rate(99) == pytest.approx(0.0, abs=1e-3)
