@@ -180,8 +180,8 @@ class Attended:
     Attributes
     ----------
     out_BTD : after the output projection
-    probs_BHTS : rows sum to 1 over the keys in sight, zero rows for padded queries; None unless
-        asked for
+    probs_BHTS : rows sum to 1 over the keys in sight, zero rows for padded queries, float32 at
+        least; None unless asked for
     keys_BHSP, values_BHSP : of all positions so far, for incremental decoding
     """
 
@@ -235,7 +235,7 @@ class Attention(nn.Module):
         probs_BHTS = None
         if explicit:
             probs_BHTS = _probabilities(q_BHTP, k_BHSP, sight)
-            mixed_BHTP = probs_BHTS @ v_BHSP
+            mixed_BHTP = probs_BHTS.to(v_BHSP.dtype) @ v_BHSP
         else:
             mixed_BHTP = _fused(q_BHTP, k_BHSP, v_BHSP, sight)
         out_BTD = self.out(mixed_BHTP.transpose(1, 2).reshape(B, T, D))
@@ -256,7 +256,7 @@ def _probabilities(q_BHTP: Tensor, k_BHSP: Tensor, sight: Visibility) -> Tensor:
     probs_BHTS = scores_BHTS.softmax(dim=-1)
     if sight.real_BT is not None:
         probs_BHTS = probs_BHTS.masked_fill(~sight.real_BT[:, None, :, None], 0.0)
-    return probs_BHTS.to(q_BHTP.dtype)
+    return probs_BHTS
 
 
 def _fused(q_BHTP: Tensor, k_BHSP: Tensor, v_BHSP: Tensor, sight: Visibility) -> Tensor:
@@ -362,14 +362,23 @@ def wants(sublayer: nn.Module, what: str) -> bool:
 
 
 def place(routed: Collector, layer: int, ffn: Any, h_BTD: Tensor, seen: Attended) -> Tensor:
-    """Return the delta of a feed-forward place, handing over what its sublayer asked for."""
-    return routed(
+    """Return the delta of a feed-forward place, handing over what its sublayer asked for.
+
+    Raises UsageError for a delta that is no stream: pooled experts make heads, not blocks.
+    """
+    delta_BTD = routed(
         layer,
         ffn,
         h_BTD,
         attn=seen.probs_BHTS,
         attn_out=seen.out_BTD if wants(ffn, "attn_out") else None,
     )
+    if delta_BTD.shape != h_BTD.shape:
+        raise UsageError(
+            f"sublayer of layer {layer}: expected a delta of shape {tuple(h_BTD.shape)}, got "
+            f"{tuple(delta_BTD.shape)}; pooled experts cannot stand inside a block"
+        )
+    return delta_BTD
 
 
 def fill(

@@ -144,16 +144,13 @@ class DecoderLM(nn.Module):
         context = context or RouteContext(training=self.training)
         real_BS, doc_BS = _so_far(tokens_BT, context, cache)
         sight = visibility(real_BS, tokens_BT.shape[1], causal=True, doc_BS=doc_BS)
-        pos_BT = context.cond.get("pos")
-        if pos_BT is None:
-            pos_BT = _positions(sight, real_BS, tokens_BT)
+        pos_BT = _positions(sight, real_BS, tokens_BT)
         if pos_BT.numel() and int(pos_BT.max()) >= config.max_length:
             raise InputError(
                 f"tokens: at most {config.max_length} positions, got {int(pos_BT.max()) + 1}; "
                 "shorten the sequences or raise max_length"
             )
-        context = replace(context, causal=True)
-        context = context.with_cond(**{"token_id": tokens_BT, **context.cond, "pos": pos_BT})
+        context = replace(context, causal=True).with_cond(token_id=tokens_BT, pos=pos_BT)
         turn = rotation(pos_BT, config.width // config.num_heads)
 
         routed = Pass(
@@ -193,11 +190,13 @@ class DecoderLM(nn.Module):
             ``context.mask_BT``
         temperature : 0 = greedy (ties to the lower id); above, samples of softmax(logits / t)
         generator : the source of the samples; required with a temperature
-        context : as in ``forward``; "doc_id" and positions go on from the prompt's last token
+        context : as in ``forward``; what it says of the prompt's last tokens ((B, T, ...) values
+            of ``cond``, ``allow`` and ``logit_bias``) holds for the new ones
 
         Raises
         ------
-        UsageError : a negative temperature, or a temperature without a generator
+        UsageError : a negative temperature, a temperature without a generator, or given decisions,
+            which do not cover tokens that are not known yet
         InputError : an empty prompt, or one that ends in padding
         """
         if temperature < 0 or (temperature > 0 and generator is None):
@@ -206,17 +205,15 @@ class DecoderLM(nn.Module):
                 f"{temperature!r} and {generator!r}"
             )
         context = context or RouteContext()
+        if context.decisions:
+            raise UsageError("decisions: cannot be given for generation; leave them out")
         real_BT = mask_of(prompt_BT, context.mask_BT)
         if prompt_BT.shape[1] == 0 or not bool(real_BT[:, -1].all()):
             raise InputError(
                 "prompt: expected a real last token in every sequence; pad on the left"
             )
         answer = self(prompt_BT, context=context, cache=self.init_cache(len(prompt_BT)))
-        follow = replace(
-            context,
-            mask_BT=None,
-            cond={name: value for name, value in context.cond.items() if value.dim() == 1},
-        )
+        follow = _after(prompt_BT, context)
         found = [_pick(answer.out[:, -1], temperature, generator)]
         while len(found) < num_new:
             answer = self(found[-1], context=follow, cache=answer.cache)
@@ -255,6 +252,22 @@ def _so_far(
     if doc_BS is not None and cache.doc_BS is not None:
         doc_BS = torch.cat((cache.doc_BS, doc_BS), dim=1)
     return torch.cat((cache.real_BS, real_BS), dim=1), doc_BS
+
+
+def _after(prompt_BT: Tensor, context: RouteContext) -> RouteContext:
+    """Return the context of one token after the prompt."""
+
+    def last(value: Tensor) -> Tensor:
+        per_token = value.dim() > 1 and value.shape[:2] == prompt_BT.shape
+        return value[:, -1:] if per_token else value
+
+    return replace(
+        context,
+        mask_BT=None,
+        cond={name: last(value) for name, value in context.cond.items()},
+        allow=None if context.allow is None else last(context.allow),
+        logit_bias=None if context.logit_bias is None else last(context.logit_bias),
+    )
 
 
 def _positions(sight: Visibility, real_BS: Tensor, tokens_BT: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import mmap
 import re
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from crossroads.core.errors import InputError, MissingExtraError, UnavailableErr
 from crossroads.core.progress import Progress
 
 Float32 = npt.NDArray[np.float32]
+Places = npt.NDArray[np.intp]
 _BLOCK = 4096  # texts in one matrix product
 _ONES = np.ones(1024, dtype=np.float32)  # as many pieces as most texts have
 LONGEST_TEXT = 32_768  # characters of a text that are read; the rest has no part in its vector
@@ -68,15 +69,45 @@ def unit_rows(rows: Float32) -> Float32:
 
 
 def _unit(vector: Float32) -> Float32:
-    """Scale a vector to length one; a zero vector stays zero."""
-    length = math.sqrt(vector @ vector)
-    return vector / np.float32(length) if length > 0 else vector
+    """Scale a vector to length one in place; a zero vector stays zero."""
+    length = math.sqrt(vector.dot(vector))
+    if length > 0:
+        vector /= length
+    return vector
 
 
 def _tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(path))
+
+
+class _Words(dict[str, bytes]):
+    """Word to the rows of its pieces, the bytes of ``intp`` numbers: words come back.
+
+    The empty word is never held: asking for it raises KeyError, which tells a text whose words are
+    not simply what stands between two spaces.
+
+    Parameters
+    ----------
+    learn : returns the rows of a word
+    most : words held; then they are forgotten
+    longest : characters of a word that is held; longer ones hardly ever come back
+    """
+
+    def __init__(self, learn: Callable[[str], bytes], most: int, longest: int) -> None:
+        super().__init__()
+        self._learn, self._most, self._longest = learn, most, longest
+
+    def __missing__(self, word: str) -> bytes:
+        if not word:
+            raise KeyError(word)
+        rows = self._learn(word)
+        if len(word) <= self._longest:
+            if len(self) >= self._most:
+                self.clear()
+            self[word] = rows
+        return rows
 
 
 class StaticEncoder:
@@ -98,8 +129,8 @@ class StaticEncoder:
     is_slow = False
 
     _WORD = re.compile(r" *[^ ]+| +")  # a word with the spaces before it; spaces at the end
-    _MOST_WORDS = 1 << 16  # remembered words, about 13 MB
-    _LONGEST_WORD = 48  # characters; longer ones hardly ever come back
+    _MOST_WORDS = 1 << 16  # remembered words, about 14 MB
+    _LONGEST_WORD = 48  # characters
 
     def __init__(self, folder: Path | None = None) -> None:
         folder = folder or package_folder("wordllama")
@@ -125,16 +156,18 @@ class StaticEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._pieces = self._tokenizer.model.tokenize  # of one word, without the whole pipeline
-        self._words: dict[str, bytes] = {}  # to the rows of their pieces, int32
+        self._words = _Words(self._learn, self._MOST_WORDS, self._LONGEST_WORD)
+        self._rows_of = self._words.__getitem__
         self._specials = tuple(
             t.content for t in self._tokenizer.get_added_tokens_decoder().values()
         )
+        self._marks = frozenset(special[0] for special in self._specials)
 
     def encode_one(self, text: str) -> Float32:
         """Return the vector of one text, shape (dim,)."""
         rows = self._codes(text)
         ones = _ONES[: len(rows)] if len(rows) <= len(_ONES) else np.ones(len(rows), np.float32)
-        return _unit(ones @ self._rows.take(rows, axis=0))
+        return _unit(ones.dot(self._rows.take(rows, axis=0)))
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
         if len(texts) == 1:
@@ -145,7 +178,7 @@ class StaticEncoder:
         for start in range(0, len(texts), _BLOCK):
             rows = [self._codes(text) for text in texts[start : start + _BLOCK]]
             ends = np.cumsum([0, *map(len, rows)])
-            flat = np.concatenate(rows)
+            flat = np.concatenate(rows, dtype=np.int32, casting="same_kind")
             ones = np.ones(len(flat), dtype=np.float32)
             counts = csr_array((ones, flat, ends), shape=(len(rows), len(self._rows)))
             out[start : start + len(rows)] = counts @ self._rows
@@ -159,50 +192,59 @@ class StaticEncoder:
         pieces = [*self._row_of]  # in the order of their rows
         return [pieces[row] for row in rows]
 
-    def _codes(self, text: str) -> npt.NDArray[np.int32]:
+    def _codes(self, text: str) -> Places:
         """Return the rows of the same pieces."""
         text = text[:LONGEST_TEXT]  # before any search: that, too, takes time
         if not text:
-            return np.zeros(0, dtype=np.int32)
-        for special in self._specials:
-            if special in text:
-                ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-                return np.array(self._placed(ids), dtype=np.int32)
-        words = self._split(text.replace("\u2581", " "))
+            return np.zeros(0, dtype=np.intp)
+        if self._has_special(text):
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+            return np.array(self._placed(ids), dtype=np.intp)
+        if not text.isascii():
+            text = text.replace("\u2581", " ")
+        # Joining bytes is several times faster than collecting numbers one by one.
         try:
-            # Joining bytes is several times faster than collecting numbers one by one.
-            return np.frombuffer(b"".join(map(self._words.__getitem__, words)), dtype=np.int32)
+            found = b"".join(map(self._rows_of, text.split(" ")))
         except KeyError:
-            return np.frombuffer(b"".join(map(self._known, words)), dtype=np.int32)
+            words = self._split(text)
+            found = b"".join(self._rows_of(word) if word else self._blank for word in words)
+        return np.frombuffer(found, dtype=np.intp)
+
+    def _has_special(self, text: str) -> bool:
+        """Whether one of the tokenizer's own marks is in a text: hardly ever."""
+        for mark in self._marks:  # one character is found in a tenth of the time
+            if mark in text:
+                return any(special in text for special in self._specials)
+        return False
 
     def _split(self, text: str) -> list[str]:
         """Return the words, each without the one space that is always before it."""
-        if "  " in text or text[0] == " " or text[-1] == " ":
-            return [word[1:] for word in self._WORD.findall(" " + text)]
-        return text.split(" ")
-
-    def _known(self, word: str) -> bytes:
-        known = self._words.get(word)
-        return self._learn(word) if known is None else known
+        return [word[1:] for word in self._WORD.findall(" " + text)]
 
     def _learn(self, word: str) -> bytes:
         pieces = self._pieces(f"\u2581{word}".replace(" ", "\u2581"))
-        rows = np.array(self._placed([piece.id for piece in pieces]), dtype=np.int32).tobytes()
-        if len(word) <= self._LONGEST_WORD:
-            if len(self._words) >= self._MOST_WORDS:
-                self._words = {}
-            self._words[word] = rows
-        return rows
+        return np.array(self._placed([piece.id for piece in pieces]), dtype=np.intp).tobytes()
+
+    @cached_property
+    def _blank(self) -> bytes:
+        """Rows of the empty word: of a single space at the end of a text."""
+        return self._learn("")
 
     def _placed(self, ids: Sequence[int]) -> list[int]:
         """Return the rows of some pieces, filling those of new ones."""
+        try:
+            return [self._row_of[piece] for piece in ids]
+        except KeyError:
+            self._fill(ids)
+            return [self._row_of[piece] for piece in ids]
+
+    def _fill(self, ids: Sequence[int]) -> None:
         with self._lock:
             for piece in ids:
                 if piece not in self._row_of:
                     row = len(self._row_of)
                     self._rows[row] = self._table[piece]
-                    self._row_of[piece] = row
-            return [self._row_of[piece] for piece in ids]
+                    self._row_of[piece] = row  # last: others look here without the lock
 
 
 class MiniLMEncoder:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -88,6 +88,9 @@ class TrainConfig:
         return self.lr * warm * 0.5 * (1 + math.cos(math.pi * min(past, 1.0)))
 
 
+Watch = Callable[[int, nn.Module], None]
+
+
 class Bed(Protocol):
     """A test bed: data, backbone and judgement of one task. Must be picklable."""
 
@@ -138,17 +141,21 @@ def train(
     *,
     out: Path | str | None = None,
     progress: bool | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """Train a model and return it with its figures.
 
     With ``out``, metrics, configuration and checkpoints go there, and a job that was stopped
-    continues from the last checkpoint: the same numbers as without the stop. Raises InputError
+    continues from the last checkpoint: the same numbers as without the stop. ``watch`` is called
+    after every step with the number of steps done and the model. Raises InputError
     where the folder belongs to another configuration, DivergedError when a loss is not finite.
     """
     run = _Run(bed, spec, config, Path(out) if out is not None else None)
     with progress_bar(f"train {bed.name} {spec.router}", show=progress) as report:
         for step in run.steps():
             run.advance(step)
+            if watch is not None:
+                watch(step + 1, run.model)
             report(step + 1, config.steps)
     return run.finish()
 

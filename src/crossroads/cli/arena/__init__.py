@@ -9,6 +9,7 @@ from crossroads.core.errors import UsageError
 
 _COMMANDS = {
     "prompts": ("crossroads.cli.arena.prompts", "Prompts to language models, on an outcome table."),
+    "moe": ("crossroads.cli.arena.moe", "Tokens to experts: small models trained side by side."),
     "submit": (
         "crossroads.cli.arena.submit",
         "Judge a submission to a RouterArena leaderboard.",
@@ -31,4 +32,4 @@ class _Families(LazyGroup):
 
 @click.group(cls=_Families, lazy=_COMMANDS)
 def command() -> None:
-    """Compare routers on your outcomes: quality, cost, latency, with their uncertainty."""
+    """Compare routers of a family: quality, cost, latency, with their uncertainty."""

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from crossroads.cli.arena.showing import show
 from crossroads.cli.options import comma_separated
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.progress import progress_bar
 
 if TYPE_CHECKING:
-    from crossroads.core.arena import Leaderboard, Task
+    from crossroads.core.arena import Task
     from crossroads.prompts.outcomes import OutcomeTable
     from crossroads.prompts.splits import SplitBy
     from crossroads.prompts.tasks import Missing
@@ -140,7 +141,7 @@ def command(
     if all(row.error is not None for row in board.rows):
         raise InputError(f"no router could be run: {board.rows[0].error}")
     board = replace(board, notes=(*board.notes, *unlike_knowledge(r.router for r in board.rows)))
-    _show(task, board, folder, as_json=as_json)
+    show(task, board, folder, as_json=as_json)
     if any(board[router].error is not None for router in wanted or ()):
         click.get_current_context().exit(1)
 
@@ -200,26 +201,3 @@ def _prompt_task(
             progress=progress,
         )
     return task if experiment == "routing" else PoolChangeTask(base=task, newcomer=newcomer)
-
-
-def _show(task: Task, board: Leaderboard, folder: Path, *, as_json: bool) -> None:
-    from crossroads.core.report import leaderboard_table, write_report
-
-    report, figures = write_report(board, folder, plots=task.plots(board))
-    if as_json:
-        click.echo(board.to_json(), nl=False)
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    console.print(f"{board.task} ({board.evidence})", style="bold")
-    console.print(board.description, soft_wrap=True)
-    console.print(leaderboard_table(board))
-    for row in board.rows:
-        if row.error is not None:
-            click.echo(f"{row.router} did not run: {row.error}", err=True)
-    for note in board.notes:
-        click.echo(f"note: {note}")
-    if board.reused:
-        click.echo(f"{board.reused} cells of an earlier run in {folder / 'cells'} were used again")
-    click.echo(f"report  {report}\nfigures {figures}")

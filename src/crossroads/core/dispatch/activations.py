@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from crossroads.core.dispatch.native import Kernels
+
 Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 Kind = Literal["swiglu", "gelu", "gelu_tanh", "relu", "silu"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
@@ -30,10 +32,13 @@ def activate(kind: Kind, a: Tensor) -> Tensor:
     return functional.gelu(a, approximate=_APPROXIMATE[kind])
 
 
-def activate_into(kind: Kind, a: Tensor, h: Tensor) -> Tensor:
-    """As ``activate``, written into ``h``; no gradient."""
+def activate_into(kind: Kind, a: Tensor, h: Tensor, kernels: Kernels | None = None) -> Tensor:
+    """As ``activate``, of contiguous [R, F] or [R, 2F], written into contiguous ``h``."""
     aten = torch.ops.aten
     if kind == "swiglu":
+        if kernels is not None:
+            kernels.swiglu(a.data_ptr(), h.data_ptr(), *h.shape)
+            return h
         gate, up = a.chunk(2, dim=-1)
         return aten.silu.out(gate, out=h).mul_(up)
     if kind == "silu":
@@ -43,10 +48,16 @@ def activate_into(kind: Kind, a: Tensor, h: Tensor) -> Tensor:
     return aten.gelu.out(a, approximate=_APPROXIMATE[kind], out=h)
 
 
-def activate_back(kind: Kind, a: Tensor, dh: Tensor, h: Tensor, da: Tensor) -> None:
+def activate_back(  # noqa: PLR0917 - inputs, then what is written
+    kind: Kind, a: Tensor, dh: Tensor, h: Tensor, da: Tensor, kernels: Kernels | None = None
+) -> None:
     """Write the hidden rows into ``h`` and the gradient of ``a`` into ``da``, given that of h."""
     aten = torch.ops.aten
     if kind == "swiglu":
+        if kernels is not None:
+            pointers = (a.data_ptr(), dh.data_ptr(), h.data_ptr(), da.data_ptr())
+            kernels.swiglu_back(*pointers, *h.shape)
+            return
         gate, up = a.chunk(2, dim=-1)
         d_gate, d_up = da.chunk(2, dim=-1)
         aten.silu.out(gate, out=h)

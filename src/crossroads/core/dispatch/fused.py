@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from crossroads.core.dispatch.activations import Kind, activate_back, activate_into
+from crossroads.core.dispatch.native import Kernels, kernels_for
 from crossroads.core.dispatch.rows import (
     RowPlan,
     combine,
@@ -45,11 +46,12 @@ class Bank:
 
 def fused_bank(x_ND: Tensor, w_NK: Tensor, plan: RowPlan, bank: Bank) -> Tensor:
     """Return y_ND of the planned rows; differentiable in x, w and all weights of the bank."""
+    kernels = kernels_for(x_ND)
     inputs = (x_ND, w_NK, *bank.tensors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        y_ND: Tensor = _FusedBank.apply(x_ND, w_NK, *bank.tensors, plan, bank.kind)
+        y_ND: Tensor = _FusedBank.apply(x_ND, w_NK, *bank.tensors, plan, bank.kind, kernels)
         return y_ND
-    y_SD, _ = _forward(x_ND, plan, bank, keep=False)
+    y_SD, _ = _forward(x_ND, plan, bank, kernels, keep=False)
     return combine(y_SD, plan.inverse_NK, place_weights(w_NK, plan, y_SD))
 
 
@@ -59,7 +61,9 @@ def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> T
     return torch.addmm(bias, rows, weight.t(), out=out)
 
 
-def _forward(x_ND: Tensor, plan: RowPlan, bank: Bank, *, keep: bool) -> tuple[Tensor, list[Tensor]]:
+def _forward(
+    x_ND: Tensor, plan: RowPlan, bank: Bank, kernels: Kernels | None, *, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
     """Return sorted outputs (a zero row last if a place is empty) and the pre-activations kept."""
     most, width = plan.largest_block, bank.first_EGD.shape[1]
     y_SD = x_ND.new_empty(plan.n_rows + bool(plan.n_empty), bank.second_EDF.shape[1])
@@ -77,7 +81,7 @@ def _forward(x_ND: Tensor, plan: RowPlan, bank: Bank, *, keep: bool) -> tuple[Te
         # One block per expert, not one of all rows: small enough for the allocator to reuse.
         a_e = x_ND.new_empty(rows, width) if a_RG is None else a_RG[:rows]
         _linear(x_e, firsts[expert], first_biases[expert], a_e)
-        h_e = activate_into(bank.kind, a_e, h_RF[:rows])
+        h_e = activate_into(bank.kind, a_e, h_RF[:rows], kernels)
         _linear(h_e, seconds[expert], second_biases[expert], y_SD[start:stop])
         if keep:
             kept.append(a_e)
@@ -106,6 +110,7 @@ class _FusedBank(torch.autograd.Function):
         second_bias: Tensor | None,
         plan: RowPlan,
         kind: Kind,
+        kernels: Kernels | None,
     ) -> Tensor:
         bank = Bank(
             kind=kind,
@@ -114,9 +119,10 @@ class _FusedBank(torch.autograd.Function):
             second_EDF=second,
             second_bias_ED=second_bias,
         )
-        y_SD, kept = _forward(x_ND, plan, bank, keep=True)
-        ctx.plan, ctx.kind = plan, kind
-        kept_y = y_SD if ctx.needs_input_grad[1] else None
+        needs_x, needs_w, *needs_bank = ctx.needs_input_grad[:6]
+        y_SD, kept = _forward(x_ND, plan, bank, kernels, keep=needs_x or any(needs_bank[:3]))
+        ctx.plan, ctx.kind, ctx.kernels = plan, kind, kernels
+        kept_y = y_SD if needs_w else None
         ctx.save_for_backward(x_ND, w_NK, *bank.tensors, kept_y, *kept)
         return combine(y_SD, plan.inverse_NK, place_weights(w_NK, plan, y_SD))
 
@@ -130,8 +136,9 @@ class _FusedBank(torch.autograd.Function):
             second_EDF=second,
             second_bias_ED=second_bias,
         )
-        grads = _backward(grad_ND, x_ND, w_NK, y_SD, kept, ctx.plan, bank, ctx.needs_input_grad)
-        return (*grads, None, None)
+        saved = (x_ND, w_NK, y_SD, kept, ctx.plan, bank, ctx.kernels)
+        grads = _backward(grad_ND.contiguous(), *saved, ctx.needs_input_grad)
+        return (*grads, None, None, None)
 
 
 def _backward(  # noqa: PLR0917 - what forward saved
@@ -142,30 +149,28 @@ def _backward(  # noqa: PLR0917 - what forward saved
     kept: list[Tensor],
     plan: RowPlan,
     bank: Bank,
+    kernels: Kernels | None,
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """Return the gradients of x, w and the bank's tensors; None where not needed."""
     work = _Workspace(plan, bank, x_ND)
-    w_S = row_weights(w_NK, plan, grad_ND)
+    w_S = row_weights(w_NK, plan, x_ND.dtype if kernels is None else torch.float32)
     grads = [
         _bank_grad(t, plan) if n else None for t, n in zip(bank.tensors, needs[2:6], strict=True)
     ]
     d_first, d_first_bias, d_second, d_second_bias = grads
     dx_SD = x_ND.new_empty(plan.n_rows + bool(plan.n_empty), x_ND.shape[1]) if needs[0] else None
-    dw_S = grad_ND.new_empty(plan.n_rows, dtype=w_NK.dtype) if needs[1] else None
+    dw_S = torch.empty_like(w_S, dtype=torch.promote_types(w_S.dtype, torch.float32))
     through = needs[0] or needs[2] or needs[3]
-    for (expert, start, stop), a_e in zip(plan.blocks, kept, strict=True):
+    for block, (expert, start, stop) in enumerate(plan.blocks):
         rows, span = stop - start, slice(start, stop)
-        g_e = torch.index_select(grad_ND, 0, plan.rows_S[span], out=work.g_RD[:rows])
-        if dw_S is not None and y_SD is not None:
-            torch.sum(g_e * y_SD[span], 1, dtype=dw_S.dtype, out=dw_S[span])
-        g_e.mul_(w_S[span, None])  # 0 at pads, which end here
+        g_e = _weigh_back(grad_ND, y_SD, span, plan, w_S, work.g_RD[:rows], dw_S, kernels)
         h_e, da_e = work.h_RF[:rows], work.da_RG[:rows]
         if through:
             dh_e = torch.mm(g_e, bank.second_EDF[expert], out=work.dh_RF[:rows])
-            activate_back(bank.kind, a_e, dh_e, h_e, da_e)
+            activate_back(bank.kind, kept[block], dh_e, h_e, da_e, kernels)
         elif d_second is not None:
-            activate_into(bank.kind, a_e, h_e)
+            activate_into(bank.kind, kept[block], h_e, kernels)
         if d_second is not None:
             torch.mm(g_e.t(), h_e, out=d_second[expert])
         if d_second_bias is not None:
@@ -182,8 +187,31 @@ def _backward(  # noqa: PLR0917 - what forward saved
         if plan.n_empty:
             dx_SD[-1].zero_()
         dx_ND = combine(dx_SD, plan.inverse_NK, None)
-    dw_NK = None if dw_S is None else pair_values(dw_S, plan)
+    dw_NK = pair_values(dw_S, plan).to(w_NK.dtype) if needs[1] else None
     return [dx_ND, dw_NK, *grads]
+
+
+def _weigh_back(  # noqa: PLR0917 - what is read, what is written, by what
+    grad_ND: Tensor,
+    y_SD: Tensor | None,
+    span: slice,
+    plan: RowPlan,
+    w_S: Tensor,
+    g_e: Tensor,
+    dw_S: Tensor,
+    kernels: Kernels | None,
+) -> Tensor:
+    """Return one expert's gradient of its outputs, in ``g_e``; if y is given, write that of w."""
+    rows, weights = plan.rows_S[span], w_S[span]
+    if kernels is not None and y_SD is not None:
+        read = (grad_ND, y_SD[span], rows, weights)
+        written = (g_e, dw_S[span])
+        kernels.weigh_back(*(t.data_ptr() for t in (*read, *written)), *g_e.shape)
+        return g_e
+    torch.index_select(grad_ND, 0, rows, out=g_e)
+    if y_SD is not None:
+        torch.sum(g_e * y_SD[span], 1, dtype=dw_S.dtype, out=dw_S[span])
+    return g_e.mul_(weights[:, None])  # 0 at pads, whose gradient ends here
 
 
 class _Workspace:

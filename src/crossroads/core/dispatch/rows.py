@@ -175,7 +175,7 @@ class _Combine(torch.autograd.Function):
         dw_NK = None
         if ctx.needs_input_grad[1]:
             dw_NK = pair_values((grad_SD * y_SD).sum(1, dtype=w_NK.dtype), plan)
-        return grad_SD * row_weights(w_NK, plan, y_SD)[:, None], dw_NK, None
+        return grad_SD * row_weights(w_NK, plan, y_SD.dtype)[:, None], dw_NK, None
 
 
 def gather_rows(x_ND: Tensor, plan: RowPlan) -> Tensor:
@@ -207,10 +207,10 @@ def place_weights(w_NK: Tensor, plan: RowPlan, like: Tensor) -> Tensor:
     )
 
 
-def row_weights(w_NK: Tensor, plan: RowPlan, like: Tensor) -> Tensor:
+def row_weights(w_NK: Tensor, plan: RowPlan, dtype: torch.dtype) -> Tensor:
     """Return the weight of every sorted row, 0 at pads."""
-    w_S = like.new_zeros(plan.n_rows + 1)  # the last one takes what empty places carry
-    w_S.index_copy_(0, plan.inverse_NK.reshape(-1), w_NK.reshape(-1).to(like.dtype))
+    w_S = w_NK.new_zeros(plan.n_rows + 1, dtype=dtype)  # the last: what empty places carry
+    w_S.index_copy_(0, plan.inverse_NK.reshape(-1), w_NK.reshape(-1).to(dtype))
     return w_S[:-1]
 
 

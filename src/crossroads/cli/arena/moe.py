@@ -1,0 +1,111 @@
+"""``crossroads arena moe``: train the same small model with every router and compare."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from crossroads.cli.arena.showing import show
+from crossroads.cli.options import comma_separated
+from crossroads.core.errors import InputError, MissingExtraError, UsageError
+
+if TYPE_CHECKING:
+    from crossroads.moe.tasks import MoETask
+
+FAMILY = "moe"
+TASKS = ("lm", "vision", "diffusion", "speech")
+FULL_SEEDS = 3
+
+
+@click.command("moe")
+@click.option(
+    "--task",
+    "name",
+    type=click.Choice(TASKS),
+    default="vision",
+    show_default=True,
+    help="Bits per byte, digit images, drawing digits, or spoken digits.",
+)
+@click.option("--routers", metavar="A,B", help="Routers, as NAME or NAME:setting=value; all.")
+@click.option(
+    "--preset",
+    type=click.Choice(["quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="quick: minutes, one seed; full: longer runs, three seeds.",
+)
+@click.option("--seeds", type=click.IntRange(1), help="Paired seeds; 1 of quick, 3 of full.")
+@click.option("--steps", type=click.IntRange(1), help="Training steps, in place of the preset's.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--jobs", type=click.IntRange(1), help="Processes; one per core.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="runs/arena-moe/TASK")
+@click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON only.")
+def command(
+    *,
+    name: str,
+    routers: str | None,
+    preset: str,
+    seeds: int | None,
+    steps: int | None,
+    engine: str,
+    jobs: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare routers of tokens at equal active compute, on models trained here.
+
+    Prints the leaderboard and writes report.html and leaderboard.json. A run that was stopped
+    continues: finished cells are kept in the output folder. Exit code 1 when a router named in
+    --routers could not be run. JSON: see crossroads.core.arena.leaderboard_schema().
+    """
+    from crossroads.core.arena import run_arena
+
+    try:
+        from crossroads.moe.tasks import candidates
+    except ImportError as error:
+        if error.name is not None and error.name.startswith("crossroads"):
+            raise
+        raise MissingExtraError(error.name or "torch", extra="neural") from None
+    task = _task(name, preset, steps)
+    wanted = comma_separated(routers, "--routers")
+    chosen = _checked(wanted, task) if wanted else candidates(task.bed)
+    folder = out or Path("runs") / f"arena-{FAMILY}" / task.name
+    count = seeds or (FULL_SEEDS if preset == "full" else 1)
+    board = run_arena(task, chosen, seeds=count, out=folder, engine=engine, jobs=jobs)
+    if all(row.error is not None for row in board.rows):
+        raise InputError(f"no router could be run: {board.rows[0].error}")
+    show(task, board, folder, as_json=as_json)
+    if any(board[router].error is not None for router in wanted or ()):
+        click.get_current_context().exit(1)
+
+
+def _task(name: str, preset: str, steps: int | None) -> MoETask:
+    from crossroads.moe.beds import get_bed
+    from crossroads.moe.tasks import MoETask
+
+    bed = get_bed(name)
+    config = bed.config("full" if preset == "full" else "quick")
+    if steps is not None:
+        config = replace(config, steps=steps, warmup=min(config.warmup, steps // 10))
+    return MoETask(bed=bed, preset="full" if preset == "full" else "quick", config=config)
+
+
+def _checked(routers: list[str], task: MoETask) -> list[str]:
+    """Refuse names, settings and routers that do not fit before anything is trained."""
+    from crossroads.moe.building import DENSE
+    from crossroads.moe.routers import parse_router
+    from crossroads.moe.tasks import serves
+
+    for router in routers:
+        if router == DENSE:
+            continue
+        parse_router(router)
+        if not serves(router, causal=task.bed.causal):
+            raise UsageError(
+                f"router {router!r} looks at later tokens and cannot serve a decoder; "
+                "choose another --task, or a causal variant"
+            )
+    return routers

@@ -1,0 +1,35 @@
+"""Test beds: one task each, small enough for two cores, on real data.
+
+=============  ==========================================================  ======================
+``lm``         next byte of a text, decoder                                bits per byte
+``vision``     handwritten digits, vision transformer                      accuracy
+``diffusion``  drawing digits by rectified flow, diffusion transformer     velocity error, Frechet
+``speech``     spoken digit strings, CTC encoder                           word error rate
+=============  ==========================================================  ======================
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from crossroads.core.errors import unknown_name
+from crossroads.moe.beds.bed import ArenaBed, Preset
+
+__all__ = ["BEDS", "ArenaBed", "Preset", "get_bed"]
+
+BEDS = {
+    "lm": "crossroads.moe.beds.lm:LanguageBed",
+    "vision": "crossroads.moe.beds.vision:VisionBed",
+    "diffusion": "crossroads.moe.beds.diffusion:DiffusionBed",
+    "speech": "crossroads.moe.beds.speech:SpeechBed",
+}
+
+
+def get_bed(name: str, **settings: Any) -> ArenaBed:
+    """Return a bed by name. Raises UsageError with the nearest spelling."""
+    if name not in BEDS:
+        raise unknown_name("task", name, BEDS)
+    module, _, cls = BEDS[name].partition(":")
+    made: ArenaBed = getattr(importlib.import_module(module), cls)(**settings)
+    return made

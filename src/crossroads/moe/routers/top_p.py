@@ -1,0 +1,97 @@
+"""Top-p routing: as many experts as it takes to hold a share p of the probability.
+
+A confident token runs one expert, an undecided one several. Source: Harder Tasks Need More
+Experts: Dynamic Routing in MoE Models (2024), eq. 3-7. Choices made here: coefficients of the
+losses 1e-2 and 1e-4, counts of the balance loss per token (``f_norm="picks"`` is the other
+convention), and a cap ``k_max`` on the number of experts that the paper does not have.
+
+Axes: N tokens, E experts, K places per token.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from crossroads.core import gating
+from crossroads.core.errors import UsageError
+from crossroads.core.routed import AuxTerm
+from crossroads.moe import losses
+from crossroads.moe.capacity import Capacity
+from crossroads.moe.contract import NOBODY, RouterInput
+from crossroads.moe.router import Scored, TokenChoiceRouter
+
+
+class TopP(TokenChoiceRouter):
+    """The smallest set of best experts whose probability exceeds p: y = sum_{e in S} P_e f_e(x).
+
+    Weights are not renormalised; they sum to more than ``p`` unless ``k_max`` cut the set.
+
+    Parameters
+    ----------
+    d, n_experts : width of the tokens, number of experts
+    p : share of probability the chosen must exceed; 0 is top-1, 1 and more takes all experts
+    k_max : most experts of a token, None = all
+    entropy : coefficient of the mean entropy of a token's probabilities, in nats; without it the
+        router can raise the entropy to recruit every expert
+    expected : experts a token is assumed to run when experts are sized for equal compute; the
+        true number is the router's to learn
+    renorm, noise_std, balance, f_norm, z_loss, capacity : as in ``TokenChoiceRouter``
+
+    Raises UsageError for settings out of range.
+    """
+
+    name = "top-p"
+
+    def __init__(
+        self,
+        d: int,
+        n_experts: int,
+        *,
+        p: float = 0.4,
+        k_max: int | None = None,
+        entropy: float = 1e-4,
+        expected: float = 2.0,
+        renorm: bool | None = None,
+        noise_std: float = 0.0,
+        balance: float = 0.01,
+        f_norm: losses.Normalisation = "tokens",
+        z_loss: float = 0.0,
+        capacity: Capacity | float | None = None,
+    ) -> None:
+        if math.isnan(p) or p < 0:
+            raise UsageError(f"p: expected 0 or more (a share of probability), got {p}")
+        if k_max is not None and not 1 <= k_max <= n_experts:
+            raise UsageError(f"k_max: expected 1 to {n_experts} (the experts), got {k_max}")
+        super().__init__(
+            d,
+            n_experts,
+            k=n_experts if k_max is None else k_max,
+            renorm=renorm,
+            noise_std=noise_std,
+            balance=balance,
+            f_norm=f_norm,
+            z_loss=z_loss,
+            capacity=capacity,
+        )
+        self.p = p
+        self.entropy = entropy
+        self.expected = expected
+
+    def select(self, probs_NE: Tensor, logits_NE: Tensor, inp: RouterInput) -> Tensor:
+        idx_NE, keep_NE = gating.top_p(probs_NE, self.p, self.k)
+        return torch.where(keep_NE, idx_NE, NOBODY)[:, : self.k]
+
+    def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
+        terms = super().losses(scored, inp)
+        if self.entropy:
+            value = losses.token_entropy(scored.probs_NE, scored.mask_N)
+            terms["entropy"] = AuxTerm(value, self.entropy)
+        return terms
+
+    @property
+    def nominal_active(self) -> float:
+        """The assumed number of experts per token, at most the places there are."""
+        return min(self.expected, float(self.k))

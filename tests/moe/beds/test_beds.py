@@ -1,0 +1,70 @@
+"""The test beds: real data, the same for every arm, and judged on what was held out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from crossroads.core.errors import UnavailableError, UsageError
+from crossroads.core.routed import RouteContext
+from crossroads.datasets.paths import data_folder
+from crossroads.moe.beds import BEDS, ArenaBed, get_bed
+from crossroads.moe.training import train
+
+
+def bed(name: str) -> ArenaBed:
+    if name == "speech":
+        try:
+            data_folder("fsdd")
+        except UnavailableError as missing:
+            pytest.skip(str(missing))
+    return get_bed(name)
+
+
+@pytest.mark.parametrize("name", BEDS)
+def test_a_few_steps_train_and_judge(name: str) -> None:
+    made = bed(name)
+    config = replace(made.config("quick"), steps=2, batch_size=4)
+    done = train(made, made.spec("top2"), config, progress=False)
+    assert set(done.figures) == {metric.name for metric in made.metrics}
+    assert all(np.isfinite(value) for value in done.figures.values())
+    output, labels_N = made.probe(done.model)
+    assert len(output.records) == len([r for r in range(4) if made.spec("top2").routed(r)])
+    assert len(labels_N) == int(output.records[0].decisions[0].mask_N.sum())
+
+
+@pytest.mark.parametrize("name", BEDS)
+def test_arms_of_a_seed_see_the_same_batches_and_start_from_the_same_backbone(name: str) -> None:
+    made = bed(name)
+    config = replace(made.config("quick"), batch_size=4)
+    losses = []
+    for router in ("dense", "switch"):
+        torch.manual_seed(config.seed)
+        model = made.build(made.spec(router))
+        zeroed = [p for n, p in model.named_parameters() if "ffn" in n or "shared" in n]
+        for parameter in zeroed:
+            parameter.data.zero_()
+        batch = made.batch(config, 3, 0)
+        losses.append(float(made.loss(model, batch, RouteContext())[0].detach()))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", BEDS)
+def test_steps_differ_and_a_step_is_repeatable(name: str) -> None:
+    made = bed(name)
+    config = replace(made.config("quick"), batch_size=4)
+    torch.manual_seed(0)
+    model = made.build(made.spec("dense"))
+    losses = [
+        float(made.loss(model, made.batch(config, step, 0), RouteContext())[0].detach())
+        for step in (0, 1, 0)
+    ]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_an_unknown_bed_gets_the_nearest_name() -> None:
+    with pytest.raises(UsageError, match="vision"):
+        get_bed("visions")

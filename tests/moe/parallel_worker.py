@@ -1,0 +1,158 @@
+"""What every rank of a test of expert parallelism runs: a module of its own, spawned by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from crossroads.core.errors import CrossroadsError, InputError, UsageError
+from crossroads.core.routed import RouteContext
+from crossroads.moe.building import MoEFactory, MoESpec
+from crossroads.moe.experts import FFNBank
+from crossroads.moe.layer import MoELayer
+from crossroads.moe.parallel import average_gradients, shard_layer
+from crossroads.moe.sharded import load_sharded, save_sharded
+
+N_EXPERTS, WIDTH, LENGTH = 8, 12, 6
+ROUTERS = ("switch:k=2", "adamoe", "softmax-ec:noise_std=0", "loss-free")
+
+
+def build(router: str, *, activation: str = "swiglu", n_experts: int = N_EXPERTS) -> MoELayer:
+    torch.manual_seed(3)
+    spec = MoESpec(
+        router=router,
+        n_experts=n_experts,
+        dense_hidden=16,
+        activation=activation,  # type: ignore[arg-type]
+    )
+    layer = MoEFactory(spec, num_layers=1)(0, WIDTH, None)
+    assert isinstance(layer, MoELayer)
+    return layer
+
+
+def sizes(world: int) -> list[int]:
+    """Sequences of every rank, not the same for all."""
+    return [1 + rank % 2 for rank in range(world)]
+
+
+def batch(world: int, *, idle: bool) -> tuple[Tensor, Tensor]:
+    """Return tokens and mask of all ranks; ``idle`` leaves the last rank without real tokens."""
+    made = torch.Generator().manual_seed(7)
+    total = sum(sizes(world))
+    x_BTD = torch.randn(total, LENGTH, WIDTH, generator=made)
+    mask_BT = torch.rand(total, LENGTH, generator=made) < 0.8
+    mask_BT[:, 0] = True
+    if idle:
+        mask_BT[-sizes(world)[-1] :] = False
+    return x_BTD, mask_BT
+
+
+def loss_of(layer: MoELayer, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, the summed loss without auxiliary terms, and the auxiliary loss."""
+    answer = layer(x_BTD, RouteContext(mask_BT=mask_BT, training=True))
+    direction = torch.linspace(-1, 1, WIDTH)
+    task = (answer.delta * direction).sum() + answer.delta.square().sum()
+    aux = sum((term.weighted for term in answer.aux.values()), torch.zeros(()))
+    return answer.delta, task, aux
+
+
+def equals_one_process(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    for router in ROUTERS:
+        same_as_one(rank, world, mesh, router, "swiglu")
+    same_as_one(rank, world, mesh, "switch:k=2", "gelu")
+
+
+def same_as_one(rank: int, world: int, mesh: DeviceMesh, router: str, activation: str) -> None:
+    x_BTD, mask_BT = batch(world, idle=not router.startswith("softmax-ec"))
+    whole = build(router, activation=activation)
+    x_all = x_BTD.clone().requires_grad_()
+    out, task, aux = loss_of(whole, x_all, mask_BT)
+    (task + aux).backward()
+
+    mine = slice(sum(sizes(world)[:rank]), sum(sizes(world)[: rank + 1]))
+    layer = shard_layer(build(router, activation=activation), mesh)
+    x_mine = x_BTD[mine].clone().requires_grad_()
+    part, task, aux = loss_of(layer, x_mine, mask_BT[mine])
+    torch.testing.assert_close(part, out[mine], atol=1e-5, rtol=1e-5)
+    # The mean over ranks by real tokens of the auxiliary terms, the sum of the task's.
+    share = mask_BT[mine].sum() / mask_BT.sum()
+    (world * (task + share * aux)).backward()
+    average_gradients(layer)
+    assert x_mine.grad is not None
+    assert x_all.grad is not None
+    torch.testing.assert_close(x_mine.grad / world, x_all.grad[mine], atol=1e-5, rtol=1e-4)
+    local = layer.experts.local
+    reference = dict(whole.named_parameters())
+    for name, parameter in layer.named_parameters():
+        wanted = reference[name].grad
+        if wanted is None:
+            wanted = torch.zeros_like(reference[name])
+        if name.startswith("experts.") and not name.endswith("const"):
+            wanted = wanted[list(local)]
+        torch.testing.assert_close(parameter.grad, wanted, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def refuses(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    expect(UsageError, "5 cannot be split", lambda: shard_layer(build("top2", n_experts=5), mesh))
+    layer = shard_layer(build("top2"), mesh)
+    expect(UsageError, "split over ranks already", lambda: shard_layer(layer, mesh))
+    assert isinstance(layer.experts, FFNBank)
+    x_ND = torch.randn(3, WIDTH)
+    elsewhere = (layer.experts.local[0] + layer.experts.n_local) % N_EXPERTS
+    expect(InputError, "lives on rank", lambda: layer.experts.expert(elsewhere, x_ND))
+    here = layer.experts.local[-1]
+    whole = build("top2").experts.expert(here, x_ND)
+    torch.testing.assert_close(layer.experts.expert(here, x_ND), whole, atol=1e-5, rtol=1e-5)
+
+
+def expect(kind: type[CrossroadsError], words: str, call: Callable[[], object]) -> None:
+    try:
+        call()
+    except kind as error:
+        assert words in str(error), str(error)
+        return
+    raise AssertionError(f"no {kind.__name__}: {words}")
+
+
+def saves(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    save_sharded(shard_layer(build("loss-free"), mesh), folder / "checkpoint")
+    expect(InputError, "exists", lambda: save_sharded(build("top2"), folder / "checkpoint"))
+
+
+def loads(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    layer = shard_layer(build("loss-free"), mesh)
+    wanted = {name: p.detach().clone() for name, p in layer.state_dict().items()}
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    load_sharded(layer, folder / "checkpoint")
+    for name, value in layer.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], atol=0, rtol=0, msg=name)
+
+
+WORK = {f.__name__: f for f in (equals_one_process, refuses, saves, loads)}
+
+
+def run(rank: int, world: int, folder: str, names: tuple[str, ...]) -> None:
+    """Join the group over loopback and do the named work."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous-{world}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=30),
+    )
+    mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("expert",))
+    for name in names:
+        WORK[name](rank, world, mesh, Path(folder))
+    dist.barrier()
+    dist.destroy_process_group()

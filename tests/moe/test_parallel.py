@@ -1,0 +1,68 @@
+"""Experts over several processes equal the single process, forward and backward."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from crossroads.core.errors import InputError
+from crossroads.moe.sharded import load_sharded, save_sharded
+from tests.moe import parallel_worker as worker
+
+
+def spawned(world: int, folder: Path, *names: str) -> None:
+    """Run the named work on ``world`` processes; fail with them, and never wait for ever."""
+    context = multiprocessing.get_context("spawn")
+    ranks = [
+        context.Process(target=worker.run, args=(rank, world, str(folder), names), daemon=True)
+        for rank in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=60)
+    codes = [process.exitcode for process in ranks]
+    for process in ranks:
+        if process.is_alive():
+            process.kill()
+    assert codes == [0] * world
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    spawned(2, tmp_path, "equals_one_process", "refuses")
+
+
+@pytest.mark.slow
+def test_four_ranks_equal_one_and_their_checkpoint_loads_on_two_and_one(tmp_path: Path) -> None:
+    spawned(4, tmp_path, "equals_one_process", "refuses", "saves", "loads")
+    spawned(2, tmp_path, "loads")
+    layer = worker.build("loss-free")
+    wanted = {name: value.clone() for name, value in layer.state_dict().items()}
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.zero_()
+    load_sharded(layer, tmp_path / "checkpoint")
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, wanted[name])
+
+
+def test_one_process_saves_and_loads_without_a_group(tmp_path: Path) -> None:
+    layer = worker.build("top2")
+    save_sharded(layer, tmp_path / "one")
+    other = worker.build("top2")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    load_sharded(other, tmp_path / "one")
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+    with pytest.raises(InputError, match="exists already"):
+        save_sharded(layer, tmp_path / "one")
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        load_sharded(layer, tmp_path / "none")
+    with pytest.raises(InputError, match="build the model with the settings"):
+        load_sharded(worker.build("top2", n_experts=4), tmp_path / "one")

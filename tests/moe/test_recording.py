@@ -1,0 +1,213 @@
+"""Traces recorded from forward passes say what the routers decided, and nothing about padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crossroads.core.errors import InputError
+from crossroads.core.routed import LayerRecord, ModelOutput, RouteContext
+from crossroads.models.decoder import DecoderConfig, DecoderLM
+from crossroads.moe.building import MoEFactory, MoESpec
+from crossroads.moe.contract import (
+    Branch,
+    Dense,
+    ExpertChoice,
+    RoutingDecision,
+    TokenChoice,
+)
+from crossroads.moe.recording import Recorder, kinds_of
+
+NONE = 255
+
+
+def passed(*decisions: RoutingDecision, layer: int = 0) -> ModelOutput:
+    record = LayerRecord(layer=layer, decisions=decisions, aux={}, new_state={}, flops=0.0)
+    return ModelOutput(out=torch.zeros(1), records=(record,))
+
+
+def decided(choice: Any, shape: tuple[int, int], n_experts: int = 4, **more: Any) -> Any:
+    mask_N = more.pop("mask_N", torch.ones(shape[0] * shape[1], dtype=torch.bool))
+    return RoutingDecision(choice=choice, n_experts=n_experts, shape=shape, mask_N=mask_N, **more)
+
+
+def test_places_are_sorted_by_weight_and_lost_ones_marked() -> None:
+    choice = TokenChoice(
+        idx_NK=torch.tensor([[2, 0, 1], [3, 1, -1], [1, 0, 2]]),
+        w_NK=torch.tensor([[0.2, -0.6, 0.2], [0.5, 0.5, 0.0], [0.1, 0.3, 0.6]]),
+        dropped_NK=torch.tensor([[0, 0, 0], [0, 0, 0], [0, 0, 1]], dtype=torch.bool),
+    )
+    recorder = Recorder()
+    recorder.record(passed(decided(choice, (1, 3))))
+    trace = recorder.trace()
+    assert trace.expert[:, 0].tolist() == [[0, 1, 2], [1, 3, NONE], [0, 1, NONE]]
+    assert trace.weight[:, 0].tolist() == [
+        [pytest.approx(-0.6, abs=1e-3), pytest.approx(0.2, abs=1e-3), pytest.approx(0.2, abs=1e-3)],
+        [0.5, 0.5, 0.0],
+        [pytest.approx(0.3, abs=1e-3), pytest.approx(0.1, abs=1e-3), 0.0],
+    ]
+    assert trace.dropped is not None
+    assert trace.wanted is not None
+    assert trace.dropped[:, 0].tolist() == [[False] * 3, [False] * 3, [False, False, True]]
+    assert trace.wanted[2, 0].tolist() == [0, 1, 2]
+
+
+def test_padding_leaves_no_row_and_packed_documents_are_sequences() -> None:
+    choice = TokenChoice(idx_NK=torch.arange(8).reshape(8, 1) % 4, w_NK=torch.ones(8, 1))
+    mask_BT = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]], dtype=torch.bool)
+    doc_BT = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
+    context = RouteContext(mask_BT=mask_BT, cond={"doc_id": doc_BT})
+    recorder = Recorder()
+    tokens = torch.arange(10, 18).reshape(2, 4)
+    recorder.record(passed(decided(choice, (2, 4))), context, token_id_BT=tokens)
+    trace = recorder.trace()
+    assert trace.token_id.tolist() == [10, 11, 12, 15, 16, 17]
+    assert trace.seq_ptr.tolist() == [0, 2, 3, 6]
+    assert trace.pos.tolist() == [0, 1, 0, 0, 1, 2]
+    assert trace.expert[:, 0, 0].tolist() == [0, 1, 2, 1, 2, 3]
+
+
+def test_decoding_steps_continue_their_sequences() -> None:
+    def step(ids: list[int], length: int) -> ModelOutput:
+        choice = TokenChoice(idx_NK=torch.tensor(ids)[:, None], w_NK=torch.ones(len(ids), 1))
+        return passed(decided(choice, (2, length)))
+
+    recorder = Recorder()
+    numbers = recorder.record(step([0, 1, 2, 3], 2), home=None)
+    recorder.record(step([2, 1], 1), sequences=numbers)
+    trace = recorder.trace()
+    assert trace.expert[:, 0, 0].tolist() == [0, 1, 2, 2, 3, 1]
+    assert trace.step.tolist() == [0, 0, 1, 0, 0, 1]
+    assert trace.phase.tolist() == [0, 0, 1, 0, 0, 1]
+    assert trace.pos.tolist() == [0, 1, 2, 0, 1, 2]
+    with pytest.raises(InputError, match="sequences: expected 2 different"):
+        recorder.record(step([2, 1], 1), sequences=[0, 9])
+
+
+@given(seed=st.integers(0, 999))
+@settings(max_examples=20, deadline=None)
+def test_expert_choice_is_transposed_without_loss(seed: int) -> None:
+    made = torch.Generator().manual_seed(seed)
+    tok_GEC = torch.stack([torch.randperm(5, generator=made)[:3] for _ in range(8)])
+    tok_GEC = tok_GEC.reshape(2, 4, 3)
+    tok_GEC[torch.rand(tok_GEC.shape, generator=made) < 0.3] = -1
+    w_GEC = torch.rand(tok_GEC.shape, generator=made) + 0.1
+    recorder = Recorder()
+    choice = ExpertChoice(tok_GEC=tok_GEC, w_GEC=w_GEC, group_size=5)
+    recorder.record(passed(decided(choice, (2, 5))))
+    trace = recorder.trace()
+    found = {
+        (n, int(e)): float(w)
+        for n in range(10)
+        for e, w in zip(trace.expert[n, 0], trace.weight[n, 0], strict=True)
+        if e != NONE
+    }
+    wanted = {
+        (g * 5 + int(tok_GEC[g, e, c]), e): float(w_GEC[g, e, c])
+        for g in range(2)
+        for e in range(4)
+        for c in range(3)
+        if tok_GEC[g, e, c] >= 0
+    }
+    assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_dense_decisions_name_no_experts_unless_approximated() -> None:
+    dense = torch.tensor([[[0.1, 0.7, 0.2], [0.5, 0.2, 0.3]]]).unsqueeze(-1)
+    output = passed(decided(Dense(dispatch_GSEC=dense, combine_GSEC=dense), (1, 2), n_experts=3))
+    with pytest.raises(InputError, match="approx_topk"):
+        Recorder().record(output)
+    recorder = Recorder(approx_topk=2)
+    recorder.record(output)
+    trace = recorder.trace()
+    assert trace.expert[:, 0].tolist() == [[1, 2], [0, 2]]
+    assert trace.rows[0]["approx_topk"] == 2
+
+
+def test_branches_iterations_and_layers_are_columns_padded_to_one_shape() -> None:
+    one = TokenChoice(idx_NK=torch.tensor([[1], [0]]), w_NK=torch.ones(2, 1))
+    two = TokenChoice(idx_NK=torch.tensor([[4, 2], [3, 0]]), w_NK=torch.full((2, 2), 0.5))
+    branches = tuple(
+        Branch(name=name, choice=one, x_ND=torch.zeros(2, 3), gate_N1=torch.full((2, 1), 0.25))
+        for name in ("continuous", "discrete")
+    )
+    logits_NE = torch.tensor([[1.0, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
+    looped = decided(two, (1, 2), n_experts=5, logits_NE=logits_NE)
+    first = passed(decided(None, (1, 2), n_experts=2, branches=branches)).records
+    second = passed(looped, looped, layer=3).records
+    recorder = Recorder(kinds={3: ("ffn",) * 4 + ("null",)}, keep_logits=True)
+    recorder.record(ModelOutput(out=torch.zeros(1), records=first + second))
+    trace = recorder.trace()
+    names = [(row["layer"], row["iteration"], row["branch"]) for row in trace.rows]
+    assert names == [(0, 0, "continuous"), (0, 0, "discrete"), (3, 0, ""), (3, 1, "")]
+    assert trace.rows[2]["expert_kinds"][-1] == "null"
+    assert trace.expert[0].tolist() == [[1, NONE], [1, NONE], [2, 4], [2, 4]]
+    assert trace.weight[0, 0, 0] == 0.25
+    assert trace.logits is not None
+    assert np.isneginf(trace.logits[:, :2]).all()
+    assert trace.logits[0, 2].tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("granularity", "rows"), [("sequence", 2), ("batch", 1)])
+def test_decisions_about_sequences_are_stored_once(granularity: str, rows: int) -> None:
+    choice = TokenChoice(idx_NK=torch.arange(rows)[:, None], w_NK=torch.ones(rows, 1))
+    recorder = Recorder()
+    recorder.record(passed(decided(choice, (2, 3), granularity=granularity)))
+    trace = recorder.trace()
+    assert trace.granularity == "sequence"
+    assert trace.expert.shape == (2, 1, 1)
+    assert trace.per_token().expert.shape == (6, 1, 1)
+    continued = Recorder()
+    numbers = continued.record(passed(decided(choice, (2, 3), granularity=granularity)))
+    continued.record(passed(decided(choice, (2, 1), granularity=granularity)), sequences=numbers)
+    assert continued.trace().expert.shape == (8, 1, 1)
+
+
+def test_many_passes_are_kept_in_order_and_second_passes_left_out() -> None:
+    recorder = Recorder(meta={"model": "toy"})
+    for i in range(130):
+        choice = TokenChoice(idx_NK=torch.tensor([[i % 4]]), w_NK=torch.ones(1, 1))
+        recorder.record(passed(decided(choice, (1, 1))), domain=[i % 3])
+        recorder.record(passed(decided(choice, (1, 1))), RouteContext(pass_id=1))
+    trace = recorder.trace()
+    assert trace.expert[:, 0, 0].tolist() == [i % 4 for i in range(130)]
+    assert trace.domain is not None
+    assert trace.domain.tolist() == [i % 3 for i in range(130)]
+    assert trace.meta["model"] == "toy"
+
+
+def test_foreign_and_empty_passes_are_refused() -> None:
+    choice = TokenChoice(idx_NK=torch.tensor([[0]]), w_NK=torch.ones(1, 1))
+    recorder = Recorder()
+    with pytest.raises(InputError, match="no forward pass was recorded"):
+        recorder.trace()
+    with pytest.raises(InputError, match="made no decision"):
+        recorder.record(ModelOutput(out=torch.zeros(1)))
+    recorder.record(passed(decided(choice, (1, 1))))
+    with pytest.raises(InputError, match="other columns than the first"):
+        recorder.record(passed(decided(choice, (1, 1)), layer=5))
+
+
+def test_a_model_is_recorded_as_it_routed() -> None:
+    torch.manual_seed(0)
+    config = DecoderConfig(vocab_size=32, width=16, num_layers=3, num_heads=2, hidden=16)
+    factory = MoEFactory(MoESpec(router="top2", dense_hidden=16, n_experts=4), num_layers=3)
+    model = DecoderLM(config, sublayer=factory)
+    x_BT = torch.randint(0, 32, (2, 7))
+    mask_BT = torch.ones(2, 7, dtype=torch.bool)
+    mask_BT[1, 5:] = False
+    context = RouteContext(mask_BT=mask_BT, causal=True)
+    with torch.no_grad():
+        output = model(x_BT, context=context)
+    recorder = Recorder(kinds=kinds_of(model))
+    recorder.record(output, context, token_id_BT=x_BT)
+    trace = recorder.trace()
+    assert trace.expert.shape == (12, 3, 2)
+    for column, record in enumerate(output.records):
+        idx_NK = record.decisions[0].choice.idx_NK[mask_BT.reshape(-1)]
+        assert (np.sort(trace.expert[:, column]) == np.sort(idx_NK.numpy())).all()

@@ -1,0 +1,190 @@
+"""Token choice in four steps, with the smallest router that has all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from crossroads.core.errors import InputError, UsageError  # noqa: E402
+from crossroads.moe.capacity import Capacity  # noqa: E402
+from crossroads.moe.contract import RouterInput, TokenChoice  # noqa: E402
+from crossroads.moe.router import TokenChoiceRouter  # noqa: E402
+
+Tensor = torch.Tensor
+
+
+def router(**settings: Any) -> TokenChoiceRouter:
+    """A router whose logits are the token itself."""
+    made = TokenChoiceRouter(3, 3, **settings)
+    with torch.no_grad():
+        made.gate.weight.copy_(torch.eye(3))
+    return made
+
+
+def tokens(*rows: list[float], **fields: Any) -> RouterInput:
+    x_BTD = torch.tensor([rows])
+    mask_BT = fields.pop("mask_BT", torch.ones(1, len(rows), dtype=torch.bool))
+    return RouterInput(x_BTD=x_BTD, mask_BT=mask_BT, rng=torch.Generator().manual_seed(0), **fields)
+
+
+def choice_of(made: TokenChoiceRouter, inp: RouterInput) -> TokenChoice:
+    choice = made.decide(inp).decision.choice
+    assert isinstance(choice, TokenChoice)
+    return choice
+
+
+def test_the_best_experts_are_chosen_in_order_and_weighed_by_their_probability() -> None:
+    choice = choice_of(router(k=2), tokens([0.0, 2.0, 1.0], [1.0, 1.0, 0.0]))
+    assert choice.idx_NK.tolist() == [[1, 2], [0, 1]]
+    probs = torch.tensor([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0]]).softmax(-1)
+    torch.testing.assert_close(choice.w_NK, probs.gather(-1, choice.idx_NK))
+
+
+def test_renormalised_weights_sum_to_one() -> None:
+    choice = choice_of(router(k=2, renorm=True), tokens([0.0, 2.0, 1.0]))
+    expected = torch.tensor([[2.0, 1.0]]).softmax(-1)
+    torch.testing.assert_close(choice.w_NK, expected)
+
+
+def test_one_renormalised_place_gives_the_gate_no_gradient_at_all() -> None:
+    made = router(k=1, renorm=True)
+    choice_of(made, tokens([0.3, 2.0, 1.0])).w_NK.sum().backward()
+    grad = made.gate.weight.grad
+    assert grad is None or float(grad.abs().max()) == 0.0
+
+
+def test_noise_is_drawn_in_training_alone_and_from_the_given_generator() -> None:
+    made = router(noise_std=1.0)
+    first = made.decide(tokens([0.0, 2.0, 1.0], training=True)).decision
+    again = made.decide(tokens([0.0, 2.0, 1.0], training=True)).decision
+    calm = made.decide(tokens([0.0, 2.0, 1.0])).decision
+    assert torch.equal(first.probs_NE, again.probs_NE)
+    assert not torch.equal(first.probs_NE, calm.probs_NE)
+    # Logits of the record are clean.
+    assert first.logits_NE.tolist() == [[0.0, 2.0, 1.0]]
+
+
+def test_noise_per_expert_is_smaller_by_their_number() -> None:
+    assert router(noise_std=1.5, noise_scale="per_expert").sigma == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (1, 1, 3)])
+def test_a_logit_bias_moves_choice_and_weight(shape: tuple[int, ...]) -> None:
+    bias = torch.tensor([0.0, 0.0, 5.0]).reshape(shape)
+    decision = router().decide(tokens([0.0, 2.0, 1.0], logit_bias=bias)).decision
+    assert decision.choice.idx_NK.tolist() == [[2]]
+    torch.testing.assert_close(decision.logits_NE, torch.tensor([[0.0, 2.0, 6.0]]))
+
+
+def test_forbidden_experts_lose_their_probability_and_leave_places_empty() -> None:
+    allow = torch.tensor([[False, True, False]])
+    decision = router(k=2).decide(tokens([3.0, 2.0, 1.0], allow=allow)).decision
+    assert decision.choice.idx_NK.tolist() == [[1, -1]]
+    assert decision.choice.w_NK.tolist() == [[1.0, 0.0]]
+    assert decision.probs_NE.tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_force_replaces_the_last_place_in_training_only() -> None:
+    force = torch.tensor([[0, 1, -1]])
+    rows = ([0.0, 2.0, 1.0],) * 3
+    trained = choice_of(router(k=2), tokens(*rows, force_BT=force, training=True))
+    assert trained.idx_NK.tolist() == [[1, 0], [1, 2], [1, 2]]
+    judged = choice_of(router(k=2), tokens(*rows, force_BT=force))
+    assert judged.idx_NK.tolist() == [[1, 2]] * 3
+
+
+def test_padding_is_neither_chosen_for_nor_counted() -> None:
+    mask = torch.tensor([[True, False]])
+    inp = tokens([0.0, 2.0, 1.0], [9.0, 0.0, 0.0], mask_BT=mask, training=True)
+    answer = router(z_loss=1.0).decide(inp)
+    alone = router(z_loss=1.0).decide(tokens([0.0, 2.0, 1.0], training=True))
+    assert answer.decision.choice.idx_NK.tolist() == [[1], [-1]]
+    assert answer.decision.stats["count_E"].tolist() == [0.0, 1.0, 0.0]
+    for name in ("balance", "z"):
+        assert torch.equal(answer.aux[name].value, alone.aux[name].value)
+
+
+def test_losses_come_with_training_and_their_coefficients() -> None:
+    made = router(balance=0.02, z_loss=1e-3)
+    answer = made.decide(tokens([0.0, 2.0, 1.0], training=True))
+    assert {name: term.coefficient for name, term in answer.aux.items()} == {
+        "balance": 0.02,
+        "z": 1e-3,
+    }
+    assert made.decide(tokens([0.0, 2.0, 1.0])).aux == {}
+
+
+def test_what_capacity_loses_keeps_its_expert_and_weight_and_counts_in_the_load() -> None:
+    made = router(capacity=Capacity(factor=1.0))
+    decision = made.decide(tokens([3.0, 0.0, 0.0], [5.0, 0.0, 0.0], [9.0, 0.0, 0.0])).decision
+    choice = decision.choice
+    assert choice.dropped_NK.tolist() == [[False], [True], [True]]
+    assert choice.idx_NK.tolist() == [[0]] * 3
+    assert bool((choice.w_NK > 0.9).all())
+    assert decision.stats["count_E"].tolist() == [3.0, 0.0, 0.0]
+
+
+def test_priority_by_gate_serves_the_surest_token() -> None:
+    made = router(capacity=Capacity(factor=1.0, priority="gate"))
+    choice = choice_of(made, tokens([3.0, 0.0, 0.0], [5.0, 0.0, 0.0], [9.0, 0.0, 0.0]))
+    assert choice.dropped_NK.tolist() == [[True], [True], [False]]
+
+
+def test_capacity_over_the_batch_counts_all_sequences_together() -> None:
+    x_BTD = torch.tensor([[[3.0, 0.0, 0.0]] * 3, [[0.0, 3.0, 0.0]] * 3])
+    inp = RouterInput(x_BTD=x_BTD, mask_BT=torch.ones(2, 3, dtype=torch.bool))
+    per_sequence = choice_of(router(capacity=Capacity(factor=1.0)), inp)
+    over_batch = choice_of(router(capacity=Capacity(factor=1.0, group="batch")), inp)
+    assert int(per_sequence.dropped_NK.sum()) == 4
+    assert int(over_batch.dropped_NK.sum()) == 2
+
+
+def test_half_precision_tokens_are_scored_in_float32() -> None:
+    inp = tokens([0.0, 2.0, 1.0])
+    half = replace(inp, x_BTD=inp.x_BTD.bfloat16())
+    decision = router().to(torch.bfloat16).decide(half).decision
+    assert decision.logits_NE.dtype == torch.float32
+    assert decision.choice.w_NK.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"k": 0}, "k: expected between 1 and 3"),
+        ({"k": 4}, "k: expected between 1 and 3"),
+        ({"noise_std": -1.0}, "noise_std"),
+        ({"kinds": ("ffn",)}, "kinds: expected 3"),
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TokenChoiceRouter(3, 3, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"logit_bias": torch.zeros(4)}, "logit_bias: expected shape"),
+        ({"allow": torch.ones(1, 2, dtype=torch.bool)}, "allow: expected shape"),
+        ({"allow": torch.ones(1, 3)}, "allow: expected bool"),
+        ({"force_BT": torch.zeros(1, 5), "training": True}, "force: expected shape"),
+    ],
+)
+def test_side_information_of_another_shape_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        router().decide(tokens([0.0, 2.0, 1.0], **wrong))
+
+
+def test_a_nan_in_a_real_token_is_refused_and_one_in_padding_is_not() -> None:
+    rows = ([0.0, 2.0, 1.0], [torch.nan, 0.0, 0.0])
+    with pytest.raises(InputError, match="layer 4: logits hold NaN"):
+        router().decide(tokens(*rows, layer=4))
+    mask = torch.tensor([[True, False]])
+    assert router().decide(tokens(*rows, mask_BT=mask)).decision.choice.idx_NK.tolist() == [
+        [1],
+        [-1],
+    ]
