@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -69,7 +70,35 @@ def equals_one_process(rank: int, world: int, mesh: DeviceMesh, folder: Path) ->
     same_as_one(rank, world, mesh, "switch:k=2", "gelu")
 
 
-def same_as_one(rank: int, world: int, mesh: DeviceMesh, router: str, activation: str) -> None:
+def equals_one_process_on_two_meshes(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    """Data parallelism over pairs of ranks that split the experts."""
+    both = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "expert"))
+    same_as_one(
+        rank,
+        world,
+        both["expert"],
+        "switch:k=2",
+        "swiglu",
+        counts=dist.group.WORLD,
+        replicas=both["data"].get_group(),
+    )
+    layer = shard_layer(build("loss-free"), both["expert"])
+    save_sharded(layer, folder / "two-meshes")
+    filled = zeroed(shard_layer(build("loss-free"), mesh))
+    load_sharded(filled, folder / "two-meshes")
+    equal_states(filled, shard_layer(build("loss-free"), mesh))
+
+
+def same_as_one(
+    rank: int,
+    world: int,
+    mesh: DeviceMesh,
+    router: str,
+    activation: str,
+    *,
+    counts: Any = None,
+    replicas: Any = None,
+) -> None:
     x_BTD, mask_BT = batch(world, idle=not router.startswith("softmax-ec"))
     whole = build(router, activation=activation)
     x_all = x_BTD.clone().requires_grad_()
@@ -77,14 +106,14 @@ def same_as_one(rank: int, world: int, mesh: DeviceMesh, router: str, activation
     (task + aux).backward()
 
     mine = slice(sum(sizes(world)[:rank]), sum(sizes(world)[: rank + 1]))
-    layer = shard_layer(build(router, activation=activation), mesh)
+    layer = shard_layer(build(router, activation=activation), mesh, counts_group=counts)
     x_mine = x_BTD[mine].clone().requires_grad_()
     part, task, aux = loss_of(layer, x_mine, mask_BT[mine])
     torch.testing.assert_close(part, out[mine], atol=1e-5, rtol=1e-5)
     # The mean over ranks by real tokens of the auxiliary terms, the sum of the task's.
     share = mask_BT[mine].sum() / mask_BT.sum()
     (world * (task + share * aux)).backward()
-    average_gradients(layer)
+    average_gradients(layer, replicas=replicas)
     assert x_mine.grad is not None
     assert x_all.grad is not None
     torch.testing.assert_close(x_mine.grad / world, x_all.grad[mine], atol=1e-5, rtol=1e-4)
@@ -127,17 +156,25 @@ def saves(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
 
 
 def loads(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
-    layer = shard_layer(build("loss-free"), mesh)
-    wanted = {name: p.detach().clone() for name, p in layer.state_dict().items()}
+    layer = zeroed(shard_layer(build("loss-free"), mesh))
+    load_sharded(layer, folder / "checkpoint")
+    equal_states(layer, shard_layer(build("loss-free"), mesh))
+
+
+def zeroed(layer: MoELayer) -> MoELayer:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.zero_()
-    load_sharded(layer, folder / "checkpoint")
+    return layer
+
+
+def equal_states(layer: MoELayer, wanted: MoELayer) -> None:
     for name, value in layer.state_dict().items():
-        torch.testing.assert_close(value, wanted[name], atol=0, rtol=0, msg=name)
+        torch.testing.assert_close(value, wanted.state_dict()[name], atol=0, rtol=0, msg=name)
 
 
-WORK = {f.__name__: f for f in (equals_one_process, refuses, saves, loads)}
+STEPS = (equals_one_process, equals_one_process_on_two_meshes, refuses, saves, loads)
+WORK = {step.__name__: step for step in STEPS}
 
 
 def run(rank: int, world: int, folder: str, names: tuple[str, ...]) -> None:
@@ -149,7 +186,7 @@ def run(rank: int, world: int, folder: str, names: tuple[str, ...]) -> None:
         init_method=f"file://{folder}/rendezvous-{world}",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=30),
+        timeout=timedelta(seconds=100),
     )
     mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("expert",))
     for name in names:

@@ -74,6 +74,13 @@ def test_a_shared_router_is_one_object_in_parameters_and_state(
     assert made.shared["router_0"].gate.weight.grad is not None
 
 
+def test_a_sharing_plan_names_the_experts_of_its_routed_layers() -> None:
+    made = model(router="omni:share=1x2-1x4", layers="odd")
+    assert [layer.routers[0].n_experts for layer in routed_layers(made)] == [2, 4]
+    with pytest.raises(UsageError, match="covers 2 layers, the model routes 4"):
+        model(router="omni:share=1x2-1x4")
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

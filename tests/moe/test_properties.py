@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -17,22 +16,26 @@ torch = pytest.importorskip("torch")
 from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from crossroads.core.errors import InputError, UsageError  # noqa: E402
-from crossroads.core.routed import RouteContext, SublayerOutput  # noqa: E402
-from crossroads.moe.contract import Dense, Router, TokenChoice  # noqa: E402
-from crossroads.moe.conversions import executed, to_dense, to_token_choice  # noqa: E402
-from crossroads.moe.experts import FFNBank  # noqa: E402
+from crossroads.core.routed import SublayerOutput  # noqa: E402
+from crossroads.moe.conversions import to_dense  # noqa: E402
 from crossroads.moe.layer import MoELayer  # noqa: E402
-from crossroads.moe.routers import (  # noqa: E402
-    build_router,
-    known_settings,
-    router_class,
-    router_names,
+from crossroads.moe.routers import known_settings, router_class  # noqa: E402
+from tests.moe.conformance import (  # noqa: E402
+    BATCH,
+    EXPERTS,
+    LENGTH,
+    NAMES,
+    block_tensors,
+    build,
+    context,
+    of,
+    run,
+    side_information,
+    some_padding,
+    stream,
 )
 
 Tensor = torch.Tensor
-BATCH, LENGTH, WIDTH, EXPERTS, HIDDEN = 3, 10, 16, 5, 12
-NAMES = router_names()
-
 NO_EXPERT_ROWS = {"hash": "a fixed function of the id", "position": "a fixed function of the place"}
 CHOICES_ALONE = {"promoe": {"uncond": False}}  # its unconditional expert is not chosen by scores
 NOT_THE_NUMERICAL_GRADIENT = {"vqmoe": "its codes are passed straight through"}
@@ -40,69 +43,6 @@ NOT_ONE_GATED_FFN = {
     "soft": "the slot sees a mixture of tokens",
     "vqmoe": "two branches, one of them normed",
 }
-
-
-def build(name: str, *, seed: int = 0, n_experts: int = EXPERTS, **settings: Any) -> MoELayer:
-    """Return a layer with the router's own defaults, as far as ``n_experts`` allows them."""
-    torch.manual_seed(seed)
-    router = build_router(name, WIDTH, n_experts, **settings)
-    return MoELayer(router, FFNBank(WIDTH, HIDDEN, router.kinds))
-
-
-def stream(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(BATCH, LENGTH, WIDTH, generator=generator).to(dtype)
-
-
-def some_padding() -> Tensor:
-    """Lengths 10, 7 (padded right) and 4 (padded left)."""
-    mask_BT = torch.ones(BATCH, LENGTH, dtype=torch.bool)
-    mask_BT[1, 7:] = False
-    mask_BT[2, :6] = False
-    return mask_BT
-
-
-def side_information(length: int = LENGTH) -> dict[str, Tensor]:
-    """Everything any router may ask for; values repeat over the batch rows in a fixed way."""
-    place_T = torch.arange(length)
-    row_B1 = torch.arange(BATCH).unsqueeze(1)
-    return {
-        "token_id": (7 * place_T + 3 * row_B1) % 11,
-        "pos": place_T.expand(BATCH, length),
-        "label": torch.arange(BATCH),
-        "null": torch.tensor([False, True, False]),
-    }
-
-
-def context(**fields: Any) -> RouteContext:
-    return RouteContext(**{"cond": side_information(), "seed": 5, **fields})
-
-
-def block_tensors(needs: frozenset[str], h_BTD: Tensor, mask_BT: Tensor) -> dict[str, Tensor]:
-    """Return what a block hands over besides the stream, made up but a fixed function of place."""
-    extra: dict[str, Tensor] = {}
-    batch, length, _ = h_BTD.shape
-    if "attn" in needs:
-        place_T = torch.arange(length, dtype=h_BTD.dtype)
-        wish_TT = torch.sin(1.7 * place_T[:, None] + 0.9 * place_T[None, :])
-        wish = wish_TT.expand(batch, 2, length, length)
-        hidden = ~mask_BT[:, None, None, :]
-        extra["attn"] = torch.softmax(wish.masked_fill(hidden, -1e9), -1).masked_fill(hidden, 0.0)
-    if "attn_out" in needs:
-        extra["attn_out"] = 0.5 * h_BTD
-    return extra
-
-
-def run(layer: MoELayer, h_BTD: Tensor, given: RouteContext | None = None) -> SublayerOutput:
-    given = context() if given is None else given
-    mask_BT = given.mask_BT
-    if mask_BT is None:
-        mask_BT = torch.ones(h_BTD.shape[:2], dtype=torch.bool)
-    return layer(h_BTD, given, **block_tensors(layer.needs, h_BTD, mask_BT))
-
-
-def of(router: Router, setting: str) -> bool:
-    return setting in known_settings(type(router))
 
 
 # ---------------------------------------------------------------------------- P1 and P2
@@ -147,6 +87,17 @@ def test_nan_in_padding_reaches_neither_outputs_nor_gradients(name: str) -> None
     loss.backward()
     for parameter in layer.parameters():
         assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_padding_alone_is_zero_with_finite_losses(name: str) -> None:
+    layer, nobody = build(name), torch.zeros(BATCH, LENGTH, dtype=torch.bool)
+    for training in (False, True):
+        answer = run(layer, stream(), context(mask_BT=nobody, training=training))
+        assert bool((answer.delta == 0).all())
+        assert all(bool(torch.isfinite(term.value)) for term in answer.aux.values())
+        layer.commit(layer.stats(answer.decisions), answer.new_state)
+    assert all(bool(torch.isfinite(value).all()) for value in layer.state_dict().values())
 
 
 @pytest.mark.parametrize("row", [1, 2])
@@ -391,83 +342,3 @@ def test_checkpointing_changes_neither_outputs_nor_gradients_nor_state(name: str
     assert torch.equal(plain[1], recomputed[1])
     assert same(plain[2], recomputed[2])
     assert same(plain[3], recomputed[3])
-
-
-# ---------------------------------------------------------------------------- what a call may ask
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_forbidden_expert_never_runs(name: str) -> None:
-    layer = build(name)
-    allow_BE = torch.ones(BATCH, layer.experts.n_experts, dtype=torch.bool)
-    allow_BE[0, 1] = allow_BE[1, 0] = allow_BE[1, 3] = False
-    for training in (False, True):
-        answer = run(layer, stream(), context(allow=allow_BE, training=training))
-        assert bool(torch.isfinite(answer.delta).all())
-        for choice in answer.decisions[0].choices:
-            if isinstance(choice, Dense):
-                use_BE = choice.combine_GSEC.sum((1, 3)) + choice.dispatch_GSEC.sum((1, 3))
-            else:
-                pairs = to_token_choice(choice)
-                idx_NK = executed(pairs, layer.experts.kinds).reshape(BATCH, -1)
-                use_BE = torch.nn.functional.one_hot(idx_NK + 1, layer.experts.n_experts + 1)
-                use_BE = use_BE.sum(1)[:, 1:]
-            assert bool((use_BE[~allow_BE] == 0).all())
-            assert bool((use_BE.sum(1) > 0).all())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_forcing_an_expert_puts_it_among_those_of_the_token(name: str) -> None:
-    layer = build(name)
-    force_BT = torch.full((BATCH, LENGTH), -1)
-    force_BT[0, 3] = 2
-    given = context(force_BT=force_BT, training=True)
-    if name == "soft":
-        with pytest.raises(InputError, match="force"):
-            run(layer, stream(), given)
-        return
-    for choice in run(layer, stream(), given).decisions[0].choices:
-        assert 2 in to_token_choice(choice).idx_NK[3].tolist()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_logit_bias_carries_gradient_in_evaluation(name: str) -> None:
-    layer = build(name)
-    bias_E = torch.zeros(layer.experts.n_experts, requires_grad=True)
-    answer = run(layer, stream(), context(logit_bias=bias_E))
-    if answer.decisions[0].logits_NE is None:
-        pytest.skip("has no logits")
-    (grad_E,) = torch.autograd.grad(answer.delta.square().sum(), bias_E)
-    assert bool(torch.isfinite(grad_E).all())
-    assert float(grad_E.abs().max()) > 1e-6
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_logits_that_are_not_finite_stop_the_layer(name: str) -> None:
-    layer = build(name)
-    if run(layer, stream()).decisions[0].logits_NE is None:
-        pytest.skip("has no logits")
-    h_BTD = stream()
-    h_BTD[1, 2, 0] = torch.nan
-    with pytest.raises(InputError, match="NaN"):
-        run(layer, h_BTD)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_decision_keeps_its_form(name: str) -> None:
-    layer, mask_BT = build(name), some_padding()
-    for training in (False, True):
-        decision = run(layer, stream(), context(training=training, mask_BT=mask_BT)).decisions[0]
-        assert decision.n_experts == layer.experts.n_experts
-        assert decision.shape == (BATCH, LENGTH)
-        assert all(not value.requires_grad for value in decision.stats.values())
-        if decision.probs_NE is not None:
-            probs = decision.probs_NE[decision.mask_N]
-            assert bool((probs >= 0).all())
-        for choice in decision.choices:
-            if isinstance(choice, TokenChoice) and decision.granularity == "token":
-                assert bool((choice.idx_NK[~decision.mask_N] == -1).all())
-                assert bool((choice.w_NK[choice.idx_NK < 0] == 0).all())
-                for picked in choice.idx_NK.tolist():
-                    real = [expert for expert in picked if expert >= 0]
-                    assert len(set(real)) == len(real)

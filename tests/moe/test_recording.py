@@ -21,7 +21,9 @@ from crossroads.moe.contract import (
     RoutingDecision,
     TokenChoice,
 )
+from crossroads.moe.diagnostics import summarise, summarise_trace
 from crossroads.moe.recording import Recorder, kinds_of
+from crossroads.moe.routers import router_names
 
 NONE = 255
 
@@ -191,6 +193,38 @@ def test_foreign_and_empty_passes_are_refused() -> None:
     recorder.record(passed(decided(choice, (1, 1))))
     with pytest.raises(InputError, match="other columns than the first"):
         recorder.record(passed(decided(choice, (1, 1)), layer=5))
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_every_router_is_recorded_as_it_decided(name: str) -> None:
+    torch.manual_seed(0)
+    spec = MoESpec(router=name, dense_hidden=32, n_experts=4)
+    layer = MoEFactory(spec, num_layers=1)(0, 16, None)
+    mask_BT = torch.ones(3, 6, dtype=torch.bool)
+    mask_BT[1, 4:] = False
+    cond = {
+        "token_id": torch.randint(0, 50, (3, 6)),
+        "label": torch.tensor([0, 1, 10]),
+        "null": torch.tensor([False, False, True]),
+        "pos": torch.arange(6).expand(3, 6),
+    }
+    context = RouteContext(mask_BT=mask_BT, cond=cond)
+    attn = torch.softmax(torch.randn(3, 2, 6, 6), -1)
+    with torch.no_grad():
+        answer = layer(torch.randn(3, 6, 16), context, attn=attn)
+    kinds = layer.routers[0].kinds
+    recorder = Recorder(kinds={0: kinds}, approx_topk=2)
+    recorder.record(passed(*answer.decisions), context)
+    trace = recorder.trace()
+    assert len(trace.expert) == int(mask_BT.sum())
+    decision = answer.decisions[0]
+    if decision.branches or isinstance(decision.choice, Dense):
+        assert trace.n_columns == max(len(decision.branches), 1)
+        return
+    (read,) = summarise_trace(trace)
+    direct = summarise(decision, kinds)
+    assert read.load == pytest.approx(direct.load)
+    assert read.mean_active == pytest.approx(direct.mean_active)
 
 
 def test_a_model_is_recorded_as_it_routed() -> None:

@@ -18,19 +18,9 @@ from torch import Tensor, nn
 
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, mask_of
-from crossroads.models.blocks import (
-    Attention,
-    Block,
-    Pass,
-    Visibility,
-    check_heads,
-    check_sizes,
-    dense_swiglu,
-    fill,
-    rotation,
-    visibility,
-)
-from crossroads.models.inputs import check_tokens
+from crossroads.models.attention import Attention, Visibility, rotation, visibility
+from crossroads.models.blocks import Block, Pass, dense_swiglu, fill
+from crossroads.models.inputs import check_heads, check_sizes, check_tokens
 
 EMBEDDING_STD = 0.02  # tied: first logits of a normed stream then have a std of .02 sqrt(D)
 

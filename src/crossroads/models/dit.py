@@ -30,20 +30,17 @@ from crossroads.core.routed import (
     SublayerFactory,
     mask_of,
 )
-from crossroads.models.blocks import (
-    MLP,
-    Attention,
-    Pass,
-    Visibility,
+from crossroads.models.attention import Attention, Visibility, visibility
+from crossroads.models.blocks import MLP, Pass, fill, place, wants
+from crossroads.models.inputs import (
     check_heads,
+    check_images,
+    check_labels,
+    check_patches,
     check_sizes,
-    fill,
-    place,
-    visibility,
-    wants,
+    from_patches,
+    to_patches,
 )
-from crossroads.models.inputs import check_images, check_labels, from_patches, to_patches
-from crossroads.models.vit import check_patches
 
 EMBEDDING_STD = 0.02
 MAX_PERIOD = 10_000.0  # of the sinusoids of time and of positions

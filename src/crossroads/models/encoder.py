@@ -14,18 +14,9 @@ from torch import Tensor, nn
 
 from crossroads.core.errors import InputError
 from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, mask_of
-from crossroads.models.blocks import (
-    Attention,
-    Block,
-    Pass,
-    check_heads,
-    check_sizes,
-    dense_mlp,
-    fill,
-    mean_over_real,
-    visibility,
-)
-from crossroads.models.inputs import check_tokens
+from crossroads.models.attention import Attention, visibility
+from crossroads.models.blocks import Block, Pass, dense_mlp, fill, mean_over_real
+from crossroads.models.inputs import check_heads, check_sizes, check_tokens
 
 EMBEDDING_STD = 0.5  # of tokens and positions alike: short runs must tell them apart early
 

@@ -1,4 +1,4 @@
-"""Checks of what backbones are given, and images cut into patches.
+"""Checks of sizes and of what backbones are given, and images cut into patches.
 
 Axes: B images or sequences, T positions or patches, C channels, Y and X patches per side.
 """
@@ -8,7 +8,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raise UsageError for the first size that is not a positive whole number."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise UsageError(f"{name}: expected a whole number of at least 1, got {size!r}")
+
+
+def check_heads(width: int, num_heads: int, *, rotary: bool = False) -> None:
+    """Raise UsageError unless ``width`` divides into heads, of even width where they rotate."""
+    check_sizes(width=width, num_heads=num_heads)
+    if width % num_heads:
+        raise UsageError(f"num_heads: expected a divisor of width {width}, got {num_heads}")
+    if rotary and (width // num_heads) % 2:
+        raise UsageError(
+            f"num_heads: rotary positions need heads of even width, got {width // num_heads}; "
+            "change width or num_heads"
+        )
+
+
+def check_patches(image_size: int, channels: int, patch: int) -> None:
+    """Raise UsageError unless square patches tile the image."""
+    check_sizes(image_size=image_size, channels=channels, patch=patch)
+    if image_size % patch:
+        raise UsageError(f"patch: expected a divisor of image_size {image_size}, got {patch}")
 
 
 def check_tokens(tokens_BT: Tensor, vocab_size: int) -> None:

@@ -17,17 +17,9 @@ from torch.nn import functional
 
 from crossroads.core.errors import InputError
 from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory
-from crossroads.models.blocks import (
-    Attention,
-    Block,
-    Pass,
-    check_heads,
-    check_sizes,
-    dense_mlp,
-    fill,
-    rotation,
-    visibility,
-)
+from crossroads.models.attention import Attention, rotation, visibility
+from crossroads.models.blocks import Block, Pass, dense_mlp, fill
+from crossroads.models.inputs import check_heads, check_sizes
 
 BLANK = 0
 

@@ -15,20 +15,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from crossroads.core.errors import UsageError
 from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, mask_of
-from crossroads.models.blocks import (
-    Attention,
-    Block,
-    Pass,
+from crossroads.models.attention import Attention, visibility
+from crossroads.models.blocks import Block, Pass, dense_mlp, fill, mean_over_real
+from crossroads.models.inputs import (
     check_heads,
+    check_images,
+    check_patches,
     check_sizes,
-    dense_mlp,
-    fill,
-    mean_over_real,
-    visibility,
+    to_patches,
 )
-from crossroads.models.inputs import check_images, to_patches
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +61,6 @@ class ViTConfig:
     def num_patches(self) -> int:
         """T."""
         return (self.image_size // self.patch) ** 2
-
-
-def check_patches(image_size: int, channels: int, patch: int) -> None:
-    """Raise UsageError unless square patches tile the image."""
-    check_sizes(image_size=image_size, channels=channels, patch=patch)
-    if image_size % patch:
-        raise UsageError(f"patch: expected a divisor of image_size {image_size}, got {patch}")
 
 
 class ViT(nn.Module):

@@ -22,6 +22,7 @@ from crossroads.moe.contract import Router
 from crossroads.moe.experts import Activation, FFNBank
 from crossroads.moe.layer import GateSharing, Loop, MoELayer
 from crossroads.moe.routers import build_router, known_settings, parse_router, router_class
+from crossroads.moe.sharing import SharingGroup, sharing_groups
 
 DENSE = "dense"
 MOST_SPLIT = 2  # experts of routers that run more than two are halved, no further
@@ -122,33 +123,27 @@ class MoEFactory:
     def _routers(self, layer: int, width: int, *, own: bool) -> tuple[Router, ...]:
         if own:
             count = self.spec.n_iter if self.spec.gate_sharing == "independent" else 1
-            return tuple(self._router(width) for _ in range(count))
-        group = f"router_{self._group(layer)}"
-        if group not in self.shared:
-            self.shared[group] = self._router(width)
-        return (self.shared[group],)
+            return tuple(self._router(width, self.spec.n_experts) for _ in range(count))
+        number, group = self._group(layer)
+        name = f"router_{number}"
+        if name not in self.shared:
+            self.shared[name] = self._router(width, group.n_experts)
+        return (self.shared[name],)
 
-    def _group(self, layer: int) -> int:
-        """Return which group of layers a shared router serves, under a plan such as 4x2-4x4."""
-        name, settings = parse_router(self.spec.router)
-        known = known_settings(router_class(name))
-        plan = {**self.spec.settings, **settings}.get("share", known.get("share", "all"))
-        if plan in ("all", None):
-            return 0
-        ends, total = [], 0
-        for part in str(plan).split("-"):
-            total += int(part.split("x")[0])
-            ends.append(total)
-        if total != self.num_layers:
-            raise UsageError(
-                f"share: the plan {plan!r} covers {total} layers, the model has {self.num_layers}"
-            )
-        return next(index for index, end in enumerate(ends) if layer < end)
+    def _group(self, layer: int) -> tuple[int, SharingGroup]:
+        """Return which group of routed layers a layer shares its router with."""
+        routed = [i for i in range(self.num_layers) if self.spec.routed(i)]
+        name, given = parse_router(self.spec.router)
+        default = known_settings(router_class(name)).get("share", "all")
+        plan = str({"share": default, **self.spec.settings, **given}["share"])
+        groups = sharing_groups(plan, len(routed), self.spec.n_experts)
+        place = routed.index(layer)
+        return next((n, group) for n, group in enumerate(groups) if place in group.layers)
 
-    def _router(self, width: int) -> Router:
+    def _router(self, width: int, n_experts: int) -> Router:
         known = known_settings(router_class(parse_router(self.spec.router)[0]))
         settings = {k: v for k, v in self.spec.settings.items() if k in known}
-        return build_router(self.spec.router, width, self.spec.n_experts, **settings)
+        return build_router(self.spec.router, width, n_experts, **settings)
 
     def _ffn(self, width: int, hidden: int) -> MLP | SwiGLU:
         if self.spec.activation == "swiglu":

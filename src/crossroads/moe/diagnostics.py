@@ -92,7 +92,11 @@ def _real_rows(decision: RoutingDecision, real: NDArray[np.bool_]) -> NDArray[np
 
 
 def summarise_trace(trace: RoutingTrace) -> list[Summary]:
-    """Return the figures of every column; entropy and margin where the trace holds logits."""
+    """Return the figures of every column.
+
+    Entropy and margin are those of the softmax of the logits, where the trace holds them, whatever
+    the router made of them.
+    """
     found = []
     for column, row in enumerate(trace.rows):
         lost = _places(trace.dropped, column, trace)

@@ -33,7 +33,8 @@ def combine_slots(experts: Experts, x_ND: Tensor, choice: ExpertChoice) -> Tenso
     row_GEC = choice.tok_GEC + offset_G[:, None, None]
     taken_EP = (choice.tok_GEC >= 0).transpose(0, 1).reshape(n_experts, -1)
     row_EP = row_GEC.transpose(0, 1).reshape(n_experts, -1).masked_fill(~taken_EP, 0)
-    x_EPD = x_ND.index_select(0, row_EP.reshape(-1)).reshape(n_experts, n_groups * n_slots, -1)
+    rows = x_ND.index_select(0, row_EP.reshape(-1))
+    x_EPD = rows.reshape(n_experts, n_groups * n_slots, x_ND.shape[-1])
     y_EPD = experts.run_slots(x_EPD)
     w_EP = choice.w_GEC.transpose(0, 1).reshape(n_experts, -1) * taken_EP
     y_PD = (y_EPD * w_EP.unsqueeze(-1).to(y_EPD.dtype)).reshape(-1, y_EPD.shape[-1])

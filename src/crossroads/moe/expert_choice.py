@@ -12,14 +12,13 @@ Axes: G = B groups of S = T tokens, E experts, C slots per expert and group.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from crossroads.core import gating
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe import losses
 from crossroads.moe.capacity import Capacity
@@ -76,11 +75,11 @@ class ExpertChoiceRouter(Router):
         self.gate = nn.Linear(d, n_experts, bias=False)
         nn.init.normal_(self.gate.weight, std=d**-0.5)
 
-    @abstractmethod
     def affinity(
         self, logits_GSE: Tensor, probs_GSE: Tensor, slots_G: Tensor, inp: RouterInput
     ) -> Tensor:
         """Return what experts rank tokens by, (G, S, E); -inf = never."""
+        raise NotImplementedError
 
     def score(self, inp: RouterInput) -> Tensor:
         """Return clean logits (N, E)."""
@@ -148,8 +147,12 @@ def fill(want_GSE: Tensor, slots_G: Tensor) -> Tensor:
 
 
 def ahead(want_GSE: Tensor, inp: RouterInput) -> Tensor:
-    """Return wishes with the pairs of ``force`` first."""
+    """Return wishes with the pairs of ``force`` first. Raises InputError for another shape."""
     if inp.force_BT is None or not inp.training:
         return want_GSE
+    if inp.force_BT.shape != inp.mask_BT.shape:
+        raise InputError(
+            f"force: expected shape {tuple(inp.mask_BT.shape)}, got {tuple(inp.force_BT.shape)}"
+        )
     expert_E = torch.arange(want_GSE.shape[-1], device=want_GSE.device)
     return want_GSE.masked_fill(inp.force_BT.unsqueeze(-1) == expert_E, torch.inf)

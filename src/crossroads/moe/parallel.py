@@ -205,11 +205,15 @@ def expert_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 @torch.no_grad()
-def average_gradients(model: nn.Module, group: ProcessGroup | None = None) -> None:
+def average_gradients(
+    model: nn.Module, group: ProcessGroup | None = None, *, replicas: ProcessGroup | None = None
+) -> None:
     """Make every gradient that of the mean over ranks of their losses; call after ``backward``.
 
-    Replicated parameters are averaged over the ranks. An expert has already received the gradients
-    of all ranks' tokens, and is divided by their number.
+    Replicated parameters are averaged over the ranks of ``group`` (default: all). An expert has
+    already received the gradients of the tokens of its mesh; where meshes stand side by side,
+    ``replicas`` are the ranks that hold the same experts, over which they are summed. The sum is
+    divided by the number of ranks in ``group``.
     """
     world = dist.get_world_size(group)
     own = expert_parameters(model)
@@ -220,4 +224,6 @@ def average_gradients(model: nn.Module, group: ProcessGroup | None = None) -> No
             parameter.grad = torch.zeros_like(parameter)  # all ranks must join the reduction
         if parameter not in own:
             dist.all_reduce(parameter.grad, group=group)
+        elif replicas is not None:
+            dist.all_reduce(parameter.grad, group=replicas)
         parameter.grad /= world

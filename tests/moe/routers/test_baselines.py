@@ -99,6 +99,16 @@ def test_places_of_a_token_stay_packed_after_the_draw() -> None:
     assert not bool(gone_NK[:, 0].any())
 
 
+@pytest.mark.parametrize(("counted", "share"), [("first", [1.0, 0.0]), ("all", [0.5, 0.5])])
+def test_the_balance_loss_of_top2_counts_first_choices_unless_told(
+    counted: str, share: list[float]
+) -> None:
+    x_TD = torch.log(torch.tensor([[0.9, 0.1], [0.6, 0.4]]))
+    made = reading(Top2(2, 2, counted=counted))
+    value = made.decide(tokens(x_TD, training=True)).aux["balance"].value
+    assert float(value.detach()) == pytest.approx(2 * (share[0] * 0.75 + share[1] * 0.25))
+
+
 # ---------------------------------------------------------------------------- fixed functions
 
 
@@ -236,6 +246,7 @@ def test_softmax_scores_may_take_the_place_of_sigmoids() -> None:
     [
         ("top2:later=some", "later: expected 'all' or 'random'"),
         ("top2:threshold=0", "threshold"),
+        ("top2:counted=none", "counted: expected 'first' or 'all'"),
         ("random:k_end=9", "k_end: expected between 1 and 4"),
         ("random:k_eval=0", "k_eval: expected between 1 and 4"),
         ("loss-free:scores=relu", "scores: expected"),

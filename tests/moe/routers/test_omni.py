@@ -5,9 +5,12 @@ import torch
 from safetensors.torch import save_file
 
 from crossroads.core.errors import UsageError
-from crossroads.core.routed import RouteContext
-from crossroads.moe.routers.omni import OmniRouter, sharing_groups
+from crossroads.core.routed import RouteContext, routed_layers
+from crossroads.models.decoder import DecoderConfig, DecoderLM
+from crossroads.moe.building import MoEFactory, MoESpec
+from crossroads.moe.routers.omni import OmniRouter
 from crossroads.moe.routers.switch import Switch
+from crossroads.moe.sharing import sharing_groups
 from tests.moe.routers.inputs import layer_of, places, tokens, view
 
 TRAINING = RouteContext(training=True, seed=3)
@@ -44,6 +47,15 @@ def test_layers_use_one_parameter_that_the_state_names_once(tmp_path: object) ->
     gates = [key for key in model.state_dict() if key.endswith("gate.weight")]
     assert gates == ["shared.0.gate.weight"]
     save_file(model.state_dict(), f"{tmp_path}/model.safetensors")  # refuses tensors named twice
+
+
+def test_a_model_of_many_layers_holds_one_router() -> None:
+    config = DecoderConfig(vocab_size=11, width=8, num_layers=3, num_heads=2, max_length=8)
+    spec = MoESpec(router="omni", n_experts=4, dense_hidden=16)
+    model = DecoderLM(config, sublayer=MoEFactory(spec, 3))
+    assert len({id(layer.routers[0]) for layer in routed_layers(model)}) == 1
+    assert sum(key.endswith("gate.weight") for key in model.state_dict()) == 1
+    assert sum(tuple(p.shape) == (4, 8) for p in model.parameters()) == 1
 
 
 def test_its_gradient_is_the_sum_over_layers() -> None:

@@ -120,11 +120,46 @@ def test_only_chosen_probabilities_carry_the_task_gradient() -> None:
     assert idx_NK.tolist() == [[0, 1, -1]]
 
 
+def test_a_target_moves_p_one_step_per_commit_and_is_state() -> None:
+    router, x_BTD = of_probabilities(
+        [0.25] * 4, [0.7, 0.1, 0.1, 0.1], p=0.65, target=1.5, p_step=0.1
+    )
+    means = []
+    for _ in range(6):
+        decision = router.decide(view(x_BTD)).decision
+        means.append(float(decision.stats["count_E"].sum() / 2))
+        before = router.current_p
+        router.commit(decision.stats, {})
+        wanted = (means[-1] < 1.5) - (means[-1] > 1.5)
+        assert router.current_p == pytest.approx(before + 0.1 * wanted)
+    assert means == [2.0, 2.0, 1.5, 1.5, 1.5, 1.5]  # p = 0.65, 0.55, 0.45 and stays
+    other = TopP(2, 4, p=0.65, target=1.5, p_step=0.1)
+    other.load_state_dict(router.state_dict())
+    assert other.current_p == router.current_p
+    assert other.bfloat16().current_p == router.current_p
+    assert router.nominal_active == 1.5
+
+
+def test_the_controller_stays_between_top_1_and_all() -> None:
+    router = TopP(4, 4, p=0.95, target=4.0, p_step=0.1)
+    few = {"count_E": torch.ones(4), "tokens": torch.tensor(4.0)}
+    for _ in range(3):
+        router.commit(few, {})
+    assert router.current_p == 0.95
+    fixed = TopP(4, 4, p=0.5)
+    fixed.commit(few, {})
+    assert fixed.current_p == 0.5
+
+
 def test_settings_out_of_range_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="p: expected 0 or more"):
         TopP(4, 4, p=-0.1)
     with pytest.raises(UsageError, match="k_max: expected 1 to 4"):
         TopP(4, 4, k_max=5)
+    with pytest.raises(UsageError, match="target: expected 1 to 4"):
+        TopP(4, 4, target=0.5)
+    with pytest.raises(UsageError, match="p: expected at most 1"):
+        TopP(4, 4, p=1.2, target=2.0)
 
 
 def test_the_name_and_a_setting_build_it() -> None:

@@ -115,6 +115,16 @@ def test_load_is_left_out_without_noise() -> None:
     assert aux.keys() == {"importance", "balance"}
 
 
+def test_losses_stay_finite_where_fewer_than_k_experts_are_allowed() -> None:
+    router = SoftmaxTokenChoice(4, 3, k=2)
+    allow = torch.tensor([[True, False, False]])
+    answer = router.decide(view(tokens(1, 5, 4), training=True, allow=allow))
+    total = sum(term.weighted for term in answer.aux.values())
+    total.backward()
+    assert bool(torch.isfinite(total))
+    assert bool(torch.isfinite(router.gate.weight.grad).all())
+
+
 # ---------------------------------------------------------------------------- Sinkhorn token choice
 
 
@@ -306,6 +316,8 @@ def test_a_forced_token_comes_first_in_the_queue_of_its_expert() -> None:
     force = torch.tensor([[-1, -1, -1, 0]])
     assert slots_of(router, x_BTD, force_BT=force, training=True).tok_GEC[0, 0].tolist() == [3, 0]
     assert slots_of(router, x_BTD, force_BT=force).tok_GEC[0, 0].tolist() == [0, 1]
+    with pytest.raises(InputError, match="force: expected shape"):
+        slots_of(router, x_BTD, force_BT=force[:, :2], training=True)
 
 
 # ---------------------------------------------------------------------------- soft

@@ -80,6 +80,17 @@ def test_the_codebook_loss_is_the_mean_over_tokens_and_width() -> None:
     assert term.coefficient == 0.08
 
 
+def test_padding_is_in_no_loss_and_a_batch_of_it_has_loss_zero() -> None:
+    router, x_BTD = started(), numbers(2, 5, D)
+    mask_BT = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    padded = router.decide(view(x_BTD, mask_BT=mask_BT, training=True)).aux["codebook"]
+    real = router.decide(view(x_BTD[mask_BT].unsqueeze(0), training=True)).aux["codebook"]
+    torch.testing.assert_close(padded.value, real.value)
+    nothing = router.decide(view(x_BTD, mask_BT=mask_BT & False, training=True)).aux["codebook"]
+    (grad,) = torch.autograd.grad(nothing.value, router.codebook.codes)
+    assert (grad == 0).all()
+
+
 def test_through_the_task_a_token_gets_one_minus_c_of_the_gradient_and_its_code_none() -> None:
     router = started(contribution=0.3)
     x_ND, code_ND = numbers(5, D).requires_grad_(), numbers(5, D, seed=1).requires_grad_()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FAMILY = "moe"
 TASKS = ("lm", "vision", "diffusion", "speech")
+ALL = "all"
 FULL_SEEDS = 3
 
 
@@ -24,10 +25,10 @@ FULL_SEEDS = 3
 @click.option(
     "--task",
     "name",
-    type=click.Choice(TASKS),
+    type=click.Choice([*TASKS, ALL]),
     default="vision",
     show_default=True,
-    help="Bits per byte, digit images, drawing digits, or spoken digits.",
+    help="Bits per byte, digit images, drawing digits, spoken digits, or one after the other.",
 )
 @click.option("--routers", metavar="A,B", help="Routers, as NAME or NAME:setting=value; all.")
 @click.option(
@@ -41,7 +42,7 @@ FULL_SEEDS = 3
 @click.option("--steps", type=click.IntRange(1), help="Training steps, in place of the preset's.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @click.option("--jobs", type=click.IntRange(1), help="Processes; one per core.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="runs/arena-moe/TASK")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="runs/arena-moe")
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON only.")
 def command(
     *,
@@ -59,7 +60,8 @@ def command(
 
     Prints the leaderboard and writes report.html and leaderboard.json. A run that was stopped
     continues: finished cells are kept in the output folder. Exit code 1 when a router named in
-    --routers could not be run. JSON: see crossroads.core.arena.leaderboard_schema().
+    --routers could not be run. JSON: see crossroads.core.arena.leaderboard_schema(); one document
+    a task under --task all.
     """
     from crossroads.core.arena import run_arena
 
@@ -69,16 +71,19 @@ def command(
         if error.name is not None and error.name.startswith("crossroads"):
             raise
         raise MissingExtraError(error.name or "torch", extra="neural") from None
-    task = _task(name, preset, steps)
     wanted = comma_separated(routers, "--routers")
-    chosen = _checked(wanted, task) if wanted else candidates(task.bed)
-    folder = out or Path("runs") / f"arena-{FAMILY}" / task.name
+    tasks = [_task(each, preset, steps) for each in (TASKS if name == ALL else (name,))]
+    chosen = [_checked(wanted, task) if wanted else candidates(task.bed) for task in tasks]
     count = seeds or (FULL_SEEDS if preset == "full" else 1)
-    board = run_arena(task, chosen, seeds=count, out=folder, engine=engine, jobs=jobs)
-    if all(row.error is not None for row in board.rows):
-        raise InputError(f"no router could be run: {board.rows[0].error}")
-    show(task, board, folder, as_json=as_json)
-    if any(board[router].error is not None for router in wanted or ()):
+    failed = False
+    for task, names in zip(tasks, chosen, strict=True):
+        folder = (out or Path("runs") / f"arena-{FAMILY}") / task.name
+        board = run_arena(task, names, seeds=count, out=folder, engine=engine, jobs=jobs)
+        if all(row.error is not None for row in board.rows):
+            raise InputError(f"no router could be run: {board.rows[0].error}")
+        show(task, board, folder, as_json=as_json)
+        failed |= any(board[router].error is not None for router in wanted or ())
+    if failed:
         click.get_current_context().exit(1)
 
 

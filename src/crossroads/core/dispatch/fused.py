@@ -27,6 +27,7 @@ from crossroads.core.dispatch.rows import (
     place_weights,
     row_weights,
 )
+from crossroads.core.dispatch.team import Block, Run, run_blocks
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,27 +66,38 @@ def _forward(
     x_ND: Tensor, plan: RowPlan, bank: Bank, kernels: Kernels | None, *, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
     """Return sorted outputs (a zero row last if a place is empty) and the pre-activations kept."""
-    most, width = plan.largest_block, bank.first_EGD.shape[1]
     y_SD = x_ND.new_empty(plan.n_rows + bool(plan.n_empty), bank.second_EDF.shape[1])
     if plan.n_empty:
         y_SD[-1].zero_()
-    x_RD = x_ND.new_empty(most, x_ND.shape[1])
-    h_RF = x_ND.new_empty(most, bank.second_EDF.shape[2])
-    a_RG = None if keep else x_ND.new_empty(most, width)
     firsts, seconds = _unbound(bank.first_EGD), _unbound(bank.second_EDF)
     first_biases, second_biases = _unbound(bank.first_bias_EG), _unbound(bank.second_bias_ED)
-    kept: list[Tensor] = []
-    for expert, start, stop in plan.blocks:
-        rows = stop - start
-        x_e = torch.index_select(x_ND, 0, plan.rows_S[start:stop], out=x_RD[:rows])
-        # One block per expert, not one of all rows: small enough for the allocator to reuse.
-        a_e = x_ND.new_empty(rows, width) if a_RG is None else a_RG[:rows]
-        _linear(x_e, firsts[expert], first_biases[expert], a_e)
-        h_e = activate_into(bank.kind, a_e, h_RF[:rows], kernels)
-        _linear(h_e, seconds[expert], second_biases[expert], y_SD[start:stop])
-        if keep:
-            kept.append(a_e)
-    return y_SD, kept
+    kept: dict[int, Tensor] = {}
+
+    def prepare() -> Run:
+        work = _Workspace(plan, bank, x_ND)
+        x_RD, h_RF = work.x_RD(), work.h_RF()
+        a_RG = None if keep else work.a_RG()
+
+        def run(block: Block) -> None:
+            expert, start, stop = block
+            rows = stop - start
+            x_e = torch.index_select(x_ND, 0, plan.rows_S[start:stop], out=x_RD[:rows])
+            # One block per expert, not one of all rows: small enough for the allocator to reuse.
+            a_e = work.a_RG(rows) if a_RG is None else a_RG[:rows]
+            _linear(x_e, firsts[expert], first_biases[expert], a_e)
+            h_e = activate_into(bank.kind, a_e, h_RF[:rows], kernels)
+            _linear(h_e, seconds[expert], second_biases[expert], y_SD[start:stop])
+            if keep:
+                kept[expert] = a_e
+
+        return run
+
+    run_blocks(plan.blocks, prepare, _multiply_adds(plan, bank))
+    return y_SD, [kept[expert] for expert, _, _ in plan.blocks if keep]
+
+
+def _multiply_adds(plan: RowPlan, bank: Bank) -> int:
+    return plan.n_rows * (bank.first_EGD[0].numel() + bank.second_EDF[0].numel())
 
 
 def _unbound(weights: Tensor | None) -> Any:
@@ -153,7 +165,6 @@ def _backward(  # noqa: PLR0917 - what forward saved
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """Return the gradients of x, w and the bank's tensors; None where not needed."""
-    work = _Workspace(plan, bank, x_ND)
     w_S = row_weights(w_NK, plan, x_ND.dtype if kernels is None else torch.float32)
     grads = [
         _bank_grad(t, plan) if n else None for t, n in zip(bank.tensors, needs[2:6], strict=True)
@@ -162,26 +173,39 @@ def _backward(  # noqa: PLR0917 - what forward saved
     dx_SD = x_ND.new_empty(plan.n_rows + bool(plan.n_empty), x_ND.shape[1]) if needs[0] else None
     dw_S = torch.empty_like(w_S, dtype=torch.promote_types(w_S.dtype, torch.float32))
     through = needs[0] or needs[2] or needs[3]
-    for block, (expert, start, stop) in enumerate(plan.blocks):
-        rows, span = stop - start, slice(start, stop)
-        g_e = _weigh_back(grad_ND, y_SD, span, plan, w_S, work.g_RD[:rows], dw_S, kernels)
-        h_e, da_e = work.h_RF[:rows], work.da_RG[:rows]
-        if through:
-            dh_e = torch.mm(g_e, bank.second_EDF[expert], out=work.dh_RF[:rows])
-            activate_back(bank.kind, kept[block], dh_e, h_e, da_e, kernels)
-        elif d_second is not None:
-            activate_into(bank.kind, kept[block], h_e, kernels)
-        if d_second is not None:
-            torch.mm(g_e.t(), h_e, out=d_second[expert])
-        if d_second_bias is not None:
-            torch.sum(g_e, 0, out=d_second_bias[expert])
-        if d_first is not None:
-            x_e = torch.index_select(x_ND, 0, plan.rows_S[span], out=work.x_RD[:rows])
-            torch.mm(da_e.t(), x_e, out=d_first[expert])
-        if d_first_bias is not None:
-            torch.sum(da_e, 0, out=d_first_bias[expert])
-        if dx_SD is not None:
-            torch.mm(da_e, bank.first_EGD[expert], out=dx_SD[span])
+    hidden = {block[0]: a_e for block, a_e in zip(plan.blocks, kept, strict=False)}
+
+    def prepare() -> Run:
+        work = _Workspace(plan, bank, x_ND)
+        g_RD, x_RD, h_RF, dh_RF, da_RG = (
+            work.g_RD(), work.x_RD(), work.h_RF(), work.h_RF(), work.a_RG()
+        )  # fmt: skip
+
+        def run(block: Block) -> None:
+            expert, start, stop = block
+            rows, span = stop - start, slice(start, stop)
+            g_e = _weigh_back(grad_ND, y_SD, span, plan, w_S, g_RD[:rows], dw_S, kernels)
+            h_e, da_e = h_RF[:rows], da_RG[:rows]
+            if through:
+                dh_e = torch.mm(g_e, bank.second_EDF[expert], out=dh_RF[:rows])
+                activate_back(bank.kind, hidden[expert], dh_e, h_e, da_e, kernels)
+            elif d_second is not None:
+                activate_into(bank.kind, hidden[expert], h_e, kernels)
+            if d_second is not None:
+                torch.mm(g_e.t(), h_e, out=d_second[expert])
+            if d_second_bias is not None:
+                torch.sum(g_e, 0, out=d_second_bias[expert])
+            if d_first is not None:
+                x_e = torch.index_select(x_ND, 0, plan.rows_S[span], out=x_RD[:rows])
+                torch.mm(da_e.t(), x_e, out=d_first[expert])
+            if d_first_bias is not None:
+                torch.sum(da_e, 0, out=d_first_bias[expert])
+            if dx_SD is not None:
+                torch.mm(da_e, bank.first_EGD[expert], out=dx_SD[span])
+
+        return run
+
+    run_blocks(plan.blocks, prepare, 2 * _multiply_adds(plan, bank))
     dx_ND = None
     if dx_SD is not None:
         if plan.n_empty:
@@ -215,16 +239,24 @@ def _weigh_back(  # noqa: PLR0917 - what is read, what is written, by what
 
 
 class _Workspace:
-    """Buffers of the largest block, reused by every expert."""
+    """Makes buffers for the largest block, which one thread reuses for every expert it runs."""
 
     def __init__(self, plan: RowPlan, bank: Bank, x_ND: Tensor) -> None:
-        most = plan.largest_block
-        _, d_out, hidden = bank.second_EDF.shape
-        _, width, d_in = bank.first_EGD.shape
-        self.g_RD = x_ND.new_empty(most, d_out)
-        self.x_RD = x_ND.new_empty(most, d_in)
-        self.h_RF, self.dh_RF = x_ND.new_empty(most, hidden), x_ND.new_empty(most, hidden)
-        self.da_RG = x_ND.new_empty(most, width)
+        self._most, self._like = plan.largest_block, x_ND
+        _, self._d_out, self._hidden = bank.second_EDF.shape
+        _, self._width, self._d_in = bank.first_EGD.shape
+
+    def x_RD(self) -> Tensor:
+        return self._like.new_empty(self._most, self._d_in)
+
+    def g_RD(self) -> Tensor:
+        return self._like.new_empty(self._most, self._d_out)
+
+    def h_RF(self) -> Tensor:
+        return self._like.new_empty(self._most, self._hidden)
+
+    def a_RG(self, rows: int | None = None) -> Tensor:
+        return self._like.new_empty(self._most if rows is None else rows, self._width)
 
 
 def _bank_grad(weights: Tensor | None, plan: RowPlan) -> Tensor | None:

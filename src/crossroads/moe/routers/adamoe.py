@@ -10,9 +10,9 @@ About k n / (n + m) true experts run per token once loads are balanced: the budg
 cancel in the weights, so only the balance loss moves their rows; once it is annealed to 0 the
 budget is frozen. A token with one true pick has weight 1 and trains its row through that loss only.
 
-Source: AdaMoE: Token-Adaptive Routing with Null Experts (2024), eq. 4-7. The published Mixtral
-code never averages the null loads (``compat_plain_balance``). Choice made here: the coefficient
-falls linearly to 0 over training.
+Source: AdaMoE: Token-Adaptive Routing with Null Experts for Mixture-of-Experts Language Models
+(2024). The published Mixtral code never averages the null loads (``compat_plain_balance``). Choice
+made here: the coefficient falls linearly to 0 over training.
 
 Axes: N tokens, D width, E = n + m experts, K places per token.
 """
@@ -142,7 +142,7 @@ def null_balance(
     f_norm: losses.Normalisation = "picks",
     group: object = None,
 ) -> Tensor:
-    """Return (n + m) (sum_true f_i P_i + mean null f * sum_null P_i), AdaMoE eq. 7.
+    """Return (n + m) (sum_true f_i P_i + mean null f * sum_null P_i), AdaMoE's loss.
 
     Null experts are interchangeable, so only the total of their loads is balanced.
     """

@@ -7,7 +7,7 @@ sequence of the attention:
     A_ij = softmax_j(q_i k_j),  r = A v
     experts = the K largest r, weights = softmax over those K
 
-Source: Yuan 2.0-M32: Mixture of Experts with Attention Router (2024), section 2. Choices made
+Source: Yuan 2.0-M32: Mixture of Experts with Attention Router (2024). Choices made
 here: weights start as N(0, 1/d) and ``v_gain`` scales those of Wv, since r is a mean of v and
 spreads far less than v does; the published inference code's softmax over all experts without
 renormalising is ``renorm=False``.
@@ -79,18 +79,18 @@ class AttentionRouter(TokenChoiceRouter):
 
     def score(self, inp: RouterInput) -> Tensor:
         x_ND = gating.at_least_float32(inp.x_ND)
-        q_NE, k_NE, v_NE = (
-            nn.functional.linear(
-                x_ND,
-                part.weight.to(x_ND.dtype),
-                None if part.bias is None else part.bias.to(x_ND.dtype),
-            )
-            for part in (self.query, self.key, self.value)
-        )
+        parts = (self.query, self.key, self.value)
+        weight_3ED = torch.cat([part.weight for part in parts]).to(x_ND.dtype)
+        bias_3E = None
+        if self.query.bias is not None:
+            bias_3E = torch.cat([part.bias for part in parts]).to(x_ND.dtype)
+        q_NE, k_NE, v_NE = nn.functional.linear(x_ND, weight_3ED, bias_3E).chunk(3, dim=-1)
         return expert_attention(q_NE, k_NE, v_NE)
 
 
 def expert_attention(q_NE: Tensor, k_NE: Tensor, v_NE: Tensor) -> Tensor:
     """Return softmax_j(q_i k_j) v row by row, (N, E); head size is 1, so there is no scale."""
-    attn_NEE = torch.softmax(q_NE.unsqueeze(2) * k_NE.unsqueeze(1), dim=-1)
-    return torch.einsum("nij,nj->ni", attn_NEE, v_NE)
+    # Tokens last: rows of E numbers are too short for a fast softmax, columns of N are not.
+    q_EN, k_EN, v_EN = (part.T.contiguous() for part in (q_NE, k_NE, v_NE))
+    attn_EEN = torch.softmax(q_EN.unsqueeze(1) * k_EN, dim=1)
+    return (attn_EEN * v_EN).sum(1).T

@@ -32,6 +32,7 @@ class Hash(TokenChoiceRouter):
     """
 
     name = "hash"
+    needs = frozenset({"cond:token_id"})
 
     def __init__(
         self,

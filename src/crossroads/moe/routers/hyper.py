@@ -8,9 +8,9 @@ H is random and never trained; the embedding e (d numbers a layer) is. So the ga
 a space of at most min(d, h) dimensions, between a trained gate and a frozen random one. K grows
 during training and is free at evaluation.
 
-Source: HyperRouter: Towards Efficient Training and Inference of Sparse Mixture of Experts (2023),
-section 3. Choices made here: H is kept as buffers, so that unfreezing a model does not unfreeze
-it; the schedule ``exponential`` is k_min (k_max / k_min)^progress.
+Source: HyperRouter: Towards Efficient Training and Inference of Sparse Mixture of Experts (2023).
+Choices made here: H is kept as buffers, so that unfreezing a model does not unfreeze it; the
+schedule ``exponential`` is k_min (k_max / k_min)^progress.
 
 Axes: N tokens, D width, E experts, H hidden width of the hypernetwork.
 """

@@ -20,6 +20,7 @@ class Position(Hash):
     """
 
     name = "position"
+    needs = frozenset()
 
     def key(self, inp: RouterInput) -> Tensor:
         if "pos" in inp.cond:

@@ -16,8 +16,8 @@ k = clip(int(T K / E), 1, T), and the means are taken image by image. Besides, o
 serves every token.
 
 Source: Routing Matters in MoE: Scaling Diffusion Transformers with Explicit Routing Guidance
-(2025), section 3. The published code knows the null label by a fixed number; here the caller says
-which sequences are null.
+(2025). The published code knows the null label by a fixed number; here the caller says which
+sequences are null.
 
 Axes: B images of T tokens, N = B * T, D width, E experts with the unconditional one last,
 R = routed experts, K places, C slots, G groups of S tokens.
@@ -103,6 +103,7 @@ class ProMoE(Router):
             )
         if tau <= 0:
             raise UsageError(f"tau: expected more than 0, got {tau}")
+        self.d = d
         self.k = k
         self.uncond = uncond
         self.null_label = null_label

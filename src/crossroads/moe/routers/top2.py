@@ -1,13 +1,13 @@
 """Top-2 routing: the two best experts of every token, weights divided by their sum.
 
-Sources: GShard (2020), section 2.2; ST-MoE (2022), appendix, for the policy that drops later
-places at random. GShard counts first choices only in its balance loss; here all picks count
-(``losses.switch_balance``). Mesh TensorFlow also draws in evaluation; here evaluation keeps every
-place unless ``draw_in_eval`` is set.
+Sources: GShard (2020), section 2.2, whose balance loss counts first choices only; ST-MoE (2022),
+appendix, for the policy that drops later places at random. Mesh TensorFlow also draws in
+evaluation; here evaluation keeps every place unless ``draw_in_eval`` is set.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from crossroads.core import gating
 from crossroads.core.errors import UsageError
+from crossroads.core.routed import AuxTerm
 from crossroads.moe.contract import NOBODY, RouterInput
-from crossroads.moe.router import TokenChoiceRouter
+from crossroads.moe.router import Scored, TokenChoiceRouter
 
+Counted = Literal["first", "all"]
 LaterPlaces = Literal["all", "random"]
 
 
@@ -29,6 +31,7 @@ class Top2(TokenChoiceRouter):
     later : ``random`` keeps place k >= 2 with probability min(1, w_k / threshold) and leaves the
         other weights as they are; ``all`` keeps every place
     threshold : weight above which a later place is certain, in (0, 1]
+    counted : which picks the balance loss counts, the ``first`` of every token or ``all``
     draw_in_eval : whether ``later="random"`` draws in evaluation too
     settings : of ``TokenChoiceRouter``
     """
@@ -45,16 +48,20 @@ class Top2(TokenChoiceRouter):
         later: LaterPlaces = "all",
         threshold: float = 0.2,
         draw_in_eval: bool = False,
+        counted: Counted = "first",
         **settings: Any,
     ) -> None:
         if later not in ("all", "random"):
             raise UsageError(f"later: expected 'all' or 'random', got {later!r}")
+        if counted not in ("first", "all"):
+            raise UsageError(f"counted: expected 'first' or 'all', got {counted!r}")
         if not 0 < threshold <= 1:
             raise UsageError(f"threshold: expected a number in (0, 1], got {threshold}")
         super().__init__(d, n_experts, k=k, **settings)
         self.later = later
         self.threshold = threshold
         self.draw_in_eval = draw_in_eval
+        self.counted = counted
 
     def select(self, probs_NE: Tensor, logits_NE: Tensor, inp: RouterInput) -> Tensor:
         idx_NK = super().select(probs_NE, logits_NE, inp)
@@ -75,3 +82,8 @@ class Top2(TokenChoiceRouter):
         best_NK = probs_NE.gather(-1, gating.top_k(probs_NE, self.k))
         w_NK = probs_NE.gather(-1, idx_NK.clamp_min(0))
         return w_NK / best_NK.sum(-1, keepdim=True).clamp_min(1e-20)
+
+    def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
+        if self.counted == "first":
+            scored = replace(scored, idx_NK=scored.idx_NK[:, :1])
+        return super().losses(scored, inp)

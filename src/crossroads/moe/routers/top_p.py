@@ -1,9 +1,9 @@
 """Top-p routing: as many experts as it takes to hold a share p of the probability.
 
 A confident token runs one expert, an undecided one several. Source: Harder Tasks Need More
-Experts: Dynamic Routing in MoE Models (2024), eq. 3-7. Choices made here: coefficients of the
+Experts: Dynamic Routing in MoE Models (2024). Choices made here: coefficients of the
 losses 1e-2 and 1e-4, counts of the balance loss per token (``f_norm="picks"`` is the other
-convention), and a cap ``k_max`` on the number of experts that the paper does not have.
+convention). The paper has neither the cap ``k_max`` nor the controller ``target``.
 
 Axes: N tokens, E experts, K places per token.
 """
@@ -11,6 +11,8 @@ Axes: N tokens, E experts, K places per token.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe import losses
 from crossroads.moe.capacity import Capacity
-from crossroads.moe.contract import NOBODY, RouterInput
+from crossroads.moe.contract import NOBODY, RouterInput, RouterOutput
 from crossroads.moe.router import Scored, TokenChoiceRouter
 
 
@@ -36,6 +38,9 @@ class TopP(TokenChoiceRouter):
     k_max : most experts of a token, None = all
     entropy : coefficient of the mean entropy of a token's probabilities, in nats; without it the
         router can raise the entropy to recruit every expert
+    target : mean experts per token to hold by moving p; None = p stays. Each optimiser step moves
+        it by ``p_step`` towards the target, within [0, 1]; the number of steps taken is state
+    p_step : size of such a step
     expected : experts a token is assumed to run when experts are sized for equal compute; the
         true number is the router's to learn
     renorm, noise_std, balance, f_norm, z_loss, capacity : as in ``TokenChoiceRouter``
@@ -53,6 +58,8 @@ class TopP(TokenChoiceRouter):
         p: float = 0.4,
         k_max: int | None = None,
         entropy: float = 1e-4,
+        target: float | None = None,
+        p_step: float = 0.002,
         expected: float = 2.0,
         renorm: bool | None = None,
         noise_std: float = 0.0,
@@ -65,6 +72,10 @@ class TopP(TokenChoiceRouter):
             raise UsageError(f"p: expected 0 or more (a share of probability), got {p}")
         if k_max is not None and not 1 <= k_max <= n_experts:
             raise UsageError(f"k_max: expected 1 to {n_experts} (the experts), got {k_max}")
+        if target is not None and not 1.0 <= target <= n_experts:
+            raise UsageError(f"target: expected 1 to {n_experts} experts per token, got {target}")
+        if target is not None and p > 1:
+            raise UsageError(f"p: expected at most 1 where target moves it, got {p}")
         super().__init__(
             d,
             n_experts,
@@ -78,10 +89,21 @@ class TopP(TokenChoiceRouter):
         )
         self.p = p
         self.entropy = entropy
-        self.expected = expected
+        self.target = target
+        self.p_step = p_step
+        self.expected = expected if target is None else target
+        # Whole steps, since a cast of the model to half precision would round p itself.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def current_p(self) -> float:
+        """The share of probability in use: ``p``, moved by the controller where there is one."""
+        if self.target is None:
+            return self.p
+        return min(max(self.p + self.p_step * int(self.steps), 0.0), 1.0)
 
     def select(self, probs_NE: Tensor, logits_NE: Tensor, inp: RouterInput) -> Tensor:
-        idx_NE, keep_NE = gating.top_p(probs_NE, self.p, self.k)
+        idx_NE, keep_NE = gating.top_p(probs_NE, self.current_p, self.k)
         return torch.where(keep_NE, idx_NE, NOBODY)[:, : self.k]
 
     def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
@@ -90,6 +112,20 @@ class TopP(TokenChoiceRouter):
             value = losses.token_entropy(scored.probs_NE, scored.mask_N)
             terms["entropy"] = AuxTerm(value, self.entropy)
         return terms
+
+    def decide(self, inp: RouterInput) -> RouterOutput:
+        answer = super().decide(inp)
+        stats = {**answer.decision.stats, "tokens": inp.mask_N.sum().to(torch.float32)}
+        return replace(answer, decision=replace(answer.decision, stats=stats))
+
+    @torch.no_grad()
+    def commit(self, stats: Mapping[str, Tensor], new_state: Mapping[str, Tensor]) -> None:
+        if self.target is None or not float(stats["tokens"]):
+            return
+        mean = float(stats["count_E"].sum() / stats["tokens"])
+        wanted = (self.target > mean) - (self.target < mean)
+        if 0.0 <= self.p + self.p_step * (int(self.steps) + wanted) <= 1.0:
+            self.steps += wanted
 
     @property
     def nominal_active(self) -> float:

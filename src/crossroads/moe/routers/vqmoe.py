@@ -10,13 +10,12 @@ Two branches run the same experts, and a gate of two weighs them:
 
 The gradient to x through x~ is 1 - c, and none reaches the codes but through the codebook loss.
 
-Source: On the Role of Discrete Representation in Sparse Mixture of Experts (2024), section 4. The
-published code differs from it; here the paper's way is the default: the linear gate is trained by
-its softmax weight and a balance loss (``compat_frozen_gate``: weight 1 and no loss at K = 1), the
-blend is convex (``compat_blend``: (1 - 2c) x + c v_q), and the norm of the discrete branch is its
-own. Choices made here: codes start from random tokens of the first batch; with a cosine codebook
-the code is rescaled to the token's length before blending, and the codebook loss compares
-directions.
+Source: On the Role of Discrete Representation in Sparse Mixture of Experts (2024). The published
+code differs from it; here the paper's way is the default: the linear gate is trained by its softmax
+weight and a balance loss (``compat_frozen_gate``: weight 1 and no loss at K = 1), the blend is
+convex (``compat_blend``: (1 - 2c) x + c v_q), and the norm of the discrete branch is its own.
+Choices made here: codes start from random tokens of the first batch; with a cosine codebook the
+code is rescaled to the token's length before blending, and the codebook loss compares directions.
 
 Axes: N tokens, D width, E experts, K places, M codes.
 """
@@ -124,9 +123,13 @@ class Codebook(nn.Module):
         """Return the mean squared pull of codes to tokens plus ``commit`` times the reverse."""
         if self.kind != "l2":
             rows_ND, x_ND = _unit(rows_ND), _unit(x_ND)
-        to_token_N = (rows_ND - x_ND.detach()).square().mean(-1)
-        to_code_N = (rows_ND.detach() - x_ND).square().mean(-1)
-        return losses.masked_mean(to_token_N + self.commit_weight * to_code_N, mask_N)
+        if not bool(mask_N.all()):
+            rows_ND, x_ND = rows_ND[mask_N], x_ND[mask_N]
+        if not len(x_ND):
+            return 0.0 * (rows_ND.sum() + x_ND.sum())
+        to_token = nn.functional.mse_loss(rows_ND, x_ND.detach())
+        to_code = nn.functional.mse_loss(x_ND, rows_ND.detach())
+        return to_token + self.commit_weight * to_code
 
     @torch.no_grad()
     def commit(self, count_M: Tensor, new_state: Mapping[str, Tensor]) -> None:

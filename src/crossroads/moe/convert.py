@@ -1,0 +1,422 @@
+"""Models of ``transformers`` with our routers: dense ones upcycled, sparse ones swapped.
+
+    model = upcycle(model, router="top2", n_experts=8)          # Llama, SmolLM2, Qwen, ...
+    model = swap_router(model)                                    # Mixtral, OLMoE, Qwen-MoE, ...
+    with recording(model, Recorder()) as recorder:
+        model.generate(...)
+    recorder.trace().save(Path("run.npz"))
+
+Upcycling copies the dense feed-forward into every expert (Sparse Upcycling, 2022). Where a token's
+weights sum to 1 the model computes what it did before. Where they do not, the routed output is
+divided by the mean sum of weights over probe tokens (``out_scale``), so that it keeps its size;
+with ``router_std=0`` all scores are equal, every token has that same sum, and the outputs are equal
+again, at the price that all tokens start on the same experts.
+
+Axes: N tokens, D width, F hidden width, E experts, K places.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.core.errors import InputError, MissingExtraError, UsageError
+from crossroads.core.files import write_atomically
+from crossroads.core.routed import ModelOutput, RouteContext
+from crossroads.moe.contract import Router, RouterInput
+from crossroads.moe.conversions import executed, to_token_choice
+from crossroads.moe.hf_blocks import (
+    OriginalRouter,
+    RoutedMLP,
+    attach,
+    bank_of,
+    dense_blocks,
+    is_silu,
+    moe_blocks,
+    surroundings_of,
+)
+from crossroads.moe.layer import MoELayer
+from crossroads.moe.recording import Recorder
+from crossroads.moe.routers import build_router
+
+ORIGINAL = "original"
+PROBE_TOKENS = 256
+_SETTINGS = "crossroads.json"
+_WEIGHTS = "model.safetensors"
+
+Layers = Literal["all", "odd", "even"] | Sequence[int]
+
+
+def upcycle(
+    model: nn.Module,
+    *,
+    router: str = "top2",
+    n_experts: int = 8,
+    layers: Layers = "all",
+    noise_std: float = 0.0,
+    router_std: float | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Replace dense feed-forwards by mixtures of copies of them, in place; return the model.
+
+    Parameters
+    ----------
+    model : a causal language model with gated SiLU feed-forwards without biases
+    router : name, or ``name:setting=value``; it must be causal and read the tokens alone
+    n_experts : copies; null experts of a router come on top
+    layers : ``all``, ``odd``, ``even`` (0-based) or layer numbers
+    noise_std : of Gaussian noise on the copies, in units of each matrix's standard deviation, so
+        that experts differ from the start; 0 keeps them equal
+    router_std : standard deviation of the linear scores' weights; None = the router's own start
+    seed : of router and noise
+
+    Raises UsageError for a model, router or layers that do not fit.
+    """
+    blocks = {index: (name, block) for index, name, block in dense_blocks(model)}
+    chosen = _chosen(layers, blocks)
+    for index in chosen:
+        _check_dense(index, blocks[index][1])
+    surroundings = attach(model)
+    made = torch.Generator().manual_seed(seed)
+    n_layers = max(blocks) + 1
+    for index in chosen:
+        name, block = blocks[index]
+        gate, up, down = (
+            getattr(block, part).weight for part in ("gate_proj", "up_proj", "down_proj")
+        )
+        routes = _router(router, gate.shape[1], n_experts, made, settings)
+        if router_std is not None:
+            _redraw(routes, router_std, made)
+        matrix_E2FD = _copies(torch.cat([gate, up]), n_experts, noise_std, made)
+        down_EDF = _copies(down, n_experts, noise_std, made)
+        moe = MoELayer(
+            routes.to(gate.device),
+            bank_of(matrix_E2FD, down_EDF, routes.kinds).to(gate.device),
+            layer=index,
+            n_layers=n_layers,
+        )
+        moe.out_scale = 1.0 / mean_weight_sum(moe)
+        _put(model, name, RoutedMLP(moe, surroundings).train(model.training))
+    _remember(
+        model,
+        {
+            "kind": "upcycle",
+            "router": router,
+            "n_experts": n_experts,
+            "layers": list(chosen),
+            "settings": dict(settings or {}),
+        },
+    )
+    return model
+
+
+def swap_router(
+    model: nn.Module,
+    router: str = ORIGINAL,
+    *,
+    layers: Layers = "all",
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Put routers of ours before the experts of a sparse model, in place; return the model.
+
+    ``original`` keeps the model's own router and its outputs; it makes decisions visible to
+    recorders. Experts and shared experts keep their weights, which are not copied. Mixtral's input
+    jitter in training is left out. Raises UsageError for a model or router that does not fit.
+    """
+    blocks = {index: (name, block) for index, name, block in moe_blocks(model)}
+    chosen = _chosen(layers, blocks)
+    for index in chosen:
+        _check_sparse(index, blocks[index][1])
+    surroundings = attach(model)
+    made = torch.Generator().manual_seed(seed)
+    for index in chosen:
+        name, block = blocks[index]
+        read = block.moe if isinstance(block, RoutedMLP) else _read(block, index, max(blocks) + 1)
+        assert isinstance(read, MoELayer)
+        if router != ORIGINAL:
+            experts = read.experts
+            routes = _router(router, experts.d_out, experts.n_experts, made, settings)
+            read = _with_router(read, routes.to(next(experts.parameters()).device))
+        _put(model, name, RoutedMLP(read, surroundings).train(model.training))
+    _remember(
+        model,
+        {
+            "kind": "swap",
+            "router": router,
+            "layers": list(chosen),
+            "settings": dict(settings or {}),
+        },
+    )
+    return model
+
+
+def _read(block: Any, index: int, n_layers: int) -> MoELayer:
+    """Return a sparse block as a MoE layer over the same parameters."""
+    experts = block.experts
+    n_experts = experts.gate_up_proj.shape[0]
+    router = OriginalRouter(block.gate, n_experts)
+    shared = getattr(block, "shared_expert", None) or getattr(block, "shared_experts", None)
+    gate = getattr(block, "shared_expert_gate", None)
+    flops = 0.0 if shared is None else 2.0 * sum(p.numel() for p in shared.parameters())
+    moe = MoELayer(
+        router,
+        bank_of(experts.gate_up_proj, experts.down_proj, router.kinds),
+        shared=shared,
+        shared_flops=flops,
+        shared_gate=gate is not None,
+        layer=index,
+        n_layers=n_layers,
+    )
+    if gate is not None:
+        moe.shared_gate = gate
+    return moe
+
+
+def _with_router(layer: MoELayer, router: Router) -> MoELayer:
+    moe = MoELayer(
+        router,
+        layer.experts,
+        shared=layer.shared,
+        shared_flops=layer.shared_flops,
+        shared_gate=layer.shared_gate is not None,
+        layer=layer.layer,
+        n_layers=layer.n_layers,
+    )
+    moe.shared_gate = layer.shared_gate
+    return moe
+
+
+@torch.no_grad()
+def mean_weight_sum(moe: MoELayer) -> float:
+    """Return the mean over normal probe tokens of a token's summed weights; 1 within 1e-5 is 1.
+
+    What the routed output of identical experts has to be divided by to keep its size.
+    """
+    router = moe.routers[0]
+    parameter = next(moe.experts.parameters())
+    made = torch.Generator().manual_seed(0)
+    x_BTD = torch.randn(1, PROBE_TOKENS, moe.experts.d_out, generator=made)
+    x_BTD = x_BTD.to(parameter.device)
+    mask_BT = torch.ones(1, PROBE_TOKENS, dtype=torch.bool, device=x_BTD.device)
+    place_BT = torch.arange(PROBE_TOKENS, device=x_BTD.device).unsqueeze(0)
+    inp = RouterInput(
+        x_BTD=x_BTD,
+        mask_BT=mask_BT,
+        rng=made,
+        causal=True,
+        layer=moe.layer,
+        cond={"token_id": place_BT, "pos": place_BT},
+    )
+    decision = router.eval()(inp).decision
+    total = 0.0
+    for choice in decision.choices:
+        places = to_token_choice(choice)
+        runs = executed(places, router.kinds) >= 0
+        total += float(torch.where(runs, places.w_NK, 0.0).sum(-1).double().mean())
+    if not total > 0:
+        raise UsageError(
+            f"router {getattr(router, 'name', '?')!r}: its weights sum to {total:.3g} on average; "
+            "copies of a feed-forward can not be scaled to match it, choose another router"
+        )
+    return 1.0 if abs(total - 1.0) < 1e-5 else total
+
+
+# ---------------------------------------------------------------------- watching a model
+
+
+@contextmanager
+def observed(
+    model: nn.Module, context: RouteContext | None = None
+) -> Iterator[list[tuple[ModelOutput, RouteContext]]]:
+    """Collect every forward pass within: decisions, auxiliary losses (with gradient), context.
+
+    ``context`` sets seed, step and the like; mask, token ids and ``training`` come from the calls.
+    """
+    passes: list[tuple[ModelOutput, RouteContext]] = []
+
+    def keep(output: ModelOutput, seen: RouteContext, continues: bool) -> None:
+        passes.append((output, seen))
+
+    around = surroundings_of(model)
+    before = around.context, around.observer
+    around.context, around.observer = context or around.context, keep
+    try:
+        yield passes
+    finally:
+        around.context, around.observer = before
+
+
+@contextmanager
+def recording(model: nn.Module, recorder: Recorder) -> Iterator[Recorder]:
+    """Record every forward pass within; the steps of ``generate`` continue their sequences.
+
+    Beam search reorders sequences between steps and cannot be followed: use one beam.
+    """
+    numbers: list[int] = []
+
+    def keep(output: ModelOutput, seen: RouteContext, continues: bool) -> None:
+        same = continues and len(numbers) == output.out.shape[0]
+        numbers[:] = recorder.record(output, seen, sequences=list(numbers) if same else None)
+
+    around = surroundings_of(model)
+    before, around.observer = around.observer, keep
+    try:
+        yield recorder
+    finally:
+        around.observer = before
+
+
+# ---------------------------------------------------------------------- saving
+
+
+def save_converted(model: nn.Module, folder: Path) -> None:
+    """Write a converted model: its configuration, the conversion, and weights as safetensors.
+
+    Raises UsageError for a model that was not converted, InputError where nothing can be written.
+    """
+    transformers_config = getattr(model, "config", None)
+    conversions = getattr(model, "conversions", None)
+    if conversions is None or transformers_config is None:
+        raise UsageError("model: was not converted; call upcycle or swap_router first")
+    from safetensors.torch import save_model
+
+    scales = {m.moe.layer: m.moe.out_scale for m in model.modules() if isinstance(m, RoutedMLP)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{_WEIGHTS}.partial"
+        save_model(model, str(partial))
+        partial.replace(folder / _WEIGHTS)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error}; choose another folder") from error
+    write_atomically(folder / "config.json", transformers_config.to_json_string(use_diff=False))
+    kept = {"conversions": conversions, "out_scale": scales}
+    write_atomically(folder / _SETTINGS, json.dumps(kept, indent=2) + "\n")
+
+
+def load_converted(folder: Path) -> nn.Module:
+    """Return a model that ``save_converted`` wrote, in evaluation mode.
+
+    Raises InputError for a folder that holds no such model.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_model
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise MissingExtraError(f"{error.name}", extra="neural") from None
+    try:
+        kept = json.loads((folder / _SETTINGS).read_text("utf-8"))
+        conversions, scales = kept["conversions"], kept["out_scale"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder}: holds no converted model ({error}); give a folder of save_converted"
+        ) from error
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_config(config)
+    for conversion in conversions:
+        arguments = {k: v for k, v in conversion.items() if k != "kind"}
+        if conversion["kind"] == "upcycle":
+            upcycle(model, **arguments)
+        else:
+            swap_router(model, **arguments)
+    for block in model.modules():
+        if isinstance(block, RoutedMLP):
+            block.moe.out_scale = float(scales[str(block.moe.layer)])
+    try:
+        load_model(model, str(folder / _WEIGHTS))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{folder}: weights cannot be read: {error}; save it again") from error
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+# ---------------------------------------------------------------------- the pieces
+
+
+def _chosen(layers: Layers, blocks: Mapping[int, Any]) -> list[int]:
+    if not blocks:
+        raise UsageError(
+            "model: has no feed-forward of the expected form (gate_proj, up_proj, down_proj to "
+            "upcycle; a gate and stacked experts to swap)"
+        )
+    if isinstance(layers, str):
+        keep = {"all": (0, 1), "odd": (1,), "even": (0,)}.get(layers)
+        if keep is None:
+            raise UsageError(f"layers: expected all, odd, even or numbers, got {layers!r}")
+        return sorted(index for index in blocks if index % 2 in keep)
+    unknown = sorted(set(layers) - set(blocks))
+    if unknown:
+        raise UsageError(f"layers: the model has {sorted(blocks)} of this form, got {unknown}")
+    return sorted(set(layers))
+
+
+def _check_dense(index: int, block: nn.Module) -> None:
+    parts = [getattr(block, part) for part in ("gate_proj", "up_proj", "down_proj")]
+    if not all(isinstance(part, nn.Linear) and part.bias is None for part in parts):
+        raise UsageError(f"layer {index}: expected linear feed-forwards without biases")
+    if not is_silu(block):
+        raise UsageError(f"layer {index}: expected a SiLU gate; other activations are not read")
+
+
+def _check_sparse(index: int, block: nn.Module) -> None:
+    if isinstance(block, RoutedMLP):
+        return
+    experts: Any = block.experts
+    up, down = experts.gate_up_proj, experts.down_proj
+    if up.ndim != 3 or down.ndim != 3 or up.shape[1:] != (2 * down.shape[2], down.shape[1]):
+        raise UsageError(
+            f"layer {index}: expected gate_up_proj (E, 2F, D) and down_proj (E, D, F), "
+            f"got {tuple(up.shape)} and {tuple(down.shape)}"
+        )
+    if not is_silu(experts) or getattr(experts, "gate_up_proj_bias", None) is not None:
+        raise UsageError(f"layer {index}: expected SiLU gates without biases")
+
+
+def _router(
+    spec: str, d: int, n_experts: int, made: torch.Generator, settings: Mapping[str, Any] | None
+) -> Router:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=made)))
+        router = build_router(spec, d, n_experts, **(settings or {}))
+    reads = router.needs - {"carry", "cond:token_id", "cond:pos"}
+    if not router.causal_safe or reads:
+        why = f"reads {', '.join(sorted(reads))}" if reads else "looks at later tokens"
+        raise UsageError(f"router {spec!r}: {why}, which a language model's block cannot give")
+    return router
+
+
+def _redraw(router: Router, std: float, made: torch.Generator) -> None:
+    gate = getattr(router, "gate", None)
+    if not isinstance(gate, nn.Linear):
+        raise UsageError("router_std: this router has no linear score; leave it out")
+    gate.weight.data = std * torch.randn(gate.weight.shape, generator=made)
+
+
+def _copies(
+    matrix: Tensor, n_experts: int, noise_std: float, made: torch.Generator
+) -> nn.Parameter:
+    if noise_std < 0:
+        raise UsageError(f"noise_std: expected 0 or more, got {noise_std}")
+    stacked = matrix.detach().expand(n_experts, *matrix.shape).clone()
+    if noise_std:
+        scale = noise_std * float(matrix.detach().float().std())
+        drawn = torch.randn(stacked.shape, generator=made).to(stacked)
+        stacked += scale * drawn
+    return nn.Parameter(stacked, requires_grad=matrix.requires_grad)
+
+
+def _put(model: nn.Module, name: str, block: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, block)
+
+
+def _remember(model: Any, conversion: dict[str, Any]) -> None:
+    model.conversions = [*getattr(model, "conversions", []), conversion]

@@ -1,0 +1,206 @@
+"""Routed layers inside models of ``transformers``: the block, the pass around it, the old router.
+
+The layouts read here are those of transformers 5. A sparse block has ``gate`` and ``experts``, the
+latter with ``gate_up_proj`` (E, 2F, D) and ``down_proj`` (E, D, F), as in Mixtral, OLMoE,
+Qwen2-MoE, Qwen3-MoE and DeepSeek V2 and V3; a dense feed-forward has ``gate_proj``, ``up_proj`` and
+``down_proj``.
+
+Axes: B sequences, T new positions, N = B * T tokens, D width, F hidden width, E experts, K places.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.core import gating
+from crossroads.core.errors import UsageError
+from crossroads.core.routed import Collector, ModelOutput, RouteContext
+from crossroads.moe.contract import (
+    NOBODY,
+    Router,
+    RouterInput,
+    RouterOutput,
+    RoutingDecision,
+    TokenChoice,
+)
+from crossroads.moe.experts import FFNBank
+from crossroads.moe.layer import MoELayer
+from crossroads.moe.losses import pick_counts
+
+Observer = Callable[[ModelOutput, RouteContext, bool], None]
+
+
+class Surroundings:
+    """What the routed blocks of one model share during a forward pass.
+
+    Attributes
+    ----------
+    context : settings of the next passes (seed, step, losses' context); mask, training, causality
+        and token ids are filled in from each call
+    observer : called after every pass with its output, its context and whether it continues the
+        sequences of the pass before (a decoding step)
+    """
+
+    def __init__(self) -> None:
+        self.context = RouteContext()
+        self.observer: Observer | None = None
+        self._now: Collector | None = None
+        self._last = RouteContext(causal=True)
+        self._continues = False
+
+    def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Start a pass (a forward pre-hook of the model)."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        shown = kwargs.get("inputs_embeds") if ids is None else ids
+        past = kwargs.get("past_key_values")
+        self._continues = past is not None and bool(past.get_seq_length())
+        cond = dict(self.context.cond)
+        if ids is not None:
+            cond["token_id"] = ids
+        if kwargs.get("position_ids") is not None and shown is not None:
+            cond["pos"] = kwargs["position_ids"].expand(shown.shape[:2])
+        self._last = replace(
+            self.context,
+            mask_BT=_new_part(kwargs.get("attention_mask"), shown, self.context.mask_BT),
+            training=model.training,
+            causal=True,
+            cond=cond,
+        )
+        self._now = Collector(self._last)
+
+    def after(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        """End a pass (a forward hook of the model)."""
+        collector, self._now = self._now, None
+        if collector is not None and self.observer is not None:
+            logits = output.logits if hasattr(output, "logits") else output[0]
+            self.observer(collector.output(logits), self._last, self._continues)
+
+    @property
+    def collector(self) -> Collector:
+        """The running pass; outside of one (recomputed activations), one like the last."""
+        return self._now if self._now is not None else Collector(self._last)
+
+
+def _new_part(given: Any, shown: Any, default: Tensor | None) -> Tensor | None:
+    """Return the mask of the new positions, of a mask over all positions seen so far."""
+    if not isinstance(given, Tensor) or given.ndim != 2 or shown is None:
+        return default
+    return given[:, -shown.shape[1] :].bool()
+
+
+class RoutedMLP(nn.Module):
+    """A MoE layer where ``transformers`` expects a feed-forward: a tensor in, a tensor out."""
+
+    def __init__(self, moe: MoELayer, surroundings: Surroundings) -> None:
+        super().__init__()
+        self.moe = moe
+        self.surroundings = surroundings
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.surroundings.collector(self.moe.layer, self.moe, hidden_states)
+
+
+class OriginalRouter(Router):
+    """The router a checkpoint came with: its module decides, this says it in our terms.
+
+    Places are put in descending order of weight (DeepSeek's come in no order). ``logit_bias``,
+    ``allow`` and ``force`` would change another's arithmetic and are refused.
+    """
+
+    name = "original"
+
+    def __init__(self, gate: nn.Module, n_experts: int) -> None:
+        super().__init__(n_experts)
+        self.gate = gate
+        self.k = int(gate.top_k)
+
+    def decide(self, inp: RouterInput) -> RouterOutput:
+        if inp.logit_bias is not None or inp.allow is not None or inp.force_BT is not None:
+            raise UsageError(
+                "router 'original': takes no logit_bias, allow or force; swap in another router"
+            )
+        logits_NE, w_NK, idx_NK = self.gate(inp.x_ND)
+        order_NK = torch.argsort(w_NK.detach(), dim=-1, descending=True, stable=True)
+        idx_NK, w_NK = idx_NK.gather(-1, order_NK), w_NK.gather(-1, order_NK)
+        real_N1 = inp.mask_N.unsqueeze(1)
+        idx_NK = torch.where(real_N1, idx_NK, NOBODY)
+        decision = RoutingDecision(
+            choice=TokenChoice(
+                idx_NK=idx_NK, w_NK=torch.where(real_N1, w_NK, torch.zeros_like(w_NK))
+            ),
+            n_experts=self.n_experts,
+            shape=(inp.x_BTD.shape[0], inp.x_BTD.shape[1]),
+            mask_N=inp.mask_N,
+            logits_NE=logits_NE,
+            probs_NE=gating.softmax(logits_NE),
+            stats={"count_E": pick_counts(idx_NK.detach(), self.n_experts)},
+        )
+        return RouterOutput(decision=decision, carry=inp.carry or {})
+
+    @property
+    def nominal_active(self) -> float:
+        return float(self.k)
+
+
+def attach(model: nn.Module) -> Surroundings:
+    """Return the surroundings of a model, made and hooked in at the first call."""
+    for block in model.modules():
+        if isinstance(block, RoutedMLP):
+            return block.surroundings
+    found = Surroundings()
+    # Bound methods: a deep copy of the model gets surroundings of its own.
+    model.register_forward_pre_hook(found.before, with_kwargs=True)
+    model.register_forward_hook(found.after, with_kwargs=True, always_call=False)
+    return found
+
+
+def surroundings_of(model: nn.Module) -> Surroundings:
+    """Return the surroundings of a converted model. Raises UsageError for any other."""
+    for block in model.modules():
+        if isinstance(block, RoutedMLP):
+            return block.surroundings
+    raise UsageError("model: has no routed blocks; call upcycle or swap_router first")
+
+
+# ---------------------------------------------------------------------- what a model holds
+
+
+def dense_blocks(model: nn.Module) -> Iterator[tuple[int, str, nn.Module]]:
+    """Yield layer index, name and module of the gated dense feed-forwards of decoder layers."""
+    for name, module in model.named_modules():
+        layer = re.search(r"(?:^|\.)layers\.(\d+)\.mlp$", name)
+        if layer and all(hasattr(module, part) for part in ("gate_proj", "up_proj", "down_proj")):
+            yield int(layer.group(1)), name, module
+
+
+def moe_blocks(model: nn.Module) -> Iterator[tuple[int, str, nn.Module]]:
+    """Yield layer index, name and module of the mixtures of experts, converted ones included."""
+    for name, module in model.named_modules():
+        layer = re.search(r"(?:^|\.)layers\.(\d+)\.[a-z_]+$", name)
+        experts = getattr(module, "experts", None)
+        stacked = isinstance(getattr(experts, "gate_up_proj", None), nn.Parameter)
+        if layer and (isinstance(module, RoutedMLP) or (stacked and hasattr(module, "gate"))):
+            yield int(layer.group(1)), name, module
+
+
+def is_silu(module: nn.Module) -> bool:
+    """Return whether the activation of a feed-forward is SiLU, the one our gated experts have."""
+    act = getattr(module, "act_fn", None)
+    probe = torch.linspace(-3, 3, 7)
+    return callable(act) and torch.allclose(act(probe), nn.functional.silu(probe))
+
+
+def bank_of(gate_up_E2FD: nn.Parameter, down_EDF: nn.Parameter, kinds: tuple[Any, ...]) -> FFNBank:
+    """Return a bank over given weights, which are not copied."""
+    d, hidden = down_EDF.shape[1], down_EDF.shape[2]
+    bank = FFNBank(d, 1, kinds)  # small: its own weights are thrown away
+    bank.hidden, bank.up, bank.down = hidden, gate_up_E2FD, down_EDF
+    return bank

@@ -1,0 +1,48 @@
+"""Which routed layers of a model use one router object, and how many experts each of them has."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from crossroads.core.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharingGroup:
+    """Routed layers (counted from 0 among the routed ones) that share a router."""
+
+    layers: range
+    n_experts: int
+
+
+def sharing_groups(share: str, n_layers: int, n_experts: int) -> tuple[SharingGroup, ...]:
+    """Return which routed layers share a router, and how many experts each of them has.
+
+    ``all`` layers have ``n_experts``; a plan names its own numbers.
+
+    >>> [(list(g.layers), g.n_experts) for g in sharing_groups("2x2-1x4", 3, 8)]
+    [([0, 1], 2), ([2], 4)]
+
+    Raises UsageError when the plan cannot be read or does not cover ``n_layers`` layers.
+    """
+    if share == "all":
+        return (SharingGroup(layers=range(n_layers), n_experts=n_experts),)
+    groups: list[SharingGroup] = []
+    start = 0
+    for count, experts in parse_plan(share):
+        groups.append(SharingGroup(layers=range(start, start + count), n_experts=experts))
+        start += count
+    if start != n_layers:
+        raise UsageError(f"share {share!r}: covers {start} layers, the model routes {n_layers}")
+    return tuple(groups)
+
+
+def parse_plan(share: str) -> list[tuple[int, int]]:
+    """Return (layers, experts) of every group of a plan. Raises UsageError."""
+    parts = [re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", part) for part in share.split("-")]
+    if not all(parts):
+        raise UsageError(
+            f"share: expected all or a plan such as 4x2-4x4 (layers x experts), got {share!r}"
+        )
+    return [(int(part[1]), int(part[2])) for part in parts if part]

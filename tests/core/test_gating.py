@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from crossroads.core.errors import InputError  # noqa: E402
+from crossroads.core.gating import (  # noqa: E402
+    entropy,
+    first_maximum,
+    softmax,
+    squared_cv,
+    top_k,
+    top_p,
+)
+
+few = settings(max_examples=30, deadline=None)
+# Few distinct values, so that ties are common.
+rows = st.lists(st.integers(-2, 2), min_size=1, max_size=7)
+
+
+def descending_then_lower_index(row: list[int]) -> list[int]:
+    return sorted(range(len(row)), key=lambda index: (-row[index], index))
+
+
+@few
+@given(row=rows, data=st.data())
+def test_top_k_is_the_sorted_prefix_with_ties_to_the_lower_index(
+    row: list[int], data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, len(row)))
+    chosen = top_k(torch.tensor([row], dtype=torch.float32), k)[0].tolist()
+    assert chosen == descending_then_lower_index(row)[:k]
+
+
+@few
+@given(row=rows)
+def test_first_maximum_agrees_with_top_1(row: list[int]) -> None:
+    assert int(first_maximum(torch.tensor(row).float())) == descending_then_lower_index(row)[0]
+
+
+def test_top_k_along_another_axis_picks_columns() -> None:
+    scores = torch.tensor([[1.0, 5.0], [1.0, 7.0], [3.0, 5.0]])
+    assert top_k(scores, 2, dim=0).tolist() == [[2, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_top_k_refuses_a_k_that_does_not_fit(k: int) -> None:
+    with pytest.raises(InputError, match="k: expected between 1 and 3"):
+        top_k(torch.zeros(2, 3), k)
+
+
+def test_half_precision_is_normalised_in_float32_and_double_stays_double() -> None:
+    assert softmax(torch.zeros(2, 3, dtype=torch.bfloat16)).dtype == torch.float32
+    assert softmax(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_a_closed_row_has_no_probability_and_no_gradient() -> None:
+    logits = torch.tensor([[-torch.inf, -torch.inf], [0.0, 1.0]], requires_grad=True)
+    probs = softmax(logits)
+    assert probs[0].tolist() == [0.0, 0.0]
+    probs.square().sum().backward()
+    assert bool(torch.isfinite(logits.grad).all())
+    assert logits.grad[0].tolist() == [0.0, 0.0]
+
+
+def test_top_p_of_the_worked_example() -> None:
+    idx, keep = top_p(torch.tensor([[0.1, 0.2, 0.3, 0.15, 0.25]]), 0.4)
+    assert sorted(idx[keep].tolist()) == [2, 4]
+    uniform = torch.full((1, 16), 1 / 16)
+    assert int(top_p(uniform, 0.4)[1].sum()) == 7
+    assert int(top_p(uniform, 0.4, k_max=3)[1].sum()) == 3
+
+
+@few
+@given(
+    weights=st.lists(st.integers(1, 9), min_size=1, max_size=8),
+    p=st.floats(0.0, 1.2, allow_nan=False),
+)
+def test_top_p_keeps_the_smallest_prefix_above_p(weights: list[int], p: float) -> None:
+    probs = torch.tensor([weights], dtype=torch.float64) / sum(weights)
+    idx, keep = top_p(probs, p)
+    kept = int(keep.sum())
+    ordered = probs[0][idx[0]]
+    assert keep[0, :kept].all()
+    before = float(ordered[: kept - 1].sum())
+    assert before <= p + 1e-12
+    assert kept == len(weights) or float(ordered[:kept].sum()) > p - 1e-12
+
+
+def test_entropy_of_uniform_and_certain_rows() -> None:
+    assert float(entropy(torch.full((4,), 0.25))) == pytest.approx(1.3862944)
+    assert float(entropy(torch.tensor([1.0, 0.0]))) == 0.0
+
+
+def test_squared_cv_is_population_variance_over_squared_mean() -> None:
+    assert float(squared_cv(torch.tensor([1.0, 3.0]))) == pytest.approx(0.25)
+    assert float(squared_cv(torch.zeros(3))) == 0.0
