@@ -207,6 +207,27 @@ def test_generation_is_recorded_as_prefill_and_decoding() -> None:
     assert (np.diff(trace.weight.astype(np.float32), axis=-1) <= 0).all()
 
 
+def test_a_new_router_keeps_the_size_of_the_routed_part() -> None:
+    def scales(model: Any) -> list[float]:
+        return [m.moe.out_scale for m in model.modules() if isinstance(m, RoutedMLP)]
+
+    deepseek = swap_router(made(SPARSE["deepseek_v3"]()), "top2")
+    assert scales(deepseek) == pytest.approx([2.0, 2.0], rel=1e-4)  # its routed_scaling_factor
+    dense = llama()
+    before = logits_of(dense, IDS_BT)
+    swapped = swap_router(upcycle(dense, router="switch", n_experts=4), "top2")
+    assert scales(swapped) == pytest.approx([1.0] * 3, rel=1e-6)
+    torch.testing.assert_close(logits_of(swapped, IDS_BT), before, atol=1e-5, rtol=1e-5)
+
+
+def test_null_experts_can_be_swapped_in() -> None:
+    model = swap_router(made(SPARSE["olmoe"]()), "adamoe:n_null=4")
+    with observed(model) as passes:
+        assert torch.isfinite(logits_of(model, IDS_BT)).all()
+    assert {r.decisions[0].n_experts for r in passes[0][0].records} == {8}
+    assert kinds_of(model)[0] == ("ffn",) * 4 + ("null",) * 4
+
+
 def test_losses_and_gradients_of_a_training_pass_reach_the_routers() -> None:
     model = upcycle(llama(), router="switch", n_experts=4).train()
     with observed(model, RouteContext(seed=5, step=2)) as passes:

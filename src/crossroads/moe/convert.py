@@ -27,10 +27,11 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.core.errors import InputError, MissingExtraError, UsageError
-from crossroads.core.files import write_atomically
+from crossroads.core.files import replacing, write_atomically
 from crossroads.core.routed import ModelOutput, RouteContext
 from crossroads.moe.contract import Router, RouterInput
 from crossroads.moe.conversions import executed, to_token_choice
+from crossroads.moe.experts import FFNBank
 from crossroads.moe.hf_blocks import (
     OriginalRouter,
     RoutedMLP,
@@ -128,7 +129,8 @@ def swap_router(
     """Put routers of ours before the experts of a sparse model, in place; return the model.
 
     ``original`` keeps the model's own router and its outputs; it makes decisions visible to
-    recorders. Experts and shared experts keep their weights, which are not copied. Mixtral's input
+    recorders. Experts and shared experts keep their weights, which are not copied. ``out_scale``
+    makes up for another mean sum of weights (DeepSeek's sum to its scaling factor). Mixtral's input
     jitter in training is left out. Raises UsageError for a model or router that does not fit.
     """
     blocks = {index: (name, block) for index, name, block in moe_blocks(model)}
@@ -142,9 +144,9 @@ def swap_router(
         read = block.moe if isinstance(block, RoutedMLP) else _read(block, index, max(blocks) + 1)
         assert isinstance(read, MoELayer)
         if router != ORIGINAL:
-            experts = read.experts
-            routes = _router(router, experts.d_out, experts.n_experts, made, settings)
-            read = _with_router(read, routes.to(next(experts.parameters()).device))
+            n_experts = read.experts.kinds.count("ffn")
+            routes = _router(router, read.experts.d_out, n_experts, made, settings)
+            read = _with_router(read, routes.to(next(read.experts.parameters()).device))
         _put(model, name, RoutedMLP(read, surroundings).train(model.training))
     _remember(
         model,
@@ -181,9 +183,11 @@ def _read(block: Any, index: int, n_layers: int) -> MoELayer:
 
 
 def _with_router(layer: MoELayer, router: Router) -> MoELayer:
+    experts = layer.experts
+    assert isinstance(experts, FFNBank)
     moe = MoELayer(
         router,
-        layer.experts,
+        bank_of(experts.up, experts.down, router.kinds),  # with the null experts it may have
         shared=layer.shared,
         shared_flops=layer.shared_flops,
         shared_gate=layer.shared_gate is not None,
@@ -191,6 +195,7 @@ def _with_router(layer: MoELayer, router: Router) -> MoELayer:
         n_layers=layer.n_layers,
     )
     moe.shared_gate = layer.shared_gate
+    moe.out_scale = layer.out_scale * mean_weight_sum(layer) / mean_weight_sum(moe)
     return moe
 
 
@@ -204,7 +209,7 @@ def mean_weight_sum(moe: MoELayer) -> float:
     parameter = next(moe.experts.parameters())
     made = torch.Generator().manual_seed(0)
     x_BTD = torch.randn(1, PROBE_TOKENS, moe.experts.d_out, generator=made)
-    x_BTD = x_BTD.to(parameter.device)
+    x_BTD = x_BTD.to(parameter)
     mask_BT = torch.ones(1, PROBE_TOKENS, dtype=torch.bool, device=x_BTD.device)
     place_BT = torch.arange(PROBE_TOKENS, device=x_BTD.device).unsqueeze(0)
     inp = RouterInput(
@@ -289,13 +294,8 @@ def save_converted(model: nn.Module, folder: Path) -> None:
     from safetensors.torch import save_model
 
     scales = {m.moe.layer: m.moe.out_scale for m in model.modules() if isinstance(m, RoutedMLP)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{_WEIGHTS}.partial"
+    with replacing(folder / _WEIGHTS) as partial:
         save_model(model, str(partial))
-        partial.replace(folder / _WEIGHTS)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error}; choose another folder") from error
     write_atomically(folder / "config.json", transformers_config.to_json_string(use_diff=False))
     kept = {"conversions": conversions, "out_scale": scales}
     write_atomically(folder / _SETTINGS, json.dumps(kept, indent=2) + "\n")

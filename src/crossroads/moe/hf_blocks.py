@@ -111,7 +111,8 @@ class RoutedMLP(nn.Module):
 class OriginalRouter(Router):
     """The router a checkpoint came with: its module decides, this says it in our terms.
 
-    Places are put in descending order of weight (DeepSeek's come in no order). ``logit_bias``,
+    Places are put in descending order of weight (DeepSeek's come in no order); probabilities are
+    the softmax of the logits, also for gates that weigh by sigmoids. ``logit_bias``,
     ``allow`` and ``force`` would change another's arithmetic and are refused.
     """
 
@@ -201,6 +202,6 @@ def is_silu(module: nn.Module) -> bool:
 def bank_of(gate_up_E2FD: nn.Parameter, down_EDF: nn.Parameter, kinds: tuple[Any, ...]) -> FFNBank:
     """Return a bank over given weights, which are not copied."""
     d, hidden = down_EDF.shape[1], down_EDF.shape[2]
-    bank = FFNBank(d, 1, kinds)  # small: its own weights are thrown away
+    bank = FFNBank(d, 1, kinds).to(down_EDF.device)  # small: its own weights are thrown away
     bank.hidden, bank.up, bank.down = hidden, gate_up_E2FD, down_EDF
     return bank
