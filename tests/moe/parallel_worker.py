@@ -43,15 +43,14 @@ def sizes(world: int) -> list[int]:
     return [1 + rank % 2 for rank in range(world)]
 
 
-def batch(world: int, *, idle: bool) -> tuple[Tensor, Tensor]:
-    """Return tokens and mask of all ranks; ``idle`` leaves the last rank without real tokens."""
+def batch(world: int) -> tuple[Tensor, Tensor]:
+    """Return tokens and mask of all ranks; the last one has no real token."""
     made = torch.Generator().manual_seed(7)
     total = sum(sizes(world))
     x_BTD = torch.randn(total, LENGTH, WIDTH, generator=made)
     mask_BT = torch.rand(total, LENGTH, generator=made) < 0.8
     mask_BT[:, 0] = True
-    if idle:
-        mask_BT[-sizes(world)[-1] :] = False
+    mask_BT[-sizes(world)[-1] :] = False
     return x_BTD, mask_BT
 
 
@@ -99,7 +98,7 @@ def same_as_one(
     counts: Any = None,
     replicas: Any = None,
 ) -> None:
-    x_BTD, mask_BT = batch(world, idle=not router.startswith("softmax-ec"))
+    x_BTD, mask_BT = batch(world)
     whole = build(router, activation=activation)
     x_all = x_BTD.clone().requires_grad_()
     out, task, aux = loss_of(whole, x_all, mask_BT)

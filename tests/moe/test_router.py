@@ -188,3 +188,15 @@ def test_a_nan_in_a_real_token_is_refused_and_one_in_padding_is_not() -> None:
         [1],
         [-1],
     ]
+
+
+def test_forcing_an_expert_that_is_not_there_is_refused() -> None:
+    router = TokenChoiceRouter(4, 3)
+    inp = RouterInput(
+        x_BTD=torch.zeros(1, 2, 4),
+        mask_BT=torch.ones(1, 2, dtype=torch.bool),
+        training=True,
+        force_BT=torch.tensor([[3, -1]]),
+    )
+    with pytest.raises(InputError, match="force: expected experts below 3"):
+        router.decide(inp)

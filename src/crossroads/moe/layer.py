@@ -133,7 +133,9 @@ class MoELayer(nn.Module):
                     carry=carry or None,
                     cache=cache,
                 )
-                answer = self._router_of(iteration)(inp)
+                # Routers score in float32 whatever the precision of the experts.
+                with torch.autocast(h_BTD.device.type, enabled=False):
+                    answer = self._router_of(iteration)(inp)
                 carry, cache = dict(answer.carry), answer.cache
                 self._collect(answer, iteration, aux, new_state)
                 if self.gate_sharing == "decision":

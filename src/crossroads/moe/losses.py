@@ -85,6 +85,8 @@ def load(logits_GSE: Tensor, noisy_GSE: Tensor, mask_GS: Tensor, k: int, sigma: 
     threshold too. Source: V-MoE (2021), appendix A.
     """
     threshold = torch.topk(noisy_GSE, k, dim=-1).values[..., -1:]
+    # Finite where fewer than k experts are allowed: -inf - -inf is no number.
+    threshold = threshold.clamp_min(torch.finfo(threshold.dtype).min)
     chance = torch.special.ndtr((logits_GSE - threshold) / sigma)
     kept = torch.where(mask_GS.unsqueeze(-1), chance, torch.zeros_like(chance))
     return squared_cv(kept.sum(1) / mask_GS.sum(1, keepdim=True).clamp_min(1)).mean()

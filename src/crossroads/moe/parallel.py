@@ -159,7 +159,10 @@ class ExpertParallelBank(FFNBank):
         got = [self.n_local * count for count in counts]
         flat = x_RCD.reshape(-1, x_RCD.shape[-1])
         (rows,) = all_to_all((flat,), sent, got, self.group)
-        blocks = [b.reshape(self.n_local, -1, self.d) for b in rows.split(got)]
+        blocks = [
+            block.reshape(self.n_local, count, self.d)
+            for block, count in zip(rows.split(got), counts, strict=True)
+        ]
         y_LPD = super()._slots(torch.cat(blocks, 1))
         back = torch.cat([b.reshape(-1, self.d) for b in y_LPD.split(counts, 1)])
         (out,) = all_to_all((back,), got, sent, self.group)

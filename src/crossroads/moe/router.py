@@ -162,7 +162,7 @@ class TokenChoiceRouter(Router):
         logits_NE = self.noisy(clean_NE, inp)
         probs_NE = self.mix(self.normalise(logits_NE, inp), inp)
         idx_NK = self.select(probs_NE, logits_NE, inp)
-        idx_NK = closed(forced(idx_NK, inp), logits_NE, inp)
+        idx_NK = closed(forced(idx_NK, inp, self.n_experts), logits_NE, inp)
         scored = Scored(
             clean_NE=clean_NE,
             logits_NE=logits_NE,
@@ -269,13 +269,18 @@ def per_token(given: Tensor, logits_NE: Tensor, inp: RouterInput, name: str) -> 
     return given.expand(batch, length, n_experts).reshape(-1, n_experts)
 
 
-def forced(idx_NK: Tensor, inp: RouterInput) -> Tensor:
+def forced(idx_NK: Tensor, inp: RouterInput, n_experts: int) -> Tensor:
     """Return the choice with the expert of ``force`` in the last place where it was not chosen."""
     if inp.force_BT is None or not inp.training:
         return idx_NK
     if inp.force_BT.shape != inp.mask_BT.shape:
         raise InputError(
             f"force: expected shape {tuple(inp.mask_BT.shape)}, got {tuple(inp.force_BT.shape)}"
+        )
+    if int(inp.force_BT.max()) >= n_experts:
+        raise InputError(
+            f"force: expected experts below {n_experts} or -1 for none, "
+            f"got {int(inp.force_BT.max())}"
         )
     wanted_N1 = inp.force_BT.reshape(-1, 1)
     absent_N = (wanted_N1 >= 0).squeeze(1) & ~(idx_NK == wanted_N1).any(-1)

@@ -76,15 +76,28 @@ def mlp_bank(  # noqa: PLR0917 - one bank, weights and biases in the order they 
     return _bank(x_ND, idx_NK, w_NK, bank, path)
 
 
-@torch.compiler.disable
 def _bank(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank, path: Path) -> Tensor:
-    """Check, cast under autocast, and run. Compiled code calls it as it stands."""
+    if torch.compiler.is_compiling():
+        return _uncompiled(x_ND, idx_NK, w_NK, bank, path)
+    return _checked(x_ND, idx_NK, w_NK, bank, path)
+
+
+@torch.compiler.disable
+def _uncompiled(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank, path: Path) -> Tensor:
+    """Run as it stands inside compiled code; the mark costs more than a small batch."""
+    return _checked(x_ND, idx_NK, w_NK, bank, path)
+
+
+def _checked(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank, path: Path) -> Tensor:
+    """Check, cast under autocast, and run."""
     if path not in PATHS:
         raise unknown_name("path", path, PATHS)
     device = x_ND.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x_ND, bank = x_ND.to(dtype), _cast(bank, dtype)
+    if not torch.is_autocast_enabled(device):
+        _check(x_ND, idx_NK, w_NK, bank)
+        return _run(x_ND, idx_NK, w_NK, bank, path)
+    dtype = torch.get_autocast_dtype(device)
+    x_ND, bank = x_ND.to(dtype), _cast(bank, dtype)
     _check(x_ND, idx_NK, w_NK, bank)
     with torch.autocast(device, enabled=False):
         return _run(x_ND, idx_NK, w_NK, bank, path)
@@ -97,7 +110,8 @@ def _run(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank, path: Path) -> 
         return loop_bank(x_ND, idx_NK, w_NK, bank)
     if path == "grouped_mm":
         return grouped_bank(x_ND, idx_NK, w_NK, bank)
-    plan = plan_rows(idx_NK, bank.first_EGD.shape[0], multiple=_row_multiple(x_ND))
+    n_experts = bank.first_EGD.shape[0]
+    plan = plan_rows(idx_NK, n_experts, multiple=_row_multiple(x_ND, idx_NK.numel() / n_experts))
     return fused_bank(x_ND, w_NK, plan, bank)
 
 
@@ -109,9 +123,11 @@ def _best_path(x_ND: Tensor, bank: Bank) -> Path:
     return "grouped_mm"
 
 
-def _row_multiple(x_ND: Tensor) -> int:
+def _row_multiple(x_ND: Tensor, rows_each: float) -> int:
     """Return to how many rows a block is padded: oneDNN compiles half precision per row count."""
-    return 64 if x_ND.dtype in (torch.bfloat16, torch.float16) else 1
+    if x_ND.dtype not in (torch.bfloat16, torch.float16):
+        return 1
+    return 64 if rows_each >= 64 else 16  # in decoding, rows cost more than the few compilations
 
 
 def _cast(bank: Bank, dtype: torch.dtype) -> Bank:

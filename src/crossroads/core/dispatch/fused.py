@@ -56,12 +56,6 @@ def fused_bank(x_ND: Tensor, w_NK: Tensor, plan: RowPlan, bank: Bank) -> Tensor:
     return combine(y_SD, plan.inverse_NK, place_weights(w_NK, plan, y_SD))
 
 
-def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    if bias is None:
-        return torch.mm(rows, weight.t(), out=out)
-    return torch.addmm(bias, rows, weight.t(), out=out)
-
-
 def _forward(
     x_ND: Tensor, plan: RowPlan, bank: Bank, kernels: Kernels | None, *, keep: bool
 ) -> tuple[Tensor, list[Tensor]]:
@@ -69,8 +63,6 @@ def _forward(
     y_SD = x_ND.new_empty(plan.n_rows + bool(plan.n_empty), bank.second_EDF.shape[1])
     if plan.n_empty:
         y_SD[-1].zero_()
-    firsts, seconds = _unbound(bank.first_EGD), _unbound(bank.second_EDF)
-    first_biases, second_biases = _unbound(bank.first_bias_EG), _unbound(bank.second_bias_ED)
     kept: dict[int, Tensor] = {}
 
     def prepare() -> Run:
@@ -84,9 +76,9 @@ def _forward(
             x_e = torch.index_select(x_ND, 0, plan.rows_S[start:stop], out=x_RD[:rows])
             # One block per expert, not one of all rows: small enough for the allocator to reuse.
             a_e = work.a_RG(rows) if a_RG is None else a_RG[:rows]
-            _linear(x_e, firsts[expert], first_biases[expert], a_e)
+            _linear(x_e, bank.first_EGD, bank.first_bias_EG, expert, a_e)
             h_e = activate_into(bank.kind, a_e, h_RF[:rows], kernels)
-            _linear(h_e, seconds[expert], second_biases[expert], y_SD[start:stop])
+            _linear(h_e, bank.second_EDF, bank.second_bias_ED, expert, y_SD[start:stop])
             if keep:
                 kept[expert] = a_e
 
@@ -97,17 +89,15 @@ def _forward(
 
 
 def _multiply_adds(plan: RowPlan, bank: Bank) -> int:
-    return plan.n_rows * (bank.first_EGD[0].numel() + bank.second_EDF[0].numel())
+    return plan.n_rows * (bank.first_EGD.numel() + bank.second_EDF.numel()) // plan.n_experts
 
 
-def _unbound(weights: Tensor | None) -> Any:
-    """Return the experts' weights, or something that answers None for every expert."""
-    return _Nothing() if weights is None else weights.unbind(0)
-
-
-class _Nothing:
-    def __getitem__(self, expert: int) -> None:
-        return None
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, expert: int, out: Tensor) -> None:
+    """Write one expert's rows; indexing is cheap here, where nothing is recorded for backward."""
+    if bias is None:
+        torch.mm(rows, weight[expert].t(), out=out)
+    else:
+        torch.addmm(bias[expert], rows, weight[expert].t(), out=out)
 
 
 class _FusedBank(torch.autograd.Function):

@@ -18,9 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from crossroads.core.errors import InputError
+
+
+_SUM = 0  # the mode of embedding_bag
+_FEW = 64  # pairs that are sorted without tensors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,16 +31,21 @@ class RowPlan:
     """Rows sorted by expert.
 
     ``rows_S`` is the token of each sorted row and ``inverse_NK`` the sorted row of each pair, S for
-    an empty place. ``counts_E`` counts the real rows of each expert; its block of rows, pads and
+    an empty place. ``counts`` (``counts_E`` as a
+    tensor) are the real rows of each expert; its block of rows, pads and
     all, is ``offsets[e]`` to ``offsets[e + 1]``.
     """
 
     n_tokens: int
-    counts_E: Tensor
+    counts: tuple[int, ...]
     offsets: tuple[int, ...]
     rows_S: Tensor
     inverse_NK: Tensor
     n_empty: int
+
+    @cached_property
+    def counts_E(self) -> Tensor:
+        return torch.tensor(self.counts, device=self.rows_S.device)
 
     @property
     def n_experts(self) -> int:
@@ -68,17 +76,19 @@ def plan_rows(idx_NK: Tensor, n_experts: int, *, multiple: int = 1) -> RowPlan:
     Raises InputError for a wrong shape or type, or an index outside [-1, n_experts).
     """
     _check_indices(idx_NK, n_experts, multiple)
+    if idx_NK.numel() <= _FEW and idx_NK.device.type == "cpu":
+        return _plan_few(idx_NK, n_experts, multiple)
     pair_P = idx_NK.reshape(-1)
     expert_P, order_P = torch.sort(pair_P, stable=True)
     marks = torch.arange(n_experts + 1, device=idx_NK.device)
     starts: list[int] = torch.searchsorted(expert_P, marks).tolist()  # before them: empty places
-    _check_range(expert_P, starts, n_experts)
+    if len(expert_P):
+        _check_range(int(expert_P[0]), int(expert_P[-1]), n_experts)
     counts = [last - first for first, last in pairwise(starts)]
     offsets = [0]
     for count in counts:
         offsets.append(offsets[-1] + -(-count // multiple) * multiple)
     n_empty, n_rows = starts[0], offsets[-1]
-    counts_E = torch.tensor(counts, device=idx_NK.device)
     order_P, expert_P = order_P[n_empty:], expert_P[n_empty:]
     token_P = order_P.div(idx_NK.shape[1], rounding_mode="floor") if n_rows else order_P
     inverse_P = torch.full_like(pair_P, n_rows)
@@ -95,11 +105,42 @@ def plan_rows(idx_NK: Tensor, n_experts: int, *, multiple: int = 1) -> RowPlan:
     inverse_P[order_P] = position_P
     return RowPlan(
         n_tokens=idx_NK.shape[0],
-        counts_E=counts_E,
+        counts=tuple(counts),
         offsets=tuple(offsets),
         rows_S=rows_S,
         inverse_NK=inverse_P.view(idx_NK.shape),
         n_empty=n_empty,
+    )
+
+
+def _plan_few(idx_NK: Tensor, n_experts: int, multiple: int) -> RowPlan:
+    """As ``plan_rows``, in plain Python: ten tensor operations cost more than a few pairs."""
+    pairs: list[int] = idx_NK.reshape(-1).tolist()
+    if pairs:
+        _check_range(min(pairs), max(pairs), n_experts)
+    places = idx_NK.shape[1]
+    by_expert: list[list[int]] = [[] for _ in range(n_experts)]
+    for pair, expert in enumerate(pairs):
+        if expert >= 0:
+            by_expert[expert].append(pair)
+    rows: list[int] = []
+    inverse = [-1] * len(pairs)
+    offsets = [0]
+    for mine in by_expert:
+        for position, pair in enumerate(mine, start=len(rows)):
+            inverse[pair] = position
+        rows += [pair // places for pair in mine]
+        rows += [mine[0] // places] * (-len(mine) % multiple) if mine else []
+        offsets.append(len(rows))
+    counts = tuple(len(mine) for mine in by_expert)
+    inverse = [len(rows) if position < 0 else position for position in inverse]
+    return RowPlan(
+        n_tokens=idx_NK.shape[0],
+        counts=counts,
+        offsets=tuple(offsets),
+        rows_S=torch.tensor(rows, dtype=torch.int64),
+        inverse_NK=torch.tensor(inverse, dtype=torch.int64).view(idx_NK.shape),
+        n_empty=len(pairs) - sum(counts),
     )
 
 
@@ -126,13 +167,11 @@ def _check_indices(idx_NK: Tensor, n_experts: int, multiple: int) -> None:
         )
 
 
-def _check_range(expert_P: Tensor, starts: list[int], n_experts: int) -> None:
-    """Refuse what is outside [-1, n_experts): it sorts to one of the two ends."""
-    if starts[-1] < len(expert_P) or (starts[0] and int(expert_P[0]) < -1):
+def _check_range(least: int, most: int, n_experts: int) -> None:
+    if least < -1 or most >= n_experts:
         raise InputError(
-            f"idx must lie in [-1, {n_experts}) (-1 = empty place), got "
-            f"{int(expert_P[0])} to {int(expert_P[-1])}; does the router know as many experts "
-            "as the layer has?"
+            f"idx must lie in [-1, {n_experts}) (-1 = empty place), got {least} to {most}; "
+            "does the router know as many experts as the layer has?"
         )
 
 
@@ -145,7 +184,14 @@ def combine(y_SD: Tensor, inverse_NK: Tensor, w_NK: Tensor | None) -> Tensor:
     if not inverse_NK.shape[1]:
         return y_SD.new_zeros(len(inverse_NK), y_SD.shape[1])  # bags of no places are refused
     # One call for gather, weight and sum: 3 to 6 times faster than the three.
-    return functional.embedding_bag(inverse_NK, y_SD, per_sample_weights=w_NK, mode="sum")
+    n_tokens, places = inverse_NK.shape
+    starts_N = torch.arange(0, n_tokens * places, places, device=inverse_NK.device)
+    if w_NK is not None:
+        w_NK = w_NK.reshape(-1)
+    sums, *_ = torch.embedding_bag(
+        y_SD, inverse_NK.reshape(-1), starts_N, per_sample_weights=w_NK, mode=_SUM
+    )
+    return sums
 
 
 class _Gather(torch.autograd.Function):

@@ -69,7 +69,7 @@ class Hash(TokenChoiceRouter):
             )
         place_K = torch.arange(self.k, device=key_BT.device)
         idx_NK = (key_BT.reshape(-1, 1) + place_K) % self.n_experts
-        idx_NK = closed(forced(idx_NK, inp), self._openings(inp), inp)
+        idx_NK = closed(forced(idx_NK, inp, self.n_experts), self._openings(inp), inp)
         w_NK = (idx_NK >= 0).to(torch.float32) / self.k
         decision = RoutingDecision(
             choice=TokenChoice(idx_NK=idx_NK, w_NK=w_NK, dropped_NK=self.drops(idx_NK, w_NK, inp)),
