@@ -1,18 +1,18 @@
-"""What a routed model did on a fixed batch: figures for tables, curves and heat maps.
+"""What a routed model did on a fixed batch, in the figures and tables that an arena compares.
 
-Axes: N real tokens, E experts, L routed layers.
+Axes: N real tokens, E experts.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from crossroads.core import gating
@@ -20,6 +20,7 @@ from crossroads.core.errors import InputError
 from crossroads.core.routed import LayerRecord
 from crossroads.moe.contract import Dense, RoutingDecision
 from crossroads.moe.conversions import executed, to_token_choice
+from crossroads.moe.diagnostics import Summary, summarise
 from crossroads.moe.execution import per_token
 
 Ints = npt.NDArray[np.int64]
@@ -28,94 +29,80 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerProbe:
-    """One routed layer on the probe batch, real tokens only.
+    """One routed layer (its first iteration) on the probe batch.
 
     Attributes
     ----------
     layer : index in the model
-    load_E : share of executed places by expert; for soft mixtures, of combine weight
-    top1_N : expert of the largest weight, -1 for tokens without one
-    experts_N : how many experts a token ran (for soft mixtures: slots' worth)
-    dropped : share of picked places lost to capacity
-    entropy : mean entropy of the router's probabilities in nats, NaN without probabilities
+    summary : load, dropped share, experts per token, entropy
+    top1_N : the executed expert of the largest weight, -1 for tokens without one; real tokens only
+    experts_N : how many experts a real token ran (of a soft mixture: all of them)
+    kinds : of the experts
     """
 
     layer: int
-    load_E: Floats
+    summary: Summary
     top1_N: Ints
-    experts_N: Floats
-    dropped: float
-    entropy: float
-    kinds: tuple[str, ...] = field(default=())
+    experts_N: Ints
+    kinds: tuple[str, ...]
 
     @property
     def load_cv(self) -> float:
         """Coefficient of variation of the load over true experts; 0 = perfectly balanced."""
-        true_E = self.load_E[[k != "null" for k in self.kinds]] if self.kinds else self.load_E
-        mean = float(true_E.mean())
-        return float(true_E.std() / mean) if mean > 0 else 0.0
-
-    @property
-    def max_over_mean(self) -> float:
-        mean = float(self.load_E.mean())
-        return float(self.load_E.max() / mean) if mean > 0 else 0.0
+        load_E = np.array(self.summary.load)[[kind != "null" for kind in self.kinds]]
+        return float(load_E.std() / load_E.mean()) if load_E.sum() > 0 else 0.0
 
 
 def probe(records: Sequence[LayerRecord], kinds: Sequence[tuple[str, ...]]) -> list[LayerProbe]:
-    """Return one probe per routed layer (its first iteration); ``kinds`` of its experts."""
+    """Return one probe per routed layer; ``kinds`` are those of each layer's experts."""
     return [
-        _of_layer(record.layer, record.decisions[0], kinds[i]) for i, record in enumerate(records)
+        LayerProbe(
+            layer=record.layer,
+            summary=summarise(record.decisions[0], of_layer),
+            top1_N=first_experts(record.decisions[0], of_layer),
+            experts_N=experts_run(record.decisions[0], of_layer),
+            kinds=tuple(of_layer),
+        )
+        for record, of_layer in zip(records, kinds, strict=True)
     ]
 
 
-def _of_layer(layer: int, decision: RoutingDecision, kinds: tuple[str, ...]) -> LayerProbe:
-    real_N = decision.mask_N
-    weight_NE = torch.zeros(len(real_N), decision.n_experts, dtype=torch.float64)
-    ran_NE = torch.zeros_like(weight_NE)
-    picked = lost = 0.0
-    gates = [branch.gate_N1 for branch in decision.branches] or [None]
+def first_experts(decision: RoutingDecision, kinds: Sequence[str]) -> Ints:
+    """Return every real token's executed expert of the largest weight, -1 where there is none.
+
+    Branches add up, each weighed by its gate; ties go to the lower expert.
+    """
+    weight_NE = torch.zeros(len(decision.mask_N), decision.n_experts, dtype=torch.float64)
+    gates: list[Tensor | None] = [branch.gate_N1 for branch in decision.branches] or [None]
     for choice, gate_N1 in zip(decision.choices, gates, strict=True):
-        w_NE, r_NE, places, drops = _spread(choice, decision, kinds)
-        weight_NE += w_NE if gate_N1 is None else w_NE * gate_N1.detach().double()
-        ran_NE += r_NE
-        picked, lost = picked + places, lost + drops
-    weight_NE, ran_NE = weight_NE[real_N], ran_NE[real_N]
-    top1_N = gating.first_maximum(weight_NE.abs())
-    top1_N = torch.where(ran_NE.sum(1) > 0, top1_N, -1)
-    load_E = ran_NE.sum(0)
-    entropy = float("nan")
-    if decision.probs_NE is not None and decision.probs_NE.shape[0] == len(real_N):
-        entropy = float(gating.entropy(decision.probs_NE.detach()[real_N]).mean())
-    return LayerProbe(
-        layer=layer,
-        load_E=(load_E / load_E.sum().clamp_min(1e-30)).numpy(),
-        top1_N=top1_N.numpy(),
-        experts_N=ran_NE.sum(1).numpy(),
-        dropped=lost / picked if picked else 0.0,
-        entropy=entropy,
-        kinds=tuple(kinds),
-    )
+        share_NE = _weights(choice, decision, tuple(kinds))
+        weight_NE += share_NE if gate_N1 is None else share_NE * gate_N1.detach().double()
+    weight_NE = weight_NE[decision.mask_N].abs()
+    top1_N = gating.first_maximum(weight_NE)
+    return torch.where(weight_NE.sum(1) > 0, top1_N, -1).numpy()
 
 
-def _spread(
-    choice: Any, decision: RoutingDecision, kinds: tuple[str, ...]
-) -> tuple[Tensor, Tensor, float, float]:
-    """Return weights and runs by token and expert, and how many places were picked and lost."""
+def experts_run(decision: RoutingDecision, kinds: Sequence[str]) -> Ints:
+    """Return how many experts every real token ran, calls of branches added up."""
+    total_N = torch.zeros(len(decision.mask_N), dtype=torch.int64)
+    for choice in decision.choices:
+        if isinstance(choice, Dense):
+            total_N += decision.n_experts
+        else:
+            spread = per_token(to_token_choice(choice), decision, *decision.shape)
+            total_N += (executed(spread, tuple(kinds)) >= 0).sum(-1)
+    return total_N[decision.mask_N].numpy()
+
+
+def _weights(choice: object, decision: RoutingDecision, kinds: tuple[str, ...]) -> Tensor:
+    """Return the weight that every token's output gets from every expert, (N, E)."""
     if isinstance(choice, Dense):
-        combine_NE = choice.combine_GSEC.detach().double().sum(-1).flatten(0, 1)
-        slots = choice.dispatch_GSEC.shape[-1] * choice.dispatch_GSEC.shape[0]
-        # A soft layer runs E * C slots a group whatever the tokens; shared out by weight.
-        per_token_runs = combine_NE / combine_NE.sum().clamp_min(1e-30)
-        return combine_NE, per_token_runs * slots * decision.n_experts, 0.0, 0.0
-    choice = per_token(to_token_choice(choice), decision, *decision.shape)
-    idx_NK = executed(choice, kinds)
-    there_NK = (idx_NK >= 0).double()
-    empty = torch.zeros(idx_NK.shape[0], decision.n_experts, dtype=torch.float64)
-    weight_NE = empty.scatter_add(1, idx_NK.clamp_min(0), choice.w_NK.detach().double() * there_NK)
-    ran_NE = empty.scatter_add(1, idx_NK.clamp_min(0), there_NK)
-    picked = float((choice.idx_NK >= 0).sum())
-    lost = 0.0 if choice.dropped_NK is None else float(choice.dropped_NK.sum())
-    return weight_NE, ran_NE, picked, lost
+        return choice.combine_GSEC.detach().double().sum(-1).flatten(0, 1)
+    spread = per_token(to_token_choice(choice), decision, *decision.shape)  # type: ignore[arg-type]
+    idx_NK = executed(spread, kinds)
+    w_NK = torch.where(idx_NK >= 0, spread.w_NK.detach().double(), 0.0)
+    empty_NE = torch.zeros(idx_NK.shape[0], decision.n_experts, dtype=torch.float64)
+    return empty_NE.scatter_add(1, idx_NK.clamp_min(0), w_NK)
 
 
 def figures(probes: Sequence[LayerProbe], labels_N: Ints | None = None) -> dict[str, float]:
@@ -123,37 +110,38 @@ def figures(probes: Sequence[LayerProbe], labels_N: Ints | None = None) -> dict[
 
     ``labels_N`` names what each real token is (its class, its byte): ``specialisation`` is the
     normalised mutual information between that and its expert, ``agreement`` the same between
-    adjacent routed layers' experts.
+    adjacent routed layers' experts. Raises InputError for labels of other tokens.
     """
     if not probes:
         return {}
-    from sklearn.metrics import normalized_mutual_info_score as nmi
 
+    def mean(values: Sequence[float | None]) -> float:
+        return float(np.mean([np.nan if value is None else value for value in values]))
+
+    nmi = normalized_mutual_info_score
     found = {
-        "load_cv": float(np.mean([p.load_cv for p in probes])),
-        "max_load": float(np.mean([p.max_over_mean for p in probes])),
-        "dropped": float(np.mean([p.dropped for p in probes])),
-        "active_experts": float(np.mean([p.experts_N.mean() for p in probes])),
-        "entropy": float(np.mean([p.entropy for p in probes])),
+        "load_cv": mean([p.load_cv for p in probes]),
+        "max_load": mean([p.summary.max_over_mean for p in probes]),
+        "dropped": mean([p.summary.dropped for p in probes]),
+        "active_experts": mean([p.summary.mean_active for p in probes]),
+        "entropy": mean([p.summary.entropy for p in probes]),
     }
     if len(probes) > 1:
-        pairs = itertools.pairwise(probes)
-        found["agreement"] = float(np.mean([nmi(a.top1_N, b.top1_N) for a, b in pairs]))
+        found["agreement"] = mean([nmi(a.top1_N, b.top1_N) for a, b in itertools.pairwise(probes)])
     if labels_N is not None:
         if len(labels_N) != len(probes[0].top1_N):
             raise InputError(
                 f"labels: expected one per real token ({len(probes[0].top1_N)}), "
                 f"got {len(labels_N)}"
             )
-        found["specialisation"] = float(np.mean([nmi(labels_N, p.top1_N) for p in probes]))
+        found["specialisation"] = mean([nmi(labels_N, p.top1_N) for p in probes])
     return found
 
 
 def overlap(first: Sequence[LayerProbe], second: Sequence[LayerProbe]) -> float:
     """Return the share of tokens whose first expert is the same, mean over layers."""
-    return float(
-        np.mean([(a.top1_N == b.top1_N).mean() for a, b in zip(first, second, strict=True)])
-    )
+    pairs = zip(first, second, strict=True)
+    return float(np.mean([(a.top1_N == b.top1_N).mean() for a, b in pairs]))
 
 
 def load_table(probe_of_layer: LayerProbe, labels_N: Ints) -> Floats:
@@ -161,6 +149,6 @@ def load_table(probe_of_layer: LayerProbe, labels_N: Ints) -> Floats:
     rows = []
     for label in np.unique(labels_N):
         experts = probe_of_layer.top1_N[(labels_N == label) & (probe_of_layer.top1_N >= 0)]
-        count = np.bincount(experts, minlength=len(probe_of_layer.load_E))
+        count = np.bincount(experts, minlength=len(probe_of_layer.summary.load))
         rows.append(count / max(count.sum(), 1))
     return np.array(rows, dtype=np.float64)

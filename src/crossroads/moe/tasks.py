@@ -53,7 +53,7 @@ COMMON: tuple[Metric, ...] = (
         title="Experts per token",
         digits=2,
         higher_is_better=False,
-        help="Mean number of experts a token ran, shared and null ones left out.",
+        help="Mean number a token ran, shared and null ones left out; all of them, if slots mix.",
     ),
     Metric(
         name="load_cv",
@@ -249,7 +249,7 @@ def _curves(
     if watch.seen:
         curves["saturation"] = [[float(s), overlap(p, last)] for s, p in watch.seen.items()]
         curves["active"] = [
-            [float(s), float(np.mean([layer.experts_N.mean() for layer in p]))]
+            [float(s), float(np.mean([layer.summary.mean_active for layer in p]))]
             for s, p in watch.seen.items()
         ]
     return curves
@@ -257,7 +257,7 @@ def _curves(
 
 def _notes(probes: Sequence[LayerProbe], labels_N: Any) -> dict[str, Any]:
     notes: dict[str, Any] = {
-        "load": {str(p.layer): [round(float(v), 4) for v in p.load_E] for p in probes}
+        "load": {str(p.layer): [round(float(v), 4) for v in p.summary.load] for p in probes}
     }
     if probes and len(np.unique(labels_N)) <= 16:
         table = load_table(probes[-1], labels_N)

@@ -94,7 +94,8 @@ Watch = Callable[[int, nn.Module], None]
 class Bed(Protocol):
     """A test bed: data, backbone and judgement of one task. Must be picklable."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def build(self, spec: MoESpec) -> nn.Module:
         """Return a new model; the global torch seed has been set."""

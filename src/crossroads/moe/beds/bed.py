@@ -28,7 +28,8 @@ class ArenaBed(Bed, Protocol):
     causal : the backbone is a decoder, so routers that look ahead are left out
     """
 
-    causal: bool
+    @property
+    def causal(self) -> bool: ...
 
     @property
     def metrics(self) -> Sequence[Metric]: ...
