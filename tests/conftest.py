@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.chromium import started
 
 for library in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(library, "1")
@@ -23,3 +27,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     cache = os.environ.get("CROSSROADS_CACHE")
     if cache is None or not Path(cache).is_dir():
         os.environ["CROSSROADS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The driver of a Chromium with a profile of its own."""
+    with started(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver

@@ -20,7 +20,7 @@ ALLOWED = {
     "models": {"core", "models"},
     "datasets": {"core", "datasets"},
     "gateway": {*SHARED, "gateway", "prompts"},
-    "cli": {*SHARED, "cli", "gateway", "prompts"},
+    "cli": {*SHARED, "cli", "gateway", "moe", "prompts"},
 }
 
 

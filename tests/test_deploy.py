@@ -100,6 +100,7 @@ def test_the_shipped_configuration_is_valid_and_shares_its_state(
     assert config.ledger.url.startswith("postgresql://")
     assert config.cache is not None
     assert config.cache.store.startswith("redis://")
+    assert config.responses.store.startswith("redis://")
 
 
 @pytest.mark.parametrize("where", ["compose", "kubernetes"])
@@ -339,7 +340,8 @@ def test_the_shipped_configuration_serves_its_probes_with_two_workers(tmp_path: 
     config = yaml.safe_load(data["gateway.yaml"])
     assert config["workers"] == 2
     config |= {"host": "127.0.0.1", "port": 0, "pool": str(tmp_path / "pool.yaml")}
-    config["governance"]["store"] = config["cache"]["store"] = "memory"
+    for section in ("governance", "cache", "responses"):
+        config[section]["store"] = "memory"
     config["ledger"]["url"] = f"sqlite:{tmp_path / 'ledger.db'}"
     config["admin"]["port"] = 0
     path = tmp_path / "gateway.yaml"

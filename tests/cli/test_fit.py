@@ -223,7 +223,7 @@ def test_a_pool_without_the_tables_models_names_line_and_remedy(tmp_path: Path) 
     done = crossroads(
         "fit", "ridge", "--outcomes", table, "--pool", pool, "--out", tmp_path / "out"
     )
-    assert_refused(done, 1, "models.0.price_in")
+    assert_refused(done, 1, "models[0].price_in: expected at least 0, got -1")
 
 
 def test_a_folder_of_something_else_is_not_overwritten(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_feedback_is_added_from_lines_all_or_none(
     for wrong, problem in (
         ('{"decision_id": "dec_x", "score": 1}\n', "line 2: no decision 'dec_x'"),
         ('{"decision_id": "dec_2", "score": 7}\n', "line 2: 'score' must be"),
-        ("{\n", "line 2"),
+        ("{\n", 'line 2: no JSON; expected one object a line, such as {"decision_id"'),
         ('{"decision_id": "dec_2", "preference": {"over": "dec_x"}}\n', "no decision 'dec_x'"),
     ):
         file.write_text(good + wrong)

@@ -75,12 +75,23 @@ def test_a_router_decides_the_ledger_again(
     assert found["cost_usd"] == pytest.approx(0.009 * found["changed"])
 
 
+def test_a_configuration_without_models_is_refused(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "gateway.yaml"
+    config.write_text("port: 1\n", "utf-8")
+    code, _, err = run_main(capsys, "replay", "--ledger", url, "--config", config)
+    assert code == 1
+    assert "names no models to decide among; add 'pool: pool.yaml'" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         ([], "either --config F or --router DIR"),
         (["--config", "a", "--router", "b"], "either --config F or --router DIR"),
         (["--config", "a", "--rule", "argmax"], "--rule needs --router"),
+        (["--router", "a", "--rule", "argmx"], "unknown decision rule 'argmx'"),
     ],
 )
 def test_wrong_calls_are_refused(

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ models:
   - {name: calculator, endpoint: local:calculator}
   - {name: units, endpoint: local:units}
 """
+TWO_WORKERS = ("--port", "0", "--workers", "2")
 HEAVY = ("torch", "sklearn", "pandas", "lightgbm", "transformers", "plotly", "pyarrow")
 
 
@@ -82,6 +84,75 @@ def test_it_says_where_it_serves_and_its_example_works(pool: str) -> None:
         assert json.loads(line)["model"] == "calculator"
 
 
+def test_a_start_warns_of_what_the_workers_it_was_told_of_do_not_share(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(TOOLS, "utf-8")
+    config = tmp_path / "serve.yaml"
+    text = (
+        f"pool: {tmp_path}/pool.yaml\nledger: null\ncache: {{exact: true}}\n"
+        "governance: {teams: {t: {budgets: [{usd: 1, per: day}]}}}\n"
+    )
+    config.write_text(text, "utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crossroads", "serve", "--config", str(config), *TWO_WORKERS],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any("2 workers serve on" in line for line in iter(process.stdout.readline, ""))
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    told = [json.loads(line) for line in errors.splitlines()]
+    warned = [line["message"] for line in told if line["level"] == "warning"]
+    places = [message.partition(": ")[0] for message in warned]
+    # One worker of the two tells it, and their shared counts do not pass for lasting ones.
+    assert sorted(places) == [
+        "cache.store",
+        "governance.teams.t.budgets",
+        "idempotency",
+        "responses.store",
+    ]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_nobody_who_reads_what_it_says_is_no_reason_to_end(pool: str, workers: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ("--port", str(port), "--workers", workers)
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crossroads", "serve", "--pool", pool, *options],
+        cwd=Path(pool).parent,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writing)
+    try:
+        assert is_ready(f"http://127.0.0.1:{port}/health/ready", process)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "Traceback" not in errors
+        assert "BrokenPipe" not in errors
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def is_ready(url: str, process: subprocess.Popen[str]) -> bool:
+    """Wait until a server answers or is gone."""
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                return bool(response.status == 200)
+        except OSError:
+            time.sleep(0.05)
+    return False
+
+
 def test_ctrl_c_ends_it_in_peace(pool: str) -> None:
     with server("--pool", pool) as (process, _, _):
         process.send_signal(signal.SIGINT)
@@ -98,6 +169,16 @@ def test_a_config_file_serves_with_the_key_of_the_environment(tmp_path: Path, po
         request = urllib.request.Request(f"{url}/v1/models", headers=headers)
         with urllib.request.urlopen(request, timeout=10) as response:
             assert len(json.load(response)["data"]) == 2
+
+
+def test_its_example_asks_with_a_virtual_key_where_only_those_get_in(
+    tmp_path: Path, pool: str
+) -> None:
+    config = tmp_path / "serve.yaml"
+    keys = "governance: {keys: [{name: a, secret: only-for-this-test}]}"
+    config.write_text(f"pool: {pool}\n{keys}\n", "utf-8")
+    with server("--config", str(config)) as (_, _, example):
+        assert '"authorization: Bearer $KEY"' in example
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.gateway.upstreams import build_upstreams
-from crossroads.prompts.experts.timeouts import Timeouts
 from crossroads.prompts.pool import ModelCard
 from tests.gateway.fake_upstream import FakeUpstream
 from tests.gateway.serving import FakeRouter, gateway_of, serving

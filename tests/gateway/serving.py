@@ -14,6 +14,7 @@ import uvicorn
 
 from crossroads.core.decision import Decision
 from crossroads.core.errors import UsageError
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.gateway.app import Gateway
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Choice, Policies, Upstream
@@ -29,7 +30,6 @@ from crossroads.gateway.telemetry import GatewayTelemetry, TelemetrySettings
 from crossroads.gateway.upstreams.local import LocalUpstream
 from crossroads.gateway.upstreams.settings import UpstreamSettings
 from crossroads.prompts.experts.base import Expert
-from crossroads.prompts.experts.timeouts import Timeouts
 from crossroads.prompts.pool import ModelCard, Pool
 
 QUIET = TelemetrySettings(logs=None)

@@ -104,3 +104,14 @@ def test_an_upstream_is_kept_over_a_reload_where_nothing_of_it_changed(tmp_path:
     before, after = asyncio.run(reload())
     kept = {n for n, up in after.services.upstreams.items() if before.services.upstreams[n] is up}
     assert kept == {"near"}
+
+
+def test_models_of_one_server_share_its_connections(tmp_path: Path) -> None:
+    near = FAR.model_copy(update={"name": "beside", "endpoint": "https://host/other"})
+    alone = FAR.model_copy(update={"name": "alone", "endpoint": "https://elsewhere/v1"})
+    upstreams = build_it(
+        ServeConfig(pool=write_pool(tmp_path, FAR, near, alone))
+    ).services.upstreams
+    pools = {name: getattr(upstream, "_pool") for name, upstream in upstreams.items()}  # noqa: B009
+    assert pools["far"] is pools["beside"]
+    assert pools["far"] is not pools["alone"]

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossroads.gateway.call import Call, Client
+from crossroads.gateway.call import Call, Client, decision_id, random_id
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
@@ -76,3 +79,60 @@ def test_every_medium_counts() -> None:
 @pytest.mark.parametrize(("n", "count"), [(3, 3), (1, 1), (0, 1), (True, 1), ("7", 1), (None, 1)])
 def test_answers_asked_for_at_once_are_counted(n: Any, count: int) -> None:
     assert call(n=n).num_choices == count
+
+
+def test_ids_of_decisions_are_in_the_order_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([1_700_000_000_000_000_000, 1_700_000_000_001_000_000])
+    monkeypatch.setattr("crossroads.gateway.call.time.time_ns", lambda: next(moments))
+    first, second = decision_id(), decision_id()
+    assert first < second
+    assert re.fullmatch("dec_018bcfe56800[0-9a-f]{20}", first)
+
+
+def test_no_id_is_given_out_twice_whatever_the_thread() -> None:
+    with ThreadPoolExecutor(4) as threads:
+        many = threads.map(lambda _: [random_id() for _ in range(2_000)], range(4))
+        found = [one for ids in many for one in ids]
+    assert len(set(found)) == len(found) == 8_000
+    assert {len(one) for one in found} == {32}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_gives_out_other_ids() -> None:
+    random_id()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, "".join(random_id() for _ in range(8)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reader, 8 * 32).decode()
+    os.close(reader)
+    os.close(writer)
+    ours = "".join(random_id() for _ in range(8))
+    assert len(theirs) == len(ours)
+    assert theirs != ours
+
+
+@pytest.mark.parametrize(
+    ("messages", "text", "inputs"),
+    [
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "b", {"text"}),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "a", {"text"}),
+        ([{"role": "user", "content": "a"}, {"role": "tool", "content": None}], "a", {"text"}),
+        (
+            [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {}}]},
+                {"role": "user", "content": "b"},
+            ],
+            "b",
+            {"text", "image"},
+        ),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}]}], "a", {"text"}),
+    ],
+)
+def test_text_and_inputs_of_any_order_of_messages(
+    messages: list[Any], text: str, inputs: set[str]
+) -> None:
+    found = call(messages=messages)
+    assert (found.text, set(found.inputs)) == (text, inputs)

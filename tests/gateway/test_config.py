@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def test_a_missing_variable_is_named_with_its_field(
         ("rule: cheapest\n", "rule: unknown decision rule 'cheapest'"),
         ("host: 0.0.0.0\n", "set an API key"),
         ("- a\n- b\n", "expected fields such as"),
+        ("name: p\nmodels: []\n", r"is a pool of models; name it .*'pool: .*serve\.yaml'"),
         ("a: [", "not valid YAML"),
     ],
 )
@@ -113,6 +115,16 @@ def test_every_wrong_field_is_there_and_the_first_is_told(tmp_path: Path) -> Non
         read_config(path)
     assert [problem.place for problem in wrong.value.problems] == ["", "port", "workers"]
     assert f"and 2 more; crossroads check-config {path} names them" in str(wrong.value)
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\x7f"])
+def test_a_policy_that_no_header_could_name_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text(json.dumps({"policies": {name: {"kind": "split", "weights": {"m": 1}}}}))
+    with pytest.raises(ConfigError) as caught:
+        read_config(path)
+    assert str(caught.value).startswith(f"config {path}: policies.")
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_rule_is_refused_before_anything_starts() -> None:

@@ -61,3 +61,13 @@ def test_the_phases_add_up_to_the_total() -> None:
     assert float(shown["x-crossroads-overhead-ms"]) == pytest.approx(
         parts[0] + parts[1] + parts[4], abs=0.01
     )
+
+
+def test_calls_that_share_a_choice_differ_by_their_decision_alone() -> None:
+    choice = Choice(model="m", policy="p", labels={"rule": "r"})
+    other = Call(dialect="chat", model="auto", body={"messages": []})
+    first, second = found(choice_headers(CALL, choice)), found(choice_headers(other, choice))
+    assert first.pop("x-crossroads-decision-id") == CALL.id
+    assert second.pop("x-crossroads-decision-id") == other.id
+    assert first == second
+    assert (first["x-crossroads-model"], first["x-crossroads-labels"]) == ("m", "rule=r")

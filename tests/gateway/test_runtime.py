@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import json
 import time
@@ -332,3 +333,21 @@ def test_a_stream_that_the_end_of_the_server_cuts_short_does_not_look_whole(
         connection.close()
     assert b"server_stopping" in rest
     assert b"[DONE]" not in rest
+
+
+def test_the_collectors_thresholds_are_the_gateways_only_while_it_runs(path: Path) -> None:
+    async def run() -> int:
+        runtime = runtime_of(path)
+        await runtime.start()
+        try:
+            return gc.get_threshold()[0]
+        finally:
+            await runtime.close()
+
+    before = gc.get_threshold()
+    gc.set_threshold(800, 9, 8)
+    try:
+        assert asyncio.run(run()) > 800
+        assert gc.get_threshold() == (800, 9, 8)
+    finally:
+        gc.set_threshold(*before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -121,3 +122,35 @@ def test_two_hundred_prompts_get_the_estimates_they_always_got() -> None:
     for found in (np.concatenate(alone), router.predict(asked)):
         digest = hashlib.sha256((found.round(6) + 0.0).tobytes()).hexdigest()
         assert digest[:16] == "db0b8431109f3f1d"
+
+
+def test_kept_arrays_carry_nothing_from_one_batch_to_the_next() -> None:
+    router, texts = fixed_router(), np.array([*TEXTS, TEXTS[0] * 9], dtype=object)
+    embeddings = spread(6, DIM, step=19).astype(np.float32)
+    by_text = Queries(embeddings=embeddings, texts=texts)
+    by_embedding = Queries(embeddings=embeddings)
+    first = [router.predict(asked) for asked in (by_text, by_embedding)]
+    kept = first[0].copy()
+    for _ in range(3):
+        for asked, expected in zip((by_text, by_embedding), first, strict=True):
+            np.testing.assert_array_equal(router.predict(asked), expected)
+    np.testing.assert_array_equal(first[0], kept)  # what was returned is the caller's
+
+
+def test_threads_share_one_router() -> None:
+    router = fixed_router()
+    embeddings = spread(64, DIM, step=23).astype(np.float32)
+    rows = [Queries(embeddings=embeddings[n : n + 2]) for n in range(0, 64, 2)]
+    expected = [router.predict(row) for row in rows]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(router.predict, rows * 10))
+    for n, estimate in enumerate(found):
+        np.testing.assert_array_equal(estimate, expected[n % len(rows)])
+
+
+def test_of_many_prompts_no_arrays_are_kept() -> None:
+    router = fixed_router()
+    for count in (1, 16, 17, 64):
+        router.predict(Queries(embeddings=spread(count, DIM, step=29).astype(np.float32)))
+    assert router._fused is not None
+    assert sorted(router._fused._spaces) == [1, 16]

@@ -56,7 +56,7 @@ def test_the_price_of_a_call() -> None:
 @pytest.mark.parametrize("field", ["price_in", "price_out", "price_per_call"])
 @pytest.mark.parametrize("value", ["-1", ".nan", ".inf", "free"])
 def test_a_price_that_is_no_price_names_file_and_field(field: str, value: str) -> None:
-    with pytest.raises(InputError, match=rf"pool p\.yaml: models\.0\.{field}: ") as caught:
+    with pytest.raises(InputError, match=rf"p\.yaml: models\[0\]\.{field}: expected ") as caught:
         parse_pool(f"models: [{{name: m, {field}: {value}}}]", where="p.yaml")
     assert "\n" not in str(caught.value)
 
@@ -64,13 +64,21 @@ def test_a_price_that_is_no_price_names_file_and_field(field: str, value: str) -
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "top level"),
-        ("models: []", "models"),
+        ("", "pool p.yaml: expected fields and values, got nothing"),
+        ("models: []", "models: is empty; fill it in"),
         ("models: [{name: a}, {name: a}]", "model named twice: a"),
-        ("models: [{name: a, colour: red}]", "colour"),
+        ("models: [{name: a, contxt: 9}]", "models[0]: unknown field 'contxt'; did you mean"),
         ("models: [{name: a", "not valid YAML"),
         ("models: 2020-13-45", "not valid YAML"),
-        ("models: [{name: ''}]", "name"),
+        ("models: [{name: ''}]", "models[0].name: is empty; fill it in"),
+        ("models: [{name: 3}]", "models[0].name: expected a text, got a number"),
+        ("models: [{name: a, context: big}]", "context: expected a whole number, got 'big'"),
+        ("models: [{name: a, api: opnai}]", "expected 'openai', 'anthropic' or 'litellm', got"),
+        ("models: [{name: a, timeouts: {all: 3}}]", "models[0].timeouts.all: expected 'connect'"),
+        ('models: [{name: "a\\nb"}]', "models[0].name: expected a name without line breaks"),
+        ('models: [{name: a, upstream_model: "b\\x7f"}]', "models[0].upstream_model: expected"),
+        ("models: [{}]", "models[0].name: is missing; add it"),
+        ("models: [{}, {}, {}]", "(and 2 more)"),
     ],
 )
 def test_a_wrong_pool_is_refused_on_one_line(text: str, problem: str) -> None:
@@ -91,6 +99,30 @@ def test_a_pool_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"models: [{name: \xff}]")
     with pytest.raises(InputError, match="not UTF-8"):
         read_pool(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models: [{name: a, api_key: [hunter2]}]",
+        "models: [{name: a, headers: {tools: [hunter2]}}]",
+        "models: [{name: a, endpoint: [hunter2]}]",
+        "models: hunter2",
+        "hunter2",
+        "models: *hunter2",
+        "models: [{name: a, proxy: {a: hunter2}}]",
+    ],
+)
+def test_no_error_of_a_pool_shows_what_may_be_a_secret(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_pool(text, where="p.yaml")
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_names_that_are_none_make_no_pool() -> None:
+    with pytest.raises(InputError, match=r"pool mine: models\[1\]\.name: expected a name without"):
+        Pool.of(["a", "b\x00"], name="mine")
 
 
 @given(st.text(max_size=60))

@@ -143,10 +143,20 @@ def _fit_local(out: Path) -> None:
 @contextmanager
 def _serving(out: Path) -> Iterator[tuple[str, str]]:
     """Run the real server as a process of its own; end it, and only it, afterwards."""
-    port, admin = _free_port(PORT), _free_port(ADMIN_PORT)
-    config = out / CONFIG
+    try:
+        server, url, dashboard = _start(out, _free_port(PORT), _free_port(ADMIN_PORT))
+    except UnavailableError:  # somebody may have taken a port since it was looked for
+        server, url, dashboard = _start(out, _free_port(0), _free_port(0))
+    try:
+        yield url, dashboard
+    finally:
+        _end(server)
+
+
+def _start(out: Path, port: int, admin: int) -> tuple[subprocess.Popen[bytes], str, str]:
+    """Return the server, its URL and that of its dashboard. Raises UnavailableError."""
+    config, log = out / CONFIG, out / "server.log"
     write_atomically(config, _configuration(out, port, admin))
-    log = out / "server.log"
     url = f"http://127.0.0.1:{port}"
     with log.open("wb") as output:
         server = subprocess.Popen(
@@ -155,16 +165,21 @@ def _serving(out: Path) -> Iterator[tuple[str, str]]:
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         )
-        try:
-            _wait_until_healthy(server, url, log)
-            yield url, f"http://127.0.0.1:{admin}"
-        finally:
-            server.send_signal(signal.SIGTERM)
-            try:
-                server.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+    try:
+        _wait_until_healthy(server, url, log)
+    except BaseException:
+        _end(server)
+        raise
+    return server, url, f"http://127.0.0.1:{admin}"
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    server.send_signal(signal.SIGTERM)
+    try:
+        server.wait(timeout=15)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 def _configuration(out: Path, port: int, admin: int) -> str:

@@ -145,8 +145,13 @@ def _judgement(reader: LedgerReader, line: bytes, number: int) -> Feedback:
 
     try:
         found = parse_feedback(json.loads(line))
-    except (ApiError, ValueError) as error:
+    except ApiError as error:
         raise InputError(f"feedback, line {number}: {error}") from error
+    except ValueError:
+        raise InputError(
+            f"feedback, line {number}: no JSON; expected one object a line, such as "
+            '{"decision_id": "dec_...", "score": 1}'
+        ) from None
     for named in (found.decision_id, *([found.other] if is_decision(found.other) else [])):
         if reader.key_of(named) is None:
             raise InputError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,12 +49,15 @@ def command(
     the prompts (ledger.keep: [text]); a router also reads kept embeddings.
     """
     from crossroads.gateway.evaluation.source import parse_since, read_ledger
+    from crossroads.prompts.decide import parse_rule
 
     start = parse_since(since)
     if (config is None) == (router is None):
         raise UsageError("give either --config F or --router DIR to decide by")
     if rule is not None and router is None:
         raise UsageError("--rule needs --router; policies of a configuration have their own")
+    if rule is not None:
+        parse_rule(rule)
     records, _ = read_ledger(ledger, since=start)
     found = asyncio.run(_replayed(records, config, router, rule))
     if as_json:
@@ -97,6 +100,8 @@ def _policies(path: Path) -> CompiledPolicies:
     routers = {folder: load_router(folder) for folder in folders}
     if config.pool is not None:
         pool = read_pool(config.pool)
+    elif not routers:
+        raise InputError(f"config {path}: names no models to decide among; add 'pool: pool.yaml'")
     else:
         cards = {card.name: card for router in routers.values() for card in router.pool}
         pool = Pool(name="routers", models=tuple(cards.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from crossroads.gateway.config import ServeConfig
     from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.workers import Worker
+
+logger = logging.getLogger(__name__)
 
 _SHARED = "CROSSROADS_SHARED"  # folder that the workers of one gateway share figures through
 
@@ -54,14 +57,11 @@ def command(config: str | None, **options: Any) -> None:
 
     worker = Worker.of_this_process()
     shared = os.environ.get(_SHARED) if worker is not None else None
+    written = read_config(config, options)
+    if worker is None and written.workers > 1:
+        sys.exit(_supervise(written))
     read = partial(read_config, config, options, shared=shared)
-    settings = read()
-    if worker is not None:
-        _serve(settings, read, config, worker=worker)
-    elif settings.workers > 1:
-        sys.exit(_supervise(settings))
-    else:
-        _serve(settings, read, config)
+    _serve(written, read, config, worker=worker)
 
 
 def _supervise(settings: ServeConfig) -> int:
@@ -79,27 +79,29 @@ def _supervise(settings: ServeConfig) -> int:
             holder,
             workers=settings.workers,
             drain=settings.timeouts.drain,
-            on_ready=lambda: click.echo(f"{settings.workers} workers serve on {url}"),
+            on_ready=lambda: _say(f"{settings.workers} workers serve on {url}"),
             environment={**os.environ, _SHARED: shared},
         )
 
 
 def _serve(
-    settings: ServeConfig,
+    written: ServeConfig,
     read: partial[ServeConfig],
     path: str | None,
     *,
-    worker: Worker | None = None,
+    worker: Worker | None,
 ) -> None:
-    """Serve in this process."""
+    """Serve in this process what ``read`` returns: ``written``, and what workers share."""
+    from crossroads.gateway.checking import advice
     from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.server import bind, serve, url_of
 
-    is_only = worker is None
+    settings = read()
+    speaks = worker is None or worker.is_first  # for all workers
     listener = bind(settings.host, settings.port) if worker is None else worker.listen()
     admin: socket.socket | None = None
     try:
-        if settings.admin is not None and (is_only or (worker is not None and worker.is_first)):
+        if settings.admin is not None and speaks:
             admin = _bind_admin(settings.admin)
         shared = os.environ.get(_SHARED) if worker is not None else None
         try:
@@ -116,8 +118,12 @@ def _serve(
                 raise
             raise InputError(f"config {path}: {error}") from error  # the file names what is not
 
+        found = advice(runtime.built, written) if speaks else []
+
         def on_ready() -> None:
-            if worker is None or worker.is_first:
+            for finding in found:  # now that the log is open
+                logger.warning("%s: %s", finding.place, finding.message)
+            if speaks:
                 _greet(url_of(listener), None if admin is None else url_of(admin), runtime)
             if worker is not None:
                 worker.report_ready()
@@ -151,6 +157,15 @@ def _bind_admin(admin: AdminSettings) -> socket.socket:
         ) from error
 
 
+def _say(line: str) -> None:
+    """Print a line; where nobody reads any more, serving goes on in silence."""
+    try:
+        click.echo(line)
+    except OSError:
+        with Path(os.devnull).open("wb") as nothing:  # else the flush at the end fails once more
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+
+
 def _greet(url: str, admin: str | None, runtime: Runtime) -> None:
     built = runtime.built
     names = list(built.policies.names)
@@ -161,8 +176,9 @@ def _greet(url: str, admin: str | None, runtime: Runtime) -> None:
         "model": policies[0] if policies else names[0],
         "messages": [{"role": "user", "content": "What is 12 % of 250?"}],
     }
-    key = ' -H "authorization: Bearer $CROSSROADS_API_KEY"' if runtime.config.has_keys else ""
-    click.echo(f"crossroads serves on {url} ({what})")
+    name = "CROSSROADS_API_KEY" if runtime.config.api_key else "KEY"  # one that keys create printed
+    key = f' -H "authorization: Bearer ${name}"' if runtime.config.has_keys else ""
+    _say(f"crossroads serves on {url} ({what})")
     if admin is not None:
-        click.echo(f"dashboard: {admin}")
-    click.echo(f"try: curl -si {url}/v1/chat/completions{key} -d '{json.dumps(body)}'")
+        _say(f"dashboard: {admin}")
+    _say(f"try: curl -si {url}/v1/chat/completions{key} -d '{json.dumps(body)}'")

@@ -9,7 +9,14 @@ from crossroads.core.errors import CrossroadsError
 from crossroads.gateway.contracts import Surface
 from crossroads.gateway.endpoints import Endpoints
 from crossroads.gateway.errors import ApiError, internal_error
-from crossroads.gateway.exchange import ClientGoneError, Exchange, Receive, Scope, Send
+from crossroads.gateway.exchange import (
+    ClientGoneError,
+    Exchange,
+    Lookout,
+    Receive,
+    Scope,
+    Send,
+)
 from crossroads.gateway.once import Once
 from crossroads.gateway.pipeline import Run
 from crossroads.gateway.services import Services
@@ -37,6 +44,7 @@ class Gateway:
         self._services = services
         self._once = once
         self._endpoints = Endpoints()
+        self._lookout = Lookout()
         self.num_refused: dict[int, int] = {}
 
     @property
@@ -61,7 +69,7 @@ class Gateway:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
         elif scope["type"] == "http":
-            await self._answer(Exchange(scope, receive, send))
+            await self._answer(Exchange(scope, receive, send, self._lookout))
         else:
             raise ValueError(f"expected HTTP, got {scope['type']!r}")
 

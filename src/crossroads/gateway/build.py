@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossroads.core.errors import InputError, UsageError, unknown_name
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.gateway.caches import AnswerCache, CacheSettings, build_cache
 from crossroads.gateway.call import Body
 from crossroads.gateway.config import AUTO, ServeConfig
@@ -20,8 +21,7 @@ from crossroads.gateway.policies import CompiledPolicies, compile_policies
 from crossroads.gateway.policies.settings import LearnedSettings, PoliciesSettings, RulesSettings
 from crossroads.gateway.roster import Roster
 from crossroads.gateway.services import Keeping, Services
-from crossroads.gateway.upstreams import build_upstream
-from crossroads.prompts.experts.timeouts import Timeouts
+from crossroads.gateway.upstreams import Pools, build_upstream
 from crossroads.prompts.fitted import FittedRouter, load_router
 from crossroads.prompts.pool import ModelCard, Pool, read_pool
 
@@ -62,7 +62,10 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
     routers = _routers(settings)
     pool = _pool(config, settings, routers)
     roster = lasting.roster
-    upstreams = roster.build(pool, lambda card: _upstream(config, card), setting=_setting(config))
+    pools: Pools = {}  # of this snapshot's new upstreams: models of one server share connections
+    upstreams = roster.build(
+        pool, lambda card: _upstream(config, card, pools), setting=_setting(config)
+    )
     policies = compile_policies(
         settings,
         pool,
@@ -161,12 +164,12 @@ def _pool(
     return pool
 
 
-def _upstream(config: ServeConfig, card: ModelCard) -> Upstream:
+def _upstream(config: ServeConfig, card: ModelCard, pools: Pools) -> Upstream:
     waits = config.timeouts
     timeouts = Timeouts(
         connect=waits.connect, first_byte=waits.first_byte, idle=waits.idle, total=waits.total
     )
-    return build_upstream(card, timeouts=timeouts, settings=config.upstreams)
+    return build_upstream(card, timeouts=timeouts, settings=config.upstreams, pools=pools)
 
 
 def _setting(config: ServeConfig) -> str:

@@ -26,6 +26,36 @@ Event = dict[str, Any]
 
 _CHARACTERS_PER_TOKEN = 4  # of English text, by the vendors' own rule of thumb
 _TOKENS_OF_MEDIA = 1_000  # order of magnitude of the vendors' counts for an image
+_TEXT_ONLY = frozenset({"text"})
+
+
+_IDS_AT_ONCE = 256
+_unused_ids: list[str] = []
+
+
+def random_id() -> str:
+    """Return 32 hexadecimal digits of chance.
+
+    The system is asked for many at a time: each question is a system call.
+    """
+    while True:
+        try:
+            return _unused_ids.pop()
+        except IndexError:
+            digits = os.urandom(16 * _IDS_AT_ONCE).hex()
+            _unused_ids.extend(digits[at : at + 32] for at in range(0, len(digits), 32))
+
+
+os.register_at_fork(after_in_child=_unused_ids.clear)  # else two processes give out the same
+
+
+def decision_id() -> str:
+    """Return ``dec_`` and 32 hexadecimal digits: Unix milliseconds in the first 12, then chance.
+
+    Ids in the order of time are added at the end of a database's index; others each dirty a page
+    of their own.
+    """
+    return f"dec_{time.time_ns() // 1_000_000:012x}{random_id()[:20]}"
 
 
 T = TypeVar("T")
@@ -123,7 +153,7 @@ class Call:
     size : bytes of the request's body
     client : who asks
     headers : of the request, lower-case
-    id : decision id, ``dec_`` and 32 hexadecimal digits
+    id : decision id, see ``decision_id``
     request_id : the client's own, or a new one
     phases : where the time goes
     """
@@ -136,7 +166,7 @@ class Call:
     size: int = 0
     client: Client = ANYBODY
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
-    id: str = field(default_factory=lambda: f"dec_{os.urandom(16).hex()}")
+    id: str = field(default_factory=decision_id)
     request_id: str = ""
     phases: Phases = field(default_factory=Phases)
 
@@ -155,7 +185,13 @@ class Call:
         if self.dialect == "embeddings":
             given = self.body.get("input")
             return given if isinstance(given, str) else ""
-        return last_user_text(self.body.get("messages"))
+        messages = self.body.get("messages")
+        if messages.__class__ is list and messages and messages[-1].__class__ is dict:
+            last = messages[-1]  # nearly always the user's, of one text
+            if last.get("role") == "user" and last.get("content").__class__ is str:
+                text: str = last["content"]
+                return text
+        return last_user_text(messages)
 
     @lazy
     def input_tokens(self) -> int:
@@ -168,24 +204,31 @@ class Call:
     @property
     def max_output_tokens(self) -> int | None:
         """The bound the client set, if any."""
+        body = self.body
         for name in ("max_completion_tokens", "max_tokens"):
-            value = self.body.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
+            if name in body:
+                value = body[name]
+                if value.__class__ is int and value > 0:
+                    bound: int = value
+                    return bound
         return None
 
     @property
     def num_choices(self) -> int:
         """Answers asked for at once (``n``)."""
         value = self.body.get("n")
-        if isinstance(value, int) and not isinstance(value, bool) and value > 1:
-            return value
+        if value.__class__ is int and value > 1:
+            number: int = value
+            return number
         return 1
 
     @lazy
     def inputs(self) -> frozenset[str]:
         """Kinds of content among the messages: ``text``, and ``image``, ``audio``, ``file``."""
-        return frozenset({"text", *map(_kind, self._parts())})
+        for message in self._messages:
+            if message.__class__ is not dict or message.get("content").__class__ is not str:
+                return frozenset({"text", *map(_kind, self._parts())})
+        return _TEXT_ONLY
 
     @lazy
     def has_tools(self) -> bool:
@@ -201,15 +244,20 @@ class Call:
     @lazy
     def tags(self) -> frozenset[str]:
         """Tags of the header ``x-crossroads-tags`` (separated by commas) and of the key."""
-        given = self.headers.get(b"x-crossroads-tags", b"").decode("latin-1")
-        return self.client.tags | {tag.strip() for tag in given.split(",") if tag.strip()}
+        given = self.headers.get(b"x-crossroads-tags")
+        if given is None:
+            return self.client.tags
+        tags = given.decode("latin-1").split(",")
+        return self.client.tags | {tag.strip() for tag in tags if tag.strip()}
 
     @lazy
     def session(self) -> str:
         """What sticky routing keeps together: ``x-crossroads-session``, else ``user``, else ""."""
-        given = self.headers.get(b"x-crossroads-session", b"").decode("latin-1")
+        given = self.headers.get(b"x-crossroads-session")
+        if given:
+            return given.decode("latin-1")
         user = self.body.get("user")
-        return given or (user if isinstance(user, str) else "")
+        return user if isinstance(user, str) else ""
 
     @lazy
     def conversation_text(self) -> str:

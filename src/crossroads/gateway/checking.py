@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-from yaml import YAMLError
-
 from crossroads.core.errors import CrossroadsError, MissingExtraError, unknown_name
 from crossroads.gateway.build import Built, Lasting, build
 from crossroads.gateway.config import ServeConfig, read_config
@@ -22,13 +19,11 @@ from crossroads.gateway.governance import KeyFile, KeySettings, TeamSettings
 from crossroads.gateway.governance.periods import parse_period
 from crossroads.gateway.ledger import check_ledger
 from crossroads.gateway.problems import ConfigError
-from crossroads.gateway.redaction import describe, describe_yaml
 from crossroads.gateway.remote import SCHEMES, ping_redis
 from crossroads.gateway.telemetry import GatewayTelemetry
 from crossroads.gateway.upstreams import check_upstream
 from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import ModelCard
-from crossroads.prompts.pool import describe as describe_with_value
 
 _DAY = timedelta(days=1)
 _PATIENCE_S = 5.0  # for one connection of a probe
@@ -65,24 +60,14 @@ async def check(path: str, *, probe: bool = False) -> list[Finding]:
         except ConfigError as error:
             return [Finding("error", wrong.place, wrong.message) for wrong in error.problems]
         except CrossroadsError as error:
-            return [Finding("error", "", _without_quotes(error))]
+            return [Finding("error", "", str(error))]
         closing.push_async_callback(built.services.close)
         if built.cache is not None:
             closing.push_async_callback(built.cache.close)
-        found = [*_keys(built), *_advice(built)]
+        found = [*_keys(built), *_libraries(built), *advice(built, config)]
         if probe:
             found += await _probe(config, built)
         return found
-
-
-def _without_quotes(error: CrossroadsError) -> str:
-    """Return an error's text without the content of the file that it quotes."""
-    text, cause = str(error), error.__cause__
-    if isinstance(cause, ValidationError):
-        return text.replace(describe_with_value(cause), describe(cause))
-    if isinstance(cause, YAMLError | UnicodeDecodeError):
-        return text.replace(" ".join(str(cause).split()), describe_yaml(cause))
-    return text
 
 
 def _keys(built: Built) -> list[Finding]:
@@ -97,9 +82,12 @@ def _keys(built: Built) -> list[Finding]:
     return found
 
 
-def _advice(built: Built) -> list[Finding]:
-    """Find what works, and still is hardly meant."""
-    config = built.config
+def advice(built: Built, config: ServeConfig) -> list[Finding]:
+    """Find what works, and still is hardly meant.
+
+    ``config`` is the one that ``built`` was made of, as somebody wrote it: workers share counts by
+    a setting that is their own.
+    """
     found = [Finding("warning", "policies", text) for text in built.policies.warnings]
     unpriced = [card.name for card in built.pool if card.name not in built.prices.models]
     unpriced += [
@@ -118,7 +106,6 @@ def _advice(built: Built) -> list[Finding]:
             found.append(Finding("warning", f"models.{card.name}", message))
     keys = _all_keys(config)
     return [
-        *_libraries(built),
         *found,
         *_nobody(config),
         *_allowed(keys, built),

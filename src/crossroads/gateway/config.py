@@ -26,12 +26,13 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from crossroads.core.errors import InputError, UsageError
+from crossroads.core.problems import problems_of, yaml_problem
 from crossroads.gateway.admin.settings import AdminSettings
 from crossroads.gateway.caches.settings import CacheSettings
 from crossroads.gateway.dialects.settings import ResponsesSettings
@@ -46,17 +47,19 @@ from crossroads.gateway.policies.settings import (
     PolicySettings,
     PreferencesSettings,
 )
-from crossroads.gateway.problems import ConfigError, problems_of
-from crossroads.gateway.redaction import describe_yaml
+from crossroads.gateway.problems import ConfigError
+from crossroads.gateway.redaction import is_plain
 from crossroads.gateway.serving.settings import FrontSettings
 from crossroads.gateway.settings import Section
 from crossroads.gateway.telemetry.settings import TelemetrySettings
 from crossroads.gateway.upstreams.settings import UpstreamSettings
 from crossroads.prompts.decide import parse_rule
 from crossroads.prompts.experts.environment import expand
+from crossroads.prompts.pool import checked_name
 
 AUTO = "auto"
 DEFAULT_BODY_LIMIT = 8 << 20  # bytes
+PolicyName = Annotated[str, Field(min_length=1), AfterValidator(checked_name)]
 
 
 class Limits(Section):
@@ -66,7 +69,7 @@ class Limits(Section):
 
 
 class TimeoutSettings(Section):
-    """Seconds; see ``crossroads.prompts.experts.http.Timeouts`` for the first four."""
+    """Seconds; see ``crossroads.core.http.timeouts.Timeouts`` for the first four."""
 
     connect: float = Field(default=5.0, gt=0)
     first_byte: float = Field(default=120.0, gt=0)
@@ -101,7 +104,7 @@ class ServeConfig(Section):
     front: FrontSettings = FrontSettings()
     timeouts: TimeoutSettings = TimeoutSettings()
     preferences: PreferenceSettings | None = None
-    policies: dict[str, PolicySettings] = Field(default_factory=dict)
+    policies: dict[PolicyName, PolicySettings] = Field(default_factory=dict)
     fallbacks: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     upstreams: UpstreamSettings = UpstreamSettings()
     failures: EngineSettings = EngineSettings()
@@ -179,7 +182,8 @@ def read_config(
         config = ServeConfig.model_validate(values)
     except ValidationError as error:
         remedy = "" if path is None else f"; crossroads check-config {path} names them"
-        raise ConfigError(where, problems_of(error, ServeConfig), remedy=remedy) from None
+        problems = problems_of(error, ServeConfig, may_tell=is_plain)
+        raise ConfigError(where, problems, remedy=remedy) from None
     if config.rule is not None:
         _check_rule(config.rule, file=None if "rule" in given else where)
     _check_names(config, where)
@@ -247,12 +251,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"config {path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path}: not valid YAML: {describe_yaml(error)}") from None
+        raise InputError(f"config {path}: not valid YAML: {yaml_problem(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         kind = type(values).__name__
         raise InputError(f"config {path}: expected fields such as 'port: 8080', got {kind}")
+    if "models" in values:
+        raise InputError(
+            f"config {path}: is a pool of models; name it in a configuration: 'pool: {path}'"
+        )
     return {
         str(name): _expanded(value, where=f"config {path}: {name}")
         for name, value in values.items()

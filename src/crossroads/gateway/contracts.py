@@ -202,6 +202,7 @@ class Choice:
     escalate_to : asked in order when the check refuses
     hedge_after : seconds after which a second model is asked beside the first; None for never
     labels : further facts for headers and ledger (``canary``, ``degraded``, ...)
+    headers : what a response says of it, kept by whoever renders it: many calls share a choice
     """
 
     model: str
@@ -219,6 +220,7 @@ class Choice:
     escalate_to: tuple[str, ...] = ()
     hedge_after: float | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
+    headers: Headers | None = field(default=None, init=False, repr=False, compare=False)
 
 
 class Policies(Protocol):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+from crossroads.gateway.call import random_id
 from crossroads.gateway.errors import ApiError, Headers
 
 Message = MutableMapping[str, Any]
@@ -23,7 +23,8 @@ _EVENT_STREAM: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-# Watching for a client that leaves costs a task. Most calls are over before it is worth one.
+# Watching for a client that leaves costs a task. Most calls are over before it is worth one: it
+# begins between once and twice this many seconds after the call.
 _WATCH_AFTER_S = 0.02
 
 
@@ -44,24 +45,25 @@ class Exchange:
     """
 
     __slots__ = (
-        *("_receive", "_send", "headers", "id_header", "is_gone", "is_over", "keep", "method"),
-        *("more_headers", "path", "query", "request_id", "sent_headers", "status"),
+        *("_head", "_lookout", "_receive", "_send", "headers", "id_header", "is_gone", "is_over"),
+        *("keep", "method", "more_headers", "path", "query", "request_id", "status"),
     )
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, lookout: Lookout) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.query: bytes = scope.get("query_string", b"")
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
         self._send = send
+        self._lookout = lookout
         given = self.headers.get(b"x-request-id")
         if given is None or _REQUEST_ID.fullmatch(given) is None:
-            given = b"req_" + os.urandom(16).hex().encode()
+            given = b"req_" + random_id().encode()
         self.request_id = given
         self.id_header = b"x-request-id"
         self.more_headers: Headers = []
-        self.sent_headers: Headers = []
+        self._head: Headers = []
         self.status = 0
         self.is_over = False
         self.is_gone = False
@@ -72,10 +74,15 @@ class Exchange:
         """Whether the head of a response was sent."""
         return self.status != 0
 
+    @property
+    def sent_headers(self) -> Headers:
+        """Those of the response, but for the request's id; empty before its head was sent."""
+        return self._head[1:]
+
     async def read_body(self, limit: int) -> bytes:
         """Return the body. Raises ApiError 413 over ``limit`` bytes, ClientGoneError."""
-        announced = self.headers.get(b"content-length", b"")
-        if announced.isdigit() and int(announced) > limit:
+        announced = self.headers.get(b"content-length")
+        if announced is not None and announced.isdigit() and int(announced) > limit:
             raise _too_long(limit)
         portions: list[bytes] = []
         size = 0
@@ -83,13 +90,13 @@ class Exchange:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise ClientGoneError
-            portion = message.get("body", b"")
+            portion: bytes = message.get("body", b"")
             size += len(portion)
             if size > limit:
                 raise _too_long(limit)
-            portions.append(portion)
             if not message.get("more_body", False):
-                return portions[0] if len(portions) == 1 else b"".join(portions)
+                return b"".join([*portions, portion]) if portions else portion
+            portions.append(portion)
 
     async def send_json(
         self,
@@ -100,72 +107,121 @@ class Exchange:
         content_type: bytes = b"application/json",
     ) -> None:
         """Send a whole response."""
-        await self.send_whole(status, [(b"content-type", content_type), *headers], body)
+        headers = [(b"content-type", content_type), *headers]
+        await self.send_whole(status, headers, body)
 
     async def send_whole(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a response whose headers name the type of its body."""
-        await self._send_head(status, [*headers, (b"content-length", b"%d" % len(body))])
-        await self._send_body(b"" if self.method == "HEAD" else body, more=False)
+        length = (b"content-length", b"%d" % len(body))
+        await self._send(self._begin(status, [*headers, length]))
+        await self._send(self._part(b"" if self.method == "HEAD" else body, more=False))
 
     async def start_events(self, headers: Headers) -> None:
         """Send the head of an event stream."""
-        await self._send_head(200, [*_EVENT_STREAM, *headers])
+        await self._send(self._begin(200, [*_EVENT_STREAM, *headers]))
 
-    async def send_part(self, data: bytes) -> None:
-        """Send bytes of a stream at once; waits while the client is slow to read."""
-        await self._send_body(data, more=True)
+    def send_part(self, data: bytes) -> Awaitable[None]:
+        """Send bytes of a stream at once; to be awaited, while the client is slow to read."""
+        return self._send(self._part(data, more=True))
 
-    async def end(self, data: bytes = b"") -> None:
-        """Send the last bytes of a stream."""
-        await self._send_body(data, more=False)
+    def end(self, data: bytes = b"") -> Awaitable[None]:
+        """Send the last bytes of a stream; to be awaited."""
+        return self._send(self._part(data, more=False))
 
     def watch(self) -> Watch:
         """Return a context in which this task is cancelled when the client leaves."""
-        return Watch(self)
+        return Watch(self, self._lookout)
 
     async def until_disconnected(self) -> None:
         """Return when the client has left, or the response is over."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    async def _send_head(self, status: int, headers: Headers) -> None:
+    def _begin(self, status: int, headers: Headers) -> Message:
+        """Return the message that begins a response."""
         self.status = status
-        self.sent_headers = [*self.more_headers, *headers]
-        head = [(self.id_header, self.request_id), *self.sent_headers]
-        await self._send({"type": "http.response.start", "status": status, "headers": head})
+        self._head = head = [(self.id_header, self.request_id), *self.more_headers, *headers]
+        return {"type": "http.response.start", "status": status, "headers": head}
 
-    async def _send_body(self, body: bytes, *, more: bool) -> None:
+    def _part(self, body: bytes, *, more: bool) -> Message:
+        """Return the message that holds a part of its body."""
         self.is_over = not more
         if self.keep is not None:
             self.keep(body)
-        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+class Lookout:
+    """Starts the watches of calls that last: one timer for all calls of an event loop.
+
+    Attributes
+    ----------
+    loop : the last that a watch was entered on
+    young : watches entered since the timer ran last; they remove themselves
+    """
+
+    __slots__ = ("_old", "has_timer", "loop", "young")
+
+    def __init__(self) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.has_timer = False
+        self.young: dict[Watch, None] = {}
+        self._old: dict[Watch, None] = {}
+
+    def settle(self) -> asyncio.Task[Any]:
+        """Turn to the event loop that runs; return its current task."""
+        self.loop = asyncio.get_running_loop()
+        self.has_timer = False
+        task = asyncio.current_task(self.loop)
+        assert task is not None
+        return task
+
+    def wind(self) -> None:
+        """Start the timer."""
+        assert self.loop is not None
+        self.has_timer = True
+        self.loop.call_later(_WATCH_AFTER_S, self._look)
+
+    def _look(self) -> None:
+        old, self._old, self.young = self._old, self.young, {}
+        for watch in old:
+            watch.start()
+        self.has_timer = False
+        if self._old:
+            self.wind()
 
 
 class Watch:
     """Cancels the task that entered it when the client leaves before its response is over."""
 
-    __slots__ = ("_exchange", "_task", "_timer", "_watcher")
+    __slots__ = ("_among", "_exchange", "_lookout", "_task", "_watcher")
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, lookout: Lookout) -> None:
         self._exchange = exchange
+        self._lookout = lookout
         self._watcher: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        assert task is not None
-        self._task = task
-        self._timer = loop.call_later(_WATCH_AFTER_S, self._start)
+        lookout = self._lookout
+        loop = lookout.loop
+        # Which loop runs is asked only where it is not the last one: asking is a system call.
+        task = None if loop is None else asyncio.current_task(loop)
+        self._task = lookout.settle() if task is None else task
+        self._among = lookout.young
+        self._among[self] = None
+        if not lookout.has_timer:
+            lookout.wind()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._timer.cancel()
+        self._among.pop(self, None)
         if self._watcher is not None:
             self._watcher.cancel()
         if self._exchange.is_gone and kind is asyncio.CancelledError:
             self._task.uncancel()
             raise ClientGoneError
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin to watch."""
         self._watcher = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:

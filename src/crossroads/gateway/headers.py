@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 from crossroads.gateway.call import Call, Phases
 from crossroads.gateway.contracts import Choice, Kept, Tally
@@ -16,9 +17,16 @@ _UNSAFE = re.compile(r"[^\x20-\x7e]+")
 
 def choice_headers(call: Call, choice: Choice) -> Headers:
     """Return what is known before anybody answers; it comes with failures, too."""
+    headers = choice.headers
+    if headers is None:
+        headers = choice.headers = _told(choice)
+    return [(b"x-crossroads-decision-id", call.id.encode()), *headers]
+
+
+def _told(choice: Choice) -> Headers:
+    """Return the headers of a choice, whichever call it is for."""
     decision = choice.decision
     values = [
-        (b"x-crossroads-decision-id", call.id.encode()),
         (b"x-crossroads-model", one_line(choice.model)),
         (b"x-crossroads-policy", one_line(_policy(choice))),
         (b"x-crossroads-reason", one_line(choice.reason)),
@@ -70,10 +78,12 @@ def cache_headers(call: Call, kept: Kept) -> Headers:
 
 def phase_headers(phases: Phases) -> Headers:
     """Return the total so far, the gateway's own part of it, and the split (milliseconds)."""
-    total = phases.total * 1e3
+    total = (time.perf_counter() - phases.started) * 1e3
     queue, route = phases.queue * 1e3, phases.route * 1e3
     connect, upstream = phases.connect * 1e3, phases.upstream * 1e3
-    relay = max(0.0, total - queue - route - connect - upstream)
+    relay = total - queue - route - connect - upstream
+    if relay < 0:
+        relay = 0.0
     return [
         (b"openai-processing-ms", b"%.0f" % total),
         (b"x-crossroads-overhead-ms", b"%.3f" % (queue + route + relay)),

@@ -12,7 +12,7 @@ import hashlib
 import time
 from contextlib import aclosing
 
-from crossroads.gateway.call import Call
+from crossroads.gateway.call import Call, Phases
 from crossroads.gateway.contracts import Choice, Grant, Kept, Record, Surface, Tally, Usage
 from crossroads.gateway.engine.answers import read_answer
 from crossroads.gateway.errors import ApiError, Headers, from_expert, internal_error, stopping
@@ -22,7 +22,6 @@ from crossroads.gateway.services import Services
 from crossroads.prompts.experts.base import ExpertError, chunks_of
 
 GONE = 499  # status in records, by custom, of a client that left; nobody is sent it
-_NOTHING = Usage()
 
 
 class Run:
@@ -106,7 +105,7 @@ class Run:
         answer = await self._services.engine.complete(call, choice, tally)
         body = self._surface.render(call, tally.model, tally.dialect, answer)
         self._name_model(tally.model)
-        headers = answer_headers(call, tally, self._cost())
+        headers = answer_headers(call, tally, self._spent()[1])
         await self._exchange.send_json(body, headers=headers)
 
     async def _stream(self, choice: Choice) -> None:
@@ -188,25 +187,32 @@ class Run:
         asked = upper(model, call.input_tokens, 0)
         return asked + call.num_choices * (whole - asked)
 
-    def _cost(self) -> float:
-        """Return what every attempt that produced something costs, in USD."""
+    def _spent(self) -> tuple[Usage | None, float]:
+        """Return the tokens of all attempts that produced something, and what they cost in USD.
+
+        None where no attempt did.
+        """
+        num_spent = inputs = outputs = 0
+        usd = 0.0
         cost = self._services.prices.cost
-        return sum(cost(a.model, a.usage) for a in self._tally.attempts if a.usage is not None)
+        for attempt in self._tally.attempts:
+            usage = attempt.usage
+            if usage is not None:
+                num_spent += 1
+                usd += cost(attempt.model, usage)
+                inputs += usage.input_tokens
+                outputs += usage.output_tokens
+        return (Usage(inputs, outputs) if num_spent else None), usd
 
     def _close(self) -> None:
         """Settle, remember, tell."""
         services, tally, grant = self._services, self._tally, self._grant
-        spent = [attempt.usage for attempt in tally.attempts if attempt.usage is not None]
-        cost = self._cost() if spent else 0.0
+        spent, cost = self._spent()
         if grant is not None:
-            if spent:
-                total = Usage(
-                    sum(usage.input_tokens for usage in spent),
-                    sum(usage.output_tokens for usage in spent),
-                )
-                grant.settle(total, cost)
-            else:
+            if spent is None:
                 grant.release()
+            else:
+                grant.settle(spent, cost)
         if services.cache is not None and self._kept is None and tally.is_complete:
             services.cache.put(self._call, tally)
         record = self._record(cost)
@@ -216,39 +222,22 @@ class Run:
 
     def _record(self, cost: float) -> Record:
         call, tally, choice, kept = self._call, self._tally, self._choice, self._kept
-        phases, client = call.phases, call.client
-        usage = tally.usage or _NOTHING
-        total = phases.total
-        relay = max(0.0, total - phases.queue - phases.route - phases.connect - phases.upstream)
-        record = Record(
-            decision_id=call.id,
-            request_id=call.request_id,
-            time=self._started_at,
-            key_id=client.key_id,
-            team=client.team,
-            dialect=call.dialect,
-            asked=call.model,
-            model=tally.model,
-            status=self._status,
-            error=self._error,
-            is_stream=call.is_stream,
-            is_complete=tally.is_complete,
-            finish=tally.finish or "",
-            attempts=[(a.model, a.status, a.code, a.seconds) for a in tally.attempts],
-            input_tokens=usage.input_tokens,
-            output_tokens=usage.output_tokens,
-            is_usage_estimated=usage.is_estimated,
-            cost_usd=cost,
-            queue_ms=phases.queue * 1e3,
-            route_ms=phases.route * 1e3,
-            connect_ms=phases.connect * 1e3,
-            upstream_ms=phases.upstream * 1e3,
-            relay_ms=relay * 1e3,
-            total_ms=total * 1e3,
-            first_token_ms=None if phases.first_token is None else phases.first_token * 1e3,
-            session=call.session,
-            verdict=tally.verdict,
-        )
+        # Set one by one: with so many keywords a call takes nearly twice as long.
+        record = Record(decision_id=call.id, request_id=call.request_id, time=self._started_at)
+        client = call.client
+        record.key_id, record.team = client.key_id, client.team
+        record.dialect, record.asked, record.is_stream = call.dialect, call.model, call.is_stream
+        record.session = call.session
+        record.status, record.error = self._status, self._error
+        record.model, record.finish = tally.model, tally.finish or ""
+        record.is_complete, record.verdict = tally.is_complete, tally.verdict
+        record.attempts = [(a.model, a.status, a.code, a.seconds) for a in tally.attempts]
+        usage = tally.usage
+        if usage is not None:
+            record.input_tokens, record.output_tokens = usage.input_tokens, usage.output_tokens
+            record.is_usage_estimated = usage.is_estimated
+        record.cost_usd = cost
+        _time(record, call.phases)
         if kept is not None:
             record.cache = kept.kind
             record.saved_usd = self._saved(kept)
@@ -277,6 +266,18 @@ class Run:
             record.answer = self._tally.text
         if keeping.features and choice is not None:
             record.features = choice.features
+
+
+def _time(record: Record, phases: Phases) -> None:
+    """Add where the time went, in milliseconds."""
+    total = (time.perf_counter() - phases.started) * 1e3
+    queue, route = phases.queue * 1e3, phases.route * 1e3
+    connect, upstream = phases.connect * 1e3, phases.upstream * 1e3
+    relay = total - queue - route - connect - upstream
+    record.queue_ms, record.route_ms, record.connect_ms = queue, route, connect
+    record.upstream_ms, record.relay_ms, record.total_ms = upstream, max(0.0, relay), total
+    if phases.first_token is not None:
+        record.first_token_ms = phases.first_token * 1e3
 
 
 def _describe(record: Record, choice: Choice) -> None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import yaml
-from pydantic import ValidationError
-
 _PLAIN = frozenset(  # fields and sections in which no secret can be
     {
         *("host", "port", "workers", "limits", "http", "front", "timeouts", "rule", "fallbacks"),
         *("failures", "idempotency", "evaluation", "baseline", "watch_s"),
     }
 )
-_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 def safe_url(url: str) -> str:
@@ -40,29 +36,3 @@ def safe_url(url: str) -> str:
 def is_plain(place: Sequence[int | str]) -> bool:
     """Tell whether what stands at a place of the configuration can be no secret, and hold none."""
     return bool(place) and place[0] in _PLAIN
-
-
-def describe(error: ValidationError) -> str:
-    """Return the first problem of a pydantic error on one line: field and problem.
-
-    The value given is shown only where it cannot be a secret, and hold none.
-    """
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "top level"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    problem, given = " ".join(first["msg"].split()), first["input"]
-    if is_plain(first["loc"]) and isinstance(given, str | int | float | None):
-        return f"{place}: {problem}, got {given!r:.80}{more}"
-    return f"{place}: {problem}{more}"
-
-
-def describe_yaml(error: yaml.YAMLError | UnicodeDecodeError) -> str:
-    """Return what is wrong with a YAML text, and where, without a word of the text."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 at byte {error.start}"
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or "not readable"
-    problem = _QUOTED.sub("'...'", " ".join(str(problem).split()))
-    if mark is None:
-        return problem
-    return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"

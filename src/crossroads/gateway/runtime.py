@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import time
@@ -49,6 +50,9 @@ _FIXED = (
     *("host", "port", "workers", "http", "front", "ledger", "telemetry", "admin"),
     *("idempotency", "responses", "watch_s"),
 )
+# Between two looks for garbage: calls leave next to none, and what they hold while they run is
+# looked at in vain.
+_COLLECTIONS = (10_000, 20, 10)
 
 
 class Runtime:
@@ -126,6 +130,8 @@ class Runtime:
         closing.push_async_callback(self._end_tasks)
         if self._admin_socket is not None and self.config.admin is not None:
             await self._start_admin(self._admin_socket, self.config.admin)
+        closing.callback(gc.set_threshold, *gc.get_threshold())
+        gc.set_threshold(*_COLLECTIONS)
 
     async def _start_admin(self, listener: socket.socket, settings: AdminSettings) -> None:
         # Imported here: only one process of a gateway has an admin server.

@@ -19,11 +19,12 @@
 
 The gateway knows further fields of a card: ``api``, ``speaks``, ``inputs``, ``tools``,
 ``residency``, ``max_output``, ``max_parallel``, ``prefill``, ``stream_usage``, ``headers``,
-``proxy``, ``ca_file`` and ``timeouts``; see ``ModelCard``.
+``proxy``, ``ca_file`` and ``timeouts``; see ``ModelCard``. The last four hold for ``collect``, too.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -32,11 +33,31 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from crossroads.core.errors import InputError, unknown_name
+from crossroads.core.problems import on_one_line, problems_of, yaml_problem
 
 FloatArray = npt.NDArray[np.floating[Any]]
+
+_PLAIN = frozenset(  # fields of a card whose values errors may quote
+    {
+        *("price_in", "price_out", "price_per_call", "parameters", "context", "max_output"),
+        *("requests_per_minute", "tokens_per_minute", "max_parallel", "timeouts"),
+        *("api", "speaks", "inputs", "tools", "prefill", "stream_usage"),
+    }
+)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def checked_name(name: str) -> str:
+    """Return a name that headers, logs and tables can show on one line.
+
+    Raises ValueError for one with a control character.
+    """
+    if _CONTROL.search(name):
+        raise ValueError("expected a name without line breaks and control characters")
+    return name
 
 
 class ModelCard(BaseModel):
@@ -80,6 +101,11 @@ class ModelCard(BaseModel):
     timeouts: dict[Literal["connect", "first_byte", "idle", "total"], float] = Field(
         default_factory=dict, description="seconds, in place of the server's own"
     )
+
+    @field_validator("name", "upstream_model")
+    @classmethod
+    def _is_name(cls, value: str | None) -> str | None:
+        return None if value is None else checked_name(value)
 
     def price(self, input_tokens: Any, output_tokens: Any) -> Any:
         """Return the cost in USD of calls with these token counts (numbers or arrays)."""
@@ -143,10 +169,10 @@ class Pool(BaseModel):
         """Whether any model has a price above zero."""
         return any(c.price_in or c.price_out or c.price_per_call for c in self.models)
 
-    @classmethod
-    def of(cls, names: Iterable[str], *, name: str = "unpriced") -> Pool:
-        """Return a pool of models without prices."""
-        return cls(name=name, models=tuple(ModelCard(name=n) for n in names))
+    @staticmethod
+    def of(names: Iterable[str], *, name: str = "unpriced") -> Pool:
+        """Return a pool of models without prices. Raises InputError for names that are none."""
+        return _pool_of({"name": name, "models": [{"name": n} for n in names]}, where=name)
 
 
 def read_pool(source: str | Path) -> Pool:
@@ -189,21 +215,22 @@ def parse_pool(text: str, *, where: str) -> Pool:
     try:
         raw = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date
-        problem = " ".join(str(error).split())
-        raise InputError(f"pool {where}: not valid YAML: {problem}") from error
+        raise InputError(f"pool {where}: not valid YAML: {yaml_problem(error)}") from None
+    return _pool_of(raw, where=where)
+
+
+def _pool_of(raw: Any, *, where: str) -> Pool:
     try:
         return Pool.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"pool {where}: {describe(error)}") from error
+        raise InputError(f"pool {where}: {describe(error)}") from None
 
 
 def describe(error: ValidationError) -> str:
-    """Return the first problem of a pydantic error on one line: field, problem, value given."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"]) or "top level"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    problem = " ".join(first["msg"].split())
-    value = first["input"]
-    is_secret = "api_key" in first["loc"] or isinstance(value, dict | list)  # a card may hold a key
-    shown = "" if is_secret else f", got {value!r:.80}"
-    return f"{place}: {problem}{shown}{more}"
+    """Return what a pool's validator found on one line, and no value that can be a secret."""
+    return on_one_line(problems_of(error, Pool, may_tell=_is_no_secret))
+
+
+def _is_no_secret(place: Sequence[int | str]) -> bool:
+    """Tell whether what stands at a place of a pool is one of a few words, or a number."""
+    return len(place) > 2 and place[2] in _PLAIN

@@ -8,10 +8,10 @@ import anthropic
 import openai
 import pytest
 
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.gateway.dialects import build_surfaces
 from crossroads.gateway.extras import ApiExtras
 from crossroads.gateway.upstreams import build_upstreams
-from crossroads.prompts.experts.timeouts import Timeouts
 from crossroads.prompts.pool import ModelCard
 from tests.gateway.dialects.canned import CannedServer
 from tests.gateway.serving import FakeRouter, gateway_of, serving

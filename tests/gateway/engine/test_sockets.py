@@ -1,56 +1,30 @@
-"""The fault table over real sockets: today's HTTP client against a server that misbehaves."""
+"""The fault table over real sockets: the HTTP upstream against a server that misbehaves."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from typing import Any
 
 import pytest
 
-from crossroads.gateway.call import Body, Dialect, Event
-from crossroads.gateway.contracts import Choice, Order, Tally
+from crossroads.gateway.call import Event
+from crossroads.gateway.contracts import Choice, Tally
 from crossroads.gateway.engine import Engine, EngineSettings
+from crossroads.gateway.upstreams import build_upstreams
 from crossroads.prompts.experts.base import ExpertError
-from crossroads.prompts.experts.http import HttpExpert
-from crossroads.prompts.experts.timeouts import Timeouts
+from crossroads.core.http.timeouts import Timeouts
+from crossroads.prompts.pool import ModelCard
 from tests.gateway.engine.scripted import a_call, finishes, gathered_until, num_openings, text_of
 from tests.gateway.fake_upstream import TEXT, FakeUpstream
 
-SHORT = Timeouts(connect=0.5, first_byte=0.3, idle=0.3, total=2.0)
+SHORT = Timeouts(connect=5.0, first_byte=0.5, idle=0.5, total=20.0)
+LONG = Timeouts()
 BEFORE = (
     *("status-429", "status-500", "status-503", "stall-0", "slow-30"),
     *("html", "hangup", "empty", "cut-0", "malformed-0", "down"),
 )
 AFTER = ("cut-5", "stall-5", "malformed-5")
-
-
-class OverHttp:
-    """The HTTP expert as an upstream: one event a batch."""
-
-    speaks: frozenset[Dialect] = frozenset({"chat"})
-
-    def __init__(self, expert: HttpExpert) -> None:
-        self._expert = expert
-        self.name = expert.name
-
-    async def start(self) -> None:
-        await self._expert.start()
-
-    async def close(self) -> None:
-        await self._expert.close()
-
-    async def complete(self, order: Order) -> Body:
-        return await self._expert.complete(order.body)
-
-    async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
-        chunks = self._expert.stream(order.body)
-        try:
-            async for chunk in chunks:
-                yield [chunk]
-        finally:
-            await chunks.aclose()
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +33,25 @@ def upstream() -> Iterator[FakeUpstream]:
         yield running
 
 
+def card_of(name: str, upstream: FakeUpstream) -> ModelCard:
+    url = "http://127.0.0.1:9/v1" if name == "down" else upstream.url
+    return ModelCard(name=name, endpoint=url)
+
+
 async def ask(
-    upstream: FakeUpstream, *models: str, is_stream: bool = True, prefills: tuple[str, ...] = ()
+    upstream: FakeUpstream,
+    *models: str,
+    is_stream: bool = True,
+    prefills: tuple[str, ...] = (),
+    timeouts: Timeouts = SHORT,
 ) -> tuple[str, list[Event], ExpertError | None, Tally]:
     """Ask the first model, with the others as its fallbacks."""
-    experts: dict[str, Any] = {}
+    upstreams = build_upstreams((card_of(name, upstream) for name in models), timeouts=timeouts)
     async with AsyncExitStack() as stack:
-        for name in models:
-            url = "http://127.0.0.1:9/v1" if name == "down" else upstream.url
-            experts[name] = OverHttp(HttpExpert(name=name, endpoint=url, timeouts=SHORT))
-            await experts[name].start()
-            stack.push_async_callback(experts[name].close)
-        engine = Engine(experts, EngineSettings(retries=0), prefills=prefills)
+        for started in upstreams.values():
+            await started.start()
+            stack.push_async_callback(started.close)
+        engine = Engine(upstreams, EngineSettings(retries=0), prefills=prefills)
         choice = Choice(model=models[0], fallbacks=models[1:])
         tally, call = Tally(), a_call(is_stream=is_stream)
         if is_stream:
@@ -154,11 +135,13 @@ def test_a_stream_that_says_only_done_is_empty(upstream: FakeUpstream) -> None:
 def test_a_client_that_leaves_closes_the_connection_upstream(upstream: FakeUpstream) -> None:
     async def main() -> None:
         upstream.abandoned.clear()
-        task = asyncio.create_task(ask(upstream, "stall-3", "ok"))
-        await asyncio.sleep(0.1)
+        num_before = len(upstream.requests)
+        task = asyncio.create_task(ask(upstream, "stall-3", "ok", timeouts=LONG))
+        while len(upstream.requests) == num_before:
+            await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(upstream.abandoned.wait, 2.0)
+        assert await asyncio.to_thread(upstream.abandoned.wait, 10.0)
 
     asyncio.run(main())

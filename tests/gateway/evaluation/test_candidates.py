@@ -96,8 +96,11 @@ def test_a_fitted_router_decides_by_kept_embeddings(router: Path) -> None:
 
 
 def test_a_router_needs_text_or_embeddings(router: Path) -> None:
-    with pytest.raises(InputError, match="neither the text nor the embedding"):
-        RouterCandidate.load(router).target(log())
+    candidate, of = RouterCandidate.load(router), log()
+    with pytest.raises(InputError, match=r"2 of 2 judged calls .* without their text.*--since"):
+        candidate.target(of)
+    with pytest.raises(InputError, match="1 of 2 judged calls"):
+        candidate.target(replace(of, texts=np.array(["Hello", None], dtype=object)))
 
 
 def test_calls_without_logged_estimates_are_left_out_and_counted() -> None:

@@ -48,8 +48,9 @@ def test_policy_judge_and_time_narrow_the_log(path: Path) -> None:
 
 
 def test_a_ledger_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file"):
-        read_log(str(tmp_path / "none.db"))
+    for name in ("none.db", "none.parquet", "none.jsonl"):
+        with pytest.raises(InputError, match=f"{name}': no such file; give sqlite:PATH"):
+            read_log(str(tmp_path / name))
 
 
 def test_times_are_dates_or_ago() -> None:

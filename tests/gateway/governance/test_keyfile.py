@@ -103,9 +103,13 @@ def test_names_are_unique_and_unknown_ones_are_named_with_the_nearest(file: KeyF
     ("text", "problem"),
     [
         ("keys: [", "not valid YAML"),
-        ("- 1", "top level"),
-        ("keys: [{name: a}]", "keys.0"),
-        ("keys: 3", "keys"),
+        ("- 1", "expected fields and values, got a list"),
+        ("keys: [{name: a}]", r"keys\[0\]: expected either 'hash'"),
+        (
+            "keys: [{name: a, limts: {}}]",
+            r"keys\[0\]: unknown field 'limts'; did you mean",
+        ),
+        ("keys: 3", "keys: expected a list, got a number"),
         (
             f"keys:\n- {{name: a, hash: 'sha256:{'0' * 64}'}}\n"
             f"- {{name: a, hash: 'sha256:{'1' * 64}'}}",

@@ -66,11 +66,23 @@ def test_a_file_that_became_wrong_leaves_the_prices_and_says_so(tmp_path: Path) 
     assert book.problem == ""
 
 
-@pytest.mark.parametrize("text", ["m: [", "m: {in: -1}", "m: {inn: 1}", "- m", "m: {in: .nan}"])
-def test_a_wrong_file_is_refused_at_the_start(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("m: [", "not valid YAML: "),
+        ("m: {in: -1}", "m.in: expected at least 0"),
+        ("m: {inn: 1}", "m: unknown field 'inn'; did you mean 'in'? Known: in, out, per_call"),
+        ("- m", "expected fields and values, got a list"),
+        ("m: {in: .nan}", "m.in: expected a finite number"),
+        ("m: 3", "m: expected fields and values, got a number"),
+    ],
+)
+def test_a_wrong_file_is_refused_at_the_start(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "prices.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match="prices"):
+    with pytest.raises(InputError) as caught:
         PriceBook([], path)
+    assert str(caught.value).startswith(f"prices {path}: {said}")
+    assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="cannot be read"):
         PriceBook([], tmp_path / "none.yaml")

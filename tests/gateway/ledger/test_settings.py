@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from crossroads.core.errors import InputError
+from crossroads.core.problems import on_one_line, problems_of
 from crossroads.gateway.ledger import LedgerSettings
 from crossroads.gateway.ledger.urls import check_url, default_journal, sqlite_path
-from crossroads.gateway.redaction import describe
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,8 @@ def test_a_password_is_in_no_message() -> None:
     for url in ("mysql://me:hunter2@db/x", "postgresql+asyncpg://me:hunter2@db/x"):
         with pytest.raises(ValidationError) as caught:
             LedgerSettings(url=url)
-        for text in (str(caught.value), describe(caught.value)):
+        told = on_one_line(problems_of(caught.value, LedgerSettings))
+        for text in (str(caught.value), told):
             assert "expected sqlite:PATH" in text
             assert "hunter2" not in text
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossroads.gateway.policies.estimates import Estimates, RouterFailedError
+from crossroads.gateway.policies.estimates import Estimate, Estimates, RouterFailedError
 from crossroads.prompts.fitted import FittedRouter
 from tests.gateway.policies.conftest import MODELS, Stub, run, stub
 
@@ -65,6 +65,92 @@ def test_one_turn_of_the_loop_never_works_on_more_than_it_may(
     assert max(len(batch) for batch in router.batches) == 4  # of 43 characters each
     assert max(after - before for before, after in itertools.pairwise(seen)) == 1
     assert set(router.threads) == {"MainThread"}
+
+
+def test_a_batch_grows_while_every_turn_of_the_loop_brings_more() -> None:
+    estimates, router = made(max_batch=16)
+
+    async def late(turns: int, *texts: str) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await ask(estimates, *texts)
+
+    async def work() -> None:
+        await asyncio.gather(late(0, "a", "b"), late(1, "c"), late(2, "d"), late(6, "e"))
+
+    run(work)
+    assert router.batches[0] == ["a", "b", "c", "d"]
+    assert sorted(itertools.chain(*router.batches)) == ["a", "b", "c", "d", "e"]
+
+
+def test_a_batch_does_not_grow_for_ever() -> None:
+    estimates, router = made(max_batch=256)
+
+    async def work() -> None:
+        waiting = [asyncio.create_task(ask(estimates, "first", "second"))]
+        for n in range(60):
+            waiting.append(asyncio.create_task(ask(estimates, f"text {n}")))
+            await asyncio.sleep(0)
+        await asyncio.gather(*waiting)
+
+    run(work)
+    assert max(map(len, router.batches)) < 12
+    assert sum(map(len, router.batches)) == 62
+
+
+def test_prompts_that_come_one_by_one_do_not_wait_for_a_turn_of_the_loop() -> None:
+    estimates, router = made()
+
+    async def work() -> None:
+        for n in range(8):
+            assert isinstance(estimates.ask(f"text {n}"), asyncio.Future)
+            await asyncio.sleep(0.001)
+        alone = estimates.ask("alone")
+        assert isinstance(alone, Estimate)
+        assert estimates.cached("alone") is alone
+        # Company in the same turn ends that: who comes now is estimated with whoever comes next.
+        assert isinstance(estimates.ask("one"), asyncio.Future)
+        assert isinstance(estimates.ask("two"), asyncio.Future)
+        await asyncio.sleep(0.001)
+        assert await ask(estimates, "easy") == [[0.9, 0.91, 0.92]]
+
+    run(work)
+    singles = [[f"text {n}"] for n in range(8)]
+    assert router.batches == [*singles, ["alone"], ["one", "two"], ["easy"]]
+    assert estimates.num_inline == 12
+
+
+def test_a_prompt_that_fails_at_once_fails_as_any_other() -> None:
+    estimates, _ = made()
+
+    async def work() -> None:
+        for n in range(8):
+            await estimates.get(f"text {n}")
+        with pytest.raises(RouterFailedError, match="a matrix is singular"):
+            estimates.ask("broken")
+        await asyncio.sleep(0)
+        with pytest.raises(RouterFailedError, match="a matrix is singular"):
+            await estimates.get("broken, again")
+
+    run(work)
+    assert estimates.num_failures == 2
+
+
+def test_what_was_under_way_in_a_loop_that_ended_is_forgotten() -> None:
+    estimates, router = made()
+
+    async def leave() -> None:
+        for n in range(8):
+            await estimates.get(f"text {n}")
+        assert isinstance(estimates.ask("at once"), Estimate)
+        estimates.ask("never waited for")
+
+    async def work() -> None:
+        assert await ask(estimates, "easy") == [[0.9, 0.91, 0.92]]
+
+    run(leave)
+    run(work)
+    assert router.batches[-1] == ["easy"]
 
 
 def test_long_texts_and_slow_routers_never_block_the_loop() -> None:
@@ -161,6 +247,17 @@ def test_the_least_recently_used_prompt_is_forgotten_first() -> None:
     assert estimates.cached("a") is not None
     assert estimates.cached("b") is None
     assert estimates.cached("c") is not None
+
+
+@pytest.mark.parametrize("length", [10, 1024, 1025, 5000])
+def test_texts_of_any_length_are_told_apart_by_their_last_character(length: int) -> None:
+    estimates, router = made()
+
+    async def work() -> None:
+        await ask(estimates, "x" * length + "a", "x" * length + "b", "x" * length + "a")
+
+    run(work)
+    assert [len(batch) for batch in router.batches] == [2]
 
 
 def test_without_a_cache_nothing_is_remembered() -> None:

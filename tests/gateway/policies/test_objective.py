@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossroads.gateway.policies.objective import mixture, priced, ranked
+from crossroads.gateway.policies.objective import by_cost, mixture, priced, ranked, values
 from crossroads.prompts.decide import (
     EXCLUDED,
     Argmax,
@@ -91,6 +91,21 @@ def test_one_prompt_decided_by_plain_numbers_is_decided_as_in_a_batch(
     quality, cost = [q for q, _ in pairs], [c for _, c in pairs]
     whole = rule.choose(np.array([quality, quality]), np.array(cost))
     assert mixture(rule, quality, cost) == [(int(whole[0]), 1.0)]
+
+
+@given(
+    st.sampled_from((*RULES, priced(MaxCost(0.3), 2.0), BudgetRule(0.5, 0.1, 10.0, 0.25))),
+    st.lists(st.tuples(numbers, level.map(abs)), min_size=1, max_size=6),
+)
+def test_ranks_are_by_value_then_cost_then_place(
+    rule: DecisionRule, pairs: list[tuple[float, float]]
+) -> None:
+    quality, cost = [q for q, _ in pairs], [c for _, c in pairs]
+    value = values(rule, quality, cost)
+    able = [column for column in range(len(value)) if value[column] > -np.inf]
+    expected = sorted(able, key=lambda column: (-value[column], cost[column]))
+    assert ranked(rule, quality, cost) == expected
+    assert ranked(rule, quality, cost, by_cost(cost)) == expected
 
 
 def test_a_rule_of_another_package_decides_by_its_own_method() -> None:

@@ -156,3 +156,14 @@ def test_our_own_loggers_write_the_same_kind_of_line() -> None:
     logger.removeHandler(handler)
     (item,) = logs.outbox._items
     assert orjson.loads(logs.line(item))["message"] == "disk b is full"
+
+
+def test_a_clients_request_id_is_cleaned_whatever_it_looks_like() -> None:
+    secret = "0123456789abcdef0123456789abcdef"
+    logs = Logs(LogSettings(), secrets=[secret])
+    for theirs in (f"req_{secret}", "sk-live-abcdefgh", "token=abcdefgh"):
+        written = logs.line(record(request_id=theirs))
+        assert theirs.encode() not in written
+        assert b"[redacted]" in written
+    ours = "req_" + 8 * "a1b2"
+    assert ours.encode() in logs.line(record(request_id=ours))

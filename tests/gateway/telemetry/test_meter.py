@@ -150,3 +150,12 @@ def test_every_series_is_in_the_catalogue_with_its_labels() -> None:
             assert len(labels) == len(METRICS[name].labels)
     for (name, _), counts in found.histograms.items():
         assert len(counts) == len(METRICS[name].bounds) + 2
+
+
+def test_records_wait_to_be_counted_but_never_many_of_them() -> None:
+    meter = Meter(["a", "auto"])
+    for _ in range(1_000):
+        meter.observe(record())
+        assert len(meter._waiting) < 128
+    assert meter.snapshot().total("crossroads_requests") == 1_000
+    assert meter.snapshot().total("crossroads_requests") == 1_000

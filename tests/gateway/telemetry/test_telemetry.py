@@ -53,7 +53,10 @@ def test_a_record_that_makes_no_sense_is_logged_and_not_raised(
     telemetry = GatewayTelemetry(QUIET)
     broken: Any = record(total_ms="slow")
     telemetry.end(broken)
+    telemetry.end(record())
+    found = telemetry.snapshot()
     assert "was not counted" in caplog.text
+    assert found.counters["crossroads_key_requests", ("team-key",)] == 1
 
 
 def test_other_parts_figures_are_read_with_the_snapshot() -> None:

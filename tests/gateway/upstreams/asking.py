@@ -13,15 +13,8 @@ from crossroads.gateway.contracts import Order, Upstream
 from crossroads.gateway.upstreams import UpstreamSettings, build_upstream
 from crossroads.prompts.experts.base import ExpertError
 from crossroads.prompts.pool import ModelCard
-from tests.gateway.upstreams.servers import (
-    HELLO,
-    SHORT,
-    Answer,
-    RawServer,
-    chat_answer,
-    chat_chunk,
-    raw_server,
-)
+from tests.core.http.servers import SHORT, Answer, RawServer, raw_server
+from tests.gateway.upstreams.chats import HELLO, chat_answer, chat_chunk
 
 ALL: tuple[Dialect, ...] = ("chat", "completions", "embeddings", "responses", "messages")
 ERROR = {"message": "no more\ntokens", "type": "some_type", "code": "some_code", "param": "prompt"}

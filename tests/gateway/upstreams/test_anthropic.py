@@ -15,15 +15,9 @@ from crossroads.gateway.contracts import Order, Upstream
 from crossroads.gateway.upstreams import build_upstream
 from crossroads.prompts.experts.base import ExpertError
 from crossroads.prompts.pool import ModelCard
+from tests.core.http.servers import SHORT, RawServer, raw_server, response, stream_response
+from tests.gateway.upstreams.chats import HELLO
 from tests.gateway.upstreams.conftest import Run
-from tests.gateway.upstreams.servers import (
-    HELLO,
-    SHORT,
-    RawServer,
-    raw_server,
-    response,
-    stream_response,
-)
 
 NATIVE = {"model": "auto", "max_tokens": 9, "messages": HELLO["messages"], "top_k": 3}
 MESSAGE = {

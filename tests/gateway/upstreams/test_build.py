@@ -22,7 +22,7 @@ from crossroads.gateway.upstreams import (
     check_upstream,
 )
 from crossroads.prompts.pool import ModelCard, Pool, parse_pool
-from tests.gateway.upstreams.servers import SHORT
+from tests.core.http.servers import SHORT
 
 
 def test_every_card_of_a_pool_gets_its_upstream() -> None:

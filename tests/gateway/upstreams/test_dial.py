@@ -14,22 +14,14 @@ from typing import Any
 import pytest
 
 from crossroads.core.errors import InputError
+from crossroads.core.http.dial import parse_endpoint, tls_context
 from crossroads.gateway.contracts import Order
 from crossroads.gateway.upstreams import build_upstream
-from crossroads.gateway.upstreams.dial import parse_endpoint, tls_context
 from crossroads.prompts.experts.base import ExpertError
 from crossroads.prompts.pool import ModelCard
+from tests.core.http.servers import SHORT, Received, raw_server, response, stream_response
+from tests.gateway.upstreams.chats import HELLO, chat_answer, chat_chunk
 from tests.gateway.upstreams.conftest import Run
-from tests.gateway.upstreams.servers import (
-    HELLO,
-    SHORT,
-    Received,
-    chat_answer,
-    chat_chunk,
-    raw_server,
-    response,
-    stream_response,
-)
 
 
 @pytest.fixture(scope="session")

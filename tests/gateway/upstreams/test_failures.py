@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossroads.gateway.upstreams.connection import FailureKind, HttpFailure
+from crossroads.core.http.connection import FailureKind, HttpFailure
 from crossroads.gateway.upstreams.failures import (
     Failures,
     excerpt,

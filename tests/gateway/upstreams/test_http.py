@@ -11,12 +11,13 @@ import orjson
 import pytest
 
 from crossroads.core.errors import InputError
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.gateway.call import Dialect
 from crossroads.gateway.contracts import Order, Upstream
 from crossroads.gateway.upstreams import UpstreamSettings, build_upstream, build_upstreams
 from crossroads.prompts.experts.base import ExpertError
-from crossroads.prompts.experts.timeouts import Timeouts
 from crossroads.prompts.pool import ModelCard
+from tests.core.http.servers import SHORT, RawServer, Received, eventually, raw_server, response
 from tests.gateway.upstreams.asking import (
     ALL,
     ANSWERS,
@@ -24,17 +25,8 @@ from tests.gateway.upstreams.asking import (
     order,
     upstream_of,
 )
+from tests.gateway.upstreams.chats import HELLO, chat_answer
 from tests.gateway.upstreams.conftest import Run
-from tests.gateway.upstreams.servers import (
-    HELLO,
-    SHORT,
-    RawServer,
-    Received,
-    chat_answer,
-    eventually,
-    raw_server,
-    response,
-)
 
 # --- answers -------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from crossroads.gateway.contracts import Order
 from crossroads.gateway.upstreams import build_upstream
 from crossroads.prompts.experts.base import ExpertError
 from crossroads.prompts.pool import ModelCard
-from tests.gateway.upstreams.servers import HELLO, SHORT
+from tests.core.http.servers import SHORT
+from tests.gateway.upstreams.chats import HELLO
 
 
 class Model:

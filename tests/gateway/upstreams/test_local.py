@@ -23,7 +23,8 @@ from crossroads.prompts.experts.base import (
     usage_of,
 )
 from crossroads.prompts.pool import ModelCard
-from tests.gateway.upstreams.servers import HELLO, SHORT
+from tests.core.http.servers import SHORT
+from tests.gateway.upstreams.chats import HELLO
 
 SUM = {"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 3?"}]}
 

@@ -8,13 +8,14 @@ import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crossroads.core.http.connection import HttpFailure
 from crossroads.gateway.call import Event
 from crossroads.gateway.contracts import Order
-from crossroads.gateway.upstreams.connection import HttpFailure
 from crossroads.gateway.upstreams.failures import Failures
 from crossroads.gateway.upstreams.reading import StreamReading
 from crossroads.prompts.experts.base import ExpertError
-from tests.gateway.upstreams.servers import chat_chunk, stream_response
+from tests.core.http.servers import stream_response
+from tests.gateway.upstreams.chats import chat_chunk
 from tests.gateway.upstreams.test_connection import connected
 
 CHUNKS = [chat_chunk(text) for text in ("", "Zw\u00f6lf", " Bl\u00fcten", "\U0001f33c", "\n\n")]

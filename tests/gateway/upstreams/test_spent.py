@@ -14,16 +14,9 @@ from crossroads.gateway.upstreams import build_upstream
 from crossroads.gateway.vocabulary import SpentError
 from crossroads.prompts.experts.base import ExpertError
 from crossroads.prompts.pool import ModelCard
+from tests.core.http.servers import SHORT, Received, raw_server, response, stream_response
 from tests.gateway.upstreams.asking import order, upstream_of
-from tests.gateway.upstreams.servers import (
-    HELLO,
-    SHORT,
-    Received,
-    chat_answer,
-    raw_server,
-    response,
-    stream_response,
-)
+from tests.gateway.upstreams.chats import HELLO, chat_answer
 
 MESSAGE = {
     "type": "message",

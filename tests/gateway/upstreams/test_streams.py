@@ -10,6 +10,7 @@ import pytest
 
 from crossroads.gateway.call import Dialect
 from crossroads.gateway.upstreams import UpstreamSettings
+from tests.core.http.servers import Received, response, stream_response
 from tests.gateway.upstreams.asking import (
     ANSWERS,
     DONE,
@@ -20,14 +21,8 @@ from tests.gateway.upstreams.asking import (
     texts,
     upstream_of,
 )
+from tests.gateway.upstreams.chats import chat_answer, chat_chunk
 from tests.gateway.upstreams.conftest import Run
-from tests.gateway.upstreams.servers import (
-    Received,
-    chat_answer,
-    chat_chunk,
-    response,
-    stream_response,
-)
 
 UNUSUAL = {
     "plain": stream_response(*GOOD),

@@ -150,6 +150,16 @@ def test_no_noise_within_the_certified_radius_changes_the_code(seed: int) -> Non
     assert torch.stack(beyond).any(0).all()
 
 
+def test_equal_codes_have_no_border_between_them() -> None:
+    router, x_ND = started(n_codes=6), numbers(10, D)
+    with torch.no_grad():
+        router.codebook.codes[5] = router.codebook.codes[0]
+    alone = started(n_codes=5)
+    with torch.no_grad():
+        alone.codebook.codes.copy_(router.codebook.codes[:5])
+    assert torch.equal(router.certified_radius(x_ND), alone.certified_radius(x_ND))
+
+
 def test_the_discrete_branch_alone_needs_neither_gate_nor_second_call() -> None:
     router = started(branches="discrete")
     answer = router.decide(view(numbers(2, 5, D), training=True))

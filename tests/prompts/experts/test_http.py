@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
 
 from crossroads.core.errors import InputError
-from crossroads.prompts.experts.base import Completion, ExpertError
+from crossroads.core.http.timeouts import Timeouts
+from crossroads.prompts.experts.base import Completion, ExpertError, assemble
 from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.experts.http import HttpExpert
-from crossroads.prompts.experts.timeouts import Timeouts
+from crossroads.prompts.experts.registry import build_expert
+from crossroads.prompts.pool import ModelCard
 from tests.gateway.fake_upstream import TEXT, USAGE, FakeUpstream
 
 REQUEST: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -33,11 +34,11 @@ def complete(expert: HttpExpert, **fields: Any) -> Completion:
     return asyncio.run(run())
 
 
-def read_stream(expert: HttpExpert) -> list[Any]:
+def read_stream(expert: HttpExpert, request: dict[str, Any]) -> list[Any]:
     async def run() -> list[Any]:
         await expert.start()
         try:
-            return [chunk async for chunk in expert.stream(REQUEST)]
+            return [chunk async for chunk in expert.stream(request)]
         finally:
             await expert.close()
 
@@ -72,7 +73,7 @@ def test_references_inside_a_text_are_replaced(monkeypatch: pytest.MonkeyPatch) 
     assert expand("${A_1}-${A_1}-$A_1-${}", where="here") == "x-x-$A_1-${}"
 
 
-def test_a_connection_is_used_again_after_an_answer_and_a_stream(upstream: FakeUpstream) -> None:
+def test_a_connection_is_used_again(upstream: FakeUpstream) -> None:
     async def run() -> int:
         asked = expert(upstream, "ok")
         await asked.start()
@@ -80,8 +81,6 @@ def test_a_connection_is_used_again_after_an_answer_and_a_stream(upstream: FakeU
         connector: Any = asked._session.connector
         for _ in range(3):
             await asked.complete(REQUEST)
-            async for _chunk in asked.stream(REQUEST):
-                pass
         pooled = sum(len(connections) for connections in connector._conns.values())
         await asked.close()
         return pooled
@@ -89,23 +88,100 @@ def test_a_connection_is_used_again_after_an_answer_and_a_stream(upstream: FakeU
     assert asyncio.run(run()) == 1
 
 
-@pytest.mark.parametrize("is_stream", [False, True])
-def test_the_whole_call_ends_at_its_deadline(upstream: FakeUpstream, is_stream: bool) -> None:
-    model = "trickle-10" if is_stream else "slow-30"  # an event every 0.2 s: never idle
-    asked = expert(upstream, model, timeouts=Timeouts(total=0.5, idle=5))
-    started = time.monotonic()
-    with pytest.raises(ExpertError, match=r"within 0\.5 s") as late:
-        read_stream(asked) if is_stream else complete(asked)
+def test_a_stream_is_a_whole_answer_in_chunks(upstream: FakeUpstream) -> None:
+    request = {**REQUEST, "stream": True, "stream_options": {"include_usage": True}}
+    chunks = read_stream(expert(upstream, "ok"), request)
+    assert assemble(chunks, model="m")["choices"][0]["message"]["content"] == TEXT
+    assert chunks[-1]["usage"] == USAGE
+    sent = upstream.requests[-1][1]
+    assert not {"stream", "stream_options"} & sent.keys()
+    with pytest.raises(ExpertError, match="status 500"):
+        read_stream(expert(upstream, "status-500"), request)
+
+
+def test_the_whole_call_ends_at_its_deadline(upstream: FakeUpstream) -> None:
+    asked = expert(upstream, "slow-30", timeouts=Timeouts(total=0.5, idle=5))
+    with pytest.raises(ExpertError, match=r"no answer within 0\.5 s") as late:
+        complete(asked)
     assert late.value.status == 504
-    assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("is_stream", [False, True])
-def test_an_answer_over_the_limit_is_refused(upstream: FakeUpstream, is_stream: bool) -> None:
-    asked = expert(upstream, "ok", max_answer_bytes=50)
+def test_an_answer_over_the_limit_is_refused(upstream: FakeUpstream) -> None:
     with pytest.raises(ExpertError, match="of more than 50 bytes") as refused:
-        read_stream(asked) if is_stream else complete(asked)
+        complete(expert(upstream, "ok", max_answer_bytes=50))
     assert refused.value.code == "upstream_invalid"
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "code"),
+    [
+        ("cut", 502, "upstream_cut"),
+        ("html", 502, "upstream_invalid"),
+        ("error", 502, "some_code"),
+        ("error-401", 502, "upstream_refused"),
+        ("hangup", 503, "upstream_unavailable"),
+        ("status-401", 502, "upstream_refused"),
+        ("status-404", 404, "some_code"),
+        ("status-429", 429, "some_code"),
+        ("status-503", 503, "some_code"),
+        ("status-500", 502, "upstream_error"),
+    ],
+)
+def test_every_way_to_fail_has_its_status_and_code(
+    upstream: FakeUpstream, model: str, status: int, code: str
+) -> None:
+    with pytest.raises(ExpertError) as failed:
+        complete(expert(upstream, model))
+    assert (failed.value.status, failed.value.code) == (status, code)
+    assert failed.value.retry_after == (7.0 if model in ("status-429", "status-503") else None)
+
+
+def test_a_card_says_what_is_sent_and_how_long_to_wait(
+    upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_TEAM", "routing")
+    card = ModelCard(
+        name="m",
+        endpoint=upstream.url,
+        upstream_model="slow-0.1",
+        api_key="not-sent",
+        headers={"X-Team": "${A_TEAM}", "Authorization": "Own abc"},
+        timeouts={"total": 9},
+    )
+    asked = build_expert(card, timeouts=Timeouts(total=0.05, idle=3))
+    assert isinstance(asked, HttpExpert)
+    assert (asked.timeouts.total, asked.timeouts.idle) == (9, 3)
+    complete(asked)
+    headers = {name.lower(): value for name, value in upstream.requests[-1][0].items()}
+    assert (headers["x-team"], headers["authorization"]) == ("routing", "Own abc")
+    assert "routing" not in repr(asked)
+
+
+def test_a_proxy_is_asked_for_the_whole_url(upstream: FakeUpstream) -> None:
+    asked = HttpExpert(
+        name="m",
+        endpoint="http://models.invalid/v1",
+        upstream_model="ok",
+        proxy=upstream.url.removesuffix("/v1"),
+    )
+    assert complete(asked)["choices"][0]["message"]["content"] == TEXT
+    assert upstream.requests[-1][0]["Host"] == "models.invalid"
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"proxy": "socks5://127.0.0.1:9"}, "proxy is not http://host:port"),
+        ({"proxy": "${NOT_SET_ANYWHERE}"}, "proxy of model 'm': .*NOT_SET_ANYWHERE is not set"),
+        ({"ca_file": "none.pem"}, "ca_file 'none.pem': No such file.*give a PEM file"),
+        ({"headers": {"x-a": "b\nc"}}, "header x-a: expected printable ASCII on one line"),
+    ],
+)
+def test_what_a_call_could_not_use_is_found_at_the_start(
+    upstream: FakeUpstream, fields: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        complete(expert(upstream, "ok", **fields))
 
 
 def test_errors_name_the_host_and_neither_path_nor_password(upstream: FakeUpstream) -> None:

@@ -5,10 +5,10 @@ import asyncio
 import pytest
 
 from crossroads.core.errors import InputError, UsageError
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.prompts.experts.http import HttpExpert
 from crossroads.prompts.experts.registry import build_expert
 from crossroads.prompts.experts.smollm import SmolLM
-from crossroads.prompts.experts.timeouts import Timeouts
 from crossroads.prompts.experts.tools import ToolExpert
 from crossroads.prompts.pool import ModelCard, read_pool
 

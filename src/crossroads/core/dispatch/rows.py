@@ -21,7 +21,6 @@ from torch import Tensor
 
 from crossroads.core.errors import InputError
 
-
 _SUM = 0  # the mode of embedding_bag
 _FEW = 64  # pairs that are sorted without tensors
 

@@ -71,6 +71,7 @@ class Fleet:
         passed = [name.encode() for name in settings.pass_headers]
         self._tells_id = _ID in passed
         self._pass_headers = tuple(name for name in passed if name != _ID)
+        self._passed = frozenset(self._pass_headers)
 
     def adopt(self, old: Fleet) -> None:
         """Go on with what ``old`` knows of the models that both have."""
@@ -108,7 +109,9 @@ class Fleet:
     def order(self, call: Call, dialect: Dialect, body: Body, deadline: float) -> Order:
         """Return an order with the headers that may be passed on."""
         given = call.headers
-        headers: Headers = [(n, given[n]) for n in self._pass_headers if n in given]
+        headers: Headers = []
+        if not self._passed.isdisjoint(given):
+            headers = [(n, given[n]) for n in self._pass_headers if n in given]
         if self._tells_id and call.request_id:
             headers.append((_ID, call.request_id.encode("ascii", "replace")))
         return Order(

@@ -154,9 +154,12 @@ class RouterCandidate:
             return list(log.texts)
         if log.features is not None:
             return log.features
+        texts = [None] * len(log) if log.texts is None else log.texts
         raise InputError(
-            "the ledger keeps neither the text nor the embedding of every prompt, so a router "
-            "cannot say what it would have chosen; set ledger.keep: [text] or [features]"
+            f"{sum(text is None for text in texts)} of {len(log)} judged calls were kept without "
+            "their text, and some without their embedding, so a router cannot say what it would "
+            "have chosen; set ledger.keep: [text] or [features], and leave out what came before "
+            "(--since)"
         )
 
 

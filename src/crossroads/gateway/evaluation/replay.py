@@ -9,7 +9,7 @@ differs all the same, that is what the report says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -239,13 +239,3 @@ def rebuilt_call(record: Record) -> Call:
         id=record.decision_id,
         request_id=record.request_id,
     )
-
-
-def summary_of(found: Replay) -> Mapping[str, int]:
-    """Return the counts alone."""
-    return {
-        "same": found.same,
-        "changed": found.changed,
-        "not_replayable": sum(found.not_replayable.values()),
-        "skipped": found.skipped,
-    }

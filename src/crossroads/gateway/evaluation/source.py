@@ -65,6 +65,8 @@ def _is_file_of_calls(source: str) -> bool:
 def read_ledger(source: str, *, since: float | None = None) -> tuple[list[Record], list[Feedback]]:
     """Return the calls of a ledger and everything said about them."""
     if _is_file_of_calls(source):
+        if not Path(source).is_file():
+            raise _no_such_file(source)
         records, feedback = read_calls(Path(source))
         return [r for r in records if since is None or r.time >= since], feedback
     with LedgerReader(ledger_url(source)) as reader:
@@ -77,7 +79,11 @@ def ledger_url(source: str) -> str:
         return source
     if Path(source).is_file():
         return f"{SQLITE}{source}"
-    raise InputError(
+    raise _no_such_file(source)
+
+
+def _no_such_file(source: str) -> InputError:
+    return InputError(
         f"ledger {source!r}: no such file; give sqlite:PATH, postgresql://..., or a file that "
         "crossroads ledger export --what calls wrote"
     )

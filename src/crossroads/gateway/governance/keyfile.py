@@ -20,9 +20,9 @@ from pydantic import Field, ValidationError
 
 from crossroads.core.errors import InputError, UnavailableError, unknown_name
 from crossroads.core.files import replacing
+from crossroads.core.problems import on_one_line, problems_of, yaml_problem
 from crossroads.gateway.governance.keys import hash_secret, new_secret
 from crossroads.gateway.governance.settings import KeySettings
-from crossroads.gateway.redaction import describe, describe_yaml
 from crossroads.gateway.settings import Section
 
 _HEAD = "# Virtual keys: written by 'crossroads keys'; comments are not kept. Holds no secrets.\n"
@@ -49,12 +49,13 @@ class KeyFile:
                 f"keys {self.path}: cannot be read: {error.strerror}; correct the path"
             ) from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            problem = describe_yaml(error)
+            problem = yaml_problem(error)
             raise InputError(f"keys {self.path}: not valid YAML: {problem}; correct it") from None
         try:
             keys = _File.model_validate({} if raw is None else raw).keys
         except ValidationError as error:
-            raise InputError(f"keys {self.path}: {describe(error)}; correct it") from None
+            problem = on_one_line(problems_of(error, _File))
+            raise InputError(f"keys {self.path}: {problem}") from None
         names = [key.name for key in keys]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -75,7 +76,8 @@ class KeyFile:
                 **fields,
             )
         except ValidationError as error:
-            raise InputError(f"key {name!r}: {describe(error)}") from None
+            problem = on_one_line(problems_of(error, KeySettings))
+            raise InputError(f"key {name!r}: {problem}") from None
 
         def add(keys: list[KeySettings]) -> list[KeySettings]:
             if any(known.name == name for known in keys):

@@ -10,9 +10,9 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from crossroads.core.errors import InputError
+from crossroads.core.problems import on_one_line, problems_of, yaml_problem
 from crossroads.gateway.contracts import Usage
 from crossroads.gateway.governance.watch import FileWatch
-from crossroads.gateway.redaction import describe, describe_yaml
 from crossroads.gateway.settings import Section
 from crossroads.prompts.pool import ModelCard
 
@@ -29,7 +29,8 @@ class Price(Section):
     per_call: _Amount = 0.0
 
 
-_FILE = TypeAdapter(dict[str, Price])
+_Prices = dict[str, Price]
+_FILE = TypeAdapter(_Prices)
 
 
 class PriceBook:
@@ -113,12 +114,13 @@ def read_prices(path: Path) -> dict[str, tuple[float, float, float]]:
             f"prices {path}: cannot be read: {error.strerror}; correct the path"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = describe_yaml(error)
+        problem = yaml_problem(error)
         raise InputError(f"prices {path}: not valid YAML: {problem}; correct it") from None
     try:
         found = _FILE.validate_python({} if raw is None else raw)
     except ValidationError as error:
-        raise InputError(f"prices {path}: {describe(error)}; correct it") from None
+        problem = on_one_line(problems_of(error, _Prices))
+        raise InputError(f"prices {path}: {problem}") from None
     return {
         model: (price.in_ / 1e6, price.out / 1e6, price.per_call) for model, price in found.items()
     }

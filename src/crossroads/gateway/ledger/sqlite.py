@@ -53,6 +53,7 @@ class SqliteStore:
             self._check_ours(connection)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("PRAGMA temp_store=MEMORY")  # else a file for every statement
             self._migrate(connection)
         except sqlite3.Error as error:
             connection.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +17,18 @@ from crossroads.gateway.errors import ApiError
 from crossroads.gateway.policies.draws import draw, pick, salt
 from crossroads.gateway.policies.drift import Drift
 from crossroads.gateway.policies.eligibility import IneligibleError
-from crossroads.gateway.policies.estimates import Estimate, Estimates, RouterFailedError
+from crossroads.gateway.policies.estimates import (
+    Estimate,
+    Estimates,
+    RouterFailedError,
+    within,
+)
 from crossroads.gateway.policies.explore import Explorer
 from crossroads.gateway.policies.frontier import Frontier
-from crossroads.gateway.policies.node import Ask, Manner, Node
+from crossroads.gateway.policies.node import Ask, Manner, Node, filtered
 from crossroads.gateway.policies.objective import (
     PricedMaxCost,
+    by_cost,
     can_weigh_costs,
     mixture,
     priced,
@@ -38,13 +45,15 @@ from crossroads.prompts.route_verification import reason_of
 from crossroads.prompts.router import Queries
 
 _MOST_KEPT = 16  # decisions remembered of one prompt: rules, sets of models, prices
-_MOST_RULES = 256  # rules of requests remembered, and rules with a price in them
+_MOST_RULES = 256  # of requests, remembered
+_MOST_TERMS = 256  # remembered
+_NONE: dict[str, Any] = {}  # of most choices, and never changed: one is enough
 BUDGET, FAILED, NO_TEXT = "route-budget", "router-failed", "no-text"
 
 
-@dataclass(slots=True)
-class _Plan:
-    """What one policy makes of one prompt, for one rule, price and set of models.
+@dataclass(slots=True, eq=False)
+class _Terms:
+    """What decisions are made on, whatever the prompt: a rule, a price and a set of models.
 
     Attributes
     ----------
@@ -53,11 +62,10 @@ class _Plan:
     price : on cost, of the caller
     names : of the E eligible models
     columns : their places among the router's (E,)
-    quality, cost : of those (E,)
-    best : column among them that the rule takes
-    probability : of each, where the choice is random
-    choices : made so far, by column among E
+    cost : of those, USD (E,)
+    thrifty : of those, from cheap to dear (E,)
     is_pure : whether neither price nor constraint changed what the router alone would choose from
+    labels : of every choice on these terms
     """
 
     rule: DecisionRule
@@ -65,11 +73,29 @@ class _Plan:
     price: float
     names: tuple[str, ...]
     columns: tuple[int, ...]
-    quality: Numbers
     cost: Numbers
+    thrifty: list[int]
+    is_pure: bool
+    labels: dict[str, str]
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What one policy makes of one prompt, on some terms.
+
+    Attributes
+    ----------
+    terms : the terms
+    quality : of the E eligible models
+    best : column among them that the rule takes
+    probability : of each, where the choice is random
+    choices : made so far, by column among E
+    """
+
+    terms: _Terms
+    quality: Numbers
     best: int
     probability: list[float] | None
-    is_pure: bool
     choices: dict[int, Choice] = field(default_factory=dict)
 
 
@@ -111,7 +137,7 @@ class LearnedNode:
         self._num_fallbacks = 0 if manner.own else settings.num_fallbacks
         self._rules: dict[str, DecisionRule] = {}
         self._weighs = can_weigh_costs(fitted)
-        self._priced: dict[tuple[str, float], tuple[DecisionRule, str]] = {}
+        self._terms: dict[Any, _Terms] = {}
         self._mean_cost: list[float] = fitted.mean_cost.tolist()
         # Where costs are unknown only argmax decides, which looks at none.
         self._cost = [usd if math.isfinite(usd) else 0.0 for usd in self._mean_cost]
@@ -120,7 +146,6 @@ class LearnedNode:
         self._columns = tuple(
             k for k, model in enumerate(fitted.models) if model in self.candidates
         )
-        self._own_cost = [self._cost[k] for k in self._columns]
         self._router = fitted.router.name
         self._router_version = f"{__version__}/{fitted.router.version}"
         self._salt = salt(settings.seed, self.name)
@@ -141,35 +166,44 @@ class LearnedNode:
         text = ask.text
         if not text or text.isspace():
             return await self._without_text(ask)
-        rule = self._rule_of(ask.rule)
+        if ask.rule:
+            self._rule_of(ask.rule)  # a wrong one is refused before anything is estimated
         try:
-            found = await self.estimates.get(text, self._budget_s)
+            asked = self.estimates.ask(text)
+            if isinstance(asked, Estimate):
+                found: Estimate | None = asked
+            else:
+                found = await within(asked, self._budget_s)
         except RouterFailedError as error:
             self._failing = str(error)
             return await self._degraded(ask, FAILED, error)
         if found is None:
             return await self._degraded(ask, BUDGET)
         self._failing = ""
-        return self.decide(ask, found, rule)
+        return self.decide(ask, found)
 
-    def decide(self, ask: Ask, found: Estimate, rule: DecisionRule) -> Choice:
+    def decide(self, ask: Ask, found: Estimate) -> Choice:
         """Return the choice for a prompt whose estimate is known. Raises ApiError."""
         price = 0.0
-        if ask.cost_price > 0 and self._weighs and rule.__class__ is not MinQuality:
+        if (
+            ask.cost_price > 0
+            and self._weighs
+            and not isinstance(self._rule_of(ask.rule), MinQuality)
+        ):
             price = float(f"{ask.cost_price:.2e}")  # coarse enough for decisions to be remembered
-        key = (self.name, ask.rule, None if ask.is_all else ask.allowed, price)
-        kept = found.kept.get(key)
+        terms = self._terms_of(ask, found.is_open, price)
+        kept = found.kept.get(terms)
         if kept.__class__ is Choice:
             return kept
         plan: _Plan | None = kept
         if plan is None:
             if len(found.kept) >= _MOST_KEPT:
                 found.kept.clear()
-            plan = self._plan(ask, found, rule, price)
+            plan = self._plan(ask.text, found, terms)
             if self._explorer is None:  # nothing is left to chance: the choice stands
-                choice = found.kept[key] = self._choice(ask, found, plan, plan.best)
+                choice = found.kept[terms] = self._choice(ask, found, plan, plan.best)
                 return choice
-            found.kept[key] = plan
+            found.kept[terms] = plan
         assert plan.probability is not None
         column = pick(plan.probability, draw(self._salt, ask.draws_by))
         explored = plan.choices.get(column)
@@ -177,70 +211,64 @@ class LearnedNode:
             explored = plan.choices[column] = self._choice(ask, found, plan, column)
         return explored
 
-    def _plan(self, ask: Ask, found: Estimate, rule: DecisionRule, price: float) -> _Plan:
-        names, columns, cost, is_whole = self._eligible(ask, found)
-        quality = found.quality
+    def _terms_of(self, ask: Ask, is_open: Sequence[bool] | None, price: float) -> _Terms:
+        """Return the terms of a request. Raises ApiError where no model is left."""
+        allowed = None if ask.is_all else ask.allowed
+        key = (ask.rule, allowed, price, None if is_open is None else tuple(is_open))
+        terms = self._terms.get(key)
+        if terms is None:
+            if len(self._terms) >= _MOST_TERMS:
+                self._terms.clear()
+            terms = self._terms[key] = self._new_terms(ask, is_open, price)
+        return terms
+
+    def _new_terms(self, ask: Ask, is_open: Sequence[bool] | None, price: float) -> _Terms:
+        known = self.fitted.models
+        columns = tuple(
+            k
+            for k in self._columns
+            if (ask.is_all or known[k] in ask.allowed) and (is_open is None or is_open[k])
+        )
+        if not columns:
+            raise self._none_left(ask)
+        rule = priced(self._rule_of(ask.rule), price)
+        cost = [self._cost[k] for k in columns]
+        labels = {}
+        if len(columns) < len(self.models):
+            labels["eligible"] = f"{len(columns)} of {len(self.models)}"
+        if price:
+            labels["cost-price"] = repr(price)  # to decide again with
+        # What the router itself rules out is no constraint.
+        num_open = len(known) if is_open is None else sum(is_open)
+        return _Terms(
+            rule=rule,
+            spelled=str(rule.rule if isinstance(rule, PricedMaxCost) else rule),
+            price=price,
+            names=tuple(known[k] for k in columns),
+            columns=columns,
+            cost=cost,
+            thrifty=by_cost(cost),
+            is_pure=price == 0 and len(columns) == num_open,
+            labels=labels,
+        )
+
+    def _plan(self, text: str, found: Estimate, terms: _Terms) -> _Plan:
+        rule, columns, quality = terms.rule, terms.columns, found.quality
         if len(columns) < len(quality):
             quality = [quality[k] for k in columns]
-        rule, spelled = self._with_price(ask.rule, rule, price)
-        sides = mixture(rule, quality, cost)
+        sides = mixture(rule, quality, terms.cost)
         best = sides[0][0]
         probability: list[float] | None = None
         if len(sides) > 1:
             best = max(sides, key=lambda side: side[1])[0]
         if self._explorer is not None:
-            probability = self._explorer.probabilities(rule, quality, cost, sides, columns)
+            probability = self._explorer.probabilities(rule, quality, terms.cost, sides, columns)
         elif len(sides) > 1:
             probability = [0.0] * len(columns)
             for column, share in sides:
                 probability[column] += share
-            best = self._prompt_draw(ask.text, rule, sides)
-        return _Plan(
-            rule=rule,
-            spelled=spelled,
-            price=price,
-            names=names,
-            columns=columns,
-            quality=quality,
-            cost=cost,
-            best=best,
-            probability=probability,
-            is_pure=price == 0 and is_whole,
-        )
-
-    def _with_price(self, text: str, rule: DecisionRule, price: float) -> tuple[DecisionRule, str]:
-        """Return the rule with a price on cost, and as text: spelling takes longer than deciding.
-
-        ``text`` is what the request calls the rule, "" for the policy's own.
-        """
-        kept = self._priced.get((text, price))
-        if kept is None:
-            if len(self._priced) >= _MOST_RULES:
-                self._priced.clear()
-            rule = priced(rule, price)
-            spelled = str(rule.rule if isinstance(rule, PricedMaxCost) else rule)
-            kept = self._priced[text, price] = rule, spelled
-        return kept
-
-    def _eligible(
-        self, ask: Ask, found: Estimate
-    ) -> tuple[tuple[str, ...], tuple[int, ...], Numbers, bool]:
-        """Return the models that may answer: names, columns, costs; and whether no constraint bit.
-
-        What the router itself rules out is no constraint.
-        """
-        known, is_open = self.fitted.models, found.is_open
-        if ask.is_all and is_open is None:
-            is_whole = len(self._columns) == len(known)
-            return self.models, self._columns, self._own_cost, is_whole
-        columns = tuple(
-            k for k in self._columns if known[k] in ask.allowed and (is_open is None or is_open[k])
-        )
-        if not columns:
-            raise self._none_left(ask)
-        num_open = len(known) if is_open is None else sum(is_open)
-        names = tuple(known[k] for k in columns)
-        return names, columns, [self._cost[k] for k in columns], len(columns) == num_open
+            best = self._prompt_draw(text, rule, sides)
+        return _Plan(terms, quality, best, probability)
 
     def _prompt_draw(self, text: str, rule: DecisionRule, sides: list[tuple[int, float]]) -> int:
         """Return the side of a calibrated budget that falls to this prompt, as ``decide`` does."""
@@ -251,67 +279,74 @@ class LearnedNode:
         return sides[-1][0] if is_thrifty else sides[0][0]
 
     def _choice(self, ask: Ask, found: Estimate, plan: _Plan, column: int) -> Choice:
-        names, probability = plan.names, plan.probability
+        terms, probability = plan.terms, plan.probability
+        names, model = terms.names, terms.names[column]
         propensity = 1.0 if probability is None else probability[column]
         explored = self._explorer is not None and column != plan.best
         if explored:
             told = (
-                f"{names[column]} was drawn to explore, with probability {propensity:.3f}; "
+                f"{model} was drawn to explore, with probability {propensity:.3f}; "
                 f"{names[plan.best]} is the best known"
             )
         else:
-            told = reason(plan.rule, names, plan.quality, plan.cost, column)
-        decision = self._decision(found, plan, column, told, propensity)
-        chain: tuple[str, ...] = ()
-        if self._num_fallbacks:
-            order = [names[c] for c in ranked(plan.rule, plan.quality, plan.cost) if c != column]
-            chain = tuple(order[: self._num_fallbacks])
-        labels = {}
-        if len(names) < len(self.models):
-            labels["eligible"] = f"{len(names)} of {len(self.models)}"
-        if plan.price:
-            labels["cost-price"] = repr(plan.price)  # to decide again with
-        return self._manner.choice(
-            names[column],
-            allowed=ask.allowed,
-            fallbacks=chain,
+            told = reason(terms.rule, names, plan.quality, terms.cost, column)
+        return Choice(
+            model=model,
+            fallbacks=self._fallbacks(plan, column, ask.allowed),
+            policy=self.name,
+            version=self.version,
             reason=told,
-            decision=decision,
+            decision=self._decision(found, plan, column, told, propensity),
             propensity=propensity,
-            probabilities={} if probability is None else dict(zip(names, probability, strict=True)),
+            probabilities=_NONE
+            if probability is None
+            else dict(zip(names, probability, strict=True)),
             costs=self._known_costs,
             is_explored=explored,
             features=found.features if self.settings.keep_features else None,
-            labels=labels,
+            hedge_after=self._manner.hedge_after,
+            labels=terms.labels,
         )
+
+    def _fallbacks(self, plan: _Plan, column: int, allowed: frozenset[str]) -> tuple[str, ...]:
+        """Return the models asked in order when the chosen one fails: as declared, or next best."""
+        terms, most = plan.terms, self._num_fallbacks
+        declared = self._manner.declared(terms.names[column])
+        if declared:
+            return filtered(declared, terms.names[column], allowed)
+        if not most:
+            return ()
+        order = ranked(terms.rule, plan.quality, terms.cost, terms.thrifty)[: most + 1]
+        return tuple([terms.names[c] for c in order if c != column][:most])
 
     def _decision(
         self, found: Estimate, plan: _Plan, column: int, told: str, propensity: float
     ) -> Decision:
-        names = plan.names
-        cost = self._mean_cost[plan.columns[column]]
+        terms, quality = plan.terms, plan.quality
+        cost = self._mean_cost[terms.columns[column]]
         return Decision(
-            chosen=(names[column],),
-            scores=dict(zip(names, plan.quality, strict=True)),
-            rule=plan.spelled,
+            chosen=(terms.names[column],),
+            scores=dict(zip(terms.names, quality, strict=True)),
+            rule=terms.spelled,
             reason=told,
             propensity=propensity,
-            predicted_quality=min(max(plan.quality[column], 0.0), 1.0),
+            predicted_quality=min(max(quality[column], 0.0), 1.0),
             predicted_cost_usd=cost if math.isfinite(cost) else None,
-            confidence=lead(plan.rule, plan.quality, plan.cost, column),
+            confidence=lead(terms.rule, quality, terms.cost, column),
             seconds=found.seconds,
             router=self._router,
             version=self._router_version,
             seed=self.settings.seed,
-            details=self._details(found, plan, column, names[column]),
+            details=self._details(found, plan, column, terms.names[column]),
         )
 
     def _details(self, found: Estimate, plan: _Plan, column: int, model: str) -> dict[str, Any]:
         """Return the verifier's answer, valid only for what the router alone would have chosen."""
         verifier, answer = self.fitted.verifier, found.verification
         if verifier is None or answer is None:
-            return {}
-        if not (plan.is_pure and column == plan.best and str(plan.rule) == verifier.rule):
+            return _NONE
+        terms = plan.terms
+        if not (terms.is_pure and column == plan.best and terms.spelled == verifier.rule):
             why = f"calibrated for choices under rule {verifier.rule} among all models"
             return {"verification": {"answer": None, "reason": why, "level": answer.level}}
         other = None if answer.accepted or model == verifier.fallback else verifier.fallback

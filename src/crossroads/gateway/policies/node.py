@@ -108,7 +108,7 @@ class Manner:
         The policy's own fallbacks go before those of the model, and these before those in
         ``facts``.
         """
-        chain = self.own or self.chains.get(model) or facts.pop("fallbacks", ())
+        chain = self.declared(model) or facts.pop("fallbacks", ())
         facts.pop("fallbacks", None)
         return Choice(
             model=model,
@@ -118,6 +118,10 @@ class Manner:
             hedge_after=self.hedge_after,
             **facts,
         )
+
+    def declared(self, model: str) -> tuple[str, ...]:
+        """Return the models to be asked when one fails, as the user declared them; () for none."""
+        return self.own or self.chains.get(model, ())
 
     def adopt(
         self,

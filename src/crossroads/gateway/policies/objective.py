@@ -92,11 +92,25 @@ def mixture(rule: DecisionRule, quality_E: Numbers, cost_E: Numbers) -> list[tup
     return [(low, 1.0 - rule.share), (high, rule.share)]
 
 
-def ranked(rule: DecisionRule, quality_E: Numbers, cost_E: Numbers) -> list[int]:
-    """Return the columns best first by the rule's value, without those it may not choose."""
+def by_cost(cost_E: Numbers) -> list[int]:
+    """Return the columns from cheap to dear, those of one cost in their own order."""
+    return sorted(range(len(cost_E)), key=cost_E.__getitem__)
+
+
+def ranked(
+    rule: DecisionRule, quality_E: Numbers, cost_E: Numbers, thrifty: Sequence[int] | None = None
+) -> list[int]:
+    """Return the columns best first by the rule's value, without those it may not choose.
+
+    ``thrifty`` is ``by_cost(cost_E)``, for who has it already.
+    """
     value = values(rule, quality_E, cost_E)
-    able = [column for column, worth in enumerate(value) if worth > -math.inf]
-    return sorted(able, key=lambda column: (-value[column], cost_E[column]))
+    # Sorting keeps the order of what is level: the cheaper, then the earlier.
+    order = by_cost(cost_E) if thrifty is None else thrifty
+    found = sorted(order, key=value.__getitem__, reverse=True)
+    while found and value[found[-1]] == -math.inf:
+        found.pop()
+    return found
 
 
 def values(rule: DecisionRule, quality_E: Numbers, cost_E: Numbers) -> Numbers:

@@ -11,10 +11,11 @@ Message = MutableMapping[str, Any]
 _Headers = list[tuple[bytes, bytes]]
 
 _STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode())
     for status in HTTPStatus
 }
 _BODILESS = frozenset({204, 304})
+_line = b": ".join  # of a name and a value
 
 
 class Connection(Protocol):
@@ -139,39 +140,42 @@ class Cycle:
             raise RuntimeError(f"unexpected message {kind!r} at this point of a response")
 
     def _send_head(self, status: int, headers: Any) -> None:
-        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-        length = None
-        for name, value in (*self._connection.default_headers, *headers):
-            if name == b"content-length":
-                length = int(value)
-            elif name == b"connection" and b"close" in value.lower():
-                self.keep_alive = False
-                continue
-            parts.append(b"%b: %b\r\n" % (name, value))
-        num_lines = len(parts)
+        pairs = [*self._connection.default_headers, *headers]
+        found = dict(pairs)
+        length = int(found[b"content-length"]) if b"content-length" in found else None
+        if b"connection" in found:
+            pairs = [pair for pair in pairs if not self._closes(*pair)]
+        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *map(_line, pairs)]
         has_body = self.scope["method"] != "HEAD" and status not in _BODILESS
         if length is None and has_body:
             if self.scope["http_version"] == "1.0":
                 self.keep_alive = False  # the body ends with the connection
             else:
                 self._chunked = True
-                parts.append(b"transfer-encoding: chunked\r\n")
-                num_lines += 1
+                parts.append(b"transfer-encoding: chunked")
         if not self.is_whole:  # what is answered before it was sent is not read any further
             self.keep_alive = False
         if not self.keep_alive:
-            parts.append(b"connection: close\r\n")
-            num_lines += 1
-        head = b"".join(parts)
+            parts.append(b"connection: close")
+        num_lines = len(parts) + 1
+        parts += (b"", b"")
+        head = b"\r\n".join(parts)
         if head.count(b"\n") != num_lines or head.count(b"\r") != num_lines or b"\0" in head:
             raise RuntimeError("a response header holds a line break or a zero byte")
         self._is_started = True
         self._num_left = length if has_body else 0
         if length is None and has_body:  # a stream: its head may be long before its first event
-            self._connection.write(head + b"\r\n")
+            self._connection.write(head)
             self.is_sent = True
         else:
-            self._head = head + b"\r\n"
+            self._head = head
+
+    def _closes(self, name: bytes, value: bytes) -> bool:
+        """Whether a header ends the connection, which is noted and said by us."""
+        if name != b"connection" or b"close" not in value.lower():
+            return False
+        self.keep_alive = False
+        return True
 
     def _send_body(self, body: bytes, more: bool) -> None:
         if self._chunked:

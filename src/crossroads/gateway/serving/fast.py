@@ -10,23 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 import httptools
 
 from crossroads.gateway.serving.cycle import Cycle
 from crossroads.gateway.serving.guard import (
-    LINGER_S,
+    BODY,
+    HEAD,
+    IDLE,
     NEVER,
+    LimitedProtocol,
     RefusedError,
-    Watchman,
     check_host,
-    check_size,
     refusal,
     without_upgrade,
 )
-from crossroads.gateway.serving.settings import FrontSettings
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -34,31 +34,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_IDLE, _HEAD, _BODY = range(3)
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 _MOST_BUFFERED = 65_536  # bytes of a body the application has not taken yet
 
 
-class FastHttpProtocol(asyncio.Protocol):
+class FastHttpProtocol(LimitedProtocol, asyncio.Protocol):
     """One connection: requests are answered one after the other, in their order."""
 
-    settings: ClassVar[FrontSettings] = FrontSettings()
-    watchman: ClassVar[Watchman | None] = None
-
     __slots__ = (
-        *("_app", "_app_state", "_client", "_current", "_deadline", "_drained", "_headers"),
-        *("_host", "_incoming", "_is_deaf", "_is_long", "_is_paused", "_loop", "_num_head_bytes"),
-        *(
-            "_offer",
-            "_parser",
-            "_queue",
-            "_reading",
-            "_scheme",
-            "_server",
-            "_server_state",
-            "_transport",
-        ),
-        *("_unread_since", "_url"),
+        *("_app", "_app_state", "_client", "_current", "_drained", "_headers", "_host"),
+        *("_incoming", "_is_paused", "_queue", "_scheme", "_server", "_server_state", "_target"),
+        "_url",
     )
 
     def __init__(
@@ -73,127 +59,83 @@ class FastHttpProtocol(asyncio.Protocol):
         self._app = config.loaded_app
         self._app_state = app_state
         self._server_state = server_state
-        self._loop = _loop or asyncio.get_running_loop()
-        self._parser: Any = httptools.HttpRequestParser(self)
-        self._transport: Any = None
+        self.loop = _loop or asyncio.get_running_loop()
+        self.parser: Any = httptools.HttpRequestParser(self)
+        self.transport: Any = None
         self._client: tuple[str, int] | None = None
         self._server: tuple[str, int] | None = None
         self._scheme = "http"
         self._current: Cycle | None = None  # is answered
         self._incoming: Cycle | None = None  # is read
         self._queue: deque[Cycle] = deque()
-        self._reading = _IDLE
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._host: bytes | None = None  # the last that was found right
-        self._is_long = False
-        self._is_deaf = False
+        self._target: tuple[bytes, tuple[str, bytes, bytes]] = (b"", ("", b"", b""))  # the last
         self._is_paused = False
-        self._num_head_bytes = 0
-        self._offer = b""  # head of a request that offers to change the protocol, without that
-        self._deadline = NEVER
-        self._unread_since = NEVER
+        self._reset_limits()
         self._drained: asyncio.Event | None = None
 
     # --- connection ------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self.transport = transport
         self._client = _address(transport.get_extra_info("peername"))
         self._server = _address(transport.get_extra_info("sockname"))
         self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         connections: set[Any] = self._server_state.connections
         connections.add(self)
-        kind = type(self)
-        if kind.watchman is None or kind.watchman.loop is not self._loop:
-            kind.watchman = Watchman(self._loop, self.settings)
-        kind.watchman.add(self)
-        self._deadline = self._loop.time() + self.settings.header_s
-        if len(connections) > self.settings.max_connections:
-            self._is_deaf = True
-            self._transport.write(refusal(503, "Too many connections; try again soon."))
-            self._transport.close()
+        self._join(connections)
 
     def connection_lost(self, exc: Exception | None) -> None:
         connections: set[Any] = self._server_state.connections
         connections.discard(self)
-        watchman = type(self).watchman
-        if watchman is not None:
-            watchman.discard(self)
+        self._leave()
         if self._current is not None:
             self._current.disconnect()
         self._queue.clear()
         if self._drained is not None:
             self._drained.set()
         self._is_deaf = True
-        self._parser = None  # it refers to this object
-
-    def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
-            return
-        limit = self.settings.header_bytes
-        is_same_head = self._reading == _HEAD
-        self._is_long = is_same_head or len(data) > limit
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._go_on(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            cause = error.__context__
-            if isinstance(cause, RefusedError):
-                self._refuse(cause.status, str(cause))
-            else:
-                self._refuse(400, "Invalid HTTP request.")
-        if is_same_head and self._reading == _HEAD:
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > limit:
-                self._refuse(431, f"The headers are larger than {limit} bytes; send fewer.")
-
-    def _go_on(self, rest: bytes) -> None:
-        """Stay with HTTP/1.1 where the client offers another protocol, as it must expect."""
-        self._parser = httptools.HttpRequestParser(self)
-        self._reading = _IDLE
-        head, self._offer = self._offer, b""
-        self.data_received(head + rest)
+        self.parser = None  # it refers to this object
 
     def shutdown(self) -> None:
         """Close when the answer under way is over; called by the server when it stops."""
         self._queue.clear()
         if self._current is None:
-            self._transport.close()
+            self.transport.close()
         else:
             self._current.keep_alive = False
 
     # --- parser ----------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._reading = _HEAD
+        self._reading = HEAD
         self._url = b""
         self._headers = []
         self._num_head_bytes = 0
-        self._deadline = self._loop.time() + self.settings.header_s
+        self._deadline = self.loop.time() + self.settings.header_s
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._reading == _HEAD:  # later ones are trailers of a chunked body
+        if self._reading == HEAD:  # later ones are trailers of a chunked body
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         headers = self._headers
-        parser = self._parser
-        if len(headers) > self.settings.header_count:
-            raise RefusedError(431, f"Expected at most {self.settings.header_count} headers.")
-        if self._is_long:
-            check_size(headers, self.settings.header_bytes)
+        parser = self.parser
+        self._check_head(headers)
         version = parser.get_http_version()
         wants_100 = self._check(headers, version)
         if parser.should_upgrade():
             self._offer = without_upgrade(parser.get_method(), self._url, version, headers)
             return
         method = parser.get_method().decode("ascii")
-        path, raw_path, query = _split(self._url)
+        if self._url != self._target[0]:  # else the same as of the request before
+            self._target = (self._url, _split(self._url))
+        path, raw_path, query = self._target[1]
         scope = {
             "type": "http",
             "asgi": _ASGI,
@@ -212,8 +154,8 @@ class FastHttpProtocol(asyncio.Protocol):
         keep_alive = version != "1.0" and parser.should_keep_alive()
         cycle = Cycle(self, scope, keep_alive=keep_alive, wants_100=wants_100)
         self._incoming = cycle
-        self._reading = _BODY
-        self._deadline = self._loop.time() + self.settings.body_s
+        self._reading = BODY
+        self._deadline = self.loop.time() + self.settings.body_s
         if self._current is None:
             self._start(cycle)
         else:
@@ -244,7 +186,7 @@ class FastHttpProtocol(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._offer:
             return
-        self._reading = _IDLE
+        self._reading = IDLE
         self._deadline = NEVER
         cycle = self._incoming
         if cycle is not None:
@@ -255,7 +197,7 @@ class FastHttpProtocol(asyncio.Protocol):
 
     def _start(self, cycle: Cycle) -> None:
         self._current = cycle
-        task = self._loop.create_task(self._run(cycle))
+        task = self.loop.create_task(self._run(cycle))
         cycle.task = task
         self._server_state.tasks.add(task)
 
@@ -263,7 +205,7 @@ class FastHttpProtocol(asyncio.Protocol):
         try:
             await self._app(cycle.scope, cycle.receive, cycle.send)
         except asyncio.CancelledError:
-            self._transport.close()  # without the end of its body: nothing cut looks whole
+            self.transport.close()  # without the end of its body: nothing cut looks whole
             raise
         except Exception:
             logger.exception("the application failed")
@@ -278,13 +220,13 @@ class FastHttpProtocol(asyncio.Protocol):
 
     def _give_up(self, cycle: Cycle) -> None:
         if not cycle.is_sent and not cycle.is_disconnected:
-            self._transport.write(refusal(500, "The server failed on this request."))
+            self.transport.write(refusal(500, "The server failed on this request."))
         cycle.disconnect()
-        self._transport.close()
+        self.transport.close()
 
     def write(self, data: bytes) -> None:
         """Send bytes of the current response."""
-        self._transport.write(data)
+        self.transport.write(data)
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
@@ -310,18 +252,18 @@ class FastHttpProtocol(asyncio.Protocol):
         """The last byte of a response was written: close, or turn to the next request."""
         self._server_state.total_requests += 1
         self._current = None
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             return
         if not cycle.is_whole:
             self._linger()
         elif not cycle.keep_alive:
-            self._transport.close()
+            self.transport.close()
         elif self._queue:
             self._start(self._queue.popleft())
         elif self._is_deaf:  # what came after this request was no HTTP
-            self._transport.close()
-        elif self._reading == _IDLE:
-            self._deadline = self._loop.time() + self.settings.keep_alive_s
+            self.transport.close()
+        elif self._reading == IDLE:
+            self._deadline = self.loop.time() + self.settings.keep_alive_s
         if self._is_paused and not self._queue:
             self._resume()
 
@@ -329,7 +271,7 @@ class FastHttpProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._drained = asyncio.Event()
-        self._unread_since = self._loop.time()
+        self._unread_since = self.loop.time()
 
     def resume_writing(self) -> None:
         self._unread_since = NEVER
@@ -340,29 +282,24 @@ class FastHttpProtocol(asyncio.Protocol):
     def _pause(self) -> None:
         if not self._is_paused:
             self._is_paused = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def _resume(self) -> None:
         self._is_paused = False
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
-    def check(self, now: float) -> None:
-        """End the connection where a deadline has passed."""
-        if now - self._unread_since > self.settings.write_s:
-            self._transport.abort()
-        elif now >= self._deadline:
-            self._expire(now)
+    @property
+    def _is_answering(self) -> bool:
+        return self._current is not None
 
-    def _expire(self, now: float) -> None:
-        if self._is_deaf:
-            self._transport.abort()
-        elif self._reading == _IDLE:
-            self._transport.close()
-        elif self._is_paused or (self._reading == _HEAD and self._current is not None):
-            self._deadline = now + self.settings.header_s  # we keep it waiting, not it us
-        else:
-            self._refuse(408, "The request did not arrive in time.")
+    @property
+    def _keeps_waiting(self) -> bool:
+        return self._is_paused
+
+    def _read_on(self) -> None:
+        if self._is_paused:
+            self._resume()
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer with an error, unless another answer is under way, and read no further."""
@@ -372,26 +309,15 @@ class FastHttpProtocol(asyncio.Protocol):
             current.disconnect()
             self._current = None
             if is_sent:
-                self._transport.close()
+                self.transport.close()
                 return
         elif current is not None:  # the next request is wrong; this one is served
             self._is_deaf = True
             self._deadline = NEVER
             self._queue = deque(cycle for cycle in self._queue if cycle.is_whole)
             return
-        self._transport.write(refusal(status, message))
+        self.transport.write(refusal(status, message))
         self._linger()
-
-    def _linger(self) -> None:
-        """Stop writing, discard what still comes: closing at once would destroy the answer."""
-        self._is_deaf = True
-        self._deadline = self._loop.time() + LINGER_S
-        if self._is_paused:
-            self._resume()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
 
 
 def _address(given: Any) -> tuple[str, int] | None:

@@ -87,6 +87,8 @@ class Logs:
             for name in _FREE:
                 if name in fields:
                     fields[name] = self._clean(fields[name])
+            if "request_id" in fields:
+                fields["request_id"] = self._clean_id(fields["request_id"])
         else:
             fields = self._clean(_log_fields(item))
         return orjson.dumps(fields, default=str, option=orjson.OPT_APPEND_NEWLINE)
@@ -100,9 +102,20 @@ class Logs:
         with self._path.open("ab") as file:  # anew each time, so that it may be rotated away
             file.write(lines)
 
+    def _clean_id(self, text: str) -> str:
+        """Clean a request's id: ours, new for every line, look like nobody's key."""
+        if _OUR_ID.fullmatch(text) is None:
+            return self._clean_text(text)
+        for secret in self._secrets:
+            text = text.replace(secret, _BLOT)
+        return text
+
     def _clean(self, value: Any) -> Any:
-        if isinstance(value, str):
+        kind = value.__class__
+        if kind is str:
             return self._clean_text(value)
+        if kind is float or kind is int:
+            return value
         if isinstance(value, dict):
             return {self._clean_text(str(key)): self._clean(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -141,7 +154,8 @@ _LOGGED = (
 )
 _values = attrgetter(*_LOGGED)
 # What clients and upstreams can write into; the rest is ours, or of the configuration.
-_FREE = ("request_id", "asked", "reason", "error", "finish", "attempts", "labels")
+_FREE = ("asked", "reason", "error", "finish", "attempts", "labels")
+_OUR_ID = re.compile(r"req_[0-9a-f]{32}")
 
 
 def _log_fields(record: logging.LogRecord) -> dict[str, Any]:

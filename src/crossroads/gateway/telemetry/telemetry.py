@@ -122,7 +122,7 @@ class GatewayTelemetry:
                 self._tracer.end(record)
         except Exception:
             # A record nobody foresaw must not cost its client the answer.
-            logger.exception("call %s was not counted", record.decision_id)
+            logger.exception("call %s was not reported", record.decision_id)
 
     def snapshot(self) -> Snapshot:
         """Return this worker's figures."""

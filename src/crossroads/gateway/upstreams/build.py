@@ -6,18 +6,18 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from crossroads.core.errors import InputError
+from crossroads.core.http.dial import Target, parse_endpoint
+from crossroads.core.http.pool import ConnectionPool
 from crossroads.gateway.contracts import Upstream
 from crossroads.gateway.upstreams.anthropic import ANTHROPIC, AnthropicUpstream
-from crossroads.gateway.upstreams.dial import Target, parse_endpoint
 from crossroads.gateway.upstreams.http import HttpUpstream
 from crossroads.gateway.upstreams.openai import OPENAI
-from crossroads.gateway.upstreams.pool import ConnectionPool
 from crossroads.gateway.upstreams.settings import UpstreamSettings
 from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import ModelCard
 
 if TYPE_CHECKING:
-    from crossroads.prompts.experts.timeouts import Timeouts
+    from crossroads.core.http.timeouts import Timeouts
 
 Pools = dict[Target, ConnectionPool]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import orjson
 
+from crossroads.core.http.connection import FailureKind, HttpFailure
 from crossroads.gateway.contracts import Usage
-from crossroads.gateway.upstreams.connection import FailureKind, HttpFailure
 from crossroads.gateway.vocabulary import SpentError
 from crossroads.prompts.experts.base import ExpertError
 

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from crossroads.core.errors import InputError
+from crossroads.core.http.connection import Connection, HttpFailure
+from crossroads.core.http.dial import Base
+from crossroads.core.http.pool import ConnectionPool, Request
 from crossroads.gateway.call import Body, Dialect, Event
 from crossroads.gateway.contracts import Order
-from crossroads.gateway.upstreams.connection import Connection, HttpFailure
-from crossroads.gateway.upstreams.dial import Base
 from crossroads.gateway.upstreams.failures import Failures, excerpt, json_object
 from crossroads.gateway.upstreams.gate import Gate
-from crossroads.gateway.upstreams.pool import ConnectionPool, Request
 from crossroads.gateway.upstreams.reading import StreamReading
 from crossroads.gateway.upstreams.settings import UpstreamSettings
 from crossroads.gateway.vocabulary import NEVER_PASSED, usage_of
@@ -28,7 +28,7 @@ from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import ModelCard
 
 if TYPE_CHECKING:
-    from crossroads.prompts.experts.timeouts import Timeouts
+    from crossroads.core.http.timeouts import Timeouts
 
 _LIST_OF: dict[Dialect, str] = {
     "chat": "choices",
@@ -266,7 +266,9 @@ class HttpUpstream:
     def _passed_on(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         unsent = self._unsent
         given = dict(self._default)
-        given.update((n, value) for n, value in headers if n not in unsent and _is_plain(value))
+        for name, value in headers:
+            if name not in unsent and _is_plain(value):
+                given[name] = value
         return _lines(given.items())
 
     async def _enter(self, order: Order, request: Request) -> float:
@@ -310,9 +312,14 @@ class HttpUpstream:
 
 def _is_answer(dialect: Dialect, answer: Body) -> bool:
     parts = answer.get(_LIST_OF[dialect])
-    if type(parts) is not list or not all(type(part) is dict for part in parts):
+    if type(parts) is not list:
         return False
-    return dialect != "chat" or all(type(part.get("message")) is dict for part in parts)
+    for part in parts:
+        if type(part) is not dict:
+            return False
+        if dialect == "chat" and type(part.get("message")) is not dict:
+            return False
+    return True
 
 
 def _is_event_stream(connection: Connection) -> bool:
@@ -320,7 +327,7 @@ def _is_event_stream(connection: Connection) -> bool:
 
 
 def _lines(headers: Any) -> bytes:
-    return b"".join(b"%s: %s\r\n" % (name, value) for name, value in headers)
+    return b"".join([b"%s: %s\r\n" % pair for pair in headers])
 
 
 def _is_plain(value: bytes) -> bool:

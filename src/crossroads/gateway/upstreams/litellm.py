@@ -33,7 +33,7 @@ from crossroads.prompts.experts.environment import expand
 from crossroads.prompts.pool import ModelCard
 
 if TYPE_CHECKING:
-    from crossroads.prompts.experts.timeouts import Timeouts
+    from crossroads.core.http.timeouts import Timeouts
 
 _CHAT: frozenset[Dialect] = frozenset({"chat"})
 # Fields of a request that the library is given. It takes its own settings as fields, too: where to

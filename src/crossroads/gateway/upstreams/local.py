@@ -17,7 +17,7 @@ from crossroads.prompts.experts.base import Expert
 from crossroads.prompts.pool import ModelCard
 
 if TYPE_CHECKING:
-    from crossroads.prompts.experts.timeouts import Timeouts
+    from crossroads.core.http.timeouts import Timeouts
 
 _CHAT: frozenset[Dialect] = frozenset({"chat"})
 

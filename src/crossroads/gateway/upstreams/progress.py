@@ -52,14 +52,14 @@ class Chunks:
     num_choices : that were asked for
     """
 
-    __slots__ = ("_finished", "_is_done", "_num_choices", "_open", "num_events")
+    __slots__ = ("_finished", "_num_choices", "_open", "is_over", "num_events")
 
     def __init__(self, num_choices: int = 1) -> None:
         self.num_events = 0
         self._num_choices = num_choices
         self._open: set[int] = set()  # choices begun and not finished
         self._finished: set[int] = set()
-        self._is_done = False
+        self.is_over = False
 
     def note(self, event: Event) -> None:
         choices = event.get("choices")
@@ -83,15 +83,11 @@ class Chunks:
             raise MalformedEventError("a choice that is none in the stream") from error
 
     def done(self) -> None:
-        self._is_done = True
-
-    @property
-    def is_over(self) -> bool:
-        return self._is_done
+        self.is_over = True
 
     @property
     def is_whole(self) -> bool:
-        return self._is_done or (len(self._finished) >= self._num_choices and not self._open)
+        return self.is_over or (len(self._finished) >= self._num_choices and not self._open)
 
 
 class Typed:

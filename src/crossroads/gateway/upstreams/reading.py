@@ -6,16 +6,16 @@ import time
 
 import orjson
 
+from crossroads.core.http.connection import Connection
+from crossroads.core.http.sse import DataReader, EventTooLargeError
 from crossroads.gateway.call import Event
 from crossroads.gateway.contracts import Order
-from crossroads.gateway.upstreams.connection import Connection
 from crossroads.gateway.upstreams.failures import Failures, excerpt, json_object
 from crossroads.gateway.upstreams.progress import (
     MalformedEventError,
     ReportedError,
     progress_of,
 )
-from crossroads.gateway.upstreams.sse import DataReader, EventTooLargeError
 from crossroads.prompts.experts.base import ExpertError
 
 _DONE = b"[DONE]"
@@ -58,10 +58,11 @@ class StreamReading:
 
         A stream that merely stops was cut. Raises ExpertError and HttpFailure.
         """
-        while self._failure is None and not self._is_ended and not self._progress.is_over:
+        progress, connection, phases = self._progress, self._connection, self._phases
+        while self._failure is None and not self._is_ended and not progress.is_over:
             began = time.perf_counter()
-            portion = await self._connection.portion()
-            self._phases.upstream += time.perf_counter() - began
+            portion = await connection.portion()
+            phases.upstream += time.perf_counter() - began
             self._is_ended = not portion
             try:
                 datas = self._sse.feed(portion) if portion else self._sse.flush()

@@ -10,7 +10,9 @@ from crossroads.gateway.settings import Section
 class UpstreamSettings(Section):
     """What all upstreams have in common; what one needs for itself is on its card in the pool."""
 
-    max_idle: int = Field(default=64, ge=0, le=10_000, description="unused connections kept")
+    max_idle: int = Field(
+        default=64, ge=0, le=10_000, description="unused connections kept to a server"
+    )
     idle_s: float = Field(
         default=30.0, gt=0, le=3600, description="seconds an unused connection is kept"
     )

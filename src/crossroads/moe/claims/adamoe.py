@@ -29,7 +29,7 @@ from crossroads.core.routed import ModelOutput, routed_layers
 from crossroads.core.statistics import paired_difference
 from crossroads.moe.beds import ArenaBed
 from crossroads.moe.claims.arms import Arm, Arms, run_arms
-from crossroads.moe.claims.courses import CourseBed, course_of, ends, probed
+from crossroads.moe.claims.courses import course_bed, course_of, ends, probed
 from crossroads.moe.claims.reporting import above, differences, rounded
 from crossroads.moe.conversions import executed
 from crossroads.moe.routers.adamoe import AdaMoE
@@ -53,9 +53,9 @@ FIGURES = (
 _ROUNDING = 1e-5
 
 
-def arms_of(bed: CourseBed) -> dict[str, Arm]:
+def arms_of(bed: ArenaBed) -> dict[str, Arm]:
     """Return the arms; every expert has half the hidden units of the dense feed-forward."""
-    half = {"hidden": bed.dense_hidden // 2}
+    half = {"hidden": bed.spec("top2").dense_hidden // 2}
     return {
         "top-2": Arm(router="top2", changes=half),
         "adamoe": Arm(router="adamoe:n_null=8:k=4", changes=half),
@@ -66,7 +66,7 @@ def arms_of(bed: CourseBed) -> dict[str, Arm]:
 
 def verify(full: bool) -> Verdict:
     """Train the four arms with three seeds and judge; ``full`` trains five times as long."""
-    bed = CourseBed()
+    bed = course_bed()
     config = bed.config("full" if full else "quick")
     arms = run_arms(
         bed,

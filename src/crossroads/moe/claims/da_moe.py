@@ -32,10 +32,9 @@ from crossroads.core.errors import UnavailableError
 from crossroads.core.routed import routed_layers
 from crossroads.core.statistics import summarise
 from crossroads.datasets import clinc150
-from crossroads.moe.beds import ArenaBed
-from crossroads.moe.beds.vision import VisionBed
+from crossroads.moe.beds import ArenaBed, get_bed
 from crossroads.moe.claims.arms import Arm, Arms, run_arms
-from crossroads.moe.claims.intents import IntentBed
+from crossroads.moe.claims.intents import intent_bed
 from crossroads.moe.claims.reporting import differences, rounded
 from crossroads.moe.contract import RouterInput, RouterOutput
 from crossroads.moe.routers.da_moe import DAMoE
@@ -85,8 +84,8 @@ def bed_here() -> ArenaBed:
     try:
         clinc150.load()
     except UnavailableError:
-        return VisionBed()
-    return IntentBed()
+        return get_bed("vision")
+    return intent_bed()
 
 
 def fixed_arm(bed: ArenaBed, mean_experts: float) -> Arm:

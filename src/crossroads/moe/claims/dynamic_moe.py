@@ -27,7 +27,7 @@ from crossroads.core.routed import ModelOutput, routed_layers
 from crossroads.core.statistics import summarise
 from crossroads.moe.beds import ArenaBed
 from crossroads.moe.claims.arms import Arm, Arms, run_arms
-from crossroads.moe.claims.courses import CourseBed, course_of, ends, probed
+from crossroads.moe.claims.courses import course_bed, course_of, ends, probed
 from crossroads.moe.claims.reporting import above, differences, rounded
 from crossroads.moe.routers.top_p import TopP
 from crossroads.moe.training import TrainConfig
@@ -47,12 +47,12 @@ _ROUNDING = 1e-5
 
 def verify(full: bool) -> Verdict:
     """Train the three arms with three seeds and judge; ``full`` trains five times as long."""
-    bed = CourseBed()
+    bed = course_bed()
     config = bed.config("full" if full else "quick")
     arms = run_arms(
         bed, ARMS, config, seeds=SEEDS, inspect=inspect, keep="dynamic-moe" if full else None
     )
-    layers = [f"experts_{i}" for i in range(bed.num_layers)]
+    layers = [n for n in arms.figures["top-p"] if n.startswith("experts_")]
     return Verdict(
         name="dynamic-moe",
         verdict=judge(arms),

@@ -27,8 +27,7 @@ from crossroads.core.catalog import Outcome, Verdict
 from crossroads.core.routed import routed_layers
 from crossroads.core.statistics import paired_difference
 from crossroads.datasets import spoken_digits
-from crossroads.moe.beds import ArenaBed
-from crossroads.moe.beds.speech import SpeechBed
+from crossroads.moe.beds import ArenaBed, get_bed
 from crossroads.moe.claims.arms import Arm, Arms, run_arms
 from crossroads.moe.claims.reporting import above, differences
 from crossroads.moe.training import TrainConfig
@@ -50,7 +49,7 @@ def verify(full: bool) -> Verdict:
     Raises UnavailableError where this machine has no spoken digits.
     """
     spoken_digits.load()  # before any process starts
-    bed = SpeechBed()
+    bed = get_bed("speech")
     config = bed.config("full" if full else "quick")
     arms = run_arms(
         bed, ARMS, config, seeds=SEEDS, inspect=inspect, keep="omni-router" if full else None

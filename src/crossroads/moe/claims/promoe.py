@@ -9,12 +9,13 @@ tokens, and dense.
 Rules, set before measuring. (a) Mechanism: in every seed the mean cosine between the prototypes of
 a layer is lower with the contrastive loss than without, and no fewer routed experts are alive (a
 share of conditional tokens above a tenth of the mean; mean over layers). (b) The mean held-out
-velocity error is at most 1 % above dense. (c) The mean Frechet distance is not above token choice.
-(d) Under DDPM the mean noise error is at most 1 % above dense. Exact: sequences without a condition
-run the unconditional expert alone, with weight 1, and conditional tokens never do. ``holds``: all
-of it; ``holds in direction``: (a) and (b); ``fails``: the exact property broken, cosines higher
-with the loss in every seed, or an error under rectified flow whose 95 % interval lies above 101 %
-of dense; else ``null``.
+velocity error is at most 1 % above dense. (c) So it is against token choice, and with ``full``,
+where models train long enough to draw, the mean Frechet distance is not above token choice's. (d)
+Under DDPM the mean noise error is at most 1 % above dense. Exact: sequences without a condition run
+the unconditional expert alone, with weight 1, and conditional tokens never do. ``holds``: all of
+it; ``holds in direction``: (a) and (b); ``fails``: the exact property broken, cosines higher with
+the loss in every seed, or an error under rectified flow whose 95 % interval lies above 101 % of
+dense; else ``null``.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from torch import nn
 from crossroads.core.catalog import Outcome, Verdict
 from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
 from crossroads.core.statistics import paired_difference
-from crossroads.moe.beds import ArenaBed
-from crossroads.moe.beds.diffusion import NUM_PATCHES, DiffusionBed
+from crossroads.moe.beds import ArenaBed, get_bed
+from crossroads.moe.beds.diffusion import NUM_PATCHES
 from crossroads.moe.claims.arms import Arm, Arms, run_arms
 from crossroads.moe.claims.reporting import above, differences
 from crossroads.moe.contract import RoutingDecision
@@ -63,7 +64,7 @@ def verify(full: bool) -> Verdict:
 
     ``full`` trains for 1,000 steps.
     """
-    flow_bed, ddpm_bed = DiffusionBed(), DiffusionBed(objective="ddpm")
+    flow_bed, ddpm_bed = get_bed("diffusion"), get_bed("diffusion", objective="ddpm")
     flow = _run(flow_bed, FLOW_ARMS, full)
     ddpm = _run(ddpm_bed, DDPM_ARMS, full)
     return Verdict(
@@ -82,12 +83,10 @@ def verify(full: bool) -> Verdict:
                     ("promoe", "no contrastive loss", "error"),
                     ("promoe", "dense", "error"),
                     ("promoe", "token choice", "error"),
-                    ("promoe", "token choice", "frechet"),
+                    *([("promoe", "token choice", "frechet")] if full else []),
                 ],
             ),
-            "differences_ddpm": differences(
-                ddpm, [("promoe", "dense", "error"), ("promoe", "dense", "frechet")]
-            ),
+            "differences_ddpm": differences(ddpm, [("promoe", "dense", "error")]),
             "two_steps": exact(flow, ddpm),
         },
         seeds=SEEDS,
@@ -95,12 +94,12 @@ def verify(full: bool) -> Verdict:
     )
 
 
-def _config(bed: DiffusionBed, full: bool) -> TrainConfig:
+def _config(bed: ArenaBed, full: bool) -> TrainConfig:
     quick = bed.config("quick")
     return replace(bed.config("full"), steps=FULL_STEPS, ema=quick.ema) if full else quick
 
 
-def _run(bed: DiffusionBed, arms: dict[str, Arm], full: bool) -> Arms:
+def _run(bed: ArenaBed, arms: dict[str, Arm], full: bool) -> Arms:
     keep = "promoe" if full else None
     return run_arms(bed, arms, _config(bed, full), seeds=SEEDS, inspect=inspect, keep=keep)
 
@@ -115,16 +114,19 @@ def judge(flow: Arms, ddpm: Arms) -> Outcome:
         return "fails"
     apart = all(v is not None and v < 0 for v in cosine)
     lively = all(v is not None and v >= 0 for v in alive)
-    if not (apart and lively and _near_dense(flow)):
+    if not (apart and lively and _near(flow, "dense")):
         return "null"
-    strong = _near_dense(ddpm) and (
-        flow.mean("promoe", "frechet") <= flow.mean("token choice", "frechet")
+    draws = "frechet" in flow.figures["promoe"]
+    strong = (
+        _near(ddpm, "dense")
+        and _near(flow, "token choice")
+        and not (draws and flow.mean("promoe", "frechet") > flow.mean("token choice", "frechet"))
     )
     return "holds" if strong else "holds in direction"
 
 
-def _near_dense(arms: Arms) -> bool:
-    return arms.mean("promoe", "error") <= (1 + TOLERANCE) * arms.mean("dense", "error")
+def _near(arms: Arms, other: str) -> bool:
+    return arms.mean("promoe", "error") <= (1 + TOLERANCE) * arms.mean(other, "error")
 
 
 def exact(flow: Arms, ddpm: Arms) -> bool:

@@ -155,7 +155,8 @@ class Codebook(nn.Module):
         code_N1 = gating.first_maximum(-distance_NM).unsqueeze(-1)
         apart_NM = (codes_MD[code_N1] - codes_MD).norm(dim=-1)
         margin_NM = (distance_NM - distance_NM.gather(-1, code_N1)) / (2 * apart_NM)
-        return margin_NM.scatter(-1, code_N1, torch.inf).amin(-1)
+        # Of equal codes the lowest wins everywhere: there is no border to the others.
+        return margin_NM.masked_fill(apart_NM == 0, torch.inf).amin(-1)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crossroads.core.errors import UsageError
-from crossroads.prompts.experts.timeouts import Timeouts
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.prompts.pool import Pool
 
 EVERY_MODEL = "*"

@@ -13,21 +13,23 @@ no answer, or a stall, in time         504     upstream_timeout
 503 and 529 (overloaded)               503     the upstream's own
 any other status                       502     upstream_error
 200 with something else than an answer 502     upstream_invalid
-stream cut, empty or malformed         502     upstream_cut, upstream_empty, upstream_invalid
+an answer that breaks off              502     upstream_cut
 =====================================  ======  ==================================================
 
 What an upstream says when it refuses our key is never passed on: it often quotes the key, masked.
+
+Answers are asked for whole: whoever measures models has no use for their first words. The gateway,
+whose clients have, asks through ``crossroads.gateway.upstreams``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -35,6 +37,7 @@ import aiohttp
 import orjson
 
 from crossroads.core.errors import InputError
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.prompts.experts.base import (
     Chunk,
     Completion,
@@ -44,8 +47,6 @@ from crossroads.prompts.experts.base import (
     wants_usage,
 )
 from crossroads.prompts.experts.environment import expand
-from crossroads.prompts.experts.sse import Event, EventReader, EventTooLargeError
-from crossroads.prompts.experts.timeouts import Timeouts
 
 T = TypeVar("T")
 
@@ -55,16 +56,8 @@ _OUR_KEY = frozenset({401, 403})
 _OUR_KEY_CODES = frozenset({"401", "403", "invalid_api_key"})  # where the status was 200
 _TYPES = {404: "not_found_error", 429: "rate_limit_error"}
 _PORTION = 1 << 16  # bytes asked for at a time of an answer of unknown length
-_LINGER = 0.1  # seconds after a stream's [DONE] in which its body should end
 _EXCERPT = 200  # characters of a foreign body that an error message quotes
-
-PASSED_ON = ("traceparent", "tracestate", "idempotency-key")
-"""Names of the headers of a client's request that its upstream gets, too; never a key."""
-
-client_headers: ContextVar[Mapping[str, str]] = ContextVar(
-    "client_headers", default=MappingProxyType({})
-)
-"""Headers of the request the running task works for; of these, ``PASSED_ON`` go upstream."""
+_STREAMING = frozenset({"stream", "stream_options"})
 
 
 @dataclass(kw_only=True)
@@ -77,18 +70,25 @@ class HttpExpert:
     endpoint : base URL, for instance ``https://host/v1``
     upstream_model : the model's name there; ``name`` if not given
     api_key : sent as a bearer token; may hold ``${NAME}``, resolved at start and never stored
+    headers : sent with every call, before ours; values as ``api_key``
+    proxy : ``http://host:port`` to reach it through; as ``api_key``
+    ca_file : PEM file of the authorities to trust in place of the system's
     timeouts : seconds per phase
-    max_answer_bytes : longest answer, and longest single event of a stream, that is read
+    max_answer_bytes : longest answer that is read
     """
 
     name: str
     endpoint: str
     upstream_model: str | None = None
     api_key: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    proxy: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_answer_bytes: int = 64 << 20
 
     _session: aiohttp.ClientSession | None = field(default=None, init=False, repr=False)
+    _proxy: str | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         host = _host(self.endpoint)
@@ -101,16 +101,29 @@ class HttpExpert:
         self._url = f"{self.endpoint.rstrip('/')}/chat/completions"
 
     async def start(self) -> None:
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
-        if self.api_key:
-            key = expand(self.api_key, where=f"api_key of model {self.name!r}")
-            headers["authorization"] = f"Bearer {key}"
+        """Read keys and certificates. Raises InputError where one is not there."""
+        where = f"model {self.name!r}"
+        self._proxy = None if self.proxy is None else _proxy(self.proxy, where)
+        tls = True if self.ca_file is None else _tls_context(self.ca_file)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),  # the gateway limits; a queue here only hides
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls),  # a queue here would only hide
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=headers,
+            headers=self._own_headers(where),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
         )
+
+    def _own_headers(self, where: str) -> dict[str, str]:
+        headers = {
+            name.lower(): expand(value, where=f"headers.{name} of {where}")
+            for name, value in self.headers.items()
+        }
+        if self.api_key:
+            key = expand(self.api_key, where=f"api_key of {where}")
+            headers.setdefault("authorization", f"Bearer {key}")
+        for name, value in headers.items():
+            if not (name + value).isascii() or not (name + value).isprintable():
+                raise InputError(f"{where}: header {name}: expected printable ASCII on one line")
+        return {**headers, "content-type": "application/json", "accept-encoding": "identity"}
 
     async def close(self) -> None:
         if self._session is not None:
@@ -122,13 +135,8 @@ class HttpExpert:
             return await self._read_completion(response, deadline)
 
     async def stream(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        async with self._call({**request, "stream": True}) as (response, deadline):
-            if response.content_type == "text/event-stream":
-                async for chunk in self._read_stream(response, deadline):
-                    yield chunk
-                return
-            # Some servers ignore "stream" and answer whole; anything but an answer raises here.
-            answer = await self._read_completion(response, deadline)
+        """Yield the answer in chunks once it is there. Raises ExpertError."""
+        answer = await self.complete(request)
         for chunk in chunks_of(answer, include_usage=wants_usage(request)):
             yield chunk
 
@@ -138,7 +146,8 @@ class HttpExpert:
         assert self._session is not None, "start() first"
         deadline = time.monotonic() + self.timeouts.total
         try:
-            body = orjson.dumps({**request, "model": self.upstream_model or self.name})
+            whole = {name: value for name, value in request.items() if name not in _STREAMING}
+            body = orjson.dumps({**whole, "model": self.upstream_model or self.name})
         except orjson.JSONEncodeError as error:  # nested deeper than what is written
             raise self._error(
                 f"the request cannot be passed on ({error})",
@@ -148,7 +157,7 @@ class HttpExpert:
             ) from error
         try:
             call = self._session.post(
-                self._url, data=body, headers=_passed_on(), allow_redirects=False
+                self._url, data=body, proxy=self._proxy, allow_redirects=False
             )
             response = await self._in_time(call, deadline, self.timeouts.first_byte, "answer")
         except aiohttp.ClientError as error:
@@ -217,55 +226,6 @@ class HttpExpert:
             )
         return answer
 
-    async def _read_stream(
-        self, response: aiohttp.ClientResponse, deadline: float
-    ) -> AsyncGenerator[Chunk, None]:
-        """Yield chunks until the stream says it is whole; a stream that merely stops was cut."""
-        progress = _Progress()
-        async for event in self._events(response, deadline):
-            if event.data == "[DONE]":
-                progress.done = True
-                await _read_end(response)
-                break
-            chunk = self._chunk(event)
-            progress.note(chunk)
-            yield chunk
-        if progress.num_chunks == 0:
-            raise self._error("the stream was empty", code="upstream_empty")
-        if not progress.is_whole:
-            raise self._error("the stream broke off", code="upstream_cut")
-
-    async def _events(
-        self, response: aiohttp.ClientResponse, deadline: float
-    ) -> AsyncIterator[Event]:
-        reader = EventReader(max_event_bytes=self.max_answer_bytes)
-        async for portion in self._portions(response, deadline):
-            try:
-                events = reader.feed(portion)
-            except EventTooLargeError as error:
-                raise self._error(str(error), code="upstream_invalid") from error
-            for event in events:
-                yield event
-        for event in reader.flush():
-            # A last event may lack its empty line; half an event is the mark of a cut.
-            if event.data != "[DONE]" and _json_object(event.data) is None:
-                raise self._error("the stream broke off", code="upstream_cut")
-            yield event
-
-    def _chunk(self, event: Event) -> Chunk:
-        chunk = _json_object(event.data)
-        if chunk is None:
-            raise self._error(
-                f"malformed event in the stream: {_excerpt(event.data.encode())}",
-                code="upstream_invalid",
-            )
-        if chunk.get("error"):
-            raise self._reported(chunk["error"])
-        choices = chunk.get("choices")
-        if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
-            raise self._error("an event without choices in the stream", code="upstream_invalid")
-        return chunk
-
     async def _refusal(self, response: aiohttp.ClientResponse, deadline: float) -> ExpertError:
         """Turn a response of another status than 200 into an error."""
         status = response.status
@@ -317,31 +277,6 @@ class HttpExpert:
         return ExpertError(f"model {self.name!r} at {self._host}: {line}", **fields)
 
 
-@dataclass(slots=True)
-class _Progress:
-    """What a stream has shown so far, to tell a whole one from one that was cut."""
-
-    num_chunks: int = 0
-    open_choices: set[int] = field(default_factory=set)
-    finished: bool = False
-    done: bool = False
-
-    def note(self, chunk: Chunk) -> None:
-        self.num_chunks += 1
-        for choice in chunk["choices"]:
-            index = choice.get("index", 0)
-            if choice.get("finish_reason") is None:
-                self.open_choices.add(index)
-            else:
-                self.open_choices.discard(index)
-                self.finished = True
-
-    @property
-    def is_whole(self) -> bool:
-        """The stream said [DONE], or every choice it began has a finish reason."""
-        return self.done or (self.finished and not self.open_choices)
-
-
 def _host(url: str) -> str | None:
     """Return host and port of an http(s) URL, None if it is not one."""
     try:
@@ -353,21 +288,20 @@ def _host(url: str) -> str | None:
     return f"{parts.hostname}{port}" if is_http else None
 
 
-async def _read_end(response: aiohttp.ClientResponse) -> None:
-    """Read the end of a body that often arrives just after [DONE]: else its connection is lost."""
-    with suppress(TimeoutError, aiohttp.ClientError):
-        async with asyncio.timeout(_LINGER):
-            await response.content.read(1)
+def _proxy(proxy: str, where: str) -> str:
+    url = expand(proxy, where=f"proxy of {where}")
+    if _host(url) is None or not url.startswith("http://"):
+        raise InputError(f"{where}: proxy is not http://host:port")
+    return url
 
 
-def _passed_on() -> dict[str, str]:
-    given = client_headers.get()
-    values = {name: given.get(name, "") for name in PASSED_ON}
-    return {
-        name: text
-        for name, text in values.items()
-        if text and text.isascii() and text.isprintable()
-    }
+def _tls_context(ca_file: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # TLS errors are OSErrors, too
+        raise InputError(
+            f"ca_file {ca_file!r}: {error.strerror or error}; give a PEM file of certificates"
+        ) from error
 
 
 def _json_object(data: bytes | str) -> dict[str, Any] | None:

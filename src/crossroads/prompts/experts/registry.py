@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from crossroads.core.errors import InputError, unknown_name
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.prompts.experts.base import Expert
 from crossroads.prompts.experts.http import HttpExpert
-from crossroads.prompts.experts.timeouts import Timeouts
 from crossroads.prompts.pool import ModelCard
 
 _PREFIX = "local:"
@@ -43,6 +44,8 @@ _LOCAL: dict[str, Callable[[ModelCard], Expert]] = {
 def build_expert(card: ModelCard, *, timeouts: Timeouts | None = None) -> Expert:
     """Build the expert of a card: ``local:<expert>`` or an OpenAI-compatible URL.
 
+    ``timeouts`` hold where the card has none of its own.
+
     Raises InputError for a card without an endpoint or with a malformed one, UsageError for an
     unknown local expert. Nothing is loaded or connected before ``start``.
     """
@@ -61,5 +64,8 @@ def build_expert(card: ModelCard, *, timeouts: Timeouts | None = None) -> Expert
         endpoint=card.endpoint,
         upstream_model=card.upstream_model,
         api_key=card.api_key,
-        timeouts=timeouts or Timeouts(),
+        headers=card.headers,
+        proxy=card.proxy,
+        ca_file=card.ca_file,
+        timeouts=replace(timeouts or Timeouts(), **card.timeouts),
     )

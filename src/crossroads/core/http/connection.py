@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 if TYPE_CHECKING:
-    from crossroads.prompts.experts.timeouts import Timeouts
+    from crossroads.core.http.timeouts import Timeouts
 
 FailureKind = Literal["connect", "late", "lost", "cut", "timeout", "invalid"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from crossroads.core.errors import InputError
-from crossroads.gateway.upstreams.connection import MAX_HEAD_BYTES, Connection, HttpFailure
+from crossroads.core.http.connection import MAX_HEAD_BYTES, Connection, HttpFailure
 
 _PORTS = {"http": 80, "https": 443}
 

@@ -1,7 +1,7 @@
 """The data of server-sent events, out of bytes that arrive in any portions.
 
-The same format as ``crossroads.prompts.experts.sse`` reads (WHATWG HTML: the three line endings,
-comments, data over several lines), for what relays: names of events are skipped, since every
+Follows the event-stream format of the WHATWG HTML standard (the three line endings, comments, data
+over several lines) as far as what relays needs it: names of events are skipped, since every
 dialect repeats them inside its data, and portions of whole events take a short way.
 """
 
@@ -36,9 +36,10 @@ class DataReader:
     def feed(self, portion: bytes) -> list[bytes]:
         """Return the data of the events this portion ends. Raises EventTooLargeError."""
         if self._is_between and portion.startswith(b"data: ") and portion.endswith(b"\n\n"):
-            blocks = portion[6:-2].split(b"\n\ndata: ")
+            num_lines = portion.count(b"\n")
+            blocks = [portion[6:-2]] if num_lines == 2 else portion[6:-2].split(b"\n\ndata: ")
             # One line each, or it takes the long way.
-            if portion.count(b"\n") == 2 * len(blocks) and b"\r" not in portion:
+            if num_lines == 2 * len(blocks) and b"\r" not in portion:
                 self._at_start = False
                 if len(portion) > self._max:
                     self._check_all(blocks)

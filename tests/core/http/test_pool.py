@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from crossroads.gateway.upstreams.connection import HttpFailure
-from crossroads.gateway.upstreams.dial import Target
-from crossroads.gateway.upstreams.pool import ConnectionPool, Request
-from crossroads.prompts.experts.timeouts import Timeouts
-from tests.gateway.upstreams.conftest import Run
-from tests.gateway.upstreams.servers import (
+from crossroads.core.http.connection import HttpFailure
+from crossroads.core.http.dial import Target
+from crossroads.core.http.pool import ConnectionPool, Request
+from crossroads.core.http.timeouts import Timeouts
+from tests.core.http.conftest import Run
+from tests.core.http.servers import (
     Received,
     eventually,
     pool_to,

@@ -5,19 +5,33 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from crossroads.gateway.call import Phases
-from crossroads.gateway.upstreams.connection import Connection, HttpFailure
-from crossroads.gateway.upstreams.dial import Target, dial, tls_context
+from crossroads.core.http.connection import Connection, HttpFailure
+from crossroads.core.http.dial import Target, dial, tls_context
 
 if TYPE_CHECKING:
     import ssl
 
-    from crossroads.prompts.experts.timeouts import Timeouts
+    from crossroads.core.http.timeouts import Timeouts
 
 _BUSY_TICK = 0.05  # seconds between two looks at running exchanges: how late a timeout can be
 _IDLE_TICK = 1.0  # seconds between two looks at idle connections
+
+
+class Phases(Protocol):
+    """Who counts the seconds of a call."""
+
+    connect: float
+    upstream: float
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Seconds of a call: getting a connection, and from the request to the end of the answer."""
+
+    connect: float = 0.0
+    upstream: float = 0.0
 
 
 @dataclass(slots=True)
@@ -29,7 +43,7 @@ class Request:
     head, body : as they go over the wire
     timeouts : seconds per phase
     deadline : ``time.monotonic`` by which the answer must be whole
-    phases : of the call; ``connect`` and ``upstream`` are added to
+    phases : added to
     max_bytes : of an answer read whole
     can_resend : whether it may be sent again when a kept connection turns out to be dead
     """

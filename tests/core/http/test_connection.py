@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossroads.gateway.upstreams.connection import (
+from crossroads.core.http.connection import (
     MAX_BUFFERED_BYTES,
     MAX_HEAD_BYTES,
     Connection,
     HttpFailure,
 )
-from tests.gateway.upstreams.conftest import Run
-from tests.gateway.upstreams.servers import (
+from tests.core.http.conftest import Run
+from tests.core.http.servers import (
     SHORT,
     Received,
     eventually,

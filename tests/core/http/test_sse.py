@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossroads.gateway.upstreams.sse import DataReader, EventTooLargeError
-from crossroads.prompts.experts.sse import EventReader
+from crossroads.core.http.sse import DataReader, EventTooLargeError
 
 STREAMS = [
     b'data: {"a":1}\n\ndata: {"b":2}\n\ndata: [DONE]\n\n',
@@ -48,9 +49,17 @@ def read(portions: list[bytes]) -> list[bytes]:
 
 
 def read_plainly(raw: bytes) -> list[bytes]:
-    """The reader of the prompts room, fed at once: the reference."""
-    reader = EventReader()
-    return [event.data.encode() for event in (*reader.feed(raw), *reader.flush())]
+    """Read a whole text line by line, as the standard says: the reference."""
+    found: list[bytes] = []
+    lines: list[bytes] = []  # of the data of the event that is being read
+    for line in (*re.split(rb"\r\n|\r|\n", raw.removeprefix(b"\xef\xbb\xbf")), b""):
+        name, _, value = line.partition(b":")
+        if line and name == b"data":
+            lines.append(value.removeprefix(b" "))
+        elif not line and lines:
+            found.append(b"\n".join(lines))
+            lines = []
+    return found
 
 
 def split(raw: bytes, cuts: list[int]) -> list[bytes]:

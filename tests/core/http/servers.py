@@ -1,4 +1,4 @@
-"""Upstreams on loopback that write exactly the bytes a test wants."""
+"""Servers on loopback that write exactly the bytes a test wants."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from typing import Any
 
 import orjson
 
-from crossroads.gateway.contracts import Order
-from crossroads.gateway.upstreams.connection import Connection
-from crossroads.gateway.upstreams.dial import Target
-from crossroads.gateway.upstreams.pool import ConnectionPool, Request
-from crossroads.prompts.experts.timeouts import Timeouts
+from crossroads.core.http.connection import Connection
+from crossroads.core.http.dial import Target
+from crossroads.core.http.pool import ConnectionPool, Request, Seconds
+from crossroads.core.http.timeouts import Timeouts
 
 SHORT = Timeouts(connect=0.5, first_byte=0.3, idle=0.3, total=2.0)
-HELLO: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "hello"}]}
 
 
 @dataclass
@@ -135,18 +133,6 @@ def stream_response(*datas: bytes, end: bool = True) -> bytes:
     return head + chunks + (b"0\r\n\r\n" if end else b"")
 
 
-def chat_chunk(text: str | None, finish: str | None = None) -> bytes:
-    delta = {} if text is None else {"content": text}
-    choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    return b"data: %s\n\n" % orjson.dumps({"id": "c", "object": "x", "choices": [choice]})
-
-
-def chat_answer(text: str = "hi") -> bytes:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return orjson.dumps({"id": "c", "choices": [choice], "extra": {"kept": True}})
-
-
 def request_to(
     server: RawServer,
     *,
@@ -157,9 +143,8 @@ def request_to(
 ) -> Request:
     """Return a request that asks for nothing in particular."""
     head = f"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
-    order = Order(dialect="chat", body={})
     deadline = time.monotonic() + timeouts.total
-    return Request(head, body, timeouts, deadline, order.phases, max_bytes, can_resend)
+    return Request(head, body, timeouts, deadline, Seconds(), max_bytes, can_resend)
 
 
 @asynccontextmanager
