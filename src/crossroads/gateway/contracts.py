@@ -251,6 +251,11 @@ class Grant(Protocol):
         """Quality per USD that the client's paced budget asks the policies for; 0 without."""
         ...
 
+    @property
+    def is_metered(self) -> bool:
+        """Whether anything is counted; where nothing is, nobody works out what to reserve."""
+        ...
+
     def headers(self) -> Headers:
         """``x-ratelimit-*`` in the manner of the dialect called."""
         ...

@@ -96,7 +96,8 @@ class Run:
         self._choice = choice = await services.policies.choose(call, cost_price=grant.cost_price)
         phases.route += clock() - began
         self._exchange.more_headers = [*limits, *choice_headers(call, choice)]
-        await grant.reserve(self._most(choice))
+        if grant.is_metered:
+            await grant.reserve(self._most(choice))
         relay = self._stream if call.is_stream else self._complete
         await relay(choice)
 

@@ -40,6 +40,7 @@ class FreeGrant:
 
     __slots__ = ()
     cost_price = 0.0
+    is_metered = False
 
     def headers(self) -> Headers:
         return []
@@ -64,6 +65,7 @@ class MeteredGrant:
     """
 
     __slots__ = ("_dialect", "_is_over", "_nano", "_tokens", "num_counted", "num_tokens", "plan")
+    is_metered = True
 
     def __init__(self, plan: Plan, dialect: Dialect, tokens: int) -> None:
         self.plan = plan

@@ -66,14 +66,18 @@ def encoder(keep: Iterable[str]) -> Callable[[Record], Row]:
     """
     kept = frozenset(keep)
     dropped = tuple(_PLAIN.index(name) for key, name in _SECRET.items() if key not in kept)
+    last: tuple[Any, str | None] = (None, None)  # costs, and how they are written
 
     def encode(record: Record) -> Row:
+        nonlocal last
         values = list(_plain_values(record))
         for place in dropped:
             values[place] = None
         scores, costs = record.scores, record.costs
         values.append(_json(scores) if scores else None)
-        values.append(_json(costs) if costs else None)
+        if costs is not last[0]:  # a policy's expected costs are one object for all its calls
+            last = (costs, _json(costs) if costs else None)
+        values.append(last[1])
         facts = {name: v for name, v in zip(_REST, _rest_values(record), strict=True) if v}
         values.append(_json(facts))
         return tuple(values)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from crossroads.gateway.contracts import Record
 from crossroads.gateway.telemetry.catalogue import DURATION, FIRST, PHASE, TOKENS
@@ -117,12 +117,20 @@ class Meter:
 
     def _count_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
+        alike: dict[tuple[int, tuple[str, ...]], list[Record]] = {}
         for record in waiting:
             try:
                 self._count_call(record)
+                if record.scores and record.costs:
+                    alike.setdefault((id(record.costs), tuple(record.scores)), []).append(record)
             except Exception:
                 # A record nobody foresaw must not cost the others their place.
                 logger.exception("call %s was not counted", record.decision_id)
+        for records in alike.values():
+            try:
+                self._observe_estimates(records)
+            except Exception:
+                logger.exception("estimates of %d calls were not counted", len(records))
 
     def _count_call(self, record: Record) -> None:
         given = (record.dialect, record.policy, record.model, record.status)
@@ -160,8 +168,6 @@ class Meter:
                 self._attempts[tried] += 1
             else:
                 self._count_first_attempt(model, status)
-        if record.scores and record.costs:
-            self._observe_estimates(record)
         is_routine = record.status == 200 and record.is_complete and record.model == record.chosen
         if not is_routine or record.cache or record.is_explored or record.labels:
             self._observe_unusual(record, series)
@@ -180,22 +186,26 @@ class Meter:
         key[2] += record.input_tokens
         key[3] += record.output_tokens
 
-    def _observe_estimates(self, record: Record) -> None:
-        self._scored[0] += 1
-        self._scored[1] += record.cost_usd
-        costs = record.costs
-        chosen_usd = costs.get(record.chosen, math.inf)
-        for model, quality in record.scores.items():
+    def _observe_estimates(self, records: Sequence[Record]) -> None:
+        """Count what was expected of every model, for calls of one policy: with the same costs."""
+        self._scored[0] += len(records)
+        self._scored[1] += sum(record.cost_usd for record in records)
+        costs = records[0].costs
+        priced = [record for record in records if costs.get(record.chosen, math.inf) < math.inf]
+        chosen_usd = sum(costs[record.chosen] for record in priced)
+        paid_usd = sum(record.cost_usd for record in priced)
+        columns = zip(*[record.scores.values() for record in records], strict=True)
+        for model, quality in zip(records[0].scores, columns, strict=True):
             sums = self._estimates.get(model)
             if sums is None:
                 sums = self._estimates.setdefault(self._known(model), [0.0] * len(_ESTIMATES))
-            sums[0] += quality
+            sums[0] += sum(quality)
             usd = costs.get(model, math.inf)
-            if usd < math.inf and chosen_usd < math.inf:  # an unknown price is neither
-                sums[1] += 1
-                sums[2] += usd
+            if usd < math.inf:  # an unknown price is neither
+                sums[1] += len(priced)
+                sums[2] += usd * len(priced)
                 sums[3] += chosen_usd
-                sums[4] += record.cost_usd
+                sums[4] += paid_usd
 
     def _observe_unusual(self, record: Record, series: _Series) -> None:
         if record.status == 429:
