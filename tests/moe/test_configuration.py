@@ -1,0 +1,72 @@
+"""A run from a YAML file: the bed's own sizes unless the file says otherwise; errors by place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crossroads.core.errors import InputError
+from crossroads.moe.configuration import read_run, train_from
+
+RUN = """
+bed: vision
+model: {router: "top-p:p=0.3", n_experts: 4}
+training: {steps: 2, batch_size: 4, log_every: 1}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_what_is_left_out_is_the_beds_own(tmp_path: Path) -> None:
+    run = read_run(written(tmp_path, RUN))
+    assert (run.spec.router, run.spec.n_experts) == ("top-p:p=0.3", 4)
+    assert (run.config.steps, run.config.batch_size) == (2, 4)
+    own = run.bed.config("quick")
+    assert (run.config.lr, run.config.warmup) == (own.lr, own.warmup)
+    assert run.spec.layers == run.bed.spec("switch").layers
+
+
+def test_the_bed_can_be_sized(tmp_path: Path) -> None:
+    run = read_run(written(tmp_path, "bed: lm\nbed_settings: {width: 32, length: 16}"))
+    assert "width 32, context 16" in run.bed.description
+
+
+def test_a_run_trains_and_continues(tmp_path: Path) -> None:
+    path = written(tmp_path, RUN)
+    first = train_from(path, tmp_path / "out", progress=False)
+    again = train_from(path, tmp_path / "out", progress=False)
+    assert again.history == first.history
+    assert again.figures == first.figures
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bed: visions", "vision"),
+        ("model: {}", "bed"),
+        ("bed: vision\nmodell: {}", "modell"),
+        ("bed: vision\nmodel: {router: top-pp}", "top-p"),
+        ("bed: vision\nmodel: {n_expert: 4}", r"model\.n_expert"),
+        ("bed: vision\ntraining: {steps: many}", r"training\.steps"),
+        ("bed: vision\ntraining: {steps: 0}", "steps: expected at least 1"),
+        ("bed: vision\nbed_settings: {colour: red}", r"bed_settings\.colour"),
+        ("bed: [", "run.yaml"),
+        ("- a", "run.yaml"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(InputError, match=message) as refused:
+        read_run(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+        read_run(tmp_path / "none.yaml")
