@@ -1,13 +1,14 @@
-"""Does the gateway's memory grow? 100,000 mixed requests, its resident memory sampled 50 times.
+"""Does the gateway's memory grow? 100,000 mixed requests, once it has settled.
 
 The mixture: JSON and streams through a learned router with ever new prompts, all three chat APIs,
 hits of the exact cache, repeated idempotency keys, upstreams that answer 500, cut or stall a
 stream (with and without a fallback), unknown models, bodies that are no JSON, and clients that
 leave in mid-stream. Whatever is bounded by design (caches, remembered prompts, stored responses)
-has bounds that are reached in the first fifth of the run; the slope of memory against requests is
-fitted by least squares over the rest. Writes ``benchmarks/results/gateway-soak.json``.
+meets its bound, and the allocator its final shape, in ``--settle`` requests before; the slope of
+resident memory against requests is fitted by least squares over those that follow. The whole curve
+is in ``benchmarks/results/gateway-soak.json``.
 
-python benchmarks/gateway/soak.py [--requests N] [--router DIR] [--out FILE]
+    python benchmarks/gateway/soak.py [--requests N] [--settle N] [--router DIR] [--out FILE]
 """
 
 from __future__ import annotations
@@ -35,8 +36,7 @@ from crossroads.prompts.pool import ModelCard, Pool, read_pool
 RESULTS = Path(__file__).parents[1] / "results"
 Asked = tuple[bytes, bool]  # a request, and whether its status is 200
 CHAT = "/v1/chat/completions"
-NUM_SAMPLES = 50
-SETTLED = 0.2  # share of the run after which everything bounded has met its bound
+NUM_SAMPLES = 75
 CONNECTIONS = 32
 _LIBRARIES = ("crossroads", "uvicorn", "uvloop", "httptools", "orjson", "numpy")
 _FAULTS = {"cut": "cut-after:5", "stall": "stall-after:3", "broken": "status:500"}
@@ -193,11 +193,12 @@ def slope_of(samples: list[tuple[int, float]]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--settle", type=int, default=200_000, help="requests before those")
     parser.add_argument("--router", type=Path, help="fitted on mmlu-pro:served; else fits auto")
     parser.add_argument("--out", type=Path, default=RESULTS / "gateway-soak.json")
     given = parser.parse_args()
     began = time.time()
-    each = max(40, given.requests // NUM_SAMPLES)
+    each = max(40, (given.settle + given.requests) // NUM_SAMPLES)
     samples: list[tuple[int, float]] = []
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
@@ -214,11 +215,11 @@ def main() -> None:
             if number % 5 == 4:
                 print(f"  {samples[-1][0]:>7} requests: {samples[-1][1]:.2f} MiB", flush=True)
         cpu_s = server.cpu_s()
-    settled = samples[int(SETTLED * NUM_SAMPLES) :]
+    settled = [sample for sample in samples if sample[0] > given.settle]
     slope, error = slope_of([(count, mib * (1 << 20)) for count, mib in settled])
     result = {
         "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
-        "requests": NUM_SAMPLES * each,
+        "requests": NUM_SAMPLES * each - given.settle,
         "left_in_mid_stream": NUM_SAMPLES * len(range(0, each, 40)),
         "settled_after": settled[0][0],
         "ready_mib": ready_mib,
@@ -234,7 +235,7 @@ def main() -> None:
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(
         f"{ready_mib:.1f} MiB when ready, {settled[0][1]:.2f} settled, {settled[-1][1]:.2f} at the "
-        f"end; slope {slope:+.2f} +- {error:.2f} bytes a request over the last {1 - SETTLED:.0%}"
+        f"end; slope {slope:+.2f} +- {error:.2f} bytes a request over the last {given.requests}"
     )
 
 
