@@ -4,9 +4,9 @@ The mixture: JSON and streams through a learned router with ever new prompts, al
 hits of the exact cache, repeated idempotency keys, upstreams that answer 500, cut or stall a
 stream (with and without a fallback), unknown models, bodies that are no JSON, and clients that
 leave in mid-stream. Whatever is bounded by design (caches, remembered prompts, stored responses)
-meets its bound, and the allocator its final shape, in ``--settle`` requests before; the slope of
-resident memory against requests is fitted by least squares over those that follow. The whole curve
-is in ``benchmarks/results/gateway-soak.json``.
+meets its bound, and the allocator its final shape, in ``--settle`` requests before; the growth of
+resident memory a request is measured over those that follow. The whole curve is in
+``benchmarks/results/gateway-soak.json``.
 
     python benchmarks/gateway/soak.py [--requests N] [--settle N] [--router DIR] [--out FILE]
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import random
 import sys
@@ -24,13 +25,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.gateway import load, servers
 from benchmarks.gateway.compare import fit_router
 from crossroads.core.provenance import machine
+from crossroads.core.statistics import Summary, summarise
 from crossroads.prompts.pool import ModelCard, Pool, read_pool
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -180,14 +180,14 @@ def turn(port: int, first: int, count: int) -> None:
     asyncio.run(all_leave())
 
 
-def slope_of(samples: list[tuple[int, float]]) -> tuple[float, float]:
-    """Return the slope of the second number against the first, and its standard error."""
-    x, y = (np.array(column, dtype=float) for column in zip(*samples, strict=True))
-    centred = x - x.mean()
-    slope = float(centred @ y / (centred @ centred))
-    residuals = y - y.mean() - slope * centred
-    error = np.sqrt(residuals @ residuals / (len(x) - 2) / (centred @ centred))
-    return slope, float(error)
+def growth(samples: list[tuple[int, float]]) -> Summary:
+    """Return the bytes that resident memory grows by a request, with its 95 % interval.
+
+    Memory grows in steps, which stay: the changes from sample to sample are what is independent,
+    not the distances from a line, whose standard error would be far too small.
+    """
+    pairs = itertools.pairwise(samples)
+    return summarise([(after - before) * (1 << 20) / (m - n) for (n, before), (m, after) in pairs])
 
 
 def main() -> None:
@@ -216,7 +216,7 @@ def main() -> None:
                 print(f"  {samples[-1][0]:>7} requests: {samples[-1][1]:.2f} MiB", flush=True)
         cpu_s = server.cpu_s()
     settled = [sample for sample in samples if sample[0] > given.settle]
-    slope, error = slope_of([(count, mib * (1 << 20)) for count, mib in settled])
+    grown = growth(settled)
     result = {
         "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
         "requests": NUM_SAMPLES * each - given.settle,
@@ -225,8 +225,7 @@ def main() -> None:
         "ready_mib": ready_mib,
         "settled_mib": settled[0][1],
         "end_mib": settled[-1][1],
-        "slope_bytes_per_request": slope,
-        "slope_standard_error": error,
+        "growth_bytes_per_request": grown.to_dict(),
         "cpu_ms_per_request": 1e3 * cpu_s / (NUM_SAMPLES * each),
         "elapsed_s": time.time() - began,
         "samples": samples,
@@ -235,7 +234,8 @@ def main() -> None:
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print(
         f"{ready_mib:.1f} MiB when ready, {settled[0][1]:.2f} settled, {settled[-1][1]:.2f} at the "
-        f"end; slope {slope:+.2f} +- {error:.2f} bytes a request over the last {given.requests}"
+        f"end; {grown.mean:+.2f} bytes a request over the last {given.requests}, 95 % interval "
+        f"{grown.low:+.2f} to {grown.high:+.2f}"
     )
 
 

@@ -53,6 +53,7 @@ def measure(part: str, seconds: float) -> dict[str, Any]:
     made: dict[str, Callable[[], dict[str, Any]]] = {
         "one thread": lambda: parts.compared(seconds, wall=False),
         "two threads": lambda: parts.compared(seconds, wall=True),
+        "first batches": parts.first_batches,
         "decode": lambda: parts.decode(seconds),
         "skew": lambda: parts.skew(seconds),
         "memory": parts.memory,
@@ -74,17 +75,6 @@ def in_own_process(arguments: list[str], threads: int, peers: str) -> Any:
     return json.loads(done.stdout)
 
 
-def first_batches(peers: str) -> dict[str, Any]:
-    """Return the mean of the first batches by layer and method, each in a new process."""
-    import parts
-
-    found: dict[str, Any] = {}
-    for name, method in parts.first_batch_runs():
-        arguments = ["--first", name, "--method", method]
-        found.setdefault(name, {})[method] = in_own_process(arguments, 1, peers)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="for each comparison")
@@ -92,16 +82,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--only", choices=PARTS, nargs="+", help="renew these parts of the result")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    parser.add_argument("--first", help=argparse.SUPPRESS)
-    parser.add_argument("--method", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         print(json.dumps(measure(options.part, options.seconds)))
-        return
-    if options.first:
-        import parts
-
-        print(json.dumps(parts.first_batches(options.first, options.method)))
         return
     run(options)
 
@@ -113,6 +96,8 @@ def run(options: argparse.Namespace) -> None:
     from crossroads.core.files import write_atomically
     from crossroads.core.provenance import machine
 
+    if options.peers:
+        sys.path.append(options.peers)  # for their versions
     built = built_path()
     body: dict[str, Any] = {}
     if options.only and options.out.is_file():
@@ -125,9 +110,6 @@ def run(options: argparse.Namespace) -> None:
     }
     for part in options.only or PARTS:
         print(f"{part} ...", file=sys.stderr)
-        if part == "first batches":
-            body[part] = first_batches(options.peers)
-            continue
         arguments = ["--part", part, "--seconds", str(options.seconds)]
         body[part] = in_own_process(arguments, PARTS[part], options.peers)
     write_atomically(options.out, json.dumps(body, indent=1) + "\n")

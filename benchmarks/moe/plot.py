@@ -18,7 +18,7 @@ line, polyline { fill: none; stroke-width: 1.5 } .axis { stroke: #90a4ae }
 
 
 def scaling_plot(found: dict[str, dict[str, float]]) -> str:
-    """Return two log-log panels: time by tokens (dashed: proportional), by experts (dashed: flat)."""
+    """Return two log-log panels: time by tokens, and by experts; dashed: proportional, flat."""
     low = min(min(line.values()) for line in found.values()) / 1.3
     high = max(max(line.values()) for line in found.values()) * 1.3
     parts = []

@@ -23,6 +23,7 @@ def interleaved(
     seconds: float,
     wall: bool,
     most: int = MOST_ROUNDS,
+    warm_up: int = WARM_UP,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Return figures by method: every round runs each once, in random order, on new tokens.
@@ -36,14 +37,14 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in methods}
     began = time.monotonic()
     rounds = 0
-    while rounds < WARM_UP + LEAST_ROUNDS or (
-        rounds < WARM_UP + most and time.monotonic() - began < seconds
+    while rounds < warm_up + LEAST_ROUNDS or (
+        rounds < warm_up + most and time.monotonic() - began < seconds
     ):
         for name in draw.sample(list(methods), len(methods)):
             method = methods[name]
             x = torch.randn(method.rows or size.tokens, size.width, generator=rng).to(dtype)
             spent = once(method, x, train=train, clock=clock)
-            if rounds >= WARM_UP:
+            if rounds >= warm_up:
                 times[name].append(spent)
         rounds += 1
     clear(methods.values())
