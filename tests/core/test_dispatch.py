@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from crossroads.core.dispatch import (
     PATHS,
     Activation,
     Path,
+    fused,
     mlp_bank,
     mlp_slots,
     plan_rows,
@@ -151,6 +152,21 @@ def test_the_gradients_of_an_mlp_bank_are_the_differences(
     torch.testing.assert_close(bank(*given_), by_loop)
 
 
+def test_a_popular_expert_is_run_in_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, idx, w, up, down = swiglu_case(tokens=40, places=2, experts=2, empty=0.1)
+    up = up[:, : down.shape[2]].contiguous()
+    up_bias, down_bias = up[:, :, 0].clone(), down[:, :, 0].clone()
+    inputs = floats(x, w, up, up_bias, down, down_bias)
+    whole = mlp_bank(x, idx, w, up, up_bias, down, down_bias)
+    wanted = gradients(whole, inputs)
+    monkeypatch.setattr(fused, "_ROWS", 6)
+    monkeypatch.setattr(fused, "_MOST_ROWS", 9)
+    cut = mlp_bank(x, idx, w, up, up_bias, down, down_bias)
+    torch.testing.assert_close(cut, whole)
+    for ours, reference in zip(gradients(cut, inputs), wanted, strict=True):
+        torch.testing.assert_close(ours, reference)
+
+
 @pytest.mark.parametrize("path", ["fused", "grouped_mm"])
 def test_an_mlp_bank_adds_its_biases_once_per_place(path: Path) -> None:
     x = torch.zeros(2, 4)
@@ -180,6 +196,24 @@ def test_one_expert_may_take_everything() -> None:
     torch.testing.assert_close(
         swiglu_bank(x, idx, w, gate_up, down), written_out(x, idx, w, gate_up, down)
     )
+
+
+def test_inference_holds_one_block_and_the_outputs_at_a_time() -> None:
+    from torch.profiler import ProfilerActivity, profile
+
+    x, idx, w, gate_up, down = swiglu_case(
+        tokens=400, places=2, experts=4, width=32, hidden=64, empty=0, dtype=torch.float32
+    )
+    plan = plan_rows(idx, 4)
+    rows = plan.n_rows + 400  # sorted outputs and the answer
+    indices = 12 * idx.numel() * 8  # what the plan is made with
+    bound = 4 * (rows * 32 + plan.largest_block * (32 + 3 * 64)) + indices
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        swiglu_bank(x, idx, w, gate_up, down)
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = list(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+    all_rows = 4 * plan.n_rows * (2 * 32 + 3 * 64)  # what holding every expert's block would take
+    assert 0 < max(held) <= bound < all_rows
 
 
 def test_inputs_need_not_be_contiguous() -> None:
@@ -296,8 +330,8 @@ def test_a_plan_holds_every_pair_once_in_stable_order(
     for expert, (first, last) in enumerate(pairwise(plan.offsets)):
         count = int(plan.counts_E[expert])
         assert last - first == -(-count // multiple) * multiple
-        tokens = torch.where(idx == expert)[0].tolist()
-        assert plan.rows_S[first:last].tolist() == tokens + tokens[:1] * (last - first - count)
+        rows = torch.where(idx == expert)[0].tolist()
+        assert plan.rows_S[first:last].tolist() == rows + rows[:1] * (last - first - count)
     for n, k in torch.cartesian_prod(torch.arange(tokens), torch.arange(2)).tolist():
         row = int(plan.inverse_NK[n, k])
         if idx[n, k] < 0:

@@ -99,3 +99,39 @@ def test_entropy_of_uniform_and_certain_rows() -> None:
 def test_squared_cv_is_population_variance_over_squared_mean() -> None:
     assert float(squared_cv(torch.tensor([1.0, 3.0]))) == pytest.approx(0.25)
     assert float(squared_cv(torch.zeros(3))) == 0.0
+
+
+@few
+@given(
+    seed=st.integers(0, 10_000),
+    n_experts=st.sampled_from([1, 2, 8, 17, 64]),
+    k=st.integers(1, 4),
+    closed=st.booleans(),
+)
+def test_the_k_best_are_those_of_a_stable_sort(
+    seed: int, n_experts: int, k: int, closed: bool
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    scores = torch.randint(-2, 3, (40, n_experts), generator=rng).float()
+    if closed:
+        scores[torch.rand(scores.shape, generator=rng) < 0.6] = -torch.inf
+    k = min(k, n_experts)
+    wanted = torch.argsort(scores, dim=-1, descending=True, stable=True)[:, :k]
+    assert torch.equal(top_k(scores, k), wanted)
+
+
+@few
+@given(seed=st.integers(0, 10_000), n_experts=st.integers(1, 20), shift=st.floats(-200, 200))
+def test_the_softmax_and_its_gradient_are_those_of_torch(
+    seed: int, n_experts: int, shift: float
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    logits = 5 * torch.randn(6, n_experts, generator=rng, dtype=torch.float64) + shift
+    weight = torch.randn(logits.shape, generator=rng, dtype=torch.float64)
+    found = []
+    for normalise in (softmax, lambda x: torch.softmax(x, -1)):
+        x = logits.clone().requires_grad_()
+        probs = normalise(x)
+        (gradient,) = torch.autograd.grad((probs * weight).sum(), x)
+        found.append((probs.detach(), gradient))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)

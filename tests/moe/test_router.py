@@ -200,3 +200,8 @@ def test_forcing_an_expert_that_is_not_there_is_refused() -> None:
     )
     with pytest.raises(InputError, match="force: expected experts below 3"):
         router.decide(inp)
+
+
+def test_finite_logits_whose_sum_overflows_are_no_error() -> None:
+    huge = tokens([3e38, 0.0, 0.0], [3e38, 3e38, 0.0])
+    assert choice_of(router(k=1), huge).idx_NK.tolist() == [[0], [0]]

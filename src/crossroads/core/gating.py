@@ -13,6 +13,8 @@ from torch import Tensor
 
 from crossroads.core.errors import InputError
 
+_FEW = 3  # places up to which repeated maxima are faster than a sort
+
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Return half-precision tensors as float32; float32 and float64 stay what they are."""
@@ -22,10 +24,12 @@ def at_least_float32(x: Tensor) -> Tensor:
 def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     """Return the softmax in float32 at least; a slice that is -inf throughout becomes zeros."""
     logits = at_least_float32(logits)
-    closed = torch.isneginf(logits).all(dim, keepdim=True)
-    # Masked before and after: the gradient of a softmax over -inf alone is NaN, not zero.
-    probs = torch.softmax(torch.where(closed, torch.zeros_like(logits), logits), dim)
-    return torch.where(closed, torch.zeros_like(probs), probs)
+    # Spelt out: torch's kernel takes six times as long on rows shorter than a vector register, and
+    # its gradient over -inf alone is NaN, not zero.
+    highest = logits.detach().amax(dim, keepdim=True)
+    odds = torch.exp(logits - highest.masked_fill(torch.isneginf(highest), 0.0))
+    total = odds.sum(dim, keepdim=True)
+    return odds / total.masked_fill(total == 0, 1.0)
 
 
 def top_k(scores: Tensor, k: int, dim: int = -1) -> Tensor:
@@ -36,19 +40,29 @@ def top_k(scores: Tensor, k: int, dim: int = -1) -> Tensor:
     length = scores.shape[dim]
     if not 1 <= k <= length:
         raise InputError(f"k: expected between 1 and {length} (the number of choices), got {k}")
-    if k == 1 and dim in (-1, scores.ndim - 1):
-        return first_maximum(scores).unsqueeze(-1)
+    if k <= _FEW and dim in (-1, scores.ndim - 1) and scores.is_floating_point():
+        return _first_maxima(scores.detach(), k)
     order = torch.argsort(scores, dim=dim, descending=True, stable=True)
     return order.narrow(dim, 0, k)
 
 
 def first_maximum(scores: Tensor) -> Tensor:
     """Return the index of the largest entry of the last axis, the lowest one among equals."""
-    is_best = scores == scores.amax(-1, keepdim=True)
-    # argmax of a 0/1 integer tensor promises no order among equals either; a running count does.
-    length = scores.shape[-1]
-    place = torch.arange(length, device=scores.device).expand_as(scores)
-    return torch.where(is_best, place, length - 1).amin(-1)
+    return scores.max(-1).indices  # torch promises the first among equals
+
+
+def _first_maxima(scores: Tensor, k: int) -> Tensor:
+    """Return the k largest entries of the last axis one after the other, as ``top_k`` does."""
+    best = first_maximum(scores).unsqueeze(-1)
+    if k == 1:
+        return best
+    # What is taken must stay below what is left, also where that is -inf.
+    left = scores.clamp_min(torch.finfo(scores.dtype).min)
+    taken = [best]
+    for _ in range(k - 1):
+        left = left.scatter(-1, taken[-1], -torch.inf)
+        taken.append(first_maximum(left).unsqueeze(-1))
+    return torch.cat(taken, -1)
 
 
 def top_p(probs_NE: Tensor, p: float, k_max: int | None = None) -> tuple[Tensor, Tensor]:

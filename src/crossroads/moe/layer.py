@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -101,27 +102,31 @@ class MoELayer(nn.Module):
         attn_out: Tensor | None = None,
         carry: Carry | None = None,
         cache: Any = None,
-        decision: RoutingDecision | None = None,
+        decision: RoutingDecision | Sequence[RoutingDecision] | None = None,
     ) -> SublayerOutput:
-        """Run the layer. ``decision`` (or that of the context) takes the router's place."""
+        """Run the layer. ``decision`` (or that of the context) takes the router's place.
+
+        It is one for all iterations, or one for each; the router's state does not follow it.
+        """
         context = context or RouteContext()
         mask_BT = self._check_call(h_BTD, context)
         if context.mask_BT is not None:
             # Whatever padding holds, also NaN: zero times it must be zero, in gradients too.
             h_BTD = torch.where(mask_BT.unsqueeze(-1), h_BTD, torch.zeros_like(h_BTD))
-        given = decision if decision is not None else context.decisions.get(self.layer)
+        given = self._given(decision if decision is not None else context.decisions.get(self.layer))
         aux: dict[str, AuxTerm] = {}
         decisions: list[RoutingDecision] = []
         new_state: dict[str, Tensor] = {}
         flops = 0.0
         carry = dict(carry or {})
+        caches = list(cache) if self.n_iter > 1 and cache is not None else [cache] * self.n_iter
         stream = h_BTD if self.loop == "prenorm" else self.norm(h_BTD)
         start = stream if self.n_iter > 1 else None
         delta = stream
         for iteration in range(self.n_iter):
             x_BTD = self.norm(stream) if self.loop == "prenorm" else stream
             answer = None
-            if given is None:
+            if not given:
                 inp = self._view(
                     x_BTD,
                     mask_BT,
@@ -131,17 +136,17 @@ class MoELayer(nn.Module):
                     attn_out=attn_out,
                     resid_BTD=h_BTD,
                     carry=carry or None,
-                    cache=cache,
+                    cache=caches[iteration],
                 )
                 # Routers score in float32 whatever the precision of the experts.
                 with torch.autocast(h_BTD.device.type, enabled=False):
                     answer = self._router_of(iteration)(inp)
-                carry, cache = dict(answer.carry), answer.cache
+                carry |= answer.carry
+                caches[iteration] = answer.cache
                 self._collect(answer, iteration, aux, new_state)
                 if self.gate_sharing == "decision":
-                    given = answer.decision
-            chosen = given if answer is None else answer.decision
-            assert chosen is not None
+                    given = (answer.decision,) * self.n_iter
+            chosen = given[iteration] if answer is None else answer.decision
             _check_decision(chosen, self.experts, mask_BT)
             delta = self._outputs(x_BTD, chosen, context)
             flops += self._flops(chosen, mask_BT, router_ran=answer is not None)
@@ -157,18 +162,42 @@ class MoELayer(nn.Module):
             decisions=tuple(decisions),
             new_state=new_state,
             flops=flops,
-            cache=cache,
+            cache=self._joined(caches),
         )
 
     def init_cache(self, batch: int) -> Any:
-        """Return the router's cache for incremental decoding of so many sequences, or None."""
-        return self.routers[0].init_cache(batch)
+        """Return the caches of the iterations for decoding so many sequences, or None."""
+        return self._joined([self._router_of(i).init_cache(batch) for i in range(self.n_iter)])
+
+    def _joined(self, caches: list[Any]) -> Any:
+        """Return one cache as it is, those of a loop as a tuple, None where nobody keeps one."""
+        if self.n_iter == 1 or all(cache is None for cache in caches):
+            return caches[0]
+        return tuple(caches)
+
+    def _given(
+        self, decision: RoutingDecision | Sequence[RoutingDecision] | None
+    ) -> tuple[RoutingDecision, ...]:
+        """Return decisions from outside, one an iteration, without counts for the router."""
+        if decision is None:
+            return ()
+        if isinstance(decision, RoutingDecision):
+            decision = (decision,) * self.n_iter
+        found = tuple(decision)
+        if len(found) != self.n_iter:
+            raise InputError(
+                f"decision: layer {self.layer} runs {self.n_iter} times, got {len(found)} "
+                "decisions; give one for all, or one each"
+            )
+        return tuple(replace(d, stats={}) for d in found)
 
     def commit(self, stats: Mapping[str, Tensor], new_state: Mapping[str, Tensor]) -> None:
         """Advance the routers' state once per optimiser step (see ``Router.commit``)."""
         for iteration, router in enumerate(self.routers):
             mine = f"{iteration}/" if len(self.routers) > 1 else ""
-            router.commit(_under(stats, mine), _under(new_state, mine))
+            counts, state = _under(stats, mine), _under(new_state, mine)
+            if counts or state:  # else it was not asked: all decisions came from outside
+                router.commit(counts, state)
 
     def stats(self, decisions: Sequence[RoutingDecision]) -> dict[str, Tensor]:
         """Return the statistics of a forward pass, summed over the iterations of each router."""

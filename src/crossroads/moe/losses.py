@@ -20,8 +20,9 @@ Normalisation = Literal["picks", "tokens"]
 
 def pick_counts(idx_NK: Tensor, n_experts: int) -> Tensor:
     """Return how often each expert was picked, float32 (E,), empty places left out."""
-    picks = idx_NK[idx_NK >= 0]
-    return torch.bincount(picks, minlength=n_experts).to(torch.float32)
+    # Counted one up, so that empty places (-1) have a count of their own and need no selection.
+    count = torch.bincount((idx_NK + 1).reshape(-1), minlength=n_experts + 1)
+    return count[1:].to(torch.float32)
 
 
 def summed_over_ranks(count: Tensor, group: Any = None) -> Tensor:

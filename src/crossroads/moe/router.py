@@ -158,7 +158,11 @@ class TokenChoiceRouter(Router):
     # ------------------------------------------------------------------ the order of a call
 
     def decide(self, inp: RouterInput) -> RouterOutput:
-        clean_NE = opened(self.score(inp), inp)
+        return self.decide_by(self.score(inp), inp)
+
+    def decide_by(self, score_NE: Tensor, inp: RouterInput) -> RouterOutput:
+        """Return the decision for what ``score`` gave."""
+        clean_NE = opened(score_NE, inp)
         logits_NE = self.noisy(clean_NE, inp)
         probs_NE = self.mix(self.normalise(logits_NE, inp), inp)
         idx_NK = self.select(probs_NE, logits_NE, inp)
@@ -239,11 +243,7 @@ def opened(logits_NE: Tensor, inp: RouterInput) -> Tensor:
 
     Raises InputError for logits that are not finite and for shapes that do not fit.
     """
-    if not bool(torch.isfinite(logits_NE.detach()[inp.mask_N]).all()):
-        raise InputError(
-            f"router of layer {inp.layer}: logits hold NaN or infinity; check the learning rate, "
-            "the norm before the layer and the input for NaN"
-        )
+    check_finite(logits_NE, inp)
     if inp.logit_bias is not None:
         logits_NE = logits_NE + per_token(inp.logit_bias, logits_NE, inp, "logit_bias")
     if inp.allow is not None:
@@ -252,6 +252,20 @@ def opened(logits_NE: Tensor, inp: RouterInput) -> Tensor:
             raise InputError(f"allow: expected bool, got {allowed_NE.dtype}")
         logits_NE = logits_NE.masked_fill(~allowed_NE, -torch.inf)
     return logits_NE
+
+
+def check_finite(logits_NE: Tensor, inp: RouterInput) -> None:
+    """Raise InputError where logits of real tokens are not finite."""
+    logits_NE = logits_NE.detach()
+    # A sum is finite only if all terms are; it costs no copy. Padding, or an overflow of the sum
+    # itself, is told apart afterwards.
+    if bool(torch.isfinite(logits_NE.sum())):
+        return
+    if not bool(torch.isfinite(logits_NE[inp.mask_N]).all()):
+        raise InputError(
+            f"router of layer {inp.layer}: logits hold NaN or infinity; check the learning rate, "
+            "the norm before the layer and the input for NaN"
+        )
 
 
 def per_token(given: Tensor, logits_NE: Tensor, inp: RouterInput, name: str) -> Tensor:

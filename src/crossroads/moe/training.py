@@ -367,19 +367,28 @@ class _Run:
 
 
 class _Commits:
-    """State changes of one optimiser step, summed over its micro-batches."""
+    """State changes of one optimiser step, summed over its micro-batches.
+
+    Layers that share their routers are one: such a router advances once a step too.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.layers: dict[int, Any] = {m.layer: m for m in routed_layers(model)}
+        owner: dict[tuple[int, ...], int] = {}
+        self.owner = {
+            number: owner.setdefault(tuple(map(id, layer.routers)), number)
+            for number, layer in self.layers.items()
+        }
         self.stats: dict[int, dict[str, Tensor]] = {}
         self.new_state: dict[int, dict[str, Tensor]] = {}
 
     def add(self, output: ModelOutput) -> None:
         for record in output.records:
-            total = self.stats.setdefault(record.layer, {})
+            owner = self.owner[record.layer]
+            total = self.stats.setdefault(owner, {})
             for name, value in self.layers[record.layer].stats(record.decisions).items():
                 total[name] = total[name] + value if name in total else value
-            self.new_state.setdefault(record.layer, {}).update(record.new_state)
+            self.new_state.setdefault(owner, {}).update(record.new_state)
 
     def apply(self) -> None:
         for layer, stats in self.stats.items():

@@ -279,7 +279,7 @@ def test_time_is_counted_where_it_goes(run: Run) -> None:
             await pool.fetch(second)
             assert first.phases.connect > 0
             assert second.phases.connect == 0
-            assert 0.04 < second.phases.upstream <= second.phases.total
+            assert second.phases.upstream > 0.04
 
     run(ask())
 

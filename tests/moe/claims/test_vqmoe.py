@@ -79,6 +79,12 @@ def test_kappa_takes_chance_out_and_gives_nothing_for_a_collapsed_route() -> Non
     assert kept([one_N], [one_N], 2) == (1.0, 0.0)
 
 
+def test_the_busiest_expert_is_counted_layer_by_layer() -> None:
+    assert claim.busiest([torch.tensor([2, 2, 2, 0]), torch.tensor([0, 1, 2, 3])]) == 0.5 * (
+        0.75 + 0.25
+    )
+
+
 def test_noise_has_the_asked_size_and_hits_nothing_else() -> None:
     x_BTD = 3 * torch.randn(4, 50, 16, generator=torch.Generator().manual_seed(0))
     inp = RouterInput(x_BTD=x_BTD, mask_BT=torch.ones(4, 50, dtype=torch.bool))
@@ -150,3 +156,4 @@ def test_it_runs_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     coded = verdict.measured["arms"][claim.VQ]
     assert {"bpb discrete alone", "noise discrete", "checkpoints continuous share"} <= set(coded)
     assert all(0 <= v <= 1 for v in coded["noise discrete share"])
+    assert "certified" not in verdict.measured["arms"][claim.BALANCED]

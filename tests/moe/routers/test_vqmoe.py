@@ -314,3 +314,25 @@ def test_both_branches_are_token_choices_of_one_place_each() -> None:
     for choice in answer.decision.choices:
         assert isinstance(choice, TokenChoice)
         assert choice.idx_NK.shape == (10, 1)
+
+
+def test_the_codebook_loss_is_the_pull_both_ways_with_its_gradients() -> None:
+    book = started(commit=0.4).codebook
+    rows, x = numbers(9, D, seed=1).requires_grad_(), numbers(9, D, seed=2).requires_grad_()
+    mask_N = torch.arange(9) < 7
+    mse = torch.nn.functional.mse_loss
+    plain = mse(rows[:7], x[:7].detach()) + 0.4 * mse(x[:7], rows[:7].detach())
+    value = book.loss(rows, x, mask_N)
+    torch.testing.assert_close(value, plain)
+    wanted = torch.autograd.grad(3 * plain, (rows, x))
+    torch.testing.assert_close(torch.autograd.grad(3 * value, (rows, x)), wanted)
+
+
+@pytest.mark.parametrize("codebook", ["l2", "cosine"])
+def test_one_product_gives_what_gate_branches_and_codes_give_alone(codebook: str) -> None:
+    router = started(codebook=codebook)
+    inp = view(numbers(2, 5, D))
+    found = router.quantise(inp)
+    torch.testing.assert_close(found.score_NE, router.score(inp))
+    torch.testing.assert_close(found.gate_N2, router.branch_gate(inp.x_ND))
+    assert torch.equal(found.code_N, router.codebook.nearest(inp.x_ND, router.codebook.codes))

@@ -12,6 +12,7 @@ G = 2F for swiglu, else F.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ from crossroads.core.dispatch.rows import (
     row_weights,
 )
 from crossroads.core.dispatch.team import Block, Run, run_blocks
+
+_ROWS, _MOST_ROWS = 1024, 1536  # of a span, and of the last one of an expert
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,26 +69,37 @@ def _forward(
     kept: dict[int, Tensor] = {}
 
     def prepare() -> Run:
-        work = _Workspace(plan, bank, x_ND)
+        work = _Workspace(bank, x_ND, min(plan.largest_block, _MOST_ROWS))
         x_RD, h_RF = work.x_RD(), work.h_RF()
-        a_RG = None if keep else work.a_RG()
+        reused_RG = work.a_RG(0 if keep else None)
 
         def run(block: Block) -> None:
             expert, start, stop = block
-            rows = stop - start
-            x_e = torch.index_select(x_ND, 0, plan.rows_S[start:stop], out=x_RD[:rows])
             # One block per expert, not one of all rows: small enough for the allocator to reuse.
-            a_e = work.a_RG(rows) if a_RG is None else a_RG[:rows]
-            _linear(x_e, bank.first_EGD, bank.first_bias_EG, expert, a_e)
-            h_e = activate_into(bank.kind, a_e, h_RF[:rows], kernels)
-            _linear(h_e, bank.second_EDF, bank.second_bias_ED, expert, y_SD[start:stop])
+            a_RG = work.a_RG(stop - start) if keep else reused_RG
+            for first, last in _cut(start, stop):
+                rows = last - first
+                x_r = torch.index_select(x_ND, 0, plan.rows_S[first:last], out=x_RD[:rows])
+                offset = first - start if keep else 0
+                a_r = a_RG[offset : offset + rows]
+                _linear(x_r, bank.first_EGD, bank.first_bias_EG, expert, a_r)
+                h_r = activate_into(bank.kind, a_r, h_RF[:rows], kernels)
+                _linear(h_r, bank.second_EDF, bank.second_bias_ED, expert, y_SD[first:last])
             if keep:
-                kept[expert] = a_e
+                kept[expert] = a_RG
 
         return run
 
     run_blocks(plan.blocks, prepare, _multiply_adds(plan, bank))
     return y_SD, [kept[expert] for expert, _, _ in plan.blocks if keep]
+
+
+def _cut(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Cut a popular expert's rows into spans that stay in cache between the two products."""
+    while stop - start > _MOST_ROWS:
+        yield start, start + _ROWS
+        start += _ROWS
+    yield start, stop
 
 
 def _multiply_adds(plan: RowPlan, bank: Bank) -> int:
@@ -166,32 +180,35 @@ def _backward(  # noqa: PLR0917 - what forward saved
     hidden = {block[0]: a_e for block, a_e in zip(plan.blocks, kept, strict=False)}
 
     def prepare() -> Run:
-        work = _Workspace(plan, bank, x_ND)
+        work = _Workspace(bank, x_ND, min(plan.largest_block, _MOST_ROWS))
         g_RD, x_RD, h_RF, dh_RF, da_RG = (
             work.g_RD(), work.x_RD(), work.h_RF(), work.h_RF(), work.a_RG()
         )  # fmt: skip
 
         def run(block: Block) -> None:
             expert, start, stop = block
-            rows, span = stop - start, slice(start, stop)
-            g_e = _weigh_back(grad_ND, y_SD, span, plan, w_S, g_RD[:rows], dw_S, kernels)
-            h_e, da_e = h_RF[:rows], da_RG[:rows]
-            if through:
-                dh_e = torch.mm(g_e, bank.second_EDF[expert], out=dh_RF[:rows])
-                activate_back(bank.kind, hidden[expert], dh_e, h_e, da_e, kernels)
-            elif d_second is not None:
-                activate_into(bank.kind, hidden[expert], h_e, kernels)
-            if d_second is not None:
-                torch.mm(g_e.t(), h_e, out=d_second[expert])
-            if d_second_bias is not None:
-                torch.sum(g_e, 0, out=d_second_bias[expert])
-            if d_first is not None:
-                x_e = torch.index_select(x_ND, 0, plan.rows_S[span], out=x_RD[:rows])
-                torch.mm(da_e.t(), x_e, out=d_first[expert])
-            if d_first_bias is not None:
-                torch.sum(da_e, 0, out=d_first_bias[expert])
-            if dx_SD is not None:
-                torch.mm(da_e, bank.first_EGD[expert], out=dx_SD[span])
+            for first, last in _cut(start, stop):
+                rows, span, more = last - first, slice(first, last), first > start
+                g_r = _weigh_back(grad_ND, y_SD, span, plan, w_S, g_RD[:rows], dw_S, kernels)
+                h_r, da_r = h_RF[:rows], da_RG[:rows]
+                if hidden:
+                    a_r = hidden[expert][first - start : last - start]
+                if through:
+                    dh_r = torch.mm(g_r, bank.second_EDF[expert], out=dh_RF[:rows])
+                    activate_back(bank.kind, a_r, dh_r, h_r, da_r, kernels)
+                elif d_second is not None:
+                    activate_into(bank.kind, a_r, h_r, kernels)
+                if d_second is not None:
+                    _product(g_r, h_r, d_second[expert], more=more)
+                if d_second_bias is not None:
+                    _sum(g_r, d_second_bias[expert], more=more)
+                if d_first is not None:
+                    x_r = torch.index_select(x_ND, 0, plan.rows_S[span], out=x_RD[:rows])
+                    _product(da_r, x_r, d_first[expert], more=more)
+                if d_first_bias is not None:
+                    _sum(da_r, d_first_bias[expert], more=more)
+                if dx_SD is not None:
+                    torch.mm(da_r, bank.first_EGD[expert], out=dx_SD[span])
 
         return run
 
@@ -203,6 +220,21 @@ def _backward(  # noqa: PLR0917 - what forward saved
         dx_ND = combine(dx_SD, plan.inverse_NK, None)
     dw_NK = pair_values(dw_S, plan).to(w_NK.dtype) if needs[1] else None
     return [dx_ND, dw_NK, *grads]
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor, *, more: bool) -> None:
+    """Write left^T right, the gradient of a weight over one span; ``more`` adds it."""
+    if more:
+        out.addmm_(left.t(), right)
+    else:
+        torch.mm(left.t(), right, out=out)
+
+
+def _sum(rows: Tensor, out: Tensor, *, more: bool) -> None:
+    if more:
+        out.add_(rows.sum(0))
+    else:
+        torch.sum(rows, 0, out=out)
 
 
 def _weigh_back(  # noqa: PLR0917 - what is read, what is written, by what
@@ -229,10 +261,10 @@ def _weigh_back(  # noqa: PLR0917 - what is read, what is written, by what
 
 
 class _Workspace:
-    """Makes buffers for the largest block, which one thread reuses for every expert it runs."""
+    """Makes buffers of ``most`` rows, which one thread reuses for every expert it runs."""
 
-    def __init__(self, plan: RowPlan, bank: Bank, x_ND: Tensor) -> None:
-        self._most, self._like = plan.largest_block, x_ND
+    def __init__(self, bank: Bank, x_ND: Tensor, most: int) -> None:
+        self._most, self._like = most, x_ND
         _, self._d_out, self._hidden = bank.second_EDF.shape
         _, self._width, self._d_in = bank.first_EGD.shape
 

@@ -25,17 +25,17 @@ static inline uint32_t as_word(float value) {
 static inline float load_f32(float value) { return value; }
 static inline float store_f32(float value) { return value; }
 static inline float load_bf16(uint16_t half) { return as_float((uint32_t)half << 16); }
+/* A NaN made from bfloat16 has its low half clear, so that rounding cannot carry out of it. */
 static inline uint16_t store_bf16(float value) {
   uint32_t word = as_word(value);
-  uint16_t nearest = (uint16_t)((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
-  return nearest;
+  return (uint16_t)((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
 }
 
 /* 1 / (1 + 2^t), t = -x log2(e) = n + f: 2^f by its series to the sixth power (relative error
  * below 1e-7 on [-1/2, 1/2]), 2^n by the exponent bits. */
 static inline float sigmoid(float x) {
   float t = x * -1.44269504f;
-  t = t < 120.0f ? t : 120.0f; /* in this order each is one instruction */
+  t = t < 128.0f ? t : 128.0f; /* 2^128 is infinity in the exponent bits: sigmoid 0 */
   t = t > -120.0f ? t : -120.0f;
   float n = t + 12582912.0f; /* 1.5 * 2^23: rounds, and leaves n in the low bits */
   uint32_t shift = as_word(n) << 23;

@@ -59,11 +59,14 @@ def divide(blocks: Sequence[Block], threads: int) -> tuple[list[Block], list[Blo
 
 def _run_apart(blocks: Sequence[Block], run: Run, prepare: Callable[[], Run], threads: int) -> None:
     waiting = iter(blocks)  # shared: each block is taken once
+    # Modes belong to a thread, and tensors of inference mode are written in no other.
+    without_grad = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
 
     def take() -> None:
-        mine = prepare()
-        for block in waiting:
-            mine(block)
+        with without_grad():
+            mine = prepare()
+            for block in waiting:
+                mine(block)
 
     helpers = [_pool(threads - 1).submit(take) for _ in range(threads - 1)]
     try:
@@ -82,10 +85,9 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
 
 def _join() -> None:
-    """Make the calling thread one that runs every operation by itself, without gradients."""
+    """Make the calling thread one that runs every operation by itself."""
     torch.mm(torch.ones(1, 1), torch.ones(1, 1))  # torch sets a new thread's count at first use
     _set_threads(1)
-    torch.set_grad_enabled(False)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from crossroads.core.errors import InputError
 from crossroads.core.routed import routed_layers
+from crossroads.moe.beds import ArenaBed
 from crossroads.moe.beds.lm import LanguageBed
 from crossroads.moe.building import MoESpec
 from crossroads.moe.contract import RouterInput, RoutingDecision, TokenChoice
@@ -74,7 +75,7 @@ def routes_of(decisions: Sequence[RoutingDecision]) -> Routes:
     return found
 
 
-def router_inputs(model: nn.Module, bed: LanguageBed) -> list[RouterInput]:
+def router_inputs(model: nn.Module, bed: ArenaBed | LanguageBed) -> list[RouterInput]:
     """Return what every router sees on the probe batch, layer by layer."""
     seen: list[RouterInput] = []
     hooks = [

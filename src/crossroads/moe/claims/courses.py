@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from crossroads.core.errors import InputError
 from crossroads.core.routed import ModelOutput, routed_layers
-from crossroads.moe.beds import ArenaBed
 from crossroads.moe.beds.lm import LanguageBed
 from crossroads.moe.building import MoESpec
 from crossroads.moe.probing import LayerProbe, probe
@@ -53,13 +52,6 @@ class CourseBed(LanguageBed):
             model.register_forward_hook(course.keep)
             model.add_module(PLACE, course)
         return model
-
-
-def course_bed() -> ArenaBed:
-    """Return the bed at its quick size."""
-    made: Any = CourseBed()
-    bed: ArenaBed = made
-    return bed
 
 
 def course_of(model: nn.Module) -> list[float]:

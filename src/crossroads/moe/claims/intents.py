@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from crossroads.core.routed import ModelOutput, RouteContext
 from crossroads.datasets import clinc150
 from crossroads.datasets.batches import batch_indices
 from crossroads.models.encoder import EncoderClassifier, EncoderConfig
-from crossroads.moe.beds.bed import ArenaBed, Ints, Preset, tensor
+from crossroads.moe.beds.bed import Ints, Preset, tensor
 from crossroads.moe.building import MoEFactory, MoESpec
 from crossroads.moe.training import TrainConfig
 
@@ -106,13 +105,6 @@ class IntentBed:
         token_BT, mask_BT, label_B = batch = held_out(PROBED)
         _, output = self.loss(model, batch, RouteContext())
         return output, label_B.unsqueeze(1).expand_as(token_BT)[mask_BT].numpy()
-
-
-def intent_bed() -> ArenaBed:
-    """Return the bed at its size."""
-    made: Any = IntentBed()
-    bed: ArenaBed = made
-    return bed
 
 
 def held_out(count: int) -> Batch:

@@ -161,7 +161,7 @@ def conditional_load(decision: RoutingDecision) -> tuple[np.ndarray[Any, Any], f
     n_routed = decision.n_experts - 1
     routed_NK = (choice.idx_NK >= 0) & (choice.idx_NK < n_routed)
     count_E = torch.bincount(choice.idx_NK[routed_NK], minlength=n_routed).double()
-    weight = float(choice.w_NK[routed_NK].abs().mean()) if bool(routed_NK.any()) else 0.0
+    weight = float(choice.w_NK.detach()[routed_NK].abs().mean()) if bool(routed_NK.any()) else 0.0
     return (count_E / count_E.sum().clamp_min(1)).numpy(), weight
 
 

@@ -7,6 +7,8 @@ normalised. No noise, no capacity, no loss. Every token sees every other: never 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,9 @@ from crossroads.moe.contract import (
     RouterOutput,
     RoutingDecision,
 )
-from crossroads.moe.router import grouped, opened
+from crossroads.moe.router import check_finite, grouped, opened
+
+MODERATE = 30.0  # scale up to which exp and the sums of it are far from the ends of float32
 
 
 class Soft(Router):
@@ -75,8 +79,8 @@ class Soft(Router):
     def score(self, inp: RouterInput) -> Tensor:
         """Return logits of all slots, (N, E * C)."""
         x_ND = _unit(gating.at_least_float32(inp.x_ND), dim=1)
-        mu_DEC = _unit(self.mu_DEC.to(x_ND.dtype), dim=0)
-        return self.scale.to(x_ND.dtype) * (x_ND @ mu_DEC.flatten(1))
+        mu_DEC = self.scale.to(x_ND.dtype) * _unit(self.mu_DEC.to(x_ND.dtype), dim=0)
+        return x_ND @ mu_DEC.flatten(1)
 
     def decide(self, inp: RouterInput) -> RouterOutput:
         batch, length = inp.mask_BT.shape
@@ -86,20 +90,27 @@ class Soft(Router):
                 "router that chooses"
             )
         shape = (batch, length, self.n_experts, self.slots)
-        logits_GSF = self._opened(self.score(inp).reshape(batch, length, -1), inp)
-        dispatch_GSF, combine_GSF = _both_softmaxes(logits_GSF, inp)
-        combine_GSEC = combine_GSF.reshape(shape)
-        logits_NE = torch.logsumexp(logits_GSF.reshape(-1, self.n_experts, self.slots), -1)
+        clean_GSEC = self.score(inp).reshape(shape)
+        if self._is_plain(inp):
+            mixed = _shared_exponentials(clean_GSEC, inp)
+        else:
+            opened_GSF = self._opened(clean_GSEC.flatten(2), inp)
+            mixed = _both_softmaxes(opened_GSF.reshape(shape), inp)
         decision = RoutingDecision(
-            choice=Dense(dispatch_GSEC=dispatch_GSF.reshape(shape), combine_GSEC=combine_GSEC),
+            choice=Dense(dispatch_GSEC=mixed.dispatch_GSEC, combine_GSEC=mixed.combine_GSEC),
             n_experts=self.n_experts,
             shape=(batch, length),
             mask_N=inp.mask_N,
-            logits_NE=logits_NE,
-            probs_NE=combine_GSEC.sum(-1).reshape(-1, self.n_experts),
+            logits_NE=mixed.logits_GSE.flatten(0, 1),
+            probs_NE=mixed.probs_GSE.flatten(0, 1),
             weights="normalised",
         )
         return RouterOutput(decision=decision, carry=inp.carry or {})
+
+    def _is_plain(self, inp: RouterInput) -> bool:
+        """Return whether logits are cosines times the scale, too small for exp to overflow."""
+        untouched = inp.logit_bias is None and inp.allow is None
+        return untouched and abs(float(self.scale.detach())) <= MODERATE
 
     def _opened(self, clean_GSF: Tensor, inp: RouterInput) -> Tensor:
         """Return logits with ``logit_bias`` and ``allow``, equal for all slots of an expert."""
@@ -120,15 +131,59 @@ class Soft(Router):
         return self.active
 
 
-def _both_softmaxes(logits_GSF: Tensor, inp: RouterInput) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Mixed:
+    """Both mixtures, and what an expert's slots have together: log-sum-exp and combine weight."""
+
+    dispatch_GSEC: Tensor
+    combine_GSEC: Tensor
+    logits_GSE: Tensor
+    probs_GSE: Tensor
+
+
+def _shared_exponentials(logits_GSEC: Tensor, inp: RouterInput) -> _Mixed:
+    """Return both mixtures from one exponential, for logits that need no shift.
+
+    The exponentials are written over the logits. Raises InputError where they are not finite.
+    """
+    odds_GSEC = logits_GSEC.exp_()
+    odds_GSE = odds_GSEC.sum(3)
+    total_GS = odds_GSE.sum(2)
+    check_finite(total_GS.reshape(-1), inp)
+    logits_GSE = odds_GSE.log()
+    if not bool(inp.mask_BT.all()):
+        padding_GS11 = ~inp.mask_BT[:, :, None, None]
+        odds_GSEC = odds_GSEC.masked_fill(padding_GS11, 0.0)
+        odds_GSE = odds_GSE.masked_fill(padding_GS11[..., 0], 0.0)
+    column_G1EC = odds_GSEC.sum(1, keepdim=True)
+    share_GS11 = total_GS.reciprocal()[:, :, None, None]
+    # A group of padding alone has empty columns.
+    dispatch_GSEC = odds_GSEC * column_G1EC.masked_fill(column_G1EC == 0, 1.0).reciprocal()
+    return _Mixed(
+        dispatch_GSEC=dispatch_GSEC,
+        # New memory costs as much as the product: taken only where a gradient needs the old one.
+        combine_GSEC=torch.mul(
+            odds_GSEC, share_GS11, out=None if odds_GSEC.requires_grad else odds_GSEC
+        ),
+        logits_GSE=logits_GSE,
+        probs_GSE=odds_GSE * share_GS11[..., 0],
+    )
+
+
+def _both_softmaxes(logits_GSEC: Tensor, inp: RouterInput) -> _Mixed:
     """Return softmaxes over tokens and over slots, zeros at padding and forbidden experts."""
-    if inp.allow is None and bool(inp.mask_BT.all()):
-        # No slice is closed: the plain softmax saves several passes over G * S * E * C numbers.
-        return torch.softmax(logits_GSF, 1), torch.softmax(logits_GSF, 2)
-    real_GS1 = inp.mask_BT.unsqueeze(-1)
-    dispatch_GSF = gating.softmax(logits_GSF.masked_fill(~real_GS1, -torch.inf), dim=1)
-    return dispatch_GSF, torch.where(real_GS1, gating.softmax(logits_GSF), 0.0)
+    real_GS11 = inp.mask_BT[:, :, None, None]
+    dispatch_GSEC = gating.softmax(logits_GSEC.masked_fill(~real_GS11, -torch.inf), dim=1)
+    combine_GSF = gating.softmax(logits_GSEC.flatten(2))
+    combine_GSEC = torch.where(real_GS11, combine_GSF.reshape(logits_GSEC.shape), 0.0)
+    return _Mixed(
+        dispatch_GSEC=dispatch_GSEC,
+        combine_GSEC=combine_GSEC,
+        logits_GSE=torch.logsumexp(logits_GSEC, -1),
+        probs_GSE=combine_GSEC.sum(-1),
+    )
 
 
 def _unit(x: Tensor, dim: int) -> Tensor:
-    return x * torch.rsqrt(x.square().sum(dim, keepdim=True) + 1e-6)
+    length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
+    return x * torch.rsqrt(length.square() + 1e-6)

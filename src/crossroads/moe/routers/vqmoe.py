@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -89,14 +89,16 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def state_of_pass(self, x_ND: Tensor, inp: RouterInput) -> dict[str, Tensor]:
         """Return what the pass finds out about the next state: first codes, or revived ones."""
+        begins = not bool(self.started)
+        if not inp.training or not (begins or self.kind == "balanced"):
+            return {}
         real_N = inp.mask_N.nonzero().squeeze(-1)
-        if not inp.training or not len(real_N):
+        if not len(real_N):
             return {}
+        if begins:
+            drawn_M = _spread(len(real_N), self.n_codes, inp.rng).to(x_ND.device)
+            return {"codes": x_ND[real_N[drawn_M]]}
         x_ND = x_ND[real_N]
-        if not bool(self.started):
-            return {"codes": x_ND[_spread(len(x_ND), self.n_codes, inp.rng).to(x_ND.device)]}
-        if self.kind != "balanced":
-            return {}
         closeness_MN = torch.softmax(_unit(self.codes.to(x_ND.dtype)) @ _unit(x_ND).T, dim=-1)
         drawn_M = torch.multinomial(closeness_MN.cpu(), 1, generator=inp.rng).squeeze(-1)
         return {"revived": x_ND[drawn_M.to(x_ND.device)]}
@@ -104,10 +106,20 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, x_ND: Tensor, codes_MD: Tensor, allowed_NM: Tensor | None = None) -> Tensor:
         """Return each token's code, int64 (N,), ties to the lower; -1 where none is allowed."""
+        return self.nearest_by(x_ND @ codes_MD.T, codes_MD, allowed_NM)
+
+    @torch.no_grad()
+    def nearest_by(
+        self, product_NM: Tensor, codes_MD: Tensor, allowed_NM: Tensor | None = None
+    ) -> Tensor:
+        """Do as ``nearest``, from the inner products of tokens and codes.
+
+        They are enough: a token's own length changes none of its comparisons.
+        """
         if self.kind == "l2":
-            closeness_NM = x_ND @ (2 * codes_MD).T - codes_MD.square().sum(-1)
+            closeness_NM = 2 * product_NM - codes_MD.square().sum(-1)
         else:
-            closeness_NM = _unit(x_ND) @ _unit(codes_MD).T
+            closeness_NM = product_NM / codes_MD.norm(dim=-1).clamp_min(1e-12)
         if allowed_NM is None:
             return gating.first_maximum(closeness_NM)
         code_N = gating.first_maximum(closeness_NM.masked_fill(~allowed_NM, -torch.inf))
@@ -127,9 +139,8 @@ class Codebook(nn.Module):
             rows_ND, x_ND = rows_ND[mask_N], x_ND[mask_N]
         if not len(x_ND):
             return 0.0 * (rows_ND.sum() + x_ND.sum())
-        to_token = nn.functional.mse_loss(rows_ND, x_ND.detach())
-        to_code = nn.functional.mse_loss(x_ND, rows_ND.detach())
-        return to_token + self.commit_weight * to_code
+        pull: Tensor = _Pull.apply(rows_ND, x_ND, self.commit_weight)
+        return pull
 
     @torch.no_grad()
     def commit(self, count_M: Tensor, new_state: Mapping[str, Tensor]) -> None:
@@ -159,6 +170,25 @@ class Codebook(nn.Module):
         return margin_NM.masked_fill(apart_NM == 0, torch.inf).amin(-1)
 
 
+class _Pull(torch.autograd.Function):
+    """mean ||v - sg x||^2 + weight * mean ||sg v - x||^2 from one difference instead of two."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, x_ND: Tensor, weight: float) -> Tensor:
+        apart_ND = rows_ND - x_ND
+        ctx.save_for_backward(apart_ND)
+        ctx.weight = weight
+        flat = apart_ND.reshape(-1)
+        return (1 + weight) * torch.dot(flat, flat) / flat.numel()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (apart_ND,) = ctx.saved_tensors
+        to_rows_ND = apart_ND * (2 * grads[0] / apart_ND.numel())
+        to_x_ND = -ctx.weight * to_rows_ND if ctx.needs_input_grad[1] else None
+        return to_rows_ND, to_x_ND, None
+
+
 def _unit(x: Tensor) -> Tensor:
     return nn.functional.normalize(x, dim=-1, eps=1e-12)
 
@@ -171,12 +201,17 @@ def _spread(n_rows: int, n_wanted: int, rng: torch.Generator | None) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Quantised:
-    """One pass through the codebook: codes chosen, their vectors, and the tokens they stand for."""
+    """One pass through the codebook: codes chosen, their vectors, and the tokens they stand for.
+
+    ``score_NE`` and ``gate_N2`` are the logits of the gate and of the branches, where both run.
+    """
 
     code_N: Tensor
     rows_ND: Tensor
     x_ND: Tensor
     new_state: Mapping[str, Tensor]
+    score_NE: Tensor | None
+    gate_N2: Tensor | None
 
 
 class VQMoE(TokenChoiceRouter):
@@ -261,8 +296,11 @@ class VQMoE(TokenChoiceRouter):
 
     def score(self, inp: RouterInput) -> Tensor:
         x_ND = gating.at_least_float32(inp.x_ND)
-        rows_ED = nn.functional.normalize(self.gate.weight.to(x_ND.dtype), dim=-1)
-        return nn.functional.linear(x_ND, rows_ED)
+        return nn.functional.linear(x_ND, self._rows(x_ND))
+
+    def _rows(self, x_ND: Tensor) -> Tensor:
+        """Return the gate's directions, (E, D)."""
+        return _unit(self.gate.weight.to(x_ND.dtype))
 
     def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
         sharp_NE = gating.softmax(scored.logits_NE / BALANCE_TEMPERATURE)
@@ -288,13 +326,30 @@ class VQMoE(TokenChoiceRouter):
         x_ND = gating.at_least_float32(inp.x_ND)
         new_state = self.codebook.state_of_pass(x_ND, inp)
         codes_MD = new_state.get("codes", self.codebook.codes).to(x_ND.dtype)
-        code_N = self.codebook.nearest(x_ND, codes_MD, self._allowed_codes(inp))
+        score_NE, gate_N2, product_NM = self._products(x_ND, codes_MD)
+        code_N = self.codebook.nearest_by(product_NM, codes_MD, self._allowed_codes(inp))
         return _Quantised(
             code_N=torch.where(inp.mask_N, code_N, NOBODY),
-            rows_ND=codes_MD[code_N.clamp_min(0)],
+            rows_ND=codes_MD.index_select(0, code_N.clamp_min(0)),
             x_ND=x_ND,
             new_state=new_state,
+            score_NE=score_NE,
+            gate_N2=gate_N2,
         )
+
+    def _products(self, x_ND: Tensor, codes_MD: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the logits of the gate and of the branches, and the inner products with the codes.
+
+        One pass over the tokens for all three. Without a continuous branch there are only codes.
+        """
+        codes_MD = codes_MD.detach()
+        if self.branches == "discrete":
+            return None, None, nn.functional.linear(x_ND, codes_MD)
+        weight_2D = self.branch_gate.weight.to(x_ND.dtype)
+        rows = torch.cat([self._rows(x_ND), weight_2D, codes_MD])
+        sizes = [self.n_experts, 2, len(codes_MD)]
+        score_NE, gate_N2, product_NM = nn.functional.linear(x_ND, rows).split(sizes, -1)
+        return score_NE, gate_N2 + self.branch_gate.bias.to(x_ND.dtype), product_NM
 
     def discrete_branch(self, found: _Quantised, gate_N1: Tensor, inp: RouterInput) -> Branch:
         """Return the route through the expert of each token's code, norms before and after."""
@@ -340,8 +395,8 @@ class VQMoE(TokenChoiceRouter):
     def decide(self, inp: RouterInput) -> RouterOutput:
         if self.branches == "continuous":
             return super().decide(inp)
-        gates_N2 = self.branch_weights(inp)
         found = self.quantise(inp)
+        gates_N2 = self.branch_weights(found, inp)
         discrete = self.discrete_branch(found, gates_N2[:, 1:], inp)
         count_E = losses.pick_counts(discrete.choice.idx_NK, self.n_experts)
         count_M = losses.pick_counts(found.code_N, self.codebook.n_codes)
@@ -358,8 +413,8 @@ class VQMoE(TokenChoiceRouter):
             stats={"count_E": count_E, "count_M": count_M},
             extra={"code_N": found.code_N},
         )
-        if self.branches == "both":
-            linear = super().decide(inp)
+        if found.score_NE is not None:
+            linear = self.decide_by(found.score_NE, inp)
             decision = self._joined(linear.decision, decision, gates_N2[:, :1], inp)
             aux.update(linear.aux)
         return RouterOutput(
@@ -383,15 +438,12 @@ class VQMoE(TokenChoiceRouter):
             },
         )
 
-    def branch_weights(self, inp: RouterInput) -> Tensor:
+    def branch_weights(self, found: _Quantised, inp: RouterInput) -> Tensor:
         """Return the weights of the continuous and the discrete branch, (N, 2); 0 at padding."""
-        x_ND = gating.at_least_float32(inp.x_ND)
-        if self.branches == "discrete":
-            gates_N2 = torch.ones(x_ND.shape[0], 2, dtype=x_ND.dtype, device=x_ND.device)
+        if found.gate_N2 is None:
+            gates_N2 = found.x_ND.new_ones(found.x_ND.shape[0], 2)
         else:
-            weight_2D = self.branch_gate.weight.to(x_ND.dtype)
-            bias_2 = self.branch_gate.bias.to(x_ND.dtype)
-            gates_N2 = torch.softmax(nn.functional.linear(x_ND, weight_2D, bias_2), -1)
+            gates_N2 = gating.softmax(found.gate_N2)
         return torch.where(inp.mask_N.unsqueeze(1), gates_N2, torch.zeros_like(gates_N2))
 
     @torch.no_grad()
