@@ -37,7 +37,7 @@ def trained(bed: ArenaBed, arm: Arm, steps: int, watch: Watch | None = None) -> 
 def draw_vision_moe() -> str:
     bed = get_bed("vision")
     rows, cells = [], []
-    for name in (*vision_moe.SPARSE, "soft"):
+    for name in vision_moe.SPARSE:
         model = trained(bed, vision_moe.ARMS[name], vision_moe.STEPS[False])
         with torch.no_grad():
             output, _ = bed.probe(model)

@@ -28,6 +28,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import torch
 from torch import Tensor, nn
 
+from crossroads.core.dispatch.native import kernels_for
 from crossroads.core.errors import CrossroadsError
 from crossroads.core.files import write_atomically
 from crossroads.core.provenance import machine
@@ -123,6 +124,7 @@ def main() -> None:
         "what": "CPU time of every router alone as a share of its layer's forward.",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(("crossroads", "torch")),
+        "compiled_kernels": kernels_for(torch.empty(0)) is not None,
         "layer": {
             "tokens": BATCH * LENGTH, "width": WIDTH, "hidden": HIDDEN, "experts": EXPERTS,
         },

@@ -129,7 +129,7 @@ def test_options_reach_the_task(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["moe"], 2, "no arena or command 'moe'; there is: prompts"),
+        (["vision"], 2, "no arena or command 'vision'; there is: prompts, moe"),
         (["prompts", "--routers", "lst"], 2, "unknown router 'lst'; did you mean 'last'"),
         (["prompts", "--routers", " , "], 2, "expected names separated by commas"),
         (["prompts", "--models", "smal"], 2, "'smal'; did you mean 'small'"),

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ models:
   - {name: calculator, endpoint: local:calculator}
   - {name: units, endpoint: local:units}
 """
+BUDGET_A_DAY = "governance: {teams: {t: {budgets: [{usd: 1, per: day}]}}}\n"
 TWO_WORKERS = ("--port", "0", "--workers", "2")
 HEAVY = ("torch", "sklearn", "pandas", "lightgbm", "transformers", "plotly", "pyarrow")
 
@@ -87,10 +89,7 @@ def test_it_says_where_it_serves_and_its_example_works(pool: str) -> None:
 def test_a_start_warns_of_what_the_workers_it_was_told_of_do_not_share(tmp_path: Path) -> None:
     (tmp_path / "pool.yaml").write_text(TOOLS, "utf-8")
     config = tmp_path / "serve.yaml"
-    text = (
-        f"pool: {tmp_path}/pool.yaml\nledger: null\ncache: {{exact: true}}\n"
-        "governance: {teams: {t: {budgets: [{usd: 1, per: day}]}}}\n"
-    )
+    text = f"pool: {tmp_path}/pool.yaml\nledger: null\ncache: {{exact: true}}\n" + BUDGET_A_DAY
     config.write_text(text, "utf-8")
     process = subprocess.Popen(
         [sys.executable, "-m", "crossroads", "serve", "--config", str(config), *TWO_WORKERS],
@@ -113,6 +112,22 @@ def test_a_start_warns_of_what_the_workers_it_was_told_of_do_not_share(tmp_path:
         "idempotency",
         "responses.store",
     ]
+
+
+def test_a_changed_configuration_is_warned_of_as_the_first_was(tmp_path: Path) -> None:
+    (tmp_path / "pool.yaml").write_text(TOOLS, "utf-8")
+    config = tmp_path / "serve.yaml"
+    text = f"pool: {tmp_path}/pool.yaml\nledger: null\n"
+    config.write_text(text, "utf-8")
+    with server("--config", str(config)) as (process, _, _):
+        ends = threading.Timer(20.0, process.kill)  # or a warning that never comes is waited for
+        ends.start()
+        config.write_text(text + BUDGET_A_DAY, "utf-8")
+        assert process.stderr is not None
+        told = map(json.loads, iter(process.stderr.readline, ""))
+        warned = next(line["message"] for line in told if line["level"] == "warning")
+        ends.cancel()
+    assert warned.startswith("governance.teams.t.budgets: 1 USD per day can be spent anew")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -190,6 +190,20 @@ def test_what_needs_no_gradient_gets_none() -> None:
         torch.testing.assert_close(frozen[chosen].grad, wanted[chosen])
 
 
+@pytest.mark.parametrize(
+    ("chosen", "products"), [("x", 2), ("w", 0), ("gate_up", 2), ("down", 1), ("all", 4)]
+)
+def test_backward_computes_only_what_is_asked_for(chosen: str, products: int) -> None:
+    x, idx, w, gate_up, down = swiglu_case(empty=0)
+    named = {"x": x, "w": w, "gate_up": gate_up, "down": down}
+    floats(*(tensor for name, tensor in named.items() if chosen in (name, "all")))
+    y = swiglu_bank(x, idx, w, gate_up, down)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        y.backward(torch.ones_like(y))
+    counted = sum(event.count for event in seen.key_averages() if event.key == "aten::mm")
+    assert counted == products * len(idx.unique())
+
+
 def test_one_expert_may_take_everything() -> None:
     x, _, w, gate_up, down = swiglu_case(tokens=150, places=2)
     idx = torch.full((150, 2), 3)

@@ -8,20 +8,26 @@ import http.client
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crossroads.core.errors import CrossroadsError
+from crossroads.core.errors import CrossroadsError, InputError
+from crossroads.gateway import runtime as runtime_module
 from crossroads.gateway.app import Gateway
+from crossroads.gateway.build import Built
+from crossroads.gateway.checking import Finding
 from crossroads.gateway.config import read_config
 from crossroads.gateway.exchange import Exchange
 from crossroads.gateway.governance import KeyFile
+from crossroads.gateway.ledger import LedgerSettings, open_ledger
 from crossroads.gateway.policies import CompiledPolicies
 from crossroads.gateway.runtime import Runtime
 from tests.gateway.fake_upstream import FakeUpstream
+from tests.gateway.ledger.records import record
 from tests.gateway.serving import serving_runtime
 
 HELLO = [{"role": "user", "content": "hello there"}]
@@ -142,6 +148,43 @@ def test_an_answer_is_judged_by_its_decision_id(url: str) -> None:
     assert call(url, "POST", "/v1/feedback", {**judgement, "decision_id": "dec_no"})[0] == 404
 
 
+@pytest.mark.parametrize("endpoint", ["feedback", "decisions"])
+def test_a_row_that_another_worker_has_yet_to_write_is_waited_for(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    decision_id = f"dec_{0:032x}"
+    settings = LedgerSettings(url=f"sqlite:{tmp_path / 'ledger.db'}", flush_ms=60_000)
+    looked = Runtime.read
+
+    async def look_too_early(runtime: Runtime, *given: Any) -> Any:
+        found = await looked(runtime, *given)
+        worker.append(record(decision_id, key_id="mine"))
+        assert await asyncio.to_thread(worker.flush)
+        return found
+
+    with closing(open_ledger(settings)) as worker:
+        monkeypatch.setattr(Runtime, "read", look_too_early)
+        if endpoint == "feedback":
+            judgement = {"decision_id": decision_id, "score": 1}
+            assert call(url, "POST", "/v1/feedback", judgement)[0] == 200
+        else:
+            assert call(url, "GET", f"/v1/decisions/{decision_id}")[0] == 200
+        monkeypatch.undo()
+
+
+def test_the_wait_for_a_row_is_bounded_and_only_for_what_may_be_a_decision(
+    tmp_path: Path, upstream: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = {"url": f"sqlite:{tmp_path / 'ledger.db'}", "flush_ms": 60_000}
+    path = write(tmp_path, upstream, ledger=ledger)
+    with serving_runtime(runtime_of(path)) as url:  # a client gives up after ten seconds
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime_module, "_LONGEST_WAIT_S", 0.01)
+            assert call(url, "GET", "/v1/decisions/dec_none")[0] == 404
+        monkeypatch.setattr(runtime_module, "_LONGEST_WAIT_S", 60.0)
+        assert call(url, "GET", "/v1/decisions/none")[0] == 404
+
+
 def test_a_changed_file_is_served_without_a_restart(
     url: str, path: Path, tmp_path: Path, upstream: FakeUpstream
 ) -> None:
@@ -203,6 +246,28 @@ def test_a_defect_in_a_reload_is_shown_and_the_next_change_is_followed(
         monkeypatch.undo()
         write(tmp_path, upstream, policies={"auto": {"kind": "split", "weights": {"trickle-1": 1}}})
         until(lambda: ask(url)[1]["x-crossroads-model"] == "trickle-1")
+
+
+def test_warnings_of_a_reloaded_configuration_are_logged(
+    path: Path, tmp_path: Path, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def warned(advise: Callable[[Built], list[Finding]]) -> list[str]:
+        caplog.clear()
+        read = partial(read_config, path)
+        runtime = Runtime(read(), read=read, path=path, advise=advise)
+        await runtime.start()
+        await runtime.reload()
+        await runtime.close()
+        return [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
+
+    def refuse(_: Built) -> list[Finding]:
+        raise InputError("keys.yaml: it has changed again")
+
+    finding = Finding("warning", "pool", "no price for m: budgets see it as free")
+    assert asyncio.run(warned(lambda _: [finding])) == [f"pool: {finding.message}"]
+    assert asyncio.run(warned(refuse)) == []
+    assert asyncio.run(warned(lambda _: [1 / 0])) == []
+    assert "was not found out" in caplog.text
 
 
 def test_a_stream_outlives_the_configuration_it_began_under(

@@ -18,6 +18,8 @@ from crossroads.core.errors import InputError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
     from crossroads.gateway.admin import AdminSettings
+    from crossroads.gateway.build import Built
+    from crossroads.gateway.checking import Finding
     from crossroads.gateway.config import ServeConfig
     from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.workers import Worker
@@ -57,11 +59,12 @@ def command(config: str | None, **options: Any) -> None:
 
     worker = Worker.of_this_process()
     shared = os.environ.get(_SHARED) if worker is not None else None
-    written = read_config(config, options)
+    as_written = partial(read_config, config, options)
+    written = as_written()
     if worker is None and written.workers > 1:
         sys.exit(_supervise(written))
     read = partial(read_config, config, options, shared=shared)
-    _serve(written, read, config, worker=worker)
+    _serve(as_written, read, config, worker=worker)
 
 
 def _supervise(settings: ServeConfig) -> int:
@@ -85,19 +88,23 @@ def _supervise(settings: ServeConfig) -> int:
 
 
 def _serve(
-    written: ServeConfig,
+    as_written: partial[ServeConfig],
     read: partial[ServeConfig],
     path: str | None,
     *,
     worker: Worker | None,
 ) -> None:
-    """Serve in this process what ``read`` returns: ``written``, and what workers share."""
+    """Serve in this process what ``read`` returns: ``as_written``, and what workers share."""
     from crossroads.gateway.checking import advice
     from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.server import bind, serve, url_of
 
     settings = read()
     speaks = worker is None or worker.is_first  # for all workers
+
+    def advise(built: Built) -> list[Finding]:
+        return advice(built, as_written())
+
     listener = bind(settings.host, settings.port) if worker is None else worker.listen()
     admin: socket.socket | None = None
     try:
@@ -112,13 +119,14 @@ def _serve(
                 shared=None if shared is None else Path(shared),
                 admin_socket=admin,
                 url=url_of(listener),
+                advise=advise if speaks else None,
             )
         except UsageError as error:
             if path is None:
                 raise
             raise InputError(f"config {path}: {error}") from error  # the file names what is not
 
-        found = advice(runtime.built, written) if speaks else []
+        found = advise(runtime.built) if speaks else []
 
         def on_ready() -> None:
             for finding in found:  # now that the log is open

@@ -7,12 +7,13 @@ import gc
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
@@ -27,6 +28,7 @@ from crossroads.gateway.engine import Idempotency
 from crossroads.gateway.ledger import (
     LedgerReader,
     SqlLedger,
+    is_decision,
     open_ledger,
     owner_of,
     parse_feedback,
@@ -41,6 +43,9 @@ from crossroads.gateway.telemetry import (
     health_source,
 )
 
+if TYPE_CHECKING:
+    from crossroads.gateway.checking import Finding
+
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -53,6 +58,8 @@ _FIXED = (
 # Between two looks for garbage: calls leave next to none, and what they hold while they run is
 # looked at in vain.
 _COLLECTIONS = (10_000, 20, 10)
+# A row of another worker is waited for as long as a commit may take, and never longer than this.
+_COMMIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 
 
 class Runtime:
@@ -66,6 +73,8 @@ class Runtime:
     shared : folder through which the workers of one gateway share their figures; None for one
     admin_socket : bound, where this process serves the admin port
     url : where clients reach the gateway, to be shown
+    advise : what of a reloaded snapshot is worth a warning in the log; None where another process
+        says so for all
 
     Raises what ``build`` raises, and CrossroadsError where the ledger or a log cannot be opened.
     """
@@ -79,10 +88,12 @@ class Runtime:
         shared: Path | None = None,
         admin_socket: socket.socket | None = None,
         url: str = "",
+        advise: Callable[[Built], Sequence[Finding]] | None = None,
     ) -> None:
         self.config = self._first = config
         self.path = None if path is None else Path(path)
         self._read = read
+        self._advise = advise
         self.telemetry = GatewayTelemetry(
             config.telemetry, directory=shared, secrets=_secrets(config)
         )
@@ -196,7 +207,22 @@ class Runtime:
             if fixed:
                 message += f"; {', '.join(fixed)} will only change with a restart"
             logger.info("%s", message)
+            await self._warn(built)
             return {"changed": True, "message": message}
+
+    async def _warn(self, built: Built) -> None:
+        """Log what works in a new snapshot, and still is hardly meant."""
+        if self._advise is None:
+            return
+        try:
+            found = await asyncio.to_thread(self._advise, built)
+        except CrossroadsError:
+            return  # a file has changed again: the reload that follows tells
+        except Exception:
+            logger.exception("what is doubtful in the configuration was not found out")
+            return
+        for finding in found:
+            logger.warning("%s: %s", finding.place, finding.message)
 
     def health(self) -> dict[str, Any]:
         """Return how every part is: ``status`` and ``parts``."""
@@ -279,15 +305,28 @@ class Runtime:
         except orjson.JSONDecodeError:
             given = None
         feedback = parse_feedback(given, key_id=client.key_id, models=self.built.pool.names)
-        owner = await self.read(owner_of, self.ledger, self.reader, feedback.decision_id)
+        look = partial(self.read, owner_of, self.ledger, self.reader, feedback.decision_id)
+        owner = await self._look_twice(feedback.decision_id, look)
         if owner is None or owner != client.key_id:
             raise unknown_decision(feedback.decision_id)
         self.ledger.append_feedback(feedback)
         return {"id": feedback.feedback_id, "object": "feedback", "reward": feedback.reward}
 
     async def _recall(self, client: Client, decision_id: str) -> dict[str, Any] | None:
-        entry = await self.entry(decision_id)
+        entry = await self._look_twice(decision_id, partial(self.entry, decision_id))
         return None if entry is None or entry["key_id"] != client.key_id else entry
+
+    async def _look_twice(
+        self, decision_id: str, look: Callable[[], Awaitable[T | None]]
+    ) -> T | None:
+        """Look again, once, when another worker must have written what is not there yet."""
+        assert self.ledger is not None
+        found = await look()
+        if found is None and is_decision(decision_id):
+            flush_s = self.ledger.settings.flush_ms / 1000
+            await asyncio.sleep(min(flush_s + _COMMIT_S, _LONGEST_WAIT_S))
+            found = await look()
+        return found
 
     async def entry(self, decision_id: str) -> dict[str, Any] | None:
         """Return a call as the ledger has it, as plain data with its judgements."""

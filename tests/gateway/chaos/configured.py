@@ -83,7 +83,7 @@ def run_python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=60,
+        timeout=300,  # of what hangs; a busy machine takes minutes for some
         **options,
     )
 

@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.gateway.call import Event
 from crossroads.gateway.contracts import Choice, Tally
 from crossroads.gateway.engine import Engine, EngineSettings
 from crossroads.gateway.upstreams import build_upstreams
 from crossroads.prompts.experts.base import ExpertError
-from crossroads.core.http.timeouts import Timeouts
 from crossroads.prompts.pool import ModelCard
 from tests.gateway.engine.scripted import a_call, finishes, gathered_until, num_openings, text_of
 from tests.gateway.fake_upstream import TEXT, FakeUpstream

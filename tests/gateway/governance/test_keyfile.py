@@ -42,6 +42,11 @@ def test_the_file_holds_no_secret_and_only_its_owner_reads_it(file: KeyFile) -> 
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
 
 
+def test_a_name_that_cannot_be_is_told_in_words(file: KeyFile) -> None:
+    with pytest.raises(InputError, match="name: expected 1 to 64 of the letters a to z, digits"):
+        file.create("two words")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_what_root_makes_belongs_to_the_owner_of_the_folder(tmp_path: Path) -> None:
     folder = tmp_path / "state"

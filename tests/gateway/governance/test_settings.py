@@ -22,8 +22,8 @@ def key(**fields: Any) -> dict[str, Any]:
         ({"keys": [key(secret="x" * 20)]}, "either 'hash'"),
         ({"keys": [{"name": "a", "secret": "short"}]}, "16 to 256 printable"),
         ({"keys": [{"name": "a", "secret": "with space in the middle"}]}, "printable"),
-        ({"keys": [{"name": "a b", "hash": HASH}]}, "pattern"),
-        ({"keys": [{"name": "a", "hash": "md5:00"}]}, "pattern"),
+        ({"keys": [{"name": "a b", "hash": HASH}]}, "1 to 64 of the letters"),
+        ({"keys": [{"name": "a", "hash": "md5:00"}]}, "sha256: and 64 digits"),
         ({"keys": [key(), key()]}, "key 'a' is given twice"),
         ({"keys": [key(team="none")]}, "team 'none'"),
         ({"keys": [key(limits={"requests_per_minute": 0})]}, "greater than or equal to 1"),
@@ -35,8 +35,8 @@ def key(**fields: Any) -> dict[str, Any]:
         ({"keys": [key(budgets=[{"usd": 1, "traffic": [1.0] * 23}])]}, "24 weights"),
         ({"keys": [key(budgets=[{"usd": 1, "traffic": [0.0] * 24}])]}, "24 weights"),
         ({"keys": [key(budgets=[{"usd": 1, "alert_at": [80]}])]}, "less than or equal to 1"),
-        ({"store": "postgres://host"}, "pattern"),
-        ({"store": "sqlite:"}, "pattern"),
+        ({"store": "postgres://host"}, "expected memory, sqlite:PATH"),
+        ({"store": "sqlite:"}, "expected memory, sqlite:PATH"),
         ({"lease_ttl_s": 0.1}, "greater than or equal to 1"),
     ],
 )
@@ -56,3 +56,8 @@ def test_times_are_utc_where_they_name_no_zone() -> None:
     settings = KeySettings.model_validate(yaml.safe_load(text))
     assert settings.expires is not None
     assert settings.expires.isoformat() == "2030-01-31T00:00:00+00:00"
+
+
+def test_a_schema_shows_the_pattern_of_a_name() -> None:
+    name = KeySettings.model_json_schema()["properties"]["name"]
+    assert (name["type"], name["pattern"]) == ("string", "^(?:[A-Za-z0-9][A-Za-z0-9._@-]{0,63})$")

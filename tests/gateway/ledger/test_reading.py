@@ -150,3 +150,17 @@ def test_a_reader_makes_no_ledger_of_an_empty_file(tmp_path: Path) -> None:
         pytest.raises(InputError, match="not a ledger"),
     ):
         reader.get("dec_1")
+
+
+def test_a_file_that_is_no_database_is_no_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("nothing of a database, and longer than the head of one" * 10, "utf-8")
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="not a ledger; give the URL the server writes"):
+        open_ledger(LedgerSettings(url=f"sqlite:{path}"))
+    with (
+        LedgerReader(f"sqlite:{path}") as reader,
+        pytest.raises(InputError, match="not a ledger"),
+    ):
+        reader.get("dec_1")
+    assert path.read_bytes() == before

@@ -428,7 +428,7 @@ def test_a_place_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "l.db").write_bytes(b"something else, and long enough to be looked at" * 50)
-    with pytest.raises(InputError, match="not a database"):
+    with pytest.raises(InputError, match="not a ledger"):
         open_ledger(settings(tmp_path))
 
 

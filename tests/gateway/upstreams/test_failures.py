@@ -10,13 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossroads.core.http.connection import FailureKind, HttpFailure
-from crossroads.gateway.upstreams.failures import (
-    Failures,
-    excerpt,
-    json_object,
-    seconds_to_wait,
-)
+from crossroads.gateway.upstreams.failures import Failures
 from crossroads.gateway.vocabulary import SpentError
+from crossroads.prompts.experts.failures import excerpt, json_object, seconds_to_wait
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from crossroads.gateway.upstreams.failures import Failures
 from crossroads.gateway.upstreams.reading import StreamReading
 from crossroads.prompts.experts.base import ExpertError
 from tests.core.http.servers import stream_response
+from tests.core.http.test_connection import connected
 from tests.gateway.upstreams.chats import chat_chunk
-from tests.gateway.upstreams.test_connection import connected
 
 CHUNKS = [chat_chunk(text) for text in ("", "Zw\u00f6lf", " Bl\u00fcten", "\U0001f33c", "\n\n")]
 EVENTS = [*CHUNKS, chat_chunk(None, "stop"), b": ping\n\n", b"data: [DONE]\n\n"]

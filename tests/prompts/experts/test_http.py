@@ -45,8 +45,9 @@ def read_stream(expert: HttpExpert, request: dict[str, Any]) -> list[Any]:
     return asyncio.run(run())
 
 
-def expert(upstream: FakeUpstream, model: str, **settings: Any) -> HttpExpert:
-    return HttpExpert(name="m", endpoint=upstream.url, upstream_model=model, **settings)
+def expert(upstream: FakeUpstream, model: str, **card: Any) -> HttpExpert:
+    fields = {"endpoint": upstream.url, "upstream_model": model, **card}
+    return HttpExpert(ModelCard(name="m", **fields))
 
 
 def test_an_answer_comes_as_the_endpoint_gave_it(upstream: FakeUpstream) -> None:
@@ -77,13 +78,12 @@ def test_a_connection_is_used_again(upstream: FakeUpstream) -> None:
     async def run() -> int:
         asked = expert(upstream, "ok")
         await asked.start()
-        assert asked._session is not None
-        connector: Any = asked._session.connector
         for _ in range(3):
             await asked.complete(REQUEST)
-        pooled = sum(len(connections) for connections in connector._conns.values())
+        assert asked._pool is not None
+        num_opened = asked._pool.num_opened
         await asked.close()
-        return pooled
+        return num_opened
 
     assert asyncio.run(run()) == 1
 
@@ -100,15 +100,15 @@ def test_a_stream_is_a_whole_answer_in_chunks(upstream: FakeUpstream) -> None:
 
 
 def test_the_whole_call_ends_at_its_deadline(upstream: FakeUpstream) -> None:
-    asked = expert(upstream, "slow-30", timeouts=Timeouts(total=0.5, idle=5))
-    with pytest.raises(ExpertError, match=r"no answer within 0\.5 s") as late:
+    asked = expert(upstream, "slow-30", timeouts={"total": 0.5, "idle": 5})
+    with pytest.raises(ExpertError, match=r"no whole answer within 0\.5 s") as late:
         complete(asked)
     assert late.value.status == 504
 
 
 def test_an_answer_over_the_limit_is_refused(upstream: FakeUpstream) -> None:
     with pytest.raises(ExpertError, match="of more than 50 bytes") as refused:
-        complete(expert(upstream, "ok", max_answer_bytes=50))
+        complete(HttpExpert(ModelCard(name="m", endpoint=upstream.url), max_answer_bytes=50))
     assert refused.value.code == "upstream_invalid"
 
 
@@ -158,13 +158,13 @@ def test_a_card_says_what_is_sent_and_how_long_to_wait(
 
 
 def test_a_proxy_is_asked_for_the_whole_url(upstream: FakeUpstream) -> None:
-    asked = HttpExpert(
+    card = ModelCard(
         name="m",
         endpoint="http://models.invalid/v1",
         upstream_model="ok",
         proxy=upstream.url.removesuffix("/v1"),
     )
-    assert complete(asked)["choices"][0]["message"]["content"] == TEXT
+    assert complete(HttpExpert(card))["choices"][0]["message"]["content"] == TEXT
     assert upstream.requests[-1][0]["Host"] == "models.invalid"
 
 
@@ -173,8 +173,12 @@ def test_a_proxy_is_asked_for_the_whole_url(upstream: FakeUpstream) -> None:
     [
         ({"proxy": "socks5://127.0.0.1:9"}, "proxy is not http://host:port"),
         ({"proxy": "${NOT_SET_ANYWHERE}"}, "proxy of model 'm': .*NOT_SET_ANYWHERE is not set"),
-        ({"ca_file": "none.pem"}, "ca_file 'none.pem': No such file.*give a PEM file"),
+        (
+            {"endpoint": "https://127.0.0.1:9/v1", "ca_file": "none.pem"},
+            "ca_file 'none.pem': no such file; give a PEM file",
+        ),
         ({"headers": {"x-a": "b\nc"}}, "header x-a: expected printable ASCII on one line"),
+        ({"headers": {"Content-Length": "2"}}, "'Content-Length' cannot be set; leave it out"),
     ],
 )
 def test_what_a_call_could_not_use_is_found_at_the_start(
@@ -184,14 +188,27 @@ def test_what_a_call_could_not_use_is_found_at_the_start(
         complete(expert(upstream, "ok", **fields))
 
 
-def test_errors_name_the_host_and_neither_path_nor_password(upstream: FakeUpstream) -> None:
-    url = upstream.url.replace("http://", "http://user:pass@")
-    asked = HttpExpert(name="m", endpoint=url, upstream_model="status-500")
+def test_errors_name_the_host_and_not_the_path(upstream: FakeUpstream) -> None:
     with pytest.raises(ExpertError) as failed:
-        complete(asked)
+        complete(expert(upstream, "status-500"))
     assert str(failed.value).startswith("model 'm' at 127.0.0.1:")
-    assert "pass" not in str(failed.value)
+    assert "/v1" not in str(failed.value)
     assert "\n" not in str(failed.value)
+
+
+def test_a_password_in_an_endpoint_is_refused_and_not_shown() -> None:
+    with pytest.raises(InputError, match="use api_key or headers") as refused:
+        HttpExpert(ModelCard(name="m", endpoint="http://user:secret-word@host/v1"))
+    assert "secret-word" not in str(refused.value)
+
+
+def test_an_unwritable_request_is_refused(upstream: FakeUpstream) -> None:
+    nested: list[Any] = []
+    for _ in range(300):
+        nested = [nested]
+    with pytest.raises(ExpertError, match="cannot be passed on") as refused:
+        complete(expert(upstream, "ok"), messages=nested)
+    assert refused.value.status == 400
 
 
 def test_cancelling_a_call_ends_it_at_the_endpoint() -> None:

@@ -95,7 +95,10 @@ def _forward(
 
 
 def _cut(start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Cut a popular expert's rows into spans that stay in cache between the two products."""
+    """Cut a popular expert's rows into spans that stay in cache between the two products.
+
+    The gradient of its weights is then rounded once per span.
+    """
     while stop - start > _MOST_ROWS:
         yield start, start + _ROWS
         start += _ROWS
@@ -103,6 +106,9 @@ def _cut(start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def _multiply_adds(plan: RowPlan, bank: Bank) -> int:
+    """Return the work of a forward, 0 where it is not done by this process's threads."""
+    if bank.first_EGD.device.type != "cpu":
+        return 0
     return plan.n_rows * (bank.first_EGD.numel() + bank.second_EDF.numel()) // plan.n_experts
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from crossroads.gateway.settings import Section
+from crossroads.gateway.settings import Matching, Section
 
 _STORES = ("redis", "rediss", "unix")
+
+Namespace = Annotated[
+    str, Matching(r"[\w.:-]{1,64}", "1 to 64 letters, digits and . : - _, without spaces")
+]
 
 
 class ExactSettings(Section):
@@ -48,9 +52,8 @@ class CacheSettings(Section):
     headers: tuple[str, ...] = Field(
         default=(), description="of requests that policies go by, besides x-crossroads-..."
     )
-    namespace: str = Field(
+    namespace: Namespace = Field(
         default="crossroads",
-        pattern=r"^[\w.:-]{1,64}$",
         description="of keys in Redis; gateways with different policies need different ones",
     )
     sampling: Literal["none", "unset", "any"] = Field(

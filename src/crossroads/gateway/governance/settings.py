@@ -9,15 +9,30 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from crossroads.gateway.governance.periods import parse_period
-from crossroads.gateway.settings import Section
+from crossroads.gateway.settings import Matching, Section
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
-_HASH = r"^sha256:[0-9a-f]{64}$"
 _MOST_UNITS = 10**10  # a day of them in milliseconds still fits 64 bits
 _MOST_USD = 9e6  # in billionths this is the largest whole number that a Redis script counts exactly
 _LEAST_SECRET = 16  # characters of a secret that a person chose
 
-Name = Annotated[str, Field(pattern=_NAME)]
+Name = Annotated[
+    str,
+    Matching(
+        "[A-Za-z0-9][A-Za-z0-9._@-]{0,63}",
+        "1 to 64 of the letters a to z, digits and . _ @ -, a letter or digit first",
+    ),
+]
+Hash = Annotated[
+    str,
+    Matching("sha256:[0-9a-f]{64}", "sha256: and 64 digits 0-9 a-f, as 'crossroads keys' writes"),
+]
+StoreUrl = Annotated[
+    str,
+    Matching(
+        "memory|sqlite:.+|rediss?://.+|unix://.+",
+        "memory, sqlite:PATH, redis://HOST or unix://PATH",
+    ),
+]
 Units = Annotated[int, Field(ge=1, le=_MOST_UNITS)]
 
 
@@ -80,7 +95,7 @@ class KeySettings(Section):
     """A virtual key. ``hash`` is what ``crossroads keys create`` writes; ``secret`` is hashed."""
 
     name: Name
-    hash: Annotated[str, Field(pattern=_HASH)] | None = None
+    hash: Hash | None = None
     secret: str | None = Field(default=None, repr=False, description="usually ${NAME}")
     team: Name | None = None
     models: tuple[str, ...] | None = Field(
@@ -122,9 +137,8 @@ class GovernanceSettings(Section):
     keys: tuple[KeySettings, ...] = ()
     keys_file: str | None = Field(default=None, description="YAML written by crossroads keys")
     teams: dict[Name, TeamSettings] = Field(default_factory=dict)
-    store: str = Field(
+    store: StoreUrl = Field(
         default="memory",
-        pattern=r"^(memory|sqlite:.+|rediss?://.+|unix://.+)$",
         description="memory (one process), sqlite:PATH (one host), redis://host:port; left out: "
         "memory, with several workers a temporary file that they share until they end",
     )

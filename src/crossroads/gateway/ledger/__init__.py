@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from crossroads.gateway.ledger.feedback import Feedback, parse_feedback, unknown_decision
+from crossroads.gateway.ledger.feedback import (
+    Feedback,
+    is_decision,
+    parse_feedback,
+    unknown_decision,
+)
 from crossroads.gateway.ledger.ownership import owner_of
 from crossroads.gateway.ledger.reading import Entry, Filters, LedgerReader
 from crossroads.gateway.ledger.settings import LedgerSettings
@@ -16,6 +21,7 @@ __all__ = [
     "LedgerSettings",
     "SqlLedger",
     "check_ledger",
+    "is_decision",
     "open_ledger",
     "owner_of",
     "parse_feedback",

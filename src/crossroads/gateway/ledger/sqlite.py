@@ -57,6 +57,8 @@ class SqliteStore:
             self._migrate(connection)
         except sqlite3.Error as error:
             connection.close()
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
+                raise not_a_ledger(f"sqlite:{self.path}") from error
             raise self._unavailable(error) from error
         except BaseException:
             connection.close()

@@ -12,19 +12,25 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from crossroads.core.errors import InputError
 from crossroads.core.http.connection import Connection, HttpFailure
 from crossroads.core.http.dial import Base
 from crossroads.core.http.pool import ConnectionPool, Request
 from crossroads.gateway.call import Body, Dialect, Event
 from crossroads.gateway.contracts import Order
-from crossroads.gateway.upstreams.failures import Failures, excerpt, json_object
+from crossroads.gateway.upstreams.failures import Failures
 from crossroads.gateway.upstreams.gate import Gate
 from crossroads.gateway.upstreams.reading import StreamReading
 from crossroads.gateway.upstreams.settings import UpstreamSettings
 from crossroads.gateway.vocabulary import NEVER_PASSED, usage_of
 from crossroads.prompts.experts.base import chunks_of
-from crossroads.prompts.experts.environment import expand
+from crossroads.prompts.experts.failures import json_object
+from crossroads.prompts.experts.headers import (
+    check_headers,
+    is_plain,
+    request_head,
+    secret_headers,
+    secrets_in,
+)
 from crossroads.prompts.pool import ModelCard
 
 if TYPE_CHECKING:
@@ -40,12 +46,6 @@ _LIST_OF: dict[Dialect, str] = {
 """The field that every answer of a dialect has, and that is a list."""
 
 _NEVER = frozenset(name.encode() for name in NEVER_PASSED)
-_RESERVED = frozenset(
-    {
-        *("host", "content-length", "content-type", "transfer-encoding", "connection", "te"),
-        *("trailer", "upgrade", "accept-encoding", "expect", "proxy-authorization"),
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,8 @@ class HttpUpstream:
         self._model = card.upstream_model or card.name
         self._max_bytes = settings.max_answer_bytes
         limit = card.max_parallel
-        self._failures = Failures(f"model {card.name!r} at {base.target.authority}")
+        self._place = f"model {card.name!r} at {base.target.authority}"
+        self._failures = Failures(self._place)
         self.gate = (
             Gate(limit, max_waiting=settings.max_waiting, failures=self._failures)
             if limit
@@ -130,23 +131,12 @@ class HttpUpstream:
     async def start(self) -> None:
         """Read keys from the environment. Raises InputError where one is not set."""
         secrets = self._secret_headers()
-        target = self._base.target
-        headers = {
-            "host": target.authority,
-            "content-type": "application/json",
-            "accept-encoding": "identity",
-            **secrets,
-        }
-        if target.proxy_credentials and not target.is_tls:
-            headers["proxy-authorization"] = target.proxy_credentials
-        fixed = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._heads = {
-            dialect: f"POST {self._base.path_of(path)} HTTP/1.1\r\n{fixed}".encode("latin-1")
+            dialect: request_head(self._base, path, secrets)
             for dialect, path in self._api.paths.items()
             if dialect in self._speaks
         }
-        texts = [value.removeprefix("Bearer ") for value in secrets.values()]
-        self._failures = Failures(f"model {self._name!r} at {target.authority}", texts)
+        self._failures = Failures(self._place, secrets_in(secrets))
         await self._pool.start()
 
     async def close(self) -> None:
@@ -200,19 +190,7 @@ class HttpUpstream:
     # --- the request -----------------------------------------------------------------------------
 
     def _secret_headers(self) -> dict[str, str]:
-        where = f"model {self._name!r}"
-        headers = {
-            name.lower(): expand(value, where=f"headers.{name} of {where}")
-            for name, value in self._card.headers.items()
-        }
-        if self._card.api_key:
-            key = expand(self._card.api_key, where=f"api_key of {where}")
-            name, value = self._api.key_header(key)
-            headers.setdefault(name, value)
-        for name, value in headers.items():
-            if not _is_plain(value.encode()):
-                raise InputError(f"{where}: header {name}: expected printable ASCII on one line")
-        return headers
+        return secret_headers(self._card, key_header=self._api.key_header)
 
     def _request(self, order: Order, *, is_stream: bool) -> Request:
         head = self._heads.get(order.dialect)
@@ -249,13 +227,8 @@ class HttpUpstream:
             fields.pop("stream_options", None)
         try:
             return orjson.dumps(fields)
-        except orjson.JSONEncodeError as error:  # nested deeper than what is written
-            raise self._failures.error(
-                f"the request cannot be passed on ({error})",
-                status=400,
-                type="invalid_request_error",
-                code=None,
-            ) from error
+        except orjson.JSONEncodeError as error:
+            raise self._failures.unwritable(error) from error
 
     def _ask_for_usage(self, fields: dict[str, Any]) -> None:
         given = fields.pop("stream_options", None)
@@ -267,7 +240,7 @@ class HttpUpstream:
         unsent = self._unsent
         given = dict(self._default)
         for name, value in headers:
-            if name not in unsent and _is_plain(value):
+            if name not in unsent and is_plain(value):
                 given[name] = value
         return _lines(given.items())
 
@@ -286,14 +259,8 @@ class HttpUpstream:
                 raise self._failures.reported(answer["error"])
             if _is_answer(dialect, answer):
                 return answer
-        kind = connection.headers.get(b"content-type", b"").decode("latin-1")
-        coding = connection.headers.get(b"content-encoding", b"identity").decode("latin-1")
-        if coding != "identity":
-            raise self._failures.invalid(f"an answer encoded as {coding}, which nobody asked for")
-        raise self._failures.invalid(
-            f"status 200 but no {dialect} answer ({kind}): {excerpt(body)}",
-            None if answer is None else usage_of(dialect, answer.get("usage")),
-        )
+        usage = None if answer is None else usage_of(dialect, answer.get("usage"))
+        raise self._failures.no_answer(dialect, connection.headers, body, usage=usage)
 
     def _whole_as_events(self, order: Order, connection: Connection, body: bytes) -> list[Event]:
         """Some servers ignore ``stream`` and answer whole; anything but an answer raises here."""
@@ -306,7 +273,7 @@ class HttpUpstream:
             return [answer]
         raise self._failures.invalid(
             "a whole answer where a stream was asked for",
-            usage_of(order.dialect, answer.get("usage")),
+            usage=usage_of(order.dialect, answer.get("usage")),
         )
 
 
@@ -328,17 +295,3 @@ def _is_event_stream(connection: Connection) -> bool:
 
 def _lines(headers: Any) -> bytes:
     return b"".join([b"%s: %s\r\n" % pair for pair in headers])
-
-
-def _is_plain(value: bytes) -> bool:
-    """Whether a header's value is printable ASCII, so that it cannot end its line."""
-    return value.isascii() and value.decode("ascii").isprintable()
-
-
-def check_headers(card: ModelCard) -> None:
-    """Refuse names of headers that the connection itself needs, or that are none."""
-    for name in card.headers:
-        if name.lower() in _RESERVED or not name.replace("-", "").replace("_", "").isalnum():
-            raise InputError(f"model {card.name!r}: headers: {name!r} cannot be set; leave it out")
-        if not name.isascii():
-            raise InputError(f"model {card.name!r}: headers: {name!r}: expected ASCII")

@@ -131,7 +131,7 @@ class LitellmUpstream:
         body = _plain(answer)
         if not isinstance(body.get("choices"), list):
             told = usage_of("chat", body.get("usage"))
-            raise self._failures.invalid("an answer without choices", told)
+            raise self._failures.invalid("an answer without choices", usage=told)
         return body
 
     async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crossroads.gateway.upstreams.http import Api
+from crossroads.prompts.experts.headers import bearer
 
 OPENAI = Api(
     paths={
@@ -14,7 +15,7 @@ OPENAI = Api(
     },
     usual=frozenset({"chat", "completions", "embeddings"}),
     foreign=frozenset({b"anthropic-version", b"anthropic-beta"}),
-    key_header=lambda key: ("authorization", f"Bearer {key}"),
+    key_header=bearer,
     defaults={},
 )
 """Asked at ``{endpoint}/chat/completions`` and so on, with a bearer token."""

@@ -10,13 +10,14 @@ from crossroads.core.http.connection import Connection
 from crossroads.core.http.sse import DataReader, EventTooLargeError
 from crossroads.gateway.call import Event
 from crossroads.gateway.contracts import Order
-from crossroads.gateway.upstreams.failures import Failures, excerpt, json_object
+from crossroads.gateway.upstreams.failures import Failures
 from crossroads.gateway.upstreams.progress import (
     MalformedEventError,
     ReportedError,
     progress_of,
 )
 from crossroads.prompts.experts.base import ExpertError
+from crossroads.prompts.experts.failures import excerpt, json_object
 
 _DONE = b"[DONE]"
 

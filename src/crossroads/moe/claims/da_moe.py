@@ -58,7 +58,7 @@ FIGURES = ("accuracy", "nll", "active_experts", "at_most", "spread", "mflops", "
 
 
 def verify(full: bool) -> Verdict:
-    """Train the three arms with three seeds and judge; ``full`` trains at least five times as long.
+    """Train the three arms with three seeds and judge; ``full`` trains about eight times as long.
 
     Falls back to the digits of the vision bed where the requests are absent.
     """

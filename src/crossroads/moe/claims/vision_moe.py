@@ -160,12 +160,15 @@ def inspect(model: nn.Module, bed: ArenaBed, config: TrainConfig) -> dict[str, f
     output, _ = bed.probe(model)
     decisions = [record.decisions[0] for record in output.records]
     names = [layer.routers[0].name for layer in layers]
+    found = {"exact": float(all(exact(n, d) for n, d in zip(names, decisions, strict=True)))}
+    if isinstance(decisions[0].choice, Dense):
+        return found  # every patch has a part in every slot
     probes = probe(output.records, [layer.experts.kinds for layer in layers])
     ran = np.array([p.experts_N for p in probes])
     return {
+        **found,
         "slots_used": float(ran.mean()),  # slots are as many as patches
         "unserved": float((ran == 0).mean()),
-        "exact": float(all(exact(n, d) for n, d in zip(names, decisions, strict=True))),
     }
 
 

@@ -40,9 +40,9 @@ class Replay:
     cost_N : sum of the costs of all of them
     """
 
-    chosen_N: Ints  # noqa: N815
-    num_calls_N: Ints  # noqa: N815
-    cost_N: Float64  # noqa: N815
+    chosen_N: Ints
+    num_calls_N: Ints
+    cost_N: Float64
 
 
 @dataclass(frozen=True, kw_only=True)

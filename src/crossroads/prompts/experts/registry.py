@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from crossroads.core.errors import InputError, unknown_name
 from crossroads.core.http.timeouts import Timeouts
@@ -59,13 +58,4 @@ def build_expert(card: ModelCard, *, timeouts: Timeouts | None = None) -> Expert
         if name not in _LOCAL:
             raise unknown_name("local expert", name, _LOCAL)
         return _LOCAL[name](card)
-    return HttpExpert(
-        name=card.name,
-        endpoint=card.endpoint,
-        upstream_model=card.upstream_model,
-        api_key=card.api_key,
-        headers=card.headers,
-        proxy=card.proxy,
-        ca_file=card.ca_file,
-        timeouts=replace(timeouts or Timeouts(), **card.timeouts),
-    )
+    return HttpExpert(card, timeouts=timeouts)
