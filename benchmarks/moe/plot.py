@@ -19,7 +19,12 @@ line, polyline { fill: none; stroke-width: 1.5 } .axis { stroke: #90a4ae }
 
 def scaling_plot(found: dict[str, dict[str, float]]) -> str:
     """Return two log-log panels: time by tokens, and by experts; dashed: proportional, flat."""
-    low = min(min(line.values()) for line in found.values()) / 1.3
+    proportional = [
+        list(line.values())[-1] * int(min(line, key=int)) / int(max(line, key=int))
+        for name, line in found.items()
+        if name.startswith("tokens")
+    ]
+    low = min(*proportional, *(min(line.values()) for line in found.values())) / 1.3
     high = max(max(line.values()) for line in found.values()) * 1.3
     parts = []
     for number, axis in enumerate(("tokens", "experts")):

@@ -158,6 +158,30 @@ def test_a_decision_about_sequences_holds_for_all_their_tokens() -> None:
     torch.testing.assert_close(out[1], 2.0 * experts.expert(3, x_BTD[1]))
 
 
+def test_modules_of_any_kind_run_on_their_tokens_and_may_be_shared() -> None:
+    torch.manual_seed(0)
+    twin = nn.Linear(D, D)
+    experts = ModuleExperts(
+        [twin, nn.Sequential(nn.Linear(D, 3), nn.Tanh(), nn.Linear(3, D)), twin],
+        D,
+        kinds=("module", "null", "module", "module"),
+    )
+    x_BTD = tokens(2, 5)
+    gen = torch.Generator().manual_seed(1)
+    idx_NK = torch.stack([torch.randperm(E, generator=gen)[:2] for _ in range(10)])
+    w_NK = torch.randn(10, 2, generator=gen)
+    made = decision(TokenChoice(idx_NK=idx_NK, w_NK=w_NK), shape=(2, 5))
+    expected = torch.zeros(2, 5, D)
+    for n in range(10):
+        for k in range(2):
+            y = experts.expert(int(idx_NK[n, k]), x_BTD.reshape(10, D)[n])
+            expected[n // 5, n % 5] += w_NK[n, k] * y
+    for path in ("sparse", "dense"):
+        out = apply_decision(experts, x_BTD, made, path=path)
+        torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert experts.flops_E().tolist() == [2.0 * D * D, 0.0, 2.0 * 6 * D, 2.0 * D * D]
+
+
 class RunningSum(nn.Module):
     """A sequence-view expert: the sum of the tokens so far, and of their positions."""
 

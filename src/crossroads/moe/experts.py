@@ -238,7 +238,7 @@ class ModuleExperts(Experts):
         x_SD = dispatch.gather_rows(x_ND, plan)
         outs = [self.expert(e, x_SD[first:last]) for e, first, last in plan.blocks]
         y_SD = torch.cat(outs) if outs else x_ND.new_zeros(0, self.d_out)
-        return dispatch.combine_rows(y_SD, plan, w_NK)
+        return dispatch.combine_rows(y_SD, w_NK, plan)
 
     def run_slots(self, x_ECD: Tensor) -> Tensor:
         return torch.stack([self.expert(e, x_CD) for e, x_CD in enumerate(x_ECD.unbind(0))])
