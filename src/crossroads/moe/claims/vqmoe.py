@@ -17,9 +17,10 @@ per byte at most 2 % above top-2's; ``holds in direction``: both mean difference
 zero and one interval wholly so; else ``null``. Loss of bits per byte under noise on the embeddings,
 and with one branch alone, are reported and decide nothing.
 
-After a first measurement (``fails``), in which one code took nearly every token (early in training all tokens
-of such a model lie close together, with top-2 as well, and codes that lose stay where they were),
-an arm with the balanced codebook, which revives them, was added. It decides nothing either.
+After a first measurement, which failed and in which one code took nearly every token, an arm with
+the balanced codebook, which revives codes, was added; it decides nothing either. (Early in training
+all tokens of such a model lie close together, with top-2 as well, and codes that lose stay where
+they were.)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Figures of what four routers learned, for their pages: train each bed for minutes, draw SVGs.
 
-    python benchmarks/moe/figures_c1.py [vision-moe vqmoe hyper attention] [--out docs/moe/figures]
+    python benchmarks/moe/figures_gates.py [vision-moe vqmoe hyper attention] [--out docs/moe/figures]
 
 One seed each; the claims (``crossroads verify``) have the seeds and intervals.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from figures_c2 import Line, cells_svg, lines_svg
+from figures_budgets import Line, cells_svg, lines_svg
 from torch import nn
 
 from crossroads.core.files import write_atomically
