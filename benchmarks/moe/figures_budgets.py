@@ -1,6 +1,6 @@
 """Figures of what five routers learned, for their pages: train each bed for minutes, draw SVGs.
 
-    python benchmarks/moe/figures_budgets.py [top-p adamoe omni promoe da-moe] [--out docs/moe/figures]
+    python benchmarks/moe/figures_budgets.py [top-p adamoe omni promoe da-moe] [--out FOLDER]
 
 One seed each; the claims (``crossroads verify``) have the seeds and intervals.
 """

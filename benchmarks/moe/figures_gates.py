@@ -1,6 +1,6 @@
 """Figures of what four routers learned, for their pages: train each bed for minutes, draw SVGs.
 
-    python benchmarks/moe/figures_gates.py [vision-moe vqmoe hyper attention] [--out docs/moe/figures]
+    python benchmarks/moe/figures_gates.py [vision-moe vqmoe hyper attention] [--out FOLDER]
 
 One seed each; the claims (``crossroads verify``) have the seeds and intervals.
 """
