@@ -71,6 +71,9 @@ bench: $(READY)
 	@$(BIN)/python benchmarks/gateway/compare.py
 	@$(BIN)/python benchmarks/gateway/front.py
 	@$(BIN)/python benchmarks/gateway/pacing.py
+	@$(BIN)/python -m crossroads.core.dispatch
+	@$(BIN)/python benchmarks/moe/layer.py
+	@$(BIN)/python benchmarks/moe/routers.py
 
 clean:
 	rm -rf $(VENV) site runs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,8 @@
 """An upstream that costs next to nothing: fixed answers on loopback, for benchmarks and tests.
 
-Usage: python benchmarks/gateway/stub.py --port N [--delay S] [--gap S] [--events N] [--fault F]
+Usage: python benchmarks/gateway/stub.py [--port N] [--delay S] [--gap S] [--events N] [--fault F]
+
+Without ``--port`` it takes any free one, and says which.
 
 ``POST`` to any path gets a fixed chat completion (a JSON body of 294 bytes) or, when the body
 says ``"stream":true``, a stream of 23 events in one write. Nothing of a request is looked at but
@@ -156,7 +158,7 @@ def parts_of(behaviour: Behaviour) -> list[bytes]:
 
 
 async def serve(port: int, behaviour: Behaviour) -> None:
-    """Serve on loopback until SIGTERM or SIGINT; print the port."""
+    """Serve on loopback until SIGTERM or SIGINT; print where. ``port`` 0 takes any free one."""
     loop = asyncio.get_running_loop()
     parts = parts_of(behaviour)
     listener = socket.socket()
@@ -166,14 +168,15 @@ async def serve(port: int, behaviour: Behaviour) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    print(f"stub on 127.0.0.1:{listener.getsockname()[1]} pid {os.getpid()}", flush=True)
+    why = "" if port else " (any free port; choose one with --port N)"
+    print(f"stub on 127.0.0.1:{listener.getsockname()[1]} pid {os.getpid()}{why}", flush=True)
     await stop.wait()
     server.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, default=0, help="0 takes any free one")
+    parser.add_argument("--port", type=int, default=0, help="any free one where left out")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds before an answer")
     parser.add_argument("--gap", type=float, default=0.0, help="seconds between two events")
     parser.add_argument("--events", type=int, default=NUM_EVENTS, help="of a stream, with [DONE]")

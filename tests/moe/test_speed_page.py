@@ -67,6 +67,13 @@ def test_a_missed_goal_is_marked(script: ModuleType) -> None:
     assert "**2.00** (missed)" in lines[f"{peers} bf16 fwd"]
 
 
+def test_goals_of_a_part_that_was_not_measured_are_not_claimed(script: ModuleType) -> None:
+    found = body(script, ours=10.0, peer=20.0, ratio=0.8)
+    del found["two threads"]
+    table = script.goals(found)
+    assert "one thread" in table and "two threads" not in table
+
+
 def test_cases_are_named_shortly(script: ModuleType) -> None:
     case = {"methods": {"ours": {"median_ms": 12.34, "ratio": 0.987}}, "left_out": {}}
     table = script.compared(
