@@ -1,5 +1,6 @@
 """Ask models that run on this machine through the gateway, with OpenAI's own client."""
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,8 @@ port: 0                           # any free one
 policies:
   auto: {kind: learned, router: router}
 ledger: {url: "sqlite:calls.db"}
-admin: null                       # no dashboard for five questions
+telemetry: {logs: {file: gateway.log}}   # beside the ledger, not between the answers
+admin: null                       # no dashboard for three questions
 """
 QUESTIONS = [
     "What is 37 * 48?",
@@ -43,6 +45,7 @@ def gateway(folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # it takes none
     pool = read_pool("local")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,39 @@ def test_the_terminal_shows_estimates_with_intervals_and_the_page_is_written(
         assert name in out
     assert "300 judged calls" in out
     assert "<svg" in (tmp_path / "evaluation.html").read_text("utf-8")
+
+
+def test_rewards_are_shown_as_far_as_they_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = f"sqlite:{tmp_path / 'l.db'}"
+    with closing(open_ledger(LedgerSettings(url=here))) as ledger:
+        for n, (model, propensity) in enumerate([("a", 0.2), ("a", 0.2), ("b", 0.8)] * 8):
+            record = Record(
+                decision_id=f"dec_{n}",
+                request_id=f"req_{n}",
+                time=time.time(),
+                policy="auto",
+                chosen=model,
+                model=model,
+                status=200,
+                is_complete=True,
+                propensity=propensity,
+                probabilities={"a": 0.2, "b": 0.8},
+            )
+            ledger.append(record)
+            ledger.append_feedback(Feedback(decision_id=record.decision_id, score=1.0))
+    arguments = ["evaluate", "--ledger", here, "--policy", "always:a"]
+    found = json.loads(run_main(capsys, *arguments, "--json")[1])
+    assert found["value"]["ips"]["value"] > 1
+    code, out, _ = run_main(capsys, *arguments)
+    assert code == 0
+    table = out[: out.index("outside [0, 1]")]
+    rewards = [line.split("]")[0] for line in table.splitlines() if "ips" in line]
+    numbers = [float(n) for line in rewards for n in re.findall(r"\d+\.?\d*(?:e-\d+)?", line)]
+    assert numbers
+    assert all(0 <= number <= 1 for number in numbers)
+    assert "shown at its nearer end: reward by ips" in out
 
 
 def test_a_fitted_router_is_a_candidate(

@@ -47,7 +47,7 @@ def test_the_secret_alone_is_on_stdout_and_nowhere_after(path: Path) -> None:
     secret = created.stdout.strip()
     assert secret.startswith("sk-cr-")
     assert "once" in created.stderr
-    assert KeyFile(path).read()[0].hash == hash_secret(secret)
+    assert KeyFile(path).read().keys[0].hash == hash_secret(secret)
     for arguments in (["list"], ["list", "--json"]):
         assert secret not in run(path, *arguments).output
 
@@ -76,9 +76,9 @@ def test_rotating_and_revoking_end_a_secret(path: Path) -> None:
     first = as_json(path, "create", "alice")["secret"]
     second = as_json(path, "rotate", "alice")["secret"]
     assert first != second
-    assert KeyFile(path).read()[0].hash == hash_secret(second)
+    assert KeyFile(path).read().keys[0].hash == hash_secret(second)
     assert as_json(path, "revoke", "alice") == {"name": "alice", "file": str(path)}
-    assert KeyFile(path).read() == ()
+    assert KeyFile(path).read().keys == ()
 
 
 def test_a_budgets_period_is_always_listed(path: Path) -> None:
@@ -91,6 +91,37 @@ def test_the_last_key_can_be_revoked_and_the_empty_file_listed(path: Path) -> No
     run(path, "revoke", "alice")
     assert "crossroads keys create NAME" in run(path, "list").stdout
     assert as_json(path, "list") == []
+
+
+def test_a_team_that_no_other_key_has_is_warned_of(path: Path) -> None:
+    first = run(path, "create", "alice", "--team", "research")
+    assert "warning: no other key here has the team 'research'" in first.stderr
+    assert "warning" not in run(path, "create", "bob", "--team", "research").stderr
+    assert "warning" not in run(path, "create", "carol").stderr
+
+
+def test_a_team_that_the_configuration_lacks_is_refused(path: Path) -> None:
+    config = path.with_name("gateway.yaml")
+    config.write_text("governance: {teams: {research: {}}}\n")
+    named = ["--config", str(config), "--team"]
+    with pytest.raises(InputError, match="unknown team 'reserch'; did you mean 'research'") as told:
+        run(path, "create", "alice", *named, "reserch")
+    assert str(config) in str(told.value)
+    assert not path.exists()
+    assert "warning" not in run(path, "create", "alice", *named, "research").stderr
+    config.write_text("port: 0\n")
+    with pytest.raises(InputError, match=r"no team 'research'; add it to governance\.teams"):
+        run(path, "create", "bob", *named, "research")
+
+
+def test_a_wrong_entry_is_told_and_the_others_are_listed(path: Path) -> None:
+    run(path, "create", "alice")
+    path.write_text(path.read_text() + "- {name: bad, limts: {}}\n")
+    found = run(path, "list")
+    assert "alice" in found.stdout
+    assert "key 'bad' is refused: unknown field 'limts'" in found.stderr
+    run(path, "revoke", "alice")
+    assert run(path, "list").stdout == ""
 
 
 @pytest.mark.parametrize("action", ["rotate", "revoke"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crossroads.gateway.ledger import LedgerReader
+from crossroads.gateway.ledger import LedgerReader, LedgerSettings, open_ledger
 from crossroads.prompts.readers import read_outcomes
 from tests.cli.ledgers import CALLS, run_main, write_ledger
 
@@ -98,8 +98,34 @@ def test_calls_are_exported_whole(
     assert len(out.read_bytes().splitlines()) == 300
 
 
-def test_summary_prints_figures(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_prints_tables_for_people(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run_main(capsys, "ledger", "summary", "--ledger", url, "--since", "1h")
+    assert code == 0
+    first, second = out.splitlines()[:2]
+    assert first.startswith("300 calls since 20")
+    assert "UTC: " in first
+    assert second.startswith("saved against always asking large, as expected: ")
+    words = [line.split() for line in out.splitlines() if line]
+    titles = [line[0] for line in words if line[1:3] == ["calls", "errors"]]
+    assert titles == ["model", "policy", "key"]
+    (large,) = [line for line in words if line[0] == "large"]
+    assert int(large[1]) * 0.01 == pytest.approx(float(large[-1]))
+    assert ["all", "100", "100", "100", "100"] in words
+    assert "{" not in out
+
+
+def test_summary_of_an_empty_ledger_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = f"sqlite:{tmp_path / 'l.db'}"
+    open_ledger(LedgerSettings(url=empty)).close()
+    code, out, _ = run_main(capsys, "ledger", "summary", "--ledger", empty)
+    assert (code, out.startswith("0 calls: 0 USD, 0 errors"), len(out.splitlines())) == (0, True, 1)
+
+
+def test_summary_prints_all_figures_as_json(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["ledger", "summary", "--ledger", url, "--since", "1h", "--json"]
+    code, out, _ = run_main(capsys, *arguments)
     figures = json.loads(out)
     assert code == 0
     assert figures["calls"] == 300
@@ -130,7 +156,7 @@ def test_feedback_is_added_from_lines_all_or_none(
         assert problem in err
     file.write_text(good)
     code, out, _ = run_main(capsys, "ledger", "feedback", "--ledger", url, file)
-    assert (code, out) == (0, "1 judgements added\n")
+    assert (code, out) == (0, "1 judgement added\n")
     with LedgerReader(url) as reader:
         entry = reader.get("dec_1")
     assert entry is not None

@@ -125,8 +125,10 @@ def test_a_changed_configuration_is_warned_of_as_the_first_was(tmp_path: Path) -
         config.write_text(text + BUDGET_A_DAY, "utf-8")
         assert process.stderr is not None
         told = map(json.loads, iter(process.stderr.readline, ""))
+        first = next(told)
         warned = next(line["message"] for line in told if line["level"] == "warning")
         ends.cancel()
+    assert (first["level"], first["message"]) == ("info", "the configuration was reloaded")
     assert warned.startswith("governance.teams.t.budgets: 1 USD per day can be spent anew")
 
 

@@ -10,6 +10,8 @@ import yaml
 from crossroads.gateway import checking
 from crossroads.gateway.build import build
 from crossroads.gateway.checking import Finding, check
+from crossroads.gateway.governance import KeyFile
+from crossroads.gateway.ledger import LedgerSettings, open_ledger
 from tests.gateway.redis_server import redis_server
 
 POOL = {"name": "p", "models": [{"name": "m", "endpoint": "http://127.0.0.1:9/v1", "price_in": 1}]}
@@ -31,6 +33,26 @@ def test_a_check_makes_nothing_on_the_disk(tmp_path: Path) -> None:
     found = findings(tmp_path, governance={"store": store, "keys": keys}, ledger=ledger)
     assert [finding for finding in found if finding.level == "error"] == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gateway.yaml", "pool.yaml"]
+
+
+def test_a_probe_makes_no_ledger_and_leaves_one_as_it_is(tmp_path: Path) -> None:
+    def told(path: Path) -> list[str]:
+        found = findings(tmp_path, probe=True, ledger={"url": f"sqlite:{path}"})
+        return [finding.message for finding in found if finding.place == "ledger"]
+
+    new = tmp_path / "made" / "by" / "probe" / "ledger.db"
+    assert told(new) == []
+    assert not (tmp_path / "made").exists()
+    (behind,) = told(tmp_path / "pool.yaml" / "ledger.db")
+    assert "pool.yaml is a file and no folder; name a file that can be written" in behind
+    (other,) = told(tmp_path / "pool.yaml")
+    assert "not a ledger" in other
+    there = tmp_path / "ledger.db"
+    open_ledger(LedgerSettings(url=f"sqlite:{there}")).close()
+    before = there.read_bytes()
+    assert told(there) == []
+    assert there.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.glob("ledger.db*")) == ["ledger.db"]
 
 
 @pytest.mark.parametrize(
@@ -77,3 +99,13 @@ def test_a_probe_reaches_every_redis(tmp_path: Path) -> None:
     with redis_server(durable=False) as server:
         assert down(server.tcp_url) == []
     assert down(server.tcp_url) == ["governance.store", "cache.store", "responses.store"]
+
+
+def test_a_key_that_is_refused_is_a_warning_that_names_the_file(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.yaml")
+    file.create("bob", team="nope")
+    file.create("alice")
+    found = findings(tmp_path, governance={"keys_file": str(file.path)})
+    (refused,) = [finding for finding in found if finding.place == "governance.keys_file"]
+    assert refused.level == "warning"
+    assert f"{file.path}: key 'bob' is refused: no team 'nope'" in refused.message

@@ -37,6 +37,13 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     assert read_config(write(tmp_path, "# nothing yet\n")) == ServeConfig()
 
 
+def test_a_reference_that_leads_nowhere_is_named_with_its_place_in_a_list(tmp_path: Path) -> None:
+    keys = "[{name: a, secret: only-for-this-test}, {name: b, secret: '${NOT_SET_ANYWHERE}'}]"
+    path = write(tmp_path, f"governance: {{keys: {keys}}}\n")
+    with pytest.raises(InputError, match=r"governance\.keys\[1\]\.secret: .*NOT_SET_ANYWHERE"):
+        read_config(path)
+
+
 def test_references_to_the_environment_are_resolved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,15 @@ def test_one_connection_serves_many_requests(port: int) -> None:
     connection.close()
 
 
+def test_a_second_request_with_two_hosts_is_refused_however_right_each_of_them_is(
+    port: int,
+) -> None:
+    again = b"GET /b HTTP/1.1\r\nhost: h\r\nhost: h\r\n\r\n"
+    answer = talk(port, GET, again, pause=0.05)
+    assert statuses(answer) == [200, 400]
+    assert b"Expected one Host header." in answer
+
+
 def test_a_client_that_expects_100_gets_it_before_it_sends(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         head = b"expect: 100-continue\r\ncontent-length: 3\r\nconnection: close\r\n\r\n"

@@ -117,6 +117,31 @@ def test_headers_that_are_too_large_are_refused(port: int, head: bytes) -> None:
     assert is_served(port)
 
 
+@pytest.mark.parametrize(
+    ("rest", "status"),
+    [(b"x-b: " + b"y" * 60_000 + b"\r\n\r\n", 431), (b"no header\r\n" + b"\0" * 50_000, 400)],
+    ids=["too long", "no HTTP"],
+)
+def test_a_head_that_is_wrong_in_two_ways_is_refused_once_and_in_silence(
+    port: int, caplog: pytest.LogCaptureFixture, rest: bytes, status: int
+) -> None:
+    answer = talk(port, b"GET / HTTP/1.1\r\nhost: h\r\nx-a: 1\r\n", rest, pause=0.05)
+    assert statuses(answer) == [status]
+    assert is_served(port)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_what_came_before_a_head_is_not_counted_as_part_of_it(port: int) -> None:
+    size = 40_000  # more than a head may have
+    first = b"POST /one HTTP/1.1\r\nhost: h\r\n"
+    rest = b"content-length: %d\r\n\r\n" % size + b"z" * size
+    second = b"POST /two HTTP/1.1\r\nhost: h\r\n"
+    last = b"connection: close\r\ncontent-length: 3\r\n\r\nabc"
+    answer = talk(port, first, rest + second, last, pause=0.05)
+    assert statuses(answer) == [200, 200]
+    assert answer.endswith(b"POST /two abc")
+
+
 def test_a_request_line_without_end_is_refused(port: int) -> None:
     answer = talk(port, b"GET /", *[b"y" * 8192] * 16, pause=0.005)
     assert statuses(answer) in ([431], [400])

@@ -37,6 +37,8 @@ def test_attempts_and_models_given_up_are_counted() -> None:
     assert (shown["x-crossroads-attempts"], shown["x-crossroads-fallbacks"]) == ("3", "1")
     assert shown["x-crossroads-cost-usd"] == "0.0000123"
     assert "x-crossroads-fallbacks" not in found(answer_headers(CALL, Tally(), None))
+    skipped = found(answer_headers(CALL, Tally(attempts=[Attempt("b", 200)], skipped=("a",)), None))
+    assert (skipped["x-crossroads-attempts"], skipped["x-crossroads-fallbacks"]) == ("1", "1")
 
 
 @pytest.mark.parametrize(("accepted", "word"), [(True, "accepted"), (False, "escalated")])

@@ -176,6 +176,8 @@ def test_of_the_clients_headers_traces_and_idempotency_keys_go_upstream(
     passed_on = {
         "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
         "tracestate": "vendor=1,other=2",
+        "OpenAI-Organization": "org-1",
+        "OpenAI-Project": "proj-1",
     }
     kept = {"Authorization": "Bearer mine", "x-api-key": "mine", "cookie": "a=mine", "x-more": "1"}
     kept["Idempotency-Key"] = "retry-7"

@@ -128,6 +128,26 @@ def test_the_cost_header_says_what_the_ledger_says(url: str) -> None:
     assert float(headers["x-crossroads-cost-usd"]) == pytest.approx(row["cost_usd"])
 
 
+def test_a_call_that_the_budget_refuses_gets_every_header_once(
+    tmp_path: Path, upstream: FakeUpstream
+) -> None:
+    limits, budgets = {"requests_per_day": 9}, [{"usd": 0.001, "per": "day"}]
+    key = {"name": "mine", "secret": KEYS["mine"], "limits": limits, "budgets": budgets}
+    with serving_runtime(runtime_of(write(tmp_path, upstream, governance={"keys": [key]}))) as url:
+        body = json.dumps({"model": "ok", "messages": HELLO})
+        with closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)) as there:
+            given = {"authorization": f"Bearer {KEYS['mine']}"}
+            there.request("POST", "/v1/chat/completions", body, given)
+            response = there.getresponse()
+            names = [name.lower() for name, _ in response.getheaders()]
+            assert response.status == 429
+            assert "does not fit the budget" in response.read().decode()
+        assert "x-ratelimit-remaining-requests" in names
+        assert "retry-after" not in names
+        assert len(names) == len(set(names))
+        assert ask(url, model="ok", max_tokens=9)[0] == 200
+
+
 def test_overhead_is_split_by_phase_in_a_standard_header(url: str) -> None:
     _, headers, _ = ask(url)
     names = [part.split(";")[0].strip() for part in headers["server-timing"].split(",")]
@@ -268,6 +288,32 @@ def test_warnings_of_a_reloaded_configuration_are_logged(
     assert asyncio.run(warned(refuse)) == []
     assert asyncio.run(warned(lambda _: [1 / 0])) == []
     assert "was not found out" in caplog.text
+
+
+def test_what_only_a_restart_changes_is_told_by_the_log_and_the_health(
+    tmp_path: Path, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, upstream)
+
+    async def reload() -> None:
+        runtime = runtime_of(path)
+        await runtime.start()
+        try:
+            ledger = {"url": f"sqlite:{tmp_path / 'other.db'}", "flush_ms": 10}
+            write(tmp_path, upstream, port=8099, ledger=ledger)
+            told = "port, ledger will only change with a restart"
+            assert told in (await runtime.reload())["message"]
+            (warned,) = [entry for entry in caplog.records if entry.levelname == "WARNING"]
+            assert told in warned.getMessage()
+            facts = runtime.health()["parts"]["configuration"]
+            assert (facts["status"], facts["note"]) == ("ok", told)
+            write(tmp_path, upstream)
+            await runtime.reload()
+            assert "note" not in runtime.health()["parts"]["configuration"]
+        finally:
+            await runtime.close()
+
+    asyncio.run(reload())
 
 
 def test_a_stream_outlives_the_configuration_it_began_under(

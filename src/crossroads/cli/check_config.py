@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def command(path: str | None, schema: bool, probe: bool, as_json: bool) -> None:
     """Check a configuration of the gateway: fields, files, models, policies, keys, prices.
 
-    Nothing is served and no model is asked. Exit code 0 where a server would start, else 1.
+    Nothing is served or written, no model is asked. Exit code 0 where a server would start, else 1.
 
     With --json: {"config", "ok", "findings": [{"level", "place", "message"}]}.
     """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossroads.cli.words import counted
 from crossroads.core.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -160,17 +162,26 @@ def _show(found: Evaluation) -> None:
     console = Console(highlight=False, markup=False)
     console.print(found.candidate, style="bold")
     console.print(
-        f"{found.num_calls} judged calls in {found.num_sessions} sessions, worth "
-        f"{found.effective_size:.0f} calls of the candidate; reward model: {found.reward_model}",
+        f"{counted(found.num_calls, 'judged call')} in {counted(found.num_sessions, 'session')}, "
+        f"worth {counted(round(found.effective_size), 'call')} of the candidate; "
+        f"reward model: {found.reward_model}",
         soft_wrap=True,
     )
-    console.print(f"served: reward {_text(found.served)}, USD a call {_text(found.served_cost)}")
+    served = _within(found.served, 0.0, 1.0)
+    served_cost = _within(found.served_cost, 0.0, math.inf)
+    console.print(f"served: reward {_text(served)}, USD a call {_text(served_cost)}")
     if found.is_refused:
         for name, (low, high) in found.bounds.items():
             console.print(f"{name}: no estimate; the reward is between {low:.3f} and {high:.3f}")
     else:
-        console.print(_table("reward", found.value, found.difference))
-        costs = {name: _from_zero(value) for name, value in found.cost.items()}
+        rewards = {name: _within(value, 0.0, 1.0) for name, value in found.value.items()}
+        more = {name: _within(value, -1.0, 1.0) for name, value in found.difference.items()}
+        console.print(_table("reward", rewards, more))
+        beyond = [name for name in rewards if rewards[name].value != found.value[name].value]
+        if beyond:
+            names = ", ".join(beyond)
+            console.print(f"outside [0, 1], and shown at its nearer end: reward by {names}")
+        costs = {name: _within(value, 0.0, math.inf) for name, value in found.cost.items()}
         console.print(_table("USD a call", costs, found.cost_difference))
         below = [name for name in costs if (found.cost[name].value or 0.0) < 0]
         if below:
@@ -197,10 +208,11 @@ def _table(
     return table
 
 
-def _from_zero(value: Interval) -> Interval:
-    """Return the part of a cost's interval that can be true."""
+def _within(value: Interval, low: float, high: float) -> Interval:
+    """Return the part of an interval that can be true."""
     ends = {name: getattr(value, name) for name in ("value", "low", "high")}
-    return replace(value, **{name: max(0.0, end) for name, end in ends.items() if end is not None})
+    kept = {name: min(max(end, low), high) for name, end in ends.items() if end is not None}
+    return replace(value, **kept)
 
 
 def _text(value: Interval, sign: str = "") -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from crossroads.core.errors import InputError, UsageError
+from crossroads.core.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from crossroads.gateway.governance import KeyFile, KeySettings
@@ -46,8 +46,9 @@ def command() -> None:
 @click.option("--parallel", type=_COUNT, help="Requests at a time.")
 @click.option("--budget", help="USD per period, such as 20/month, 1.5/day or 100/30d.")
 @click.option("--pace", is_flag=True, help="Spread the budget over its period.")
+@click.option("--config", help="The gateway's configuration: --team must be one of its teams.")
 @_JSON
-def create(name: str, path: str, as_json: bool, **options: Any) -> None:
+def create(name: str, path: str, config: str | None, as_json: bool, **options: Any) -> None:
     """Add the key NAME and print its secret.
 
     JSON: {name, secret, file}.
@@ -58,8 +59,17 @@ def create(name: str, path: str, as_json: bool, **options: Any) -> None:
     folder = Path(path).parent
     if not folder.is_dir():
         raise InputError(f"keys {path}: there is no folder {folder}; make it, or correct --file")
+    team = options["team"]
+    if team is not None and config is not None:
+        _check_team(team, config)
     secret, _ = KeyFile(path).create(name, **fields)
     _print_secret(name, secret, path, as_json=as_json)
+    if team is not None and config is None and _is_new(team, name, path):
+        click.echo(
+            f"warning: no other key here has the team {team!r}; a gateway without it under "
+            "governance.teams refuses the key (--config FILE looks before)",
+            err=True,
+        )
 
 
 @command.command("list")
@@ -71,11 +81,16 @@ def list_(path: str, as_json: bool) -> None:
     JSON: a list of {name, fingerprint, team, models, tags, residency, created, expires, disabled,
     limits, budgets}.
     """
-    rows = [_row(key) for key in _file(path).read()]
+    found = _file(path).read()
+    for problem in found.problems:
+        click.echo(f"warning: {problem}", err=True)
+    rows = [_row(key) for key in found.keys]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
     if not rows:
+        if found.problems:
+            return
         click.echo(f"no keys in {path}; make one: crossroads keys create NAME --file {path}")
         return
     _print_table(rows)
@@ -122,6 +137,21 @@ def _file(path: str) -> KeyFile:
             f"--file {path}"
         )
     return KeyFile(path)
+
+
+def _check_team(team: str, config: str) -> None:
+    """Refuse a team that a configuration does not have."""
+    from crossroads.gateway.config import read_config
+
+    teams = read_config(config).governance.teams
+    if team not in teams:
+        problem = unknown_name("team", team, teams) if teams else f"no team {team!r}"
+        raise InputError(f"config {config}: {problem}; add it to governance.teams")
+
+
+def _is_new(team: str, name: str, path: str) -> bool:
+    """Whether no other key has this team."""
+    return all(key.team != team for key in _file(path).read().keys if key.name != name)
 
 
 def _of_known(path: str, change: Callable[[], T]) -> T:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from crossroads.cli.words import counted
 from crossroads.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,14 +63,14 @@ def export(*, ledger: str, since: str | None, out: Path, what: str, keep_unjudge
     with _open(ledger) as reader:
         records, feedback = reader.records(Filters(since=start)), reader.feedback(start)
         if what == "calls":
-            click.echo(f"{write_calls(records, feedback, out)} calls in {out}")
+            click.echo(f"{counted(write_calls(records, feedback, out), 'call')} in {out}")
             return
         found = write_outcome_table(
             records, rewards_of(feedback), out, only_judged=not keep_unjudged
         )
     click.echo(
-        f"{found.rows} rows of {found.prompts} prompts and {found.models} models, made of "
-        f"{found.calls} calls, in {out}"
+        f"{counted(found.rows, 'row')} of {counted(found.prompts, 'prompt')} and "
+        f"{counted(found.models, 'model')}, made of {counted(found.calls, 'call')}, in {out}"
     )
     for reason, count in found.left_out.items():
         click.echo(f"left out: {count} {reason}")
@@ -102,13 +103,21 @@ def show(*, ledger: str, decision_id: str) -> None:
 @_source
 @_since
 @click.option("--best-model", metavar="M", help="Compare costs with always asking this model.")
-def summary(*, ledger: str, since: str | None, best_model: str | None) -> None:
-    """Print traffic, cost, errors, latency and savings as JSON."""
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
+def summary(*, ledger: str, since: str | None, best_model: str | None, as_json: bool) -> None:
+    """Print traffic, cost, errors, latency and savings.
+
+    JSON: as the dashboard's, `since` in Unix seconds.
+    """
+    from crossroads.cli.summary import show_summary
     from crossroads.gateway.evaluation.source import parse_since
 
     with _open(ledger) as reader:
         found = reader.summary(parse_since(since), best_model=best_model)
-    click.echo(json.dumps(found, indent=2))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        show_summary(found)
 
 
 @command.command()
@@ -120,7 +129,7 @@ def prune(*, ledger: str, days: float) -> None:
 
     with _open(ledger) as reader:
         gone = reader.prune(time.time() - _DAY_S * days)
-    click.echo(f"{gone} rows deleted")
+    click.echo(f"{counted(gone, 'row')} deleted")
 
 
 @command.command()
@@ -136,7 +145,7 @@ def feedback(*, ledger: str, file: Any) -> None:
         judged = [_judgement(reader, line, n) for n, line in enumerate(file, 1) if line.strip()]
         for start in range(0, len(judged), _BATCH):
             reader.add_feedback(judged[start : start + _BATCH])
-    click.echo(f"{len(judged)} judgements added")
+    click.echo(f"{counted(len(judged), 'judgement')} added")
 
 
 def _judgement(reader: LedgerReader, line: bytes, number: int) -> Feedback:

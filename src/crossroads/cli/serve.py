@@ -99,6 +99,8 @@ def _serve(
     from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.server import bind, serve, url_of
 
+    # Reloads, and a store that is back, are told wherever the log has calls.
+    logging.getLogger("crossroads.gateway").setLevel(logging.INFO)
     settings = read()
     speaks = worker is None or worker.is_first  # for all workers
 

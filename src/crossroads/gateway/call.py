@@ -94,7 +94,8 @@ class Phases:
     queue : waiting for limits, and for a place at the upstream
     route : deciding
     connect : getting a connection
-    upstream : from the request sent to the end of the answer, less the time to relay it
+    upstream : from the request sent to the end of the answer, less the time to relay it; of all
+        attempts, the waits between them, and models that judge an answer
     first_token : from ``started`` to the first event of a stream; None before, and without one
     """
 

@@ -46,8 +46,8 @@ async def check(path: str, *, probe: bool = False) -> list[Finding]:
     """Return what is wrong with the configuration at ``path``; empty where all is well.
 
     Nothing is made on the disk, and no message quotes what the files that the configuration names
-    hold. ``probe`` also connects to every upstream and Redis and opens the ledger, which makes one
-    where there is none; it sends no request.
+    hold. ``probe`` also connects to every upstream, Redis and the ledger; it sends no request and
+    makes no ledger where there is none.
     """
     async with AsyncExitStack() as closing:
         try:
@@ -108,6 +108,7 @@ def advice(built: Built, config: ServeConfig) -> list[Finding]:
     return [
         *found,
         *_nobody(config),
+        *(Finding("warning", "governance.keys_file", why) for why in built.governor.key_problems),
         *_allowed(keys, built),
         *_forgotten(keys, config),
         *_unshared(keys, config),
@@ -119,7 +120,7 @@ def _all_keys(config: ServeConfig) -> dict[str, KeySettings]:
     governance = config.governance
     written = {f"governance.keys[{n}]": key for n, key in enumerate(governance.keys)}
     if governance.keys_file is not None:
-        for key in KeyFile(governance.keys_file).read():
+        for key in KeyFile(governance.keys_file).read().keys:
             written[f"governance.keys_file: key {key.name!r}"] = key
     return written
 

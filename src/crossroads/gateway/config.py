@@ -274,5 +274,5 @@ def _expanded(value: Any, *, where: str) -> Any:
     if isinstance(value, dict):
         return {key: _expanded(item, where=f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list):
-        return [_expanded(item, where=where) for item in value]
+        return [_expanded(item, where=f"{where}[{n}]") for n, item in enumerate(value)]
     return value

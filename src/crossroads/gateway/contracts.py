@@ -127,6 +127,7 @@ class Tally:
     text : the answer's text so far
     answer : the whole answer in ``dialect``, once there
     verdict : what the verifier of a cascade said, as plain data
+    skipped : models that were due and not asked, since their breakers were open
     """
 
     model: str = ""
@@ -138,13 +139,15 @@ class Tally:
     text: str = ""
     answer: Body | None = None
     verdict: Mapping[str, Any] | None = None
+    skipped: tuple[str, ...] = ()
 
     @property
     def num_fallbacks(self) -> int:
-        """Models given up before the one that answers."""
-        if len(self.attempts) <= 1:
+        """Models given up, or not even asked, before the one that answers."""
+        if len(self.attempts) <= 1 and not self.skipped:
             return 0
         told = {tried.model for tried in self.attempts if tried.code not in (JUDGED, CANCELLED)}
+        told.update(self.skipped)
         return max(0, len(told) - 1)
 
 
@@ -179,6 +182,10 @@ class Check(Protocol):
         the answer then counts as not accepted.
         """
         ...
+
+    def most(self, call: Call) -> tuple[str, Usage] | None:
+        """Return the model that judges and the tokens it takes at most; None where none does."""
+        return None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -192,7 +192,7 @@ async def _unreachable(_: Services, __: Exchange, ___: str) -> None:
 
 def _no_ledger(what: str) -> ApiError:
     return ApiError(
-        f"This server keeps no ledger, so there are no {what}; set 'ledger' in its configuration.",
+        f"This server keeps no ledger and so has no {what}; set 'ledger' in its configuration.",
         status=404,
         code="no_ledger",
     )

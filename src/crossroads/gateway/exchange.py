@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
 from crossroads.gateway.call import random_id
 from crossroads.gateway.errors import ApiError, Headers
+from crossroads.gateway.serving.line import KEY, Line
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -23,8 +25,9 @@ _EVENT_STREAM: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-# Watching for a client that leaves costs a task. Most calls are over before it is worth one: it
-# begins between once and twice this many seconds after the call.
+# Where the server does not tell at once that a client left, watching for it costs a task. Most
+# calls are over before it is worth one: it begins between once and twice this many seconds after
+# the call.
 _WATCH_AFTER_S = 0.02
 
 
@@ -41,12 +44,13 @@ class Exchange:
     status : of the response, once its head was sent; 0 before
     is_over : whether the whole response was sent
     is_gone : whether the client left before that
+    line : tells at once when the client leaves; None with a server that cannot
     keep : is handed every byte of the response's body, where a copy is wanted
     """
 
     __slots__ = (
         *("_head", "_lookout", "_receive", "_send", "headers", "id_header", "is_gone", "is_over"),
-        *("keep", "method", "more_headers", "path", "query", "request_id", "status"),
+        *("keep", "line", "method", "more_headers", "path", "query", "request_id", "status"),
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, lookout: Lookout) -> None:
@@ -57,6 +61,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._lookout = lookout
+        self.line: Line | None = scope.get(KEY)
         given = self.headers.get(b"x-request-id")
         if given is None or _REQUEST_ID.fullmatch(given) is None:
             given = b"req_" + random_id().encode()
@@ -151,8 +156,10 @@ class Exchange:
         return {"type": "http.response.body", "body": body, "more_body": more}
 
 
-class Lookout:
+class Lookout(threading.local):
     """Starts the watches of calls that last: one timer for all calls of an event loop.
+
+    Every thread sees its own, for its own event loop: a task is cancelled from the loop it runs on.
 
     Attributes
     ----------
@@ -160,18 +167,24 @@ class Lookout:
     young : watches entered since the timer ran last; they remove themselves
     """
 
-    __slots__ = ("_old", "has_timer", "loop", "young")
-
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.has_timer = False
         self.young: dict[Watch, None] = {}
         self._old: dict[Watch, None] = {}
 
-    def settle(self) -> asyncio.Task[Any]:
+    def task(self) -> asyncio.Task[Any]:
+        """Return the current task."""
+        loop = self.loop
+        # Which loop runs is asked only where it is not the last one: asking is a system call.
+        task = None if loop is None else asyncio.current_task(loop)
+        return self._settle() if task is None else task
+
+    def _settle(self) -> asyncio.Task[Any]:
         """Turn to the event loop that runs; return its current task."""
         self.loop = asyncio.get_running_loop()
         self.has_timer = False
+        self.young, self._old = {}, {}
         task = asyncio.current_task(self.loop)
         assert task is not None
         return task
@@ -202,21 +215,28 @@ class Watch:
         self._watcher: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
-        lookout = self._lookout
-        loop = lookout.loop
-        # Which loop runs is asked only where it is not the last one: asking is a system call.
-        task = None if loop is None else asyncio.current_task(loop)
-        self._task = lookout.settle() if task is None else task
+        line, lookout = self._exchange.line, self._lookout
+        self._task = lookout.task()
+        if line is not None:
+            if line.is_cut:
+                raise ClientGoneError
+            line.on_cut = self._leave
+            return
         self._among = lookout.young
         self._among[self] = None
         if not lookout.has_timer:
             lookout.wind()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._among.pop(self, None)
-        if self._watcher is not None:
-            self._watcher.cancel()
-        if self._exchange.is_gone and kind is asyncio.CancelledError:
+        exchange = self._exchange
+        if exchange.line is not None:
+            exchange.line.on_cut = None
+        else:
+            self._among.pop(self, None)
+            if self._watcher is not None:
+                self._watcher.cancel()
+        # Without an exception: somebody held the cancellation back, and what was sent was lost.
+        if exchange.is_gone and (kind is None or kind is asyncio.CancelledError):
             self._task.uncancel()
             raise ClientGoneError
 
@@ -229,8 +249,12 @@ class Watch:
             await self._exchange.until_disconnected()
             # Servers also report a disconnect once the response is over.
             if not self._exchange.is_over:
-                self._exchange.is_gone = True
-                self._task.cancel()
+                self._leave()
+
+    def _leave(self) -> None:
+        """The client left: what is done for it ends here."""
+        self._exchange.is_gone = True
+        self._task.cancel()
 
 
 class ClientGoneError(ConnectionError):

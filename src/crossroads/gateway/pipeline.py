@@ -177,6 +177,10 @@ class Run:
             most *= 2  # the loser is paid for what it produced
         if choice.escalate_to:  # the answer that is refused is paid, too
             most += max(self._upper(model) for model in choice.escalate_to)
+        judged = None if choice.check is None else choice.check.most(self._call)
+        if judged is not None:
+            judge, usage = judged
+            most += self._services.prices.cost(judge, usage)
         return most
 
     def _upper(self, model: str) -> float:
@@ -231,7 +235,9 @@ class Run:
         record.session = call.session
         record.status, record.error = self._status, self._error
         record.model, record.finish = tally.model, tally.finish or ""
-        record.is_complete, record.verdict = tally.is_complete, tally.verdict
+        # An answer may be whole and still not have reached its client.
+        record.is_complete = tally.is_complete and self._status != GONE
+        record.verdict = tally.verdict
         record.attempts = [(a.model, a.status, a.code, a.seconds) for a in tally.attempts]
         usage = tally.usage
         if usage is not None:

@@ -78,7 +78,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 def unavailable(url: str, error: Exception) -> UnavailableError:
     """Return the error that tells which server failed, without its password."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return UnavailableError(
         f"Redis at {safe_url(url)}: {reason}; start it, or correct the URL in the configuration"
     )

@@ -112,7 +112,7 @@ class Runtime:
         self._retiring: dict[asyncio.Task[None], Built] = {}
         self._reloading = asyncio.Lock()
         self._seen = self._marks()  # now: a change while the parts start is a change
-        self._problem = ""
+        self._problem = self._note = ""
         self._reloaded_at = time.time()
 
     async def start(self) -> None:
@@ -181,7 +181,8 @@ class Runtime:
         """Serve new requests by the configuration as it is now; those in flight keep the old one.
 
         Returns ``changed`` and ``message``. A configuration that is wrong changes nothing: raises
-        CrossroadsError, which ``health`` shows until a reload succeeds.
+        CrossroadsError, which ``health`` shows until a reload succeeds. What only a restart can
+        change is served as it was: the log and ``health`` say so.
         """
         first = self._first
         async with self._reloading:
@@ -204,9 +205,12 @@ class Runtime:
             self._reloaded_at = time.time()
             self.config = config
             message = "the configuration was reloaded"
-            if fixed:
-                message += f"; {', '.join(fixed)} will only change with a restart"
-            logger.info("%s", message)
+            self._note = f"{', '.join(fixed)} will only change with a restart" if fixed else ""
+            if self._note:
+                message += f"; {self._note}"
+                logger.warning("%s", message)
+            else:
+                logger.info("%s", message)
             await self._warn(built)
             return {"changed": True, "message": message}
 
@@ -258,6 +262,8 @@ class Runtime:
 
     def _configuration_health(self) -> dict[str, Any]:
         facts = {"status": "ok", "reloaded_at": self._reloaded_at}
+        if self._note:
+            facts["note"] = self._note
         return facts | {"status": "degraded", "reason": self._problem} if self._problem else facts
 
     async def _take(self, built: Built) -> None:

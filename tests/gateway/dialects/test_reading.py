@@ -51,12 +51,19 @@ def test_headers_are_untouched_without_own_fields() -> None:
         ({"seed": True}, "crossroads.seed"),
         ({"seed": -1}, "crossroads.seed"),
         ({"cache": "no"}, "crossroads.cache"),
+        ({"polcy": "desk"}, "crossroads.polcy"),
+        ({"": 1}, "crossroads."),
     ],
 )
 def test_own_fields_of_another_kind_are_refused(own: Any, param: str) -> None:
     with pytest.raises(ApiError) as raised:
         folded(own)
     assert (raised.value.status, raised.value.param) == (400, param)
+
+
+def test_a_misspelt_own_field_is_told_the_right_one() -> None:
+    with pytest.raises(ApiError, match="unknown field 'polcy'; did you mean 'policy'"):
+        folded({"polcy": "desk"})
 
 
 def test_own_fields_are_not_forwarded() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from crossroads.gateway.call import Body, Call, Event
-from crossroads.gateway.contracts import Choice, Tally, Usage
+from crossroads.gateway.contracts import Check, Choice, Tally, Usage
 from crossroads.gateway.engine import Engine, EngineSettings
 from crossroads.prompts.experts.base import ExpertError
 from tests.gateway.engine.scripted import (
@@ -31,7 +31,7 @@ from tests.gateway.engine.scripted import (
 STREAMS = pytest.mark.parametrize("is_stream", [False, True])
 
 
-class Judge:
+class Judge(Check):
     """Accepts, refuses, or fails, and remembers what it was asked."""
 
     def __init__(self, accepted: bool = True, error: ExpertError | None = None) -> None:

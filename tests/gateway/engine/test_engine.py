@@ -156,6 +156,14 @@ def test_retry_after_is_waited_for_up_to_the_bound() -> None:
     assert fake.slept[0] >= 3.0
 
 
+def test_the_wait_between_attempts_is_upstream_time_not_the_gateways_own() -> None:
+    first = Scripted("a", failing(429, retry_after=3.0), Step())
+    engine, fake = an_engine(first, max_retry_after_s=3.0)
+    call = a_call()
+    asyncio.run(engine.complete(call, Choice(model="a"), Tally()))
+    assert call.phases.upstream == pytest.approx(fake.slept[0])
+
+
 def test_a_longer_retry_after_falls_back_at_once_and_leaves_the_model_alone() -> None:
     first = Scripted("a", failing(429, retry_after=30.0), Step())
     engine, fake = an_engine(first, Scripted("b"), max_retry_after_s=3.0, breaker={"jitter": 0.0})
@@ -235,6 +243,7 @@ def test_models_with_an_open_breaker_are_skipped() -> None:
     assert [attempt.model for attempt in tally.attempts] == ["b"]
     assert len(first.orders) == 2
     assert engine.health()["a"]["state"] == "open"
+    assert (tally.skipped, tally.num_fallbacks) == (("a",), 1)
 
 
 def test_when_all_breakers_are_open_the_models_are_asked_all_the_same() -> None:
@@ -245,6 +254,7 @@ def test_when_all_breakers_are_open_the_models_are_asked_all_the_same() -> None:
     _, tally = run_complete(engine, Choice(model="a"))
     assert tally.is_complete
     assert engine.health()["a"]["state"] == "open"  # only probes close it
+    assert (tally.skipped, tally.num_fallbacks) == ((), 0)
 
 
 def test_when_all_breakers_are_open_the_settings_may_have_it_said() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Choice, Record
 from crossroads.gateway.errors import ApiError
@@ -17,6 +18,7 @@ from crossroads.gateway.evaluation.replay import (
     replay,
 )
 from crossroads.gateway.policies import PoliciesSettings, compile_policies
+from crossroads.gateway.upstreams import build_upstreams
 from crossroads.prompts.fitted import FittedRouter, fit_router
 from crossroads.prompts.pool import ModelCard, Pool
 from crossroads.prompts.readers import read_outcomes
@@ -96,6 +98,35 @@ def test_a_random_split_is_replayed_to_the_same_choices() -> None:
     policies.close()
     assert len({each.chosen for each in rows}) == 2
     assert found.same == 200
+
+
+def test_a_request_whose_tags_decided_is_told_so_not_another_version() -> None:
+    settings = PoliciesSettings.model_validate(
+        {
+            "policies": {
+                "desk": {
+                    "kind": "rules",
+                    "rules": [{"when": {"tags": ["gold"]}, "use": "large"}],
+                    "otherwise": "small",
+                }
+            }
+        }
+    )
+    cards = (ModelCard(name=name, endpoint="http://127.0.0.1:9/v1") for name in ("small", "large"))
+    pool = Pool(name="served", models=tuple(cards))
+    upstreams = build_upstreams(pool, timeouts=Timeouts())
+    speaks = {name: upstream.speaks for name, upstream in upstreams.items()}
+    served = compile_policies(settings, pool, speaks=speaks)
+    body = {"messages": [{"role": "user", "content": "hello"}]}
+    gold = Call(dialect="chat", model="desk", body=body, headers={b"x-crossroads-tags": b"gold"})
+    choice = asyncio.run(served.choose(gold))
+    decided = {"asked": "desk", "policy": "desk", "version": choice.version}
+    row = record("d1", prompt="hello", chosen=choice.model, **decided)
+    again = compile_policies(settings, pool)  # by the file alone, as a replay does
+    found = asyncio.run(replay([row], PolicyChooser(again)))
+    assert found.moves == {("large", "small"): 1}
+    told = "the same version: the request had facts that the ledger does not keep"
+    assert found.reasons == {told: 1}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import pytest
 
-from crossroads.core.errors import InputError, UsageError
 from crossroads.gateway.call import ANYBODY
 from crossroads.gateway.contracts import Governor, Grant, Usage
 from crossroads.gateway.errors import ApiError
@@ -89,86 +88,6 @@ def test_a_key_asks_only_for_the_models_on_its_list() -> None:
     error = refusal(governor, model="large")
     assert (error.status, error.code, error.param) == (403, "model_not_allowed", "model")
     assert "auto, small" in str(error)
-
-
-def test_keys_are_made_and_revoked_while_serving(tmp_path: Path) -> None:
-    path = tmp_path / "keys.yaml"
-    both = GovernanceSettings.model_validate(
-        {"keys_file": str(path), "teams": {"t": {}}, "keys": [{"name": "fixed", "secret": SECRET}]}
-    )
-
-    async def change() -> None:
-        here, there = KeyGovernor(both), KeyGovernor(both)
-        for governor in (here, there):
-            await governor.start()
-        secret = await here.key_store.create("alice", team="t", models=["auto"])
-        headers = {b"x-api-key": secret.encode()}
-        assert here.identify(headers).key_id == "alice"
-        await until_known(there, headers)
-        assert there.identify(headers).team == "t"
-        rotated = await here.key_store.rotate("alice")
-        with pytest.raises(ApiError):
-            here.identify(headers)
-        assert here.identify({b"x-api-key": rotated.encode()}).key_id == "alice"
-        await here.key_store.revoke("alice")
-        with pytest.raises(ApiError):
-            here.identify({b"x-api-key": rotated.encode()})
-        assert [row["name"] for row in here.key_store.list()] == ["fixed"]
-        with pytest.raises(InputError, match="in the configuration"):
-            await here.key_store.revoke("fixed")
-        with pytest.raises(InputError, match="no team 'none'"):
-            await here.key_store.create("bob", team="none")
-        with pytest.raises(UsageError, match="unknown key"):
-            await here.key_store.revoke("nobody")
-        for governor in (here, there):
-            await governor.close()
-
-    run(change())
-
-
-async def until_known(governor: KeyGovernor, headers: dict[bytes, bytes]) -> None:
-    for _ in range(300):
-        try:
-            governor.identify(headers)
-            return
-        except ApiError:
-            await asyncio.sleep(0.01)
-    raise AssertionError("the key never became known")
-
-
-def test_without_a_file_no_key_is_made() -> None:
-    governor = governor_of()
-    with pytest.raises(InputError, match="no file for keys"):
-        run(governor.key_store.create("bob"))
-
-
-def test_a_file_that_became_wrong_keeps_the_keys_and_degrades_health(tmp_path: Path) -> None:
-    file = KeyFile(tmp_path / "keys.yaml")
-    secret, _ = file.create("alice")
-    governor = KeyGovernor(GovernanceSettings(keys_file=str(file.path)))
-    headers = {b"x-api-key": secret.encode()}
-
-    async def spoil() -> None:
-        await governor.start()
-        right = file.path.read_text()
-        for text, status in (("keys: [", "degraded"), (right, "ok")):
-            file.path.write_text(text)
-            for _ in range(300):
-                if governor.health()["status"] == status:
-                    break
-                await asyncio.sleep(0.01)
-            assert governor.health()["status"] == status
-            assert governor.identify(headers).key_id == "alice"
-        await governor.close()
-
-    run(spoil())
-
-
-def test_an_unknown_team_in_the_file_is_refused_at_the_start(tmp_path: Path) -> None:
-    file = KeyFile(tmp_path / "keys.yaml")
-    file.create("alice", team="none")
-    with pytest.raises(InputError, match="no team 'none'"):
-        KeyGovernor(GovernanceSettings(keys_file=str(file.path)))
 
 
 # --- limits ---
@@ -313,9 +232,25 @@ def test_money_is_reserved_before_it_is_spent() -> None:
     headers = dict(error.headers)
     assert headers[b"x-should-retry"] == b"false"
     assert 1 <= int(headers[b"retry-after"]) <= 86_400
+    assert str(error).startswith("Budget of key 'a', 1 USD per day, has 0.2 USD left, and this")
     assert "resets at" in str(error)
+    run(held[2].reserve(0.2))
+    assert str(refusal(governor, usd=0.4)).startswith("Budget of key 'a' is used up: 1 USD per day")
+    held[2].release()
+    held[2] = run(granted(governor))
     held[0].settle(Usage(1, 1), 0.1)
     run(held[2].reserve(0.4))
+
+
+def test_a_call_that_no_budget_like_this_pays_for_is_told_so_and_not_to_wait() -> None:
+    governor = governor_of(limits={"requests_per_day": 9}, budgets=[{"usd": 0.001, "per": "day"}])
+    error = refusal(governor, usd=0.061488)
+    assert (error.status, error.code) == (429, "insufficient_quota")
+    assert error.headers == [(b"x-should-retry", b"false")]
+    assert str(error) == (
+        "This request may cost 0.061488 USD and does not fit the budget of key 'a', 0.001 USD per "
+        "day. Send max_tokens, or a lower one, shorten the prompt, or raise the budget."
+    )
 
 
 def test_what_a_call_really_cost_is_counted_even_beyond_the_cap() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 from crossroads.core.errors import InputError, UsageError
 from crossroads.gateway.governance import KeyFile, hash_secret
+
+ZEROS = "0" * 64
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def test_a_created_key_is_read_back_as_it_was_given(file: KeyFile) -> None:
         "expires": "2030-01-31",
     }
     secret, made = file.create("alice", **fields)
-    assert file.read() == (made,)
+    assert file.read().keys == (made,)
     assert made.hash == hash_secret(secret)
     assert made.budgets[0].usd == 2.5
     assert made.created is not None
@@ -83,14 +86,14 @@ def test_rotating_replaces_the_hash_and_keeps_the_rest(file: KeyFile) -> None:
     _, before = file.create("alice", tags=["x"])
     secret, after = file.rotate("alice")
     assert after == before.model_copy(update={"hash": hash_secret(secret)})
-    assert file.read() == (after,)
+    assert file.read().keys == (after,)
 
 
 def test_revoking_removes_one_key_only(file: KeyFile) -> None:
     file.create("alice")
     _, bob = file.create("bob")
     file.revoke("alice")
-    assert file.read() == (bob,)
+    assert file.read().keys == (bob,)
 
 
 def test_names_are_unique_and_unknown_ones_are_named_with_the_nearest(file: KeyFile) -> None:
@@ -101,7 +104,7 @@ def test_names_are_unique_and_unknown_ones_are_named_with_the_nearest(file: KeyF
         file.revoke("alcie")
     with pytest.raises(InputError, match="limits"):
         file.create("bob", limits={"parallel": 0})
-    assert [key.name for key in file.read()] == ["alice"]
+    assert [key.name for key in file.read().keys] == ["alice"]
 
 
 @pytest.mark.parametrize(
@@ -109,17 +112,7 @@ def test_names_are_unique_and_unknown_ones_are_named_with_the_nearest(file: KeyF
     [
         ("keys: [", "not valid YAML"),
         ("- 1", "expected fields and values, got a list"),
-        ("keys: [{name: a}]", r"keys\[0\]: expected either 'hash'"),
-        (
-            "keys: [{name: a, limts: {}}]",
-            r"keys\[0\]: unknown field 'limts'; did you mean",
-        ),
         ("keys: 3", "keys: expected a list, got a number"),
-        (
-            f"keys:\n- {{name: a, hash: 'sha256:{'0' * 64}'}}\n"
-            f"- {{name: a, hash: 'sha256:{'1' * 64}'}}",
-            "'a' is there twice",
-        ),
     ],
 )
 def test_a_file_that_is_not_right_is_named(file: KeyFile, text: str, problem: str) -> None:
@@ -128,6 +121,60 @@ def test_a_file_that_is_not_right_is_named(file: KeyFile, text: str, problem: st
         file.read()
     assert str(file.path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("{name: a}", "key 'a' is refused: expected either 'hash'"),
+        ("{name: a, limts: {}}", "key 'a' is refused: unknown field 'limts'; did you mean"),
+        (f"{{name: b c, hash: 'sha256:{ZEROS}'}}", r"keys\[0\] is refused: name: expected 1 to"),
+        ("3", r"keys\[0\] is refused: expected fields and values, got a number"),
+        (f"{{name: right, hash: 'sha256:{ZEROS}'}}", "key 'right' is refused: it is there twice"),
+    ],
+)
+def test_an_entry_that_is_not_right_binds_no_other(file: KeyFile, entry: str, problem: str) -> None:
+    file.create("other")
+    _, made = file.create("right")
+    text = file.path.read_text().replace("keys:\n", f"keys:\n- {entry}\n")
+    file.path.write_text(text)
+    found = file.read()
+    assert [key.name for key in found.keys] == [
+        "other",
+        *(["right"] if "right" not in problem else []),
+    ]
+    (told,) = found.problems
+    assert re.search(problem, told)
+    assert str(file.path) in told
+    assert "\n" not in told
+    file.rotate("other")
+    file.revoke("other")
+    assert file.read().problems == found.problems, "what is wrong stays for somebody to mend"
+    assert made.hash is not None
+    assert made.hash in file.path.read_text()
+
+
+def test_keys_of_one_secret_are_both_refused(file: KeyFile) -> None:
+    _, made = file.create("alice")
+    entry = f"{{name: bob, hash: '{made.hash}', disabled: true}}"
+    file.path.write_text(file.path.read_text() + f"- {entry}\n")
+    found = file.read()
+    assert found.keys == ()
+    assert len(found.problems) == 2
+    file.rotate("alice")
+    assert [key.name for key in file.read().keys] == ["alice", "bob"]
+
+
+def test_a_wrong_entry_is_revoked_by_its_name_and_not_rotated(file: KeyFile) -> None:
+    file.create("right")
+    file.path.write_text(file.path.read_text() + "- {name: bad, limts: {}}\n")
+    with pytest.raises(InputError, match="'bad' is refused: unknown field 'limts'"):
+        file.rotate("bad")
+    with pytest.raises(InputError, match="'bad' is there already"):
+        file.create("bad")
+    file.revoke("bad")
+    assert file.read().problems == ()
+    assert [key.name for key in file.read().keys] == ["right"]
 
 
 def test_writers_at_the_same_time_lose_nothing(file: KeyFile) -> None:
@@ -139,7 +186,7 @@ def test_writers_at_the_same_time_lose_nothing(file: KeyFile) -> None:
         subprocess.Popen([sys.executable, "-c", code, str(file.path), name]) for name in "abc"
     ]
     assert [process.wait(timeout=30) for process in running] == [0, 0, 0]
-    assert len(file.read()) == 15
+    assert len(file.read().keys) == 15
     assert sorted(path.name for path in file.path.parent.iterdir()) == [
         "keys.yaml",
         "keys.yaml.lock",

@@ -62,6 +62,22 @@ def test_a_missing_key_is_told_from_a_wrong_one() -> None:
             RING.find(headers, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("headers", "header"),
+    [
+        ({}, "'Authorization: Bearer KEY'"),
+        ({b"x-api-key": b"x"}, "'x-api-key: KEY'"),
+        ({b"anthropic-version": b"2023-06-01"}, "'x-api-key: KEY'"),
+        ({b"anthropic-version": b"2023-06-01", **bearer("x")}, "'Authorization: Bearer KEY'"),
+    ],
+)
+def test_who_is_refused_is_told_of_the_header_its_client_sends(
+    headers: dict[bytes, bytes], header: str
+) -> None:
+    with pytest.raises(ApiError, match=f"send the header {header}"):
+        RING.find(headers, 0.0)
+
+
 def test_an_expired_key_is_refused_from_its_second_on() -> None:
     key = KeySettings.model_validate({**KEY.model_dump(), "expires": "2030-01-01T00:00:00Z"})
     assert key.expires is not None

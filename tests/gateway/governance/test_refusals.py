@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossroads.gateway.governance import KeyGovernor
-from crossroads.gateway.governance.refusals import duration
-from tests.gateway.governance.asking import call_of, settings
+from crossroads.gateway.governance.accounts import Account
+from crossroads.gateway.governance.clerk import Clerk
+from crossroads.gateway.governance.leases import LeasedMeter
+from crossroads.gateway.governance.refusals import duration, limit_headers
+from tests.gateway.governance.asking import FakeStore, call_of, settings
 
 LIMITS = {"requests_per_minute": 60, "requests_per_day": 61, "tokens_per_minute": 600}
 
@@ -63,3 +67,24 @@ def test_the_limit_that_is_closest_to_being_met_is_shown() -> None:
     governor = KeyGovernor(settings(limits=limits))
     found = dict(asyncio.run(governor.admit(call_of(governor))).headers())
     assert found[b"x-ratelimit-limit-requests"] == b"20"
+
+
+def test_no_more_is_left_than_the_limit_though_the_store_refills_what_is_on_lease() -> None:
+    async def run() -> None:
+        store = FakeStore()
+        clerk = Clerk(store, ttl_s=60.0, block_share=0.25, is_open=True)
+        account = Account("x", "requests", 600, period_s=60)
+        meter = LeasedMeter(account, scope="key 'a'", period="minute", clerk=clerk)
+        await clerk.exchange(is_tick=True)
+        asked = asyncio.create_task(meter.ask(1))
+        await asyncio.sleep(0)
+        await clerk.exchange(is_tick=False)
+        assert await asked
+        assert meter.held > 1
+        later = time.monotonic_ns() + 60 * 10**9
+        found = dict(limit_headers([meter], [], "chat", later))
+        assert found[b"x-ratelimit-limit-requests"] == b"600"
+        assert found[b"x-ratelimit-remaining-requests"] == b"600"
+        assert found[b"x-ratelimit-reset-requests"] == b"0s"
+
+    asyncio.run(run())

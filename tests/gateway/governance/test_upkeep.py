@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from crossroads.gateway.governance.accounts import NANO_USD
+from crossroads.gateway.governance.clerk import Clerk
 from crossroads.gateway.governance.meters import LocalMeters
 from crossroads.gateway.governance.plans import Budget, Holders
 from crossroads.gateway.governance.upkeep import Upkeep, pace
@@ -106,6 +107,24 @@ def test_without_the_store_the_price_stays() -> None:
         assert budget.pacer.price == price > 0
 
     asyncio.run(run())
+
+
+def test_a_store_that_is_back_is_news_and_one_that_was_never_gone_is_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        store = FakeStore()
+        clerk = Clerk(store, ttl_s=60.0, block_share=0.25, is_open=True)
+        for is_gone in (False, True, False, False):
+            store.is_gone = is_gone
+            await clerk.exchange(is_tick=True)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(run())
+    assert [record.getMessage() for record in caplog.records] == [
+        "the store of limits is gone (gone); serving on with what was left",
+        "the store of limits is there again",
+    ]
 
 
 def test_a_document_that_is_no_state_is_replaced() -> None:

@@ -99,6 +99,18 @@ def test_a_text_with_a_nul_is_cleaned_and_spoils_no_other(url: str, tmp_path: Pa
     assert sorted(read_ids(url)) == ["dec_0", "dec_1", "dec_2", "dec_huge"]
 
 
+def test_a_check_makes_no_tables(url: str, tmp_path: Path) -> None:
+    check_ledger(settings(url, tmp_path))
+    with pytest.raises(InputError, match="not a ledger"):
+        read_ids(url)
+    open_ledger(settings(url, tmp_path)).close()
+    check_ledger(settings(url, tmp_path))
+    assert read_ids(url) == []
+    run_sql(url, "DROP TABLE ledger_schema")
+    with pytest.raises(InputError, match="not a ledger"):
+        check_ledger(settings(url, tmp_path))
+
+
 def test_a_server_that_is_down_at_the_start_is_waited_for(
     url: str, postgres: PostgresServer, tmp_path: Path
 ) -> None:

@@ -440,6 +440,8 @@ def test_an_older_schema_is_migrated_and_a_newer_one_refused(tmp_path: Path) -> 
     connection.execute("DROP TABLE feedback")  # as version 1 had none
     connection.execute("PRAGMA user_version=1")
     connection.commit()
+    check_ledger(settings(tmp_path))
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,), "a check migrates nothing"
     again = open_ledger(settings(tmp_path))
     again.append_feedback(Feedback(decision_id="dec_kept", score=0.5))
     again.close()
@@ -450,5 +452,6 @@ def test_an_older_schema_is_migrated_and_a_newer_one_refused(tmp_path: Path) -> 
     connection.execute("PRAGMA user_version=99")
     connection.commit()
     connection.close()
-    with pytest.raises(InputError, match=r"version 99.*upgrade"):
-        open_ledger(settings(tmp_path))
+    for use in (open_ledger, check_ledger):
+        with pytest.raises(InputError, match=r"version 99.*upgrade"):
+            use(settings(tmp_path))

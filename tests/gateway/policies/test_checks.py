@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from crossroads.prompts.experts.base import completion
 from tests.gateway.policies.conftest import call, choose_one, compiled, pool, run
 
 EVERYTHING = Eligibility(pool(judge={}))
+READS = 6000  # tokens of a request, and of an answer, that a judge is shown at most
 
 
 def judged(check: Any, answer: Body) -> Mapping[str, Any]:
@@ -113,6 +116,21 @@ def test_a_judge_that_fails_is_an_expert_error() -> None:
 
     with pytest.raises(ExpertError):
         judged(JudgeCheck("judge", ask, EVERYTHING), completion("x", model="small"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_time_of_a_judge_is_upstream_time(fails: bool) -> None:
+    async def ask(model: str, body: Body) -> Body:
+        await asyncio.sleep(0.02)
+        if fails:
+            raise ExpertError("down")
+        return completion("yes", model=model)
+
+    asked = call(text="what is it?")
+    with suppress(ExpertError):
+        answer = completion("x", model="small")
+        asyncio.run(JudgeCheck("judge", ask, EVERYTHING).accepts(asked, "small", answer))
+    assert asked.phases.upstream >= 0.015  # the loop's timers may be early by a millisecond or so
 
 
 def test_settings_build_the_check_they_name() -> None:
@@ -210,3 +228,22 @@ def test_the_tokens_a_judge_tells_are_taken() -> None:
     found = judged(JudgeCheck("judge", ask, EVERYTHING), completion("x", model="small"))
     assert found["usage"] == usage
     assert "usage_estimated" not in found
+
+
+@pytest.mark.parametrize(
+    ("size", "bound", "read"),
+    [(40, 10, 21), (40, None, 11 + READS), (1_000_000, 10, READS + 10), (4, 10**6, 2 + READS)],
+)
+def test_what_a_judge_takes_at_most_is_known_before_it_is_asked(
+    size: int, bound: int | None, read: int
+) -> None:
+    async def nobody(model: str, body: Body) -> Body:
+        raise AssertionError("not asked")
+
+    check = JudgeCheck("judge", nobody, EVERYTHING, question="good?")
+    limits = {} if bound is None else {"max_tokens": bound}
+    name, usage = check.most(call(size=size, **limits))
+    assert name == "judge"
+    assert usage.output_tokens == 8
+    assert read < usage.input_tokens < read + 25  # the question and what stands around it
+    assert rules(min_chars=1).most(call()) is None

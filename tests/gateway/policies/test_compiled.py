@@ -67,6 +67,26 @@ def test_other_names_are_not_found(name: str) -> None:
     assert (refused.value.status, refused.value.code) == (404, "model_not_found")
 
 
+@pytest.mark.parametrize(
+    ("named", "param"),
+    [
+        ({"headers": {"x-crossroads-policy": "zz"}}, "x-crossroads-policy"),
+        ({"crossroads": {"policy": "zz"}}, "crossroads.policy"),
+    ],
+)
+def test_an_unknown_policy_beside_the_model_is_named_as_one(
+    named: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(ApiError, match="The policy 'zz' does not exist") as refused:
+        choose(compiled({"auto": LEARNED}), call("small", **named))
+    found = refused.value
+    assert (found.status, found.code, found.param) == (404, "policy_not_found", param)
+    barred = Client(key_id="k", models=frozenset({"small"}))
+    with pytest.raises(ApiError, match="may not ask for 'zz'") as refused:
+        choose(compiled({"auto": LEARNED}), call("small", client=barred, **named))
+    assert (refused.value.status, refused.value.param) == (403, param)
+
+
 def test_without_policies_auto_says_what_is_missing() -> None:
     for name in ("auto", "auto:tradeoff:5"):
         with pytest.raises(ApiError, match="No router is loaded, so 'auto' cannot be served"):
@@ -209,6 +229,23 @@ def test_nothing_chosen_by_fallbacks_of_before_outlives_a_reload() -> None:
     found = choose(after, call("auto", "hard"), call("kept", "hard", user="u"))
     assert [choice.fallbacks for choice in found] == [("medium",)] * 2
     assert "sticky" not in found[1].labels
+
+
+def test_policies_before_and_after_a_reload_share_estimates_and_no_choice() -> None:
+    section = {"auto": LEARNED, "other-auto": {**LEARNED, "num_fallbacks": 2}}
+    before = compiled(section, fallbacks={"large": ["other"]})
+    choose(before, call("auto", "hard"), call("other-auto", "hard"), call("auto", "easy"))
+    after = compiled(section, fallbacks={"large": ["medium"]})
+    after.adopt(before)
+    for _ in range(3):  # both serve for a while
+        for name in section:
+            old = choose_one(before, call(name, "hard"))
+            new = choose_one(after, call(name, "hard"))
+            assert (old.fallbacks, new.fallbacks) == (("other",), ("medium",))
+            assert old.version != new.version
+    choose(before, call("auto", "learnt later"))
+    choose(after, call("auto", "learnt later"), call("auto", "easy"))
+    assert after.health()["policies"]["auto"]["misses"] == 0
 
 
 def test_a_session_whose_answers_are_checked_ends_with_a_reload() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -34,3 +35,17 @@ def test_the_stated_limits_are_the_real_ones(pattern: str, length: str) -> None:
     assert f"{Pattern(pattern, where='page').length:,}" == length
     assert length in text
     assert f"{len(LANGUAGES)} of them" in text
+
+
+def test_the_example_of_a_request_with_its_own_preferences_is_routed_by_them() -> None:
+    yaml_text = re.findall(r"```yaml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[0]
+    kinds = yaml.safe_load(yaml_text)["policies"]["kinds"]
+    page = (PAGE.parent / "dialects.md").read_text("utf-8")
+    body = json.loads(re.findall(r"```json\n(.*?)```", page, re.DOTALL)[0])
+    own = {name: body[name] for name in ("crossroads", "routing_preferences")}
+    policies = compiled({"kinds": kinds})
+    program = choose_one(policies, call(body["model"], "Mend the bug in this program.", **own))
+    assert (program.model, program.labels["route"]) == ("large", "code")
+    trip = choose_one(policies, call(body["model"], "Book flights for my trip.", **own))
+    assert (trip.model, trip.labels["route"]) == ("small", "travel")
+    policies.close()

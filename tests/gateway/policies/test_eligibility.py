@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
+from crossroads.core.http.timeouts import Timeouts
 from crossroads.gateway.call import Call, Client
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.policies.eligibility import Eligibility, IneligibleError
+from crossroads.gateway.upstreams import build_upstreams
+from crossroads.prompts.pool import ModelCard, Pool
 from tests.gateway.policies.conftest import LEARNED, call, choose, choose_one, compiled, pool
 
 IMAGE = [{"role": "user", "content": [{"type": "image_url"}, {"type": "text", "text": "easy"}]}]
@@ -137,3 +140,20 @@ def test_a_named_model_is_tried_whatever_our_estimate_of_its_length() -> None:
     assert choose_one(policies, call("small", size=10**6)).model == "small"
     with pytest.raises(ApiError, match="tools rules out small"):
         choose(policies, call("small", tools=[{}]))
+
+
+def test_cards_alone_allow_what_their_upstreams_would() -> None:
+    url = "http://127.0.0.1:9/v1"
+    fields: list[dict[str, Any]] = [
+        {"endpoint": url},
+        {"endpoint": url, "api": "anthropic"},
+        {"endpoint": url, "speaks": ["responses", "chat"]},
+        {"endpoint": url, "api": "anthropic", "speaks": ["messages"]},
+        {"endpoint": "local:units", "speaks": ["completions"]},
+        {"api": "litellm", "speaks": ["completions"]},
+    ]
+    cards = [ModelCard(name=f"m{number}", **each) for number, each in enumerate(fields)]
+    upstreams = build_upstreams(cards, timeouts=Timeouts())
+    speaks = {name: upstream.speaks for name, upstream in upstreams.items()}
+    served = Pool(name="all", models=tuple(cards))
+    assert Eligibility(served).facts == Eligibility(served, speaks).facts

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossroads.gateway.policies.estimates import Estimate, Estimates, RouterFailedError
+from crossroads.gateway.policies.estimates import Estimate, Estimates, RouterFailedError, within
 from crossroads.prompts.fitted import FittedRouter
 from tests.gateway.policies.conftest import MODELS, Stub, run, stub
 
@@ -23,8 +23,13 @@ def made(**settings: int) -> tuple[Estimates, Stub]:
     return estimates, router
 
 
+async def get(estimates: Estimates, text: str, budget_s: float | None = None) -> Estimate | None:
+    found = estimates.ask(text)
+    return found if isinstance(found, Estimate) else await within(found, budget_s)
+
+
 async def ask(estimates: Estimates, *texts: str) -> list[list[float] | None]:
-    found = await asyncio.gather(*(estimates.get(text) for text in texts))
+    found = await asyncio.gather(*(get(estimates, text) for text in texts))
     return [None if one is None else list(one.quality) for one in found]
 
 
@@ -107,7 +112,7 @@ def test_prompts_that_come_one_by_one_do_not_wait_for_a_turn_of_the_loop() -> No
             await asyncio.sleep(0.001)
         alone = estimates.ask("alone")
         assert isinstance(alone, Estimate)
-        assert estimates.cached("alone") is alone
+        assert estimates._cache.get("alone") is alone
         # Company in the same turn ends that: who comes now is estimated with whoever comes next.
         assert isinstance(estimates.ask("one"), asyncio.Future)
         assert isinstance(estimates.ask("two"), asyncio.Future)
@@ -125,12 +130,12 @@ def test_a_prompt_that_fails_at_once_fails_as_any_other() -> None:
 
     async def work() -> None:
         for n in range(8):
-            await estimates.get(f"text {n}")
+            await get(estimates, f"text {n}")
         with pytest.raises(RouterFailedError, match="a matrix is singular"):
             estimates.ask("broken")
         await asyncio.sleep(0)
         with pytest.raises(RouterFailedError, match="a matrix is singular"):
-            await estimates.get("broken, again")
+            await get(estimates, "broken, again")
 
     run(work)
     assert estimates.num_failures == 2
@@ -141,7 +146,7 @@ def test_what_was_under_way_in_a_loop_that_ended_is_forgotten() -> None:
 
     async def leave() -> None:
         for n in range(8):
-            await estimates.get(f"text {n}")
+            await get(estimates, f"text {n}")
         assert isinstance(estimates.ask("at once"), Estimate)
         estimates.ask("never waited for")
 
@@ -160,7 +165,7 @@ def test_long_texts_and_slow_routers_never_block_the_loop() -> None:
         estimates.is_inline = not slow
 
         async def work(estimates: Estimates = estimates, router: Stub = router) -> None:
-            waiting = asyncio.create_task(estimates.get("wait for it, please"))
+            waiting = asyncio.create_task(get(estimates, "wait for it, please"))
             await asyncio.sleep(0.02)
             assert not waiting.done()
             router.gate.set()
@@ -175,9 +180,9 @@ def test_a_thread_takes_all_that_waits_at_once() -> None:
     estimates, router = made(inline_chars=0, max_batch=8)
 
     async def work() -> None:
-        first = asyncio.create_task(estimates.get("wait"))
+        first = asyncio.create_task(get(estimates, "wait"))
         await asyncio.sleep(0.02)
-        rest = asyncio.gather(*(estimates.get(f"text {n}") for n in range(12)))
+        rest = asyncio.gather(*(get(estimates, f"text {n}") for n in range(12)))
         await asyncio.sleep(0)
         router.gate.set()
         await first
@@ -192,11 +197,11 @@ def test_over_budget_there_is_no_estimate_but_a_late_one_is_remembered() -> None
     estimates, router = made(inline_chars=0)
 
     async def work() -> None:
-        assert await estimates.get("wait", budget_s=0.005) is None
+        assert await get(estimates, "wait", budget_s=0.005) is None
         router.gate.set()
-        while estimates.cached("wait") is None:
+        while estimates._cache.get("wait") is None:
             await asyncio.sleep(0.001)
-        assert await estimates.get("wait", budget_s=0.005) is not None
+        assert await get(estimates, "wait", budget_s=0.005) is not None
 
     run(work)
     assert len(router.batches) == 1
@@ -209,7 +214,7 @@ def test_one_broken_prompt_fails_alone() -> None:
     async def work() -> list[object]:
         texts = ("easy", "broken", "hard")
         return list(
-            await asyncio.gather(*(estimates.get(t) for t in texts), return_exceptions=True)
+            await asyncio.gather(*(get(estimates, t) for t in texts), return_exceptions=True)
         )
 
     easy, broken, hard = run(work)
@@ -224,7 +229,7 @@ def test_a_client_that_goes_takes_nothing_from_the_others() -> None:
     estimates, router = made(inline_chars=0)
 
     async def work() -> None:
-        one, other = (asyncio.create_task(estimates.get("wait")) for _ in range(2))
+        one, other = (asyncio.create_task(get(estimates, "wait")) for _ in range(2))
         await asyncio.sleep(0.01)
         one.cancel()
         router.gate.set()
@@ -241,12 +246,12 @@ def test_the_least_recently_used_prompt_is_forgotten_first() -> None:
 
     async def work() -> None:
         for text in ("a", "b", "a", "c"):
-            await estimates.get(text)
+            await get(estimates, text)
 
     run(work)
-    assert estimates.cached("a") is not None
-    assert estimates.cached("b") is None
-    assert estimates.cached("c") is not None
+    assert estimates._cache.get("a") is not None
+    assert estimates._cache.get("b") is None
+    assert estimates._cache.get("c") is not None
 
 
 @pytest.mark.parametrize("length", [10, 1024, 1025, 5000])
@@ -264,8 +269,8 @@ def test_without_a_cache_nothing_is_remembered() -> None:
     estimates, router = made(cache=0)
 
     async def work() -> None:
-        await estimates.get("a")
-        await estimates.get("a")
+        await get(estimates, "a")
+        await get(estimates, "a")
 
     run(work)
     assert router.batches == [["a"], ["a"]]
@@ -297,7 +302,7 @@ def test_an_estimate_has_every_model_and_no_embedding_is_kept() -> None:
     estimates, _ = made()
 
     async def work() -> None:
-        found = await estimates.get("easy")
+        found = await get(estimates, "easy")
         assert found is not None
         assert found.quality == [0.9, 0.91, 0.92]
         assert len(found.quality) == len(MODELS)
@@ -305,3 +310,45 @@ def test_an_estimate_has_every_model_and_no_embedding_is_kept() -> None:
         assert found.features is None
 
     run(work)
+
+
+def test_what_a_reload_takes_over_is_shared_but_for_the_decisions() -> None:
+    (before, _), (after, router), (small, _) = made(), made(), made(cache=2)
+
+    async def work() -> None:
+        for text in ("a", "b", "c"):
+            old = await get(before, text)
+            assert old is not None
+            old.kept["terms"] = "of before"
+        after.adopt(before)
+        after.adopt(before)
+        new = after.ask("a")
+        assert isinstance(new, Estimate)
+        assert new.kept == {}
+        new.kept["terms"] = "of after"
+        again = before.ask("a")  # while it serves on
+        assert isinstance(again, Estimate)
+        assert "of after" not in again.kept.values()
+        assert (new.quality, new.kept) == (again.quality, {"terms": "of after"})
+        untouched = before.ask("b")
+        assert isinstance(untouched, Estimate)
+        assert untouched.kept == {"terms": "of before"}
+        await get(before, "learnt later")
+        assert isinstance(after.ask("learnt later"), Estimate)
+        small.adopt(before)
+        assert len(small._cache) == 2
+
+    run(work)
+    assert router.batches == []
+
+
+def test_without_a_cache_a_reload_takes_nothing_over() -> None:
+    (before, _), (after, router) = made(), made(cache=0)
+
+    async def work() -> None:
+        await get(before, "a")
+        after.adopt(before)
+        await get(after, "a")
+
+    run(work)
+    assert router.batches == [["a"]]

@@ -80,6 +80,17 @@ def test_decisions_are_those_of_the_fitted_router_itself() -> None:
             assert choice.decision.confidence == pytest.approx(expected.confidence, abs=1e-6)
 
 
+def test_what_a_router_rules_out_for_one_prompt_is_open_to_the_next() -> None:
+    masked, free = choose(learned(), call(text="no-large hard"), call(text="hard"))
+    assert (masked.model, free.model) == ("medium", "large")
+    assert masked.decision is not None and free.decision is not None
+    assert set(masked.decision.scores) == {"small", "medium"}
+    assert set(free.decision.scores) == set(MODELS)
+    again = choose(learned(), call(text="hard"), call(text="no-large hard"))
+    assert again[1].decision is not None
+    assert set(again[1].decision.scores) == {"small", "medium"}
+
+
 def test_a_price_on_cost_adds_to_the_policys_own() -> None:
     policies = learned(objective={"tradeoff": 1.0})
     assert choose_one(policies, call(text="hard")).model == "large"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 from crossroads.gateway.call import Client
@@ -113,34 +112,6 @@ def test_the_first_user_message_is_found_past_the_system_prompt() -> None:
     assert first_user_text(call(messages=messages)) == "hi"
     assert first_user_text(call(messages=[])) == ""
     assert first_user_text(call(messages="odd")) == ""
-
-
-def test_sessions_are_taken_over_while_the_policy_before_serves() -> None:
-    """A session that begins in the midst of it disturbs nothing, in any thread."""
-    before, after = compiled(STICKY), compiled(STICKY)
-    choose(before, turn("hard"), turn("hard", session="t"))
-    old: Any = before._policies["kept"]
-    new: Any = after._policies["kept"]
-
-    class Busy(frozenset[str]):
-        def issuperset(self, names: Any) -> bool:
-            old._kept["", f"session {len(old._kept)}"] = old._kept["", "s"]
-            return super().issuperset(names)
-
-    class Racing(OrderedDict[Any, Any]):
-        num_refused = 0
-
-        def items(self) -> Any:
-            if self.num_refused < 3:
-                self.num_refused += 1
-                raise RuntimeError("OrderedDict mutated during iteration")
-            return super().items()
-
-    old._kept = Racing(old._kept)
-    new._manner.eligibility.all = Busy(new._manner.eligibility.all)
-    new.adopt(old)
-    assert new.health()["sessions"] == 2
-    assert len(old._kept) == 4
 
 
 def test_workers_that_share_nothing_explore_alike_for_a_session() -> None:

@@ -42,6 +42,23 @@ def test_a_failed_call_says_so_in_its_level() -> None:
     assert line(record(is_complete=False))["level"] == "warning"
 
 
+def test_one_bad_record_takes_no_line_of_its_batch_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    logs = Logs(LogSettings(file=str(path)))
+    logs.put(record(decision_id="dec_first"))
+    logs.outbox.put(logging.LogRecord("x", 40, "f", 1, "bad %d", ("a",), None))
+    logs.put(record(asked="\ud800", labels={"big": 2**70}))
+    logs.outbox.put(record(time="no time"))  # cannot be written at all
+    logs.put(record(decision_id="dec_last"))
+    logs.outbox.flush()
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [found.get("decision_id") for found in lines if found["event"] == "call"] == [
+        *("dec_first", "dec_1", "dec_last")
+    ]
+    assert "bad %d (its arguments do not fit)" in [found.get("message") for found in lines]
+    assert (logs.outbox.num_dropped, logs.outbox.error) == (1, None)
+
+
 def test_a_newline_in_a_name_stays_in_its_line() -> None:
     text = Logs(LogSettings()).line(record(asked='x\n{"event": "forged"}'))
     assert text.count(b"\n") == 1

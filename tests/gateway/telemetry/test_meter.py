@@ -121,6 +121,17 @@ def test_every_call_is_in_every_total_exactly_once(
     assert sum(counts[-1] for counts in durations) == pytest.approx(whole)
 
 
+def test_estimates_of_a_policy_are_counted_by_model_whichever_models_a_call_could_have() -> None:
+    costs = {"a": 1.0, "b": 2.0, "c": 3.0}
+    meter = Meter(["a", "b", "c", "auto"])
+    meter.observe(record(costs=costs, scores={"a": 0.5, "b": 0.25}))
+    meter.observe(record(costs=costs, scores={"c": 0.75, "a": 0.125}))
+    meter.observe(record(costs=costs, scores={"a": 0.0625, "b": 0.5}))
+    found = [counter(meter, "crossroads_estimated_quality", model) for model in "abc"]
+    assert found == [0.6875, 0.75, 0.75]
+    assert [counter(meter, "crossroads_compared_calls", model) for model in "abc"] == [3, 2, 1]
+
+
 def test_a_price_nobody_knows_spoils_no_sum() -> None:
     meter = Meter(["a", "b", "auto"])
     meter.observe(record(scores={"a": 0.5, "b": 0.9}, costs={"a": 0.1, "b": math.nan}))

@@ -122,8 +122,8 @@ def build_cache(settings: CacheSettings, headers: Iterable[str] = ()) -> AnswerC
     """Return the caches of a configuration; None where all are off.
 
     ``headers`` are those that the rules of policies go by. Loads the encoder of the semantic cache.
-    Raises MissingExtraError without what Redis or the
-    encoder needs, InputError for a URL that is none.
+    Raises MissingExtraError without what Redis or the encoder needs, InputError for a URL that is
+    none.
     """
     if settings.exact is None and settings.semantic is None:
         return None

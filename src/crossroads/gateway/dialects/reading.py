@@ -8,10 +8,12 @@ from typing import Any
 
 import orjson
 
+from crossroads.core.errors import unknown_name
 from crossroads.gateway.call import GATEWAY_FIELDS, Body
 from crossroads.gateway.errors import ApiError
 
 OWN_FIELD = "crossroads"  # of a request, with options for the gateway
+_OWN_NAMES = frozenset(("policy", "session", "tags", "seed", "cache"))
 
 # Whole numbers of 64 bits; what is beyond them was read as a float, and has lost digits.
 _LEAST, _BEYOND = float(-(2**63)), float(2**64)
@@ -70,12 +72,15 @@ def own_headers(body: Body, headers: Mapping[bytes, bytes]) -> Mapping[bytes, by
 
     ``policy``, ``session`` and ``seed`` take the place of the header ``x-crossroads-<name>``,
     ``tags`` add to it, and ``cache: false`` is ``cache-control: no-store``. So the rooms need to
-    look in one place only. Raises ApiError 400.
+    look in one place only. Raises ApiError 400, also for a field that is none of these.
     """
     given = body.get(OWN_FIELD)
     if given is None:
         return headers
     own = as_object(given, OWN_FIELD)
+    for name in own.keys() - _OWN_NAMES:
+        problem = unknown_name("field", name, _OWN_NAMES)
+        raise ApiError(f"{OWN_FIELD}: {problem}", param=f"{OWN_FIELD}.{name}")
     more: dict[bytes, bytes] = {}
     for name in ("policy", "session"):
         if own.get(name) is not None:

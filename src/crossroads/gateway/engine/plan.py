@@ -126,6 +126,7 @@ class Plan:
             if self._enter(stop):
                 self._retries = self._fleet.settings.retries
                 return True
+            self.tally.skipped += (stop.model,)
         return False
 
     def _enter(self, stop: Stop) -> bool:
@@ -158,6 +159,7 @@ class Plan:
             )
         self._is_forced = True
         self._at = 0
+        self.tally.skipped = self.tally.skipped[: -len(self._stops)]
         self._go_on()
 
     async def _retries_here(self, error: ExpertError) -> bool:
@@ -177,7 +179,11 @@ class Plan:
         if not may_enter or self._fleet.clock() + wait >= self._deadline:
             return False
         self._retries -= 1
-        await self._fleet.sleep(wait)
+        began = self._fleet.clock()
+        try:
+            await self._fleet.sleep(wait)
+        finally:  # the wait is the model's doing, not ours
+            self.call.phases.upstream += self._fleet.clock() - began
         return self._enter(self.stop)
 
     def _keep_larger_contexts(self, error: ExpertError) -> None:

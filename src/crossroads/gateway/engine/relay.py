@@ -39,18 +39,8 @@ class Relay:
     """
 
     __slots__ = (
-        *(
-            "_attempt",
-            "_dialect",
-            "_fleet",
-            "_head",
-            "_is_running",
-            "_names",
-            "_parts",
-            "_plan",
-            "_prefix",
-        ),
-        *("_order", "_reader", "_size", "_splice", "_stop"),
+        *("_attempt", "_dialect", "_fleet", "_head", "_is_running", "_names", "_order", "_parts"),
+        *("_plan", "_prefix", "_reader", "_size", "_splice", "_stop"),
     )
 
     def __init__(self, fleet: Fleet, plan: Plan, opened: Opened, names: tuple[str, ...]) -> None:

@@ -77,7 +77,7 @@ class EngineSettings(Section):
     pass_headers: tuple[str, ...] = Field(
         default=(
             *("traceparent", "tracestate", "idempotency-key", "x-request-id"),
-            *("anthropic-version", "anthropic-beta"),
+            *("openai-organization", "openai-project", "anthropic-version", "anthropic-beta"),
         ),
         description="of the client's request, sent upstream; never keys. x-request-id is ours",
     )

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0  # after which what was used is reported and what lies idle is given back
 _EXCHANGE_S = 2.0
+_UNTRIED = "not started"
 
 
 class LeasedMeters:
@@ -57,7 +58,7 @@ class Clerk:
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(4).hex()}"
         self.block_share, self.is_open = block_share, is_open
         self.listed: list[LeasedMeter] = []
-        self.is_down, self.problem = True, "not started"
+        self.is_down, self.problem = True, _UNTRIED
         self.store = store
         self._ttl_s = ttl_s
         self._tick_s = min(_TICK_S, ttl_s / 4)
@@ -132,8 +133,8 @@ class Clerk:
             logger.exception("the exchange with the store of limits failed")
             self._lost(f"{type(error).__name__}: {error}")
             return
-        if self.is_down:
-            logger.info("the store of limits is reached")
+        if self.is_down and self.problem != _UNTRIED:
+            logger.info("the store of limits is there again")
         self.is_down, self.problem = False, ""
         self._alive_until = sent / NS + self._ttl_s
         now = time.monotonic_ns()

@@ -12,6 +12,7 @@ from crossroads.core.errors import InputError
 from crossroads.gateway.call import ANYBODY, Call, Client
 from crossroads.gateway.contracts import Grant
 from crossroads.gateway.governance.clerk import Clerk, LeasedMeters
+from crossroads.gateway.governance.entries import Entries
 from crossroads.gateway.governance.grant import FreeGrant, MeteredGrant, Plan
 from crossroads.gateway.governance.keyfile import KeyFile
 from crossroads.gateway.governance.keys import Keyring
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _FREE = FreeGrant()
 _SHARED = ("store", "on_store_failure", "lease_ttl_s", "block_share")  # settings of the counts
+_MOST_TOLD = 3  # problems that the health spells out
 
 
 class KeyGovernor:
@@ -52,7 +54,12 @@ class KeyGovernor:
     prices : reread while serving, where they have a file; by default those of ``prices_file``
     clock : tells the periods of budgets and when keys expire
 
-    Raises InputError for keys that do not fit together and for files that are not right.
+    Attributes
+    ----------
+    key_problems : why keys of the file are refused, a line each; the others are in force
+
+    Raises InputError for keys of the settings that do not fit together and for files that cannot
+    be read.
     """
 
     def __init__(
@@ -72,7 +79,8 @@ class KeyGovernor:
             self._fixed = (single, *self._fixed)
         self._file = None if settings.keys_file is None else KeyFile(settings.keys_file)
         self._watch = None if self._file is None else FileWatch(self._file.path)
-        self._keys_problem = ""
+        self._file_problem = ""
+        self.key_problems: tuple[str, ...] = ()
         self._output_tokens = settings.output_tokens
         self._clerk: Clerk | None = None
         if settings.store != "memory":
@@ -88,7 +96,7 @@ class KeyGovernor:
         )
         self._upkeep = Upkeep(self._clock, lambda: self._holders.budgets, self._reread)
         self._is_running = False
-        self._install(() if self._file is None else self._file.read())
+        self._install(Entries("") if self._file is None else self._file.read())
 
     # --- per request ---
 
@@ -212,8 +220,13 @@ class KeyGovernor:
             is_open = self.settings.on_store_failure == "open"
             status = "degraded" if is_open else "failing"
             return {"status": status, "problem": f"store of limits: {store['problem']}"}
-        problem = self._keys_problem or self.prices.problem
-        return {"status": "degraded", "problem": problem} if problem else {"status": "ok"}
+        problems = [*self.key_problems, self.prices.problem]
+        problems = [problem for problem in (self._file_problem, *problems) if problem]
+        if not problems:
+            return {"status": "ok"}
+        more = len(problems) - _MOST_TOLD
+        told = [*problems[:_MOST_TOLD], *([f"and {more} more"] if more > 0 else [])]
+        return {"status": "degraded", "problem": "; ".join(told)}
 
     def _store(self) -> dict[str, Any]:
         if self._clerk is None:
@@ -228,14 +241,10 @@ class KeyGovernor:
             for name, known in self._ring.names.items()
         ]
 
-    def _install(self, from_file: tuple[KeySettings, ...]) -> None:
-        keys = (*self._fixed, *from_file)
-        for key in keys:
-            if key.team is not None and key.team not in self.settings.teams:
-                raise InputError(
-                    f"key {key.name!r}: no team {key.team!r}; add it to governance.teams"
-                )
-        self._ring = Keyring(keys)
+    def _install(self, found: Entries) -> None:
+        found = found.beside(self._fixed, self.settings.teams)
+        self._ring = Keyring((*self._fixed, *found.keys))
+        self.key_problems = found.problems
         self._build()
 
     def _build(self) -> None:
@@ -247,8 +256,12 @@ class KeyGovernor:
     async def _reload_keys(self) -> None:
         """Read the file in a thread: that of a thousand keys takes a while."""
         if self._file is not None:
+            before = self.key_problems
             self._install(await asyncio.to_thread(self._file.read))
-            self._keys_problem = ""
+            self._file_problem = ""
+            for problem in self.key_problems:
+                if problem not in before:
+                    logger.warning("%s", problem)
 
     async def _reread(self) -> None:
         self.prices.refresh()
@@ -257,7 +270,7 @@ class KeyGovernor:
         try:
             await self._reload_keys()
         except InputError as error:
-            self._keys_problem = str(error)
+            self._file_problem = str(error)
             logger.warning("%s; the keys from before stay in force", error)
 
 

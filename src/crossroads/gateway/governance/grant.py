@@ -110,7 +110,7 @@ class MeteredGrant:
                     for earlier in budgets[:i]:
                         earlier.settle(nano, 0, now)
             if not taken:
-                raise out_of_money(meter, nano, time.monotonic_ns(), self.headers())
+                raise out_of_money(meter, nano, time.monotonic_ns())
         self._nano += nano
 
     def settle(self, usage: Usage, usd: float) -> None:

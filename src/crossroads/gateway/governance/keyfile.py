@@ -3,7 +3,8 @@
 Every change is made under a lock on ``keys.yaml.lock`` and appears whole or not at all, so several
 writers and any number of readers can share the file. It holds hashes, never secrets, and is
 readable by its owner alone. Where root writes it, its owner is that of its folder, so that a
-service with a user of its own can read what was made for it.
+service with a user of its own can read what was made for it. Entries that are wrong stay as they
+are until somebody mends or revokes them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import Field, ValidationError
 from crossroads.core.errors import InputError, UnavailableError, unknown_name
 from crossroads.core.files import replacing
 from crossroads.core.problems import on_one_line, problems_of, yaml_problem
+from crossroads.gateway.governance.entries import Entries, name_of, read_entries
 from crossroads.gateway.governance.keys import hash_secret, new_secret
 from crossroads.gateway.governance.settings import KeySettings
 from crossroads.gateway.settings import Section
@@ -29,17 +31,21 @@ _HEAD = "# Virtual keys: written by 'crossroads keys'; comments are not kept. Ho
 
 
 class _File(Section):
-    keys: tuple[KeySettings, ...] = Field(default=())
+    keys: tuple[Any, ...] = Field(default=())
 
 
 class KeyFile:
-    """The keys in one file. Every method raises InputError for a file that is not right."""
+    """The keys in one file. Every method raises InputError for a file that is no list of keys."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def read(self) -> tuple[KeySettings, ...]:
-        """Return the keys; none where there is no file yet."""
+    def read(self) -> Entries:
+        """Return the keys that are right, and what is wrong with others; none without a file."""
+        return read_entries(f"keys {self.path}", self._rows())
+
+    def _rows(self) -> tuple[Any, ...]:
+        """Return the entries as they are written."""
         try:
             raw = yaml.safe_load(self.path.read_text("utf-8"))
         except FileNotFoundError:
@@ -52,15 +58,10 @@ class KeyFile:
             problem = yaml_problem(error)
             raise InputError(f"keys {self.path}: not valid YAML: {problem}; correct it") from None
         try:
-            keys = _File.model_validate({} if raw is None else raw).keys
+            return _File.model_validate({} if raw is None else raw).keys
         except ValidationError as error:
             problem = on_one_line(problems_of(error, _File))
             raise InputError(f"keys {self.path}: {problem}") from None
-        names = [key.name for key in keys]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise InputError(f"keys {self.path}: {repeated[0]!r} is there twice; remove one")
-        return keys
 
     def create(self, name: str, **fields: Any) -> tuple[str, KeySettings]:
         """Add a key; ``fields`` as in ``KeySettings``. Returns its secret, which is kept nowhere.
@@ -79,40 +80,46 @@ class KeyFile:
             problem = on_one_line(problems_of(error, KeySettings))
             raise InputError(f"key {name!r}: {problem}") from None
 
-        def add(keys: list[KeySettings]) -> list[KeySettings]:
-            if any(known.name == name for known in keys):
+        def add(rows: list[Any]) -> list[Any]:
+            if name in map(name_of, rows):
                 raise InputError(f"key {name!r} is there already; rotate it, or choose a new name")
-            return [*keys, key]
+            return [*rows, _row(key)]
 
         self._change(add)
         return secret, key
 
     def revoke(self, name: str) -> None:
-        """Remove a key. Raises UsageError for one that is not there."""
+        """Remove a key, right or wrong. Raises UsageError for one that is not there."""
 
-        def remove(keys: list[KeySettings]) -> list[KeySettings]:
-            _find(keys, name)
-            return [key for key in keys if key.name != name]
+        def remove(rows: list[Any]) -> list[Any]:
+            _check_known(rows, name)
+            return [row for row in rows if name_of(row) != name]
 
         self._change(remove)
 
     def rotate(self, name: str) -> tuple[str, KeySettings]:
-        """Give a key a new secret; the old one is refused from then on. Errors as ``revoke``."""
+        """Give a key a new secret; the old one is refused from then on.
+
+        Raises as ``revoke``, and InputError for a key that is wrong in itself.
+        """
         secret = new_secret()
         changed = {"hash": hash_secret(secret), "secret": None}
         found: list[KeySettings] = []
 
-        def replace(keys: list[KeySettings]) -> list[KeySettings]:
-            found.append(_find(keys, name).model_copy(update=changed))
-            return [found[0] if key.name == name else key for key in keys]
+        def replace(rows: list[Any]) -> list[Any]:
+            _check_known(rows, name)
+            own = read_entries(f"keys {self.path}", [row for row in rows if name_of(row) == name])
+            if own.problems:
+                raise InputError(own.problems[0])
+            found.append(own.keys[0].model_copy(update=changed))
+            return [_row(found[0]) if name_of(row) == name else row for row in rows]
 
         self._change(replace)
         return secret, found[0]
 
-    def _change(self, change: Callable[[list[KeySettings]], list[KeySettings]]) -> None:
+    def _change(self, change: Callable[[list[Any]], list[Any]]) -> None:
         with _locked(self.path):
-            keys = change(list(self.read()))
-            rows = [key.model_dump(mode="json", exclude_defaults=True) for key in keys]
+            rows = change(list(self._rows()))
             with replacing(self.path) as temporary:
                 temporary.touch(mode=0o600)
                 _hand_over(temporary)
@@ -154,8 +161,11 @@ def _hand_over(path: Path) -> None:
         os.chown(path, folder.st_uid, folder.st_gid, follow_symlinks=False)
 
 
-def _find(keys: list[KeySettings], name: str) -> KeySettings:
-    for key in keys:
-        if key.name == name:
-            return key
-    raise unknown_name("key", name, [key.name for key in keys])
+def _check_known(rows: list[Any], name: str) -> None:
+    names = [known for known in map(name_of, rows) if known]
+    if name not in names:
+        raise unknown_name("key", name, names)
+
+
+def _row(key: KeySettings) -> dict[str, Any]:
+    return key.model_dump(mode="json", exclude_defaults=True)

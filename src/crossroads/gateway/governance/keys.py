@@ -37,7 +37,7 @@ def hash_secret(secret: str) -> str:
 
 def fingerprint(key: KeySettings) -> str:
     """Return a few digits of the key's hash, to tell keys apart."""
-    return _digest_of(key).hex()[:_SHOWN]
+    return digest_of(key).hex()[:_SHOWN]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,11 @@ class Keyring:
         """Return who asks, by ``authorization: Bearer`` or ``x-api-key``. Raises ApiError 401."""
         secret = _secret_of(headers)
         if secret is None:
-            raise _refused("No API key; send the header 'Authorization: Bearer KEY'.")
+            raise _refused(f"No API key; send the header {_way_of(headers)}.")
         digest = sha256(secret).digest()
         known = self._known.get(digest)
         if known is None or not hmac.compare_digest(known.digest, digest):
-            raise _refused("Wrong API key; send the header 'Authorization: Bearer KEY'.")
+            raise _refused(f"Wrong API key; send the header {_way_of(headers)}.")
         if known.settings.disabled:
             raise _refused("This API key is disabled; ask for a new one.")
         if known.expires is not None and now >= known.expires:
@@ -103,12 +103,20 @@ def _secret_of(headers: Mapping[bytes, bytes]) -> bytes | None:
     return headers.get(b"x-api-key") or None
 
 
+def _way_of(headers: Mapping[bytes, bytes]) -> str:
+    """Return how this client sends a key: Anthropic's clients have a header of their own."""
+    is_bearer = b"authorization" in headers
+    is_anthropic = b"x-api-key" in headers or b"anthropic-version" in headers
+    return "'x-api-key: KEY'" if is_anthropic and not is_bearer else "'Authorization: Bearer KEY'"
+
+
 def _refused(message: str, *, code: str = "invalid_api_key") -> ApiError:
     challenge = (b"www-authenticate", b"Bearer")
     return ApiError(message, status=401, code=code, headers=[challenge])
 
 
-def _digest_of(key: KeySettings) -> bytes:
+def digest_of(key: KeySettings) -> bytes:
+    """Return the SHA-256 of the key's secret."""
     if key.secret is not None:
         return sha256(key.secret.encode()).digest()
     return bytes.fromhex((key.hash or "").removeprefix("sha256:"))
@@ -123,4 +131,4 @@ def _known(key: KeySettings) -> Known:
         residency=frozenset(key.residency),
     )
     expires = None if key.expires is None else key.expires.timestamp()
-    return Known(settings=key, digest=_digest_of(key), client=client, expires=expires)
+    return Known(settings=key, digest=digest_of(key), client=client, expires=expires)

@@ -155,8 +155,10 @@ class LeasedMeter:
         free = self._answered.free
         if self.account.period_s and self._heard_ns >= 0:
             refilled = (now - self._heard_ns) * self.limit // (self.account.period_s * NS)
-            free = min(self.limit, free + refilled)
-        return free + self.held - self.taken - self.used
+            free += refilled
+        # The store's bucket refills while units of it are on lease here: both together may be more
+        # than there can ever be.
+        return min(self.limit, free + self.held - self.taken - self.used)
 
     def wait_s(self, n: int, now: int) -> float | None:
         if n > self.limit:

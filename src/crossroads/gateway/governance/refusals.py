@@ -89,18 +89,38 @@ def too_many(meter: Meter, n: int, now: int, headers: Headers) -> ApiError:
     )
 
 
-def out_of_money(meter: Meter, n: int, now: int, headers: Headers) -> ApiError:
-    """Return the 429 of a budget."""
-    reset = meter.reset_s(now)
+def out_of_money(meter: Meter, n: int, now: int) -> ApiError:
+    """Return the 429 of a budget: used up, too little left for this call, or ever too small.
+
+    Its limits' headers are not here: the answer has them anyway, since the call was let in.
+    """
+    whole = f"{meter.limit / NANO_USD:g} USD per {meter.period}"
+    cost = f"may cost {n / NANO_USD:.6g} USD"
+    if n > meter.limit:
+        return _no_quota(
+            f"This request {cost} and does not fit the budget of {meter.scope}, {whole}. Send "
+            "max_tokens, or a lower one, shorten the prompt, or raise the budget.",
+            [],
+        )
+    reset, left = meter.reset_s(now), max(0, meter.left(now))
     at = datetime.fromtimestamp(math.ceil(time.time() + reset), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    left = max(0, meter.left(now)) / NANO_USD
+    if left == 0:
+        message = f"Budget of {meter.scope} is used up: {whole}; this request {cost}."
+    else:
+        message = (
+            f"Budget of {meter.scope}, {whole}, has {left / NANO_USD:.6g} USD left, and this "
+            f"request {cost}. Send max_tokens, or a lower one, or wait."
+        )
+    return _no_quota(f"{message} It resets at {at}.", _retry_after(reset))
+
+
+def _no_quota(message: str, headers: Headers) -> ApiError:
     return ApiError(
-        f"Budget of {meter.scope} is used up: {meter.limit / NANO_USD:g} USD per {meter.period}, "
-        f"{left:.6g} left, and this request may cost {n / NANO_USD:.6g}. It resets at {at}.",
+        message,
         status=429,
         type="insufficient_quota",
         code="insufficient_quota",
-        headers=[*_retry_after(reset), (b"x-should-retry", b"false"), *headers],
+        headers=[*headers, (b"x-should-retry", b"false")],
     )
 
 

@@ -11,7 +11,8 @@ from crossroads.gateway.ledger.feedback import (
 from crossroads.gateway.ledger.ownership import owner_of
 from crossroads.gateway.ledger.reading import Entry, Filters, LedgerReader
 from crossroads.gateway.ledger.settings import LedgerSettings
-from crossroads.gateway.ledger.writer import SqlLedger, check_ledger, open_ledger
+from crossroads.gateway.ledger.trial import check_ledger
+from crossroads.gateway.ledger.writer import SqlLedger, open_ledger
 
 __all__ = [
     "Entry",

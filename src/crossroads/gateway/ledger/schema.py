@@ -75,9 +75,11 @@ def encoder(keep: Iterable[str]) -> Callable[[Record], Row]:
             values[place] = None
         scores, costs = record.scores, record.costs
         values.append(_json(scores) if scores else None)
-        if costs is not last[0]:  # a policy's expected costs are one object for all its calls
-            last = (costs, _json(costs) if costs else None)
-        values.append(last[1])
+        # Read once and written once: encoders are shared by threads, and a pair is never half new.
+        known = last
+        if costs is not known[0]:  # a policy's expected costs are one object for all its calls
+            known = last = (costs, _json(costs) if costs else None)
+        values.append(known[1])
         facts = {name: v for name, v in zip(_REST, _rest_values(record), strict=True) if v}
         values.append(_json(facts))
         return tuple(values)

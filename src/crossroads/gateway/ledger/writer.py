@@ -323,18 +323,6 @@ def open_ledger(settings: LedgerSettings) -> SqlLedger:
     return ledger
 
 
-def check_ledger(settings: LedgerSettings) -> None:
-    """Try to open the ledger, as ``crossroads check-config`` does.
-
-    Raises InputError, UnavailableError or MissingExtraError with the reason it would not work.
-    """
-    store = build_store(settings.url, timeout_s=settings.timeout_s)
-    try:
-        store.open()
-    finally:
-        store.close()
-
-
 def _journal(settings: LedgerSettings) -> Journal:
     folder, prefix = default_journal(settings.url)
     return Journal(settings.journal or folder, prefix)

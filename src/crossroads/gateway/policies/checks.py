@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from crossroads.core.errors import InputError, MissingExtraError
 from crossroads.gateway.call import Body, Call
-from crossroads.gateway.contracts import Check, ExpertError
+from crossroads.gateway.contracts import Check, ExpertError, Usage
 from crossroads.gateway.policies.eligibility import Eligibility
 from crossroads.gateway.policies.patterns import Pattern
 from crossroads.gateway.policies.settings import CheckSettings
@@ -28,13 +29,15 @@ _REFUSAL = re.compile(
 _READ_FOR_REFUSAL = 400  # characters: who declines does so at once
 _CHARACTERS_PER_TOKEN = 4
 _JUDGE_READS = 24_000  # characters of question and answer each
+_JUDGE_SAYS = 8  # tokens
+_FRAME = 64  # characters around what a judge reads
 _QUESTION = (
     "You check answers. Below are a request and an answer to it. Is the answer correct, complete "
     "and to the point? Reply with one word: yes or no."
 )
 
 
-class RulesCheck:
+class RulesCheck(Check):
     """Regular expression, JSON schema, least length, refusals: whatever was asked for."""
 
     def __init__(self, settings: CheckSettings, *, where: str) -> None:
@@ -64,7 +67,7 @@ class RulesCheck:
         return "" if self._validate is None else self._validate(text)
 
 
-class LogprobsCheck:
+class LogprobsCheck(Check):
     """Mean log probability of the answer's tokens; without any the answer is not accepted."""
 
     def __init__(self, least: float) -> None:
@@ -92,7 +95,7 @@ class LogprobsCheck:
         }
 
 
-class JudgeCheck:
+class JudgeCheck(Check):
     """Asks a model whether the answer is good, yes or no.
 
     Anything but a clear yes refuses the answer. So does a judge that may not read the request: one
@@ -128,8 +131,9 @@ class JudgeCheck:
                 {"role": "user", "content": question},
             ],
             "temperature": 0,
-            "max_tokens": 8,
+            "max_tokens": _JUDGE_SAYS,
         }
+        began = time.perf_counter()
         try:
             found = await self._ask(self._model, body)
         except TimeoutError as error:
@@ -139,6 +143,8 @@ class JudgeCheck:
                 status=504,
                 code="upstream_timeout",
             ) from error
+        finally:  # also where it failed: it was waited for
+            call.phases.upstream += time.perf_counter() - began
         said = _answer_text(found).strip()
         usage = _told_usage(found)
         estimated = {} if usage else {"usage_estimated": True}
@@ -152,6 +158,14 @@ class JudgeCheck:
             **estimated,
             "said": said[:40],
         }
+
+    def most(self, call: Call) -> tuple[str, Usage]:
+        """Return the judge, and the tokens of a whole request and a whole answer."""
+        whole = _JUDGE_READS // _CHARACTERS_PER_TOKEN
+        answer = call.max_output_tokens
+        read = min(call.input_tokens, whole) + (whole if answer is None else min(answer, whole))
+        framing = -(-(len(self._question) + _FRAME) // _CHARACTERS_PER_TOKEN)
+        return self._model, Usage(read + framing, _JUDGE_SAYS)
 
 
 def build_check(

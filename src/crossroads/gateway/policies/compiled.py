@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from crossroads.core.errors import UsageError
@@ -12,6 +12,7 @@ from crossroads.gateway.errors import ApiError
 from crossroads.gateway.policies.eligibility import Eligibility
 from crossroads.gateway.policies.learned import LearnedNode
 from crossroads.gateway.policies.node import Ask, ModelNode, Node
+from crossroads.gateway.policies.preferences import FIELD
 from crossroads.gateway.policies.sticky import StickyNode
 
 AUTO = "auto"
@@ -27,6 +28,7 @@ class CompiledPolicies:
     policies : by name, in order
     default : the policy that ``auto`` asks for; None without
     eligibility : of the pool's models
+    matching : names of policies that take a request's own preferences, themselves or within
     warnings : what works and may not be what is meant, a sentence each
     """
 
@@ -37,6 +39,7 @@ class CompiledPolicies:
         policies: Mapping[str, Node],
         default: Node | None,
         eligibility: Eligibility,
+        matching: Collection[str] = (),
         warnings: Sequence[str] = (),
     ) -> None:
         self._models = dict(models)
@@ -44,6 +47,7 @@ class CompiledPolicies:
         self._default = default
         self.warnings = tuple(warnings)
         self._eligibility = eligibility
+        self._matching = frozenset(matching)
         if default is not None:
             self._policies = {AUTO: default, **self._policies}
 
@@ -57,7 +61,8 @@ class CompiledPolicies:
         Raises ApiError: 404 unknown name, 400 where no eligible model is left or the rule or the
         preferences of a request are wrong, 403 where the client may not ask for the name.
         """
-        name = _policy_of(call) or call.model
+        beside = _policy_of(call)
+        name = beside or call.model
         open_to = call.client.models
         if open_to is not None and name not in open_to and name.partition(":")[0] not in open_to:
             raise ApiError(
@@ -65,7 +70,7 @@ class CompiledPolicies:
                 f"{', '.join(sorted(open_to)) or 'nothing'}.",
                 status=403,
                 code="model_not_allowed",
-                param="model",
+                param=_place_of(call) if beside else "model",
             )
         allowed = self._eligibility.allowed(call)
         model = self._models.get(name)
@@ -74,7 +79,9 @@ class CompiledPolicies:
         rule = ""
         node = self._policies.get(name)
         if node is None:
-            node, rule = self._ruled(name)
+            node, rule = self._ruled(name, _place_of(call) if beside else "model")
+        if FIELD in call.body and node.name not in self._matching:
+            raise self._unmatched(name)
         ask = Ask(
             call=call,
             allowed=allowed,
@@ -94,25 +101,37 @@ class CompiledPolicies:
         is_all = allowed is self._eligibility.all
         return await node.choose(Ask(call, allowed, is_all, 0.0, "", "", ""))
 
-    def _ruled(self, name: str) -> tuple[Node, str]:
-        """Return the policy and the rule of ``NAME:RULE``. Raises ApiError 404."""
+    def _ruled(self, name: str, param: str) -> tuple[Node, str]:
+        """Return the policy and the rule of ``NAME:RULE``. Raises ApiError 404 about ``param``."""
         base, _, rule = name.partition(":")
         node = self._policies.get(base)
         if node is None and base != AUTO:
+            what = "model" if param == "model" else "policy"
             raise _not_found(
-                f"The model {name!r} does not exist; GET /v1/models lists those that do."
+                f"The {what} {name!r} does not exist; GET /v1/models lists those that do.", param
             )
         if node is None:
             raise _not_found(
                 "No router is loaded, so 'auto' cannot be served; start the server with --router, "
-                "or name a model."
+                "or name a model.",
+                param,
             )
         if not isinstance(node, LearnedNode):
             raise _not_found(
                 f"The decision rule {rule!r} needs a fitted router, and none is loaded; start the "
-                f"server with --router, or ask for plain {base!r}, which the {node.kind} serve."
+                f"server with --router, or ask for plain {base!r}, which the {node.kind} serve.",
+                param,
             )
         return node, rule
+
+    def _unmatched(self, name: str) -> ApiError:
+        """Return the error for preferences that the policy asked for would not read."""
+        takers = ", ".join(sorted(self._matching))
+        return ApiError(
+            f"{FIELD}: the policy {name!r} does not take them; "
+            + (f"ask for {takers}." if takers else "only one of kind 'preferences' does."),
+            param=FIELD,
+        )
 
     def adopt(self, before: CompiledPolicies) -> None:
         """Take over sessions, estimates and the watch for drift of policies that did not change.
@@ -140,7 +159,7 @@ class CompiledPolicies:
         node = self._policies.get(name)
         if not isinstance(node, LearnedNode):
             raise _not_found(
-                f"No learned policy is named {name!r}, so there is nothing to preview."
+                f"No learned policy is named {name!r}, so there is nothing to preview.", "policy"
             )
         try:
             return node.preview(rule)
@@ -181,5 +200,13 @@ def _policy_of(call: Call) -> str:
     return ""
 
 
-def _not_found(message: str) -> ApiError:
-    return ApiError(message, status=404, code="model_not_found", param="model")
+def _place_of(call: Call) -> str:
+    """Return where a request names a policy beside its model."""
+    own = (call.native or call.body).get("crossroads")
+    is_field = isinstance(own, Mapping) and own.get("policy") is not None
+    return "crossroads.policy" if is_field else POLICY.decode()
+
+
+def _not_found(message: str, param: str) -> ApiError:
+    code = "model_not_found" if param == "model" else "policy_not_found"
+    return ApiError(message, status=404, code=code, param=param)

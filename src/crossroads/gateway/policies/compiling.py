@@ -97,6 +97,7 @@ class _Compiler:
         self._bases: dict[str, str] = {}
         self._warnings: list[str] = []
         self._under_way: list[str] = []
+        self._matching: set[str] = set()  # policies that lead to one of kind preferences
         self._nodes: dict[str, Node] = {}
         self._estimates: dict[tuple[Any, ...], tuple[Estimates, str]] = {}
         self._build: dict[type[Common], Callable[[str, Any], Node]] = {
@@ -126,6 +127,7 @@ class _Compiler:
             policies=policies,
             default=self._default(policies),
             eligibility=self._eligibility,
+            matching=self._matching,
             warnings=self._warnings,
         )
 
@@ -167,6 +169,8 @@ class _Compiler:
         if name in self._models:
             return self._models[name]
         if name in self._nodes:
+            if name in self._matching:
+                self._matching.update(self._under_way)
             return self._nodes[name]
         settings = self._settings.policies.get(name)
         if settings is None:
@@ -273,6 +277,7 @@ class _Compiler:
         router = PreferenceRouter(preferences, get_backend(settings.backend, **settings.options))
         version = f"{router.backend.name} {router.backend.version}"
         models = frozenset(self._pool.names)
+        self._matching.update(self._under_way)
         return PreferencesNode(router, models, self._manner(name, settings, version))
 
     def _rules(self, name: str, settings: RulesSettings) -> Node:

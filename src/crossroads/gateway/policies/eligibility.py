@@ -17,6 +17,9 @@ from crossroads.prompts.pool import ModelCard, Pool
 RESIDENCY = b"x-crossroads-residency"
 _ENOUGH = 1 << 62  # tokens: no card bounds them
 _TEXT = frozenset(("text",))
+# What an upstream speaks whose card does not say: a test compares them with the upstreams' own.
+_OPENAI = frozenset(("chat", "completions", "embeddings"))
+_ANTHROPIC = frozenset(("messages", "chat"))
 
 
 class IneligibleError(ApiError):
@@ -38,7 +41,7 @@ class _Facts:
     @classmethod
     def of(cls, card: ModelCard, speaks: frozenset[str] | None) -> _Facts:
         if speaks is None:
-            speaks = frozenset(card.speaks)
+            speaks = _spoken(card)
         return cls(
             name=card.name,
             context=card.context or _ENOUGH,
@@ -55,13 +58,27 @@ class _Facts:
         return not self.speaks or "chat" in self.speaks or call.dialect in self.speaks
 
 
+def _spoken(card: ModelCard) -> frozenset[str]:
+    """Return the dialects the card's upstream would speak; those of the card where it has none.
+
+    So policies compiled without upstreams, for a replay, decide as the gateway does, and are of the
+    same version.
+    """
+    if card.api == "litellm" or (card.endpoint or "").startswith("local:"):
+        return frozenset(("chat",))
+    if card.endpoint is None or card.speaks:
+        return frozenset(card.speaks)
+    return _ANTHROPIC if card.api == "anthropic" else _OPENAI
+
+
 class Eligibility:
     """The constraints of a pool.
 
     Parameters
     ----------
     pool : the models
-    speaks : dialects of each model as its upstream knows them; by default those of its card
+    speaks : dialects of each model as its upstream knows them; by default what an upstream would
+        know by the card
     """
 
     def __init__(self, pool: Pool, speaks: Mapping[str, frozenset[str]] | None = None) -> None:

@@ -78,6 +78,7 @@ class Estimate:
     seconds : spent on it
     verification : whether the router's choice will be right, where it has a verifier
     kept : what policies made of it, by their own keys
+    era : of the ``Estimates`` whose policies those are
     """
 
     quality: Sequence[float]
@@ -87,6 +88,7 @@ class Estimate:
     seconds: float = 0.0
     verification: Verification | None = None
     kept: dict[Any, Any] = field(default_factory=dict)
+    era: object = None
 
 
 Waiter = asyncio.Future["Estimate | None"]
@@ -126,6 +128,7 @@ class Estimates:
         self._encode: Callable[[str], Float32] = _encoder_of(encoder)
         self._cache: OrderedDict[str | bytes, Estimate] = OrderedDict()
         self._cache_size = cache
+        self._era = object()
         self.keep_features = False
         self._max_batch = max_batch
         self._inline_chars = inline_chars
@@ -150,10 +153,6 @@ class Estimates:
         """Have every new batch of estimates shown to ``seen``, on the event loop."""
         self._watchers.append(seen)
 
-    def cached(self, text: str) -> Estimate | None:
-        """Return what is remembered of a prompt."""
-        return self._recall(_key(text[:LONGEST_TEXT]))
-
     def ask(self, text: str) -> Estimate | Waiter:
         """Return what is remembered of a prompt, else what its estimate will come by.
 
@@ -173,15 +172,6 @@ class Estimates:
         elif self._num_single >= _SINGLES and not self._pending and self._is_short(text):
             return self._at_once(key, text, loop)
         return self._enqueue(key, text, loop)
-
-    async def get(self, text: str, budget_s: float | None = None) -> Estimate | None:
-        """Return the estimate of a prompt; None where it takes longer than the budget.
-
-        A late estimate is remembered all the same. The budget is as fine as the event loop's
-        timers, a millisecond. Raises RouterFailedError.
-        """
-        found = self.ask(text)
-        return found if isinstance(found, Estimate) else await within(found, budget_s)
 
     def estimate(self, texts: Sequence[str]) -> list[Estimate]:
         """Estimate now, remembering nothing. Raises what the router raises."""
@@ -212,11 +202,15 @@ class Estimates:
     def adopt(self, before: Estimates) -> None:
         """Remember what the same router estimated before a reload; decisions are made anew.
 
-        Each gets decisions of its own: the policies before may decide on for a while, by other
-        fallbacks perhaps.
+        Both share what they remember from now on. Each estimate is copied when it is asked for by
+        the others (see ``_recall``), with decisions of its own: the policies before may decide on
+        for a while, by other fallbacks perhaps. A second call changes nothing.
         """
-        for key, found in list(before._cache.items())[-self._cache_size :]:
-            self._remember(key, replace(found, kept={}))
+        if self._cache or not self._cache_size:
+            return
+        self._cache = before._cache
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
 
     def close(self) -> None:
         """End the thread, if there is one; what waits for it still gets its answer."""
@@ -275,6 +269,8 @@ class Estimates:
     def _recall(self, key: str | bytes) -> Estimate | None:
         found = self._cache.get(key)
         if found is not None:
+            if found.era is not self._era:  # of before a reload, or still used by those before
+                found = self._cache[key] = replace(found, kept={}, era=self._era)
             self._cache.move_to_end(key)
             self.num_hits += 1
         return found
@@ -373,6 +369,7 @@ class Estimates:
 
     def _remember(self, key: str | bytes, found: Estimate) -> None:
         if self._cache_size:
+            found.era = self._era
             self._cache[key] = found
             if len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
@@ -430,7 +427,11 @@ def _encoder_of(encoder: Any) -> Callable[[str], Float32]:
 
 
 async def within(waiter: Waiter, budget_s: float | None) -> Estimate | None:
-    """Return what ``Estimates.ask`` promised; None where it takes longer than the budget."""
+    """Return what ``Estimates.ask`` promised; None where it takes longer than the budget.
+
+    A late estimate is remembered all the same. The budget is as fine as the event loop's timers, a
+    millisecond. Raises RouterFailedError.
+    """
     if budget_s is None:
         return await waiter
     timer = asyncio.get_running_loop().call_later(budget_s, _expire, waiter)

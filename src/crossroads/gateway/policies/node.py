@@ -112,7 +112,7 @@ class Manner:
         facts.pop("fallbacks", None)
         return Choice(
             model=model,
-            fallbacks=filtered(chain, model, allowed),
+            fallbacks=filtered(chain, model, allowed) if chain else (),
             policy=self.name,
             version=self.version,
             hedge_after=self.hedge_after,

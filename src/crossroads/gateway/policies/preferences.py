@@ -52,18 +52,18 @@ class PreferencesNode:
         return self._choice(ask, decision, wanted)
 
     def _choice(self, ask: Ask, decision: Decision, wanted: Preferences) -> Choice:
-        names = [decision.model, *wanted.model_names]
-        left = [name for name in names if name in ask.allowed]
-        if not left:
-            raise self._manner.eligibility.refusal(ask.call, wanted.model_names, self.name)
-        reason = decision.reason
-        if left[0] != decision.model:
-            reason = f"{reason}; it may not answer this request, {left[0]} may"
+        model, reason = decision.model, decision.reason
+        if model not in ask.allowed:
+            left = [name for name in wanted.model_names if name in ask.allowed]
+            if not left:
+                raise self._manner.eligibility.refusal(ask.call, wanted.model_names, self.name)
+            model = left[0]
+            reason = f"{reason}; it may not answer this request, {model} may"
         return self._manner.choice(
-            left[0],
+            model,
             allowed=ask.allowed,
             reason=reason,
-            decision=decision,
+            decision=_unscored(decision),
             labels={"route": str(decision.details["route"])},
         )
 
@@ -118,3 +118,22 @@ class PreferencesNode:
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _unscored(decision: Decision) -> Decision:
+    """Return the decision without scores: they are of descriptions, not estimates of models."""
+    return Decision(  # in half the time of dataclasses.replace
+        chosen=decision.chosen,
+        scores={},
+        rule=decision.rule,
+        reason=decision.reason,
+        propensity=decision.propensity,
+        predicted_quality=decision.predicted_quality,
+        predicted_cost_usd=decision.predicted_cost_usd,
+        confidence=decision.confidence,
+        seconds=decision.seconds,
+        router=decision.router,
+        version=decision.version,
+        seed=decision.seed,
+        details=decision.details,
+    )

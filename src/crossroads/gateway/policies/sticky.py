@@ -98,13 +98,12 @@ class StickyNode:
     def adopt(self, before: StickyNode) -> None:
         """Take over the sessions of the same policy whose choice would be the same now.
 
-        Those end whose model is gone or has other fallbacks, or whose answer is checked.
-
-        The policy before may serve requests meanwhile, in another thread.
+        Those end whose model is gone or has other fallbacks, or whose answer is checked. On the
+        event loop, in one turn: no session begins meanwhile.
         """
         there, chains = self._manner.eligibility.all, self._manner.chains
         was = before._manner.chains
-        for session, (until, choice) in _copied(before._kept):
+        for session, (until, choice) in before._kept.items():
             # A check asks its judge as the policy before would: by what is no longer there.
             if choice.check is not None or chains.get(choice.model) != was.get(choice.model):
                 continue
@@ -124,15 +123,6 @@ class StickyNode:
 
     def close(self) -> None:
         return None
-
-
-def _copied(kept: Sessions) -> list[tuple[tuple[str, str], tuple[float, Choice]]]:
-    """Return the sessions as they are at one moment: who writes them does not wait for us."""
-    while True:
-        try:
-            return list(kept.items())
-        except RuntimeError:  # one was added in the midst of it
-            continue
 
 
 def first_user_text(call: Call) -> str:

@@ -27,6 +27,7 @@ from crossroads.gateway.serving.guard import (
     refusal,
     without_upgrade,
 )
+from crossroads.gateway.serving.line import KEY
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -150,6 +151,7 @@ class FastHttpProtocol(LimitedProtocol, asyncio.Protocol):
             "client": self._client,
             "server": self._server,
             "state": self._app_state.copy(),
+            KEY: self._line,
         }
         keep_alive = version != "1.0" and parser.should_keep_alive()
         cycle = Cycle(self, scope, keep_alive=keep_alive, wants_100=wants_100)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import httptools
 
 from crossroads.gateway.errors import ApiError
+from crossroads.gateway.serving.line import Line
 from crossroads.gateway.serving.settings import FrontSettings
 
 NEVER = math.inf
@@ -86,14 +87,15 @@ class LimitedProtocol:
     _reading : what of a request is due
     _is_long : whether the headers may be larger than is allowed
     _is_deaf : whether what comes is thrown away
-    _num_head_bytes : of a head that came in several parts
+    _num_head_bytes : of a head, but for its first part
     _offer : head of a request that offers to change the protocol, without that offer
+    _line : tells whoever answers that the client left
     _deadline : of ``loop.time``, by which the client must have done what is due
     _unread_since : when the client ceased to read
     """
 
     __slots__ = (
-        *("_deadline", "_is_deaf", "_is_long", "_num_head_bytes", "_offer", "_reading"),
+        *("_deadline", "_is_deaf", "_is_long", "_line", "_num_head_bytes", "_offer", "_reading"),
         *("_unread_since", "loop", "parser", "transport"),
     )
 
@@ -106,6 +108,7 @@ class LimitedProtocol:
     _is_long: bool
     _is_deaf: bool
     _num_head_bytes: int
+    _line: Line
     _offer: bytes
     _deadline: float
     _unread_since: float
@@ -133,6 +136,7 @@ class LimitedProtocol:
     # --- limits ----------------------------------------------------------------------------------
 
     def _reset_limits(self) -> None:
+        self._line = Line()
         self._reading = IDLE
         self._is_long = self._is_deaf = False
         self._num_head_bytes = 0
@@ -152,7 +156,8 @@ class LimitedProtocol:
             self.transport.close()
 
     def _leave(self) -> None:
-        """The connection is gone."""
+        """The connection is lost."""
+        self._line.cut()
         watchman = type(self).watchman
         if watchman is not None:
             watchman.discard(self)
@@ -162,8 +167,8 @@ class LimitedProtocol:
         if self._is_deaf:
             return
         limit = self.settings.header_bytes
-        is_same_head = self._reading == HEAD
-        self._is_long = is_same_head or len(data) > limit
+        self._is_long = self._reading == HEAD or len(data) > limit
+        self._num_head_bytes += len(data)  # none again where another head begins in it
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -174,10 +179,8 @@ class LimitedProtocol:
                 self._refuse(cause.status, str(cause))
             else:
                 self._refuse(400, "Invalid HTTP request.")
-        if is_same_head and self._reading == HEAD:
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > limit:
-                self._refuse(431, f"The headers are larger than {limit} bytes; send fewer.")
+        if self._reading == HEAD and self._num_head_bytes > limit and not self._is_deaf:
+            self._refuse(431, f"The headers are larger than {limit} bytes; send fewer.")
 
     def _go_on(self, rest: bytes) -> None:
         """Stay with HTTP/1.1 where the client offers another protocol, as it must expect."""

@@ -17,6 +17,7 @@ from crossroads.gateway.serving.guard import (
     refusal,
     without_upgrade,
 )
+from crossroads.gateway.serving.line import KEY
 
 
 class _Trailers(list[tuple[bytes, bytes]]):
@@ -71,6 +72,7 @@ class GuardedHttpProtocol(LimitedProtocol, HttpToolsProtocol):
             method = self.parser.get_method()
             self._offer = without_upgrade(method, self.url, version, self.headers)
             return
+        self.scope[KEY] = self._line  # type: ignore[literal-required]
         super().on_headers_complete()
         self.headers = _TRAILERS  # what follows a chunked body is passed over
         self._reading = BODY

@@ -6,6 +6,7 @@ text is written has things that look like keys blotted out, and the secrets it w
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import re
@@ -91,10 +92,19 @@ class Logs:
                 fields["request_id"] = self._clean_id(fields["request_id"])
         else:
             fields = self._clean(_log_fields(item))
-        return orjson.dumps(fields, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        try:
+            return orjson.dumps(fields, default=str, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:  # half a character, or a number beyond 64 bits
+            return json.dumps(fields, default=str).encode() + b"\n"
 
     def _write(self, batch: Sequence[Record | logging.LogRecord]) -> None:
-        lines = b"".join(map(self.line, batch))
+        written = []
+        for item in batch:
+            try:
+                written.append(self.line(item))
+            except Exception:  # noqa: BLE001 - one that nobody foresaw takes no others with it
+                self.outbox.num_dropped += 1
+        lines = b"".join(written)
         if self._path is None:
             sys.stderr.buffer.write(lines)
             sys.stderr.buffer.flush()
@@ -116,8 +126,10 @@ class Logs:
             return self._clean_text(value)
         if kind is float or kind is int:
             return value
-        if isinstance(value, dict):
-            return {self._clean_text(str(key)): self._clean(item) for key, item in value.items()}
+        if isinstance(value, dict):  # as it is at one moment: labels may be added to meanwhile
+            return {
+                self._clean_text(str(key)): self._clean(item) for key, item in list(value.items())
+            }
         if isinstance(value, list | tuple):
             return [self._clean(item) for item in value]
         return value
@@ -164,11 +176,18 @@ def _log_fields(record: logging.LogRecord) -> dict[str, Any]:
         "level": record.levelname.lower(),
         "event": "log",
         "logger": record.name,
-        "message": record.getMessage(),
+        "message": _message(record),
     }
     if record.exc_info:
         fields["exception"] = logging.Formatter().formatException(record.exc_info)
     return fields
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - whatever the arguments' own code may raise
+        return f"{record.msg} (its arguments do not fit)"
 
 
 def _iso(seconds: float) -> str:

@@ -45,7 +45,7 @@ function list(rows) {
     [
       { title: "Time", cell: (r) => h("a", { class: "list-link", href: `#${encodeURIComponent(r.decision_id)}`, "data-focus": r.decision_id }, clock(r.time)), short: true },
       { title: "Asked", cell: (r) => r.asked || "-" },
-      { title: "Answered by", cell: (r) => [h("a", { class: "list-link", href: `#${encodeURIComponent(r.decision_id)}`, tabindex: -1 }, r.model || r.chosen || "-"), notes(r)] },
+      { title: "Answered by", cell: (r) => [h("a", { class: "list-link", href: `#${encodeURIComponent(r.decision_id)}`, tabindex: -1 }, r.model || "nobody"), notes(r)] },
       { title: "Outcome", cell: outcome, short: true },
       { title: "Tokens", cell: (r) => `${count(r.input_tokens)} + ${count(r.output_tokens)}`, num: true },
       { title: "Cost", cell: (r) => usd(r.cost_usd), num: true },
@@ -64,7 +64,8 @@ function pick(id) {
 function notes(row) {
   const said = [];
   if (row.cache) said.push(`${row.cache} cache`);
-  else if (row.model && row.chosen && row.model !== row.chosen) said.push(`in place of ${row.chosen}`);
+  else if (!row.model && row.chosen) said.push(`${row.chosen} was chosen`);
+  else if (row.chosen && row.model !== row.chosen) said.push(`in place of ${row.chosen}`);
   if (row.is_explored) said.push("explored");
   return said.length ? h("span", { class: "sub" }, said.join(", ")) : null;
 }

@@ -72,7 +72,7 @@ function showFigures(traffic, saved) {
     figure("Failed", percent(failed), `${count(totals.limited)} limited, ${count(totals.fallbacks)} fell back`),
     figure("Latency, median", seconds(totals.p50_s), `95 % within ${seconds(totals.p95_s)}`),
     figure("Spent", usd(totals.cost_usd), `${usd(totals.requests ? (1000 * totals.cost_usd) / totals.requests : 0)} per 1,000`),
-    figure("Saved, expected", saved ? usd(saved.saved_usd) : "-", saved ? `${percent(saved.saved_usd / saved.always_best_usd)} of always ${saved.best_model}` : "needs a router with prices"),
+    figure("Saved, expected", saved ? usd(saved.saved_usd) : "-", saved ? `${percent(saved.saved_usd / saved.always_best_usd)} of always ${saved.best_model}` : "needs a router, and a best model that costs"),
     figure("In flight", count(traffic.in_flight), `${count(traffic.workers)} worker${traffic.workers === 1 ? "" : "s"}, ${bytes(traffic.resident_bytes)}`),
   );
 }
@@ -109,7 +109,7 @@ function showCost(traffic, saved) {
           line("Routed, billed", saved.billed_usd, "none"),
           h("p", { class: "hint" }, `Over the ${count(saved.calls)} calls a router scored. What is expected is the router's estimate, made before each call: compare it with what is expected, not with the bill.`),
         )
-      : h("p", { class: "hint" }, "No call of this period was scored by a router that knows prices, so there is nothing to compare with."),
+      : h("p", { class: "hint" }, "No call of this period was scored by a router whose best model has a price above 0, so there is nothing to compare with."),
   );
   const [routed, always] = [running(traffic.expected_usd), running(traffic.always_best_usd)];
   const isCompared = traffic.always_best_usd?.some((value) => value > 0);

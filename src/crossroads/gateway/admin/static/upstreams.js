@@ -44,7 +44,7 @@ function list(models) {
       { title: "First token", cell: ([, m]) => seconds(m.first_event_s), num: true },
       { title: "In flight", cell: ([, m]) => count(m.in_flight), num: true },
       { title: "Calls", cell: ([, m]) => count(m.num_calls), num: true },
-      { title: "Last error", cell: ([, m]) => (m.last_error ? [m.last_error, h("span", { class: "sub" }, ago(m.last_error_time))] : "none"), wide: true },
+      { title: "Last error", cell: ([, m]) => (m.last_error ? [h("span", { class: "any" }, m.last_error), h("span", { class: "sub" }, ago(m.last_error_time))] : "none"), wide: true },
     ],
     models,
     { caption: "Models and their health" },
