@@ -7,17 +7,14 @@ One seed each; the claims (``crossroads verify``) have the seeds and intervals.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from figures_budgets import Line, cells_svg, lines_svg
+from drawing import Line, cells_svg, draw, lines_svg
 from torch import nn
 
-from crossroads.core.files import write_atomically
 from crossroads.core.routed import routed_layers
 from crossroads.moe.beds import ArenaBed, get_bed
 from crossroads.moe.claims import hyperrouter, vision_moe, vqmoe, yuan_attention_router
@@ -126,18 +123,5 @@ FIGURES: dict[str, Callable[[], str]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("routers", nargs="*", metavar="router", help=", ".join(FIGURES))
-    parser.add_argument("--out", type=Path, default=Path("docs/moe/figures"))
-    given = parser.parse_args()
-    if wrong := set(given.routers) - set(FIGURES):
-        parser.error(f"no figure of {', '.join(sorted(wrong))}; choose from {', '.join(FIGURES)}")
-    torch.set_num_threads(1)
-    given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.routers or FIGURES:
-        write_atomically(given.out / f"{name}.svg", FIGURES[name]())
-
-
 if __name__ == "__main__":
-    main()
+    draw(FIGURES, __doc__ or "")

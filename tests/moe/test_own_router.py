@@ -53,11 +53,35 @@ def test_it_runs_in_the_arena_by_name(margin: Any, monkeypatch: pytest.MonkeyPat
             found: type[Router] = margin
             return found
 
-    monkeypatch.setattr(registry, "_third_party", lambda: {"margin": Entry()})
-    registry.router_class.cache_clear()
+    monkeypatch.setattr(registry.REGISTRY, "_others", {"margin": Entry()})
     bed = get_bed("vision")
     task = MoETask(bed=bed, config=replace(bed.config("quick"), steps=1, batch_size=4))
     monkeypatch.setattr(MoETask, "identify", lambda self, router: router)
     cell = task.run("margin:share=0.5", 0)
     assert 1 < cell.metrics["active_experts"] < 2
-    registry.router_class.cache_clear()
+    registry.REGISTRY.forget()
+
+
+def test_a_router_that_is_not_installed_goes_by_where_it_is_imported_from() -> None:
+    from crossroads.moe.claims.yuan_attention_router import TwoLayerGate
+    from crossroads.moe.routers import build_router
+
+    made = build_router(f"{TwoLayerGate.__module__}.TwoLayerGate:k=2", 8, 4)
+    assert type(made) is TwoLayerGate
+    assert made.k == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("crossroads.moe.no_such.Router", "cannot be imported: No module"),
+        ("crossroads.moe.router.NoSuch", "cannot be imported: module"),
+        ("crossroads.moe.experts.FFNBank", "not a subclass of Router"),
+    ],
+)
+def test_what_cannot_be_imported_as_a_router_is_refused(path: str, message: str) -> None:
+    from crossroads.core.errors import UsageError
+    from crossroads.moe.routers import build_router
+
+    with pytest.raises(UsageError, match=message):
+        build_router(path, 8, 4)

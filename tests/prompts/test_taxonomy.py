@@ -67,11 +67,10 @@ def test_an_unknown_router_is_refused_with_the_nearest_spelling() -> None:
 def test_the_table_holds_routers_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("toy", f"{ToyRouter.__module__}:ToyRouter", GROUP)
     with monkeypatch.context() as patch:
-        patch.setattr(routers, "entry_points", lambda group: [entry])
-        routers._third_party.cache_clear()
+        patch.setattr("crossroads.core.registry.entry_points", lambda group: [entry])
+        routers.REGISTRY.forget()
         rows = taxonomy()
-    routers._third_party.cache_clear()
-    router_class.cache_clear()
+    routers.REGISTRY.forget()
     assert [row.name for row in rows] == sorted({*router_names(), "toy"})
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from crossroads.core.errors import InputError
@@ -229,7 +230,7 @@ class Collector:
         )
 
 
-class Dense(nn.Module):
+class DenseSublayer(nn.Module):
     """A dense sublayer: ``ffn(norm(h))``, with its count of operations.
 
     Parameters
@@ -270,8 +271,6 @@ SublayerFactory = Callable[[int, int, "nn.Module | None"], nn.Module]  # (layer,
 
 def mask_of(h_BTD: Tensor, mask_BT: Tensor | None) -> Tensor:
     """Return the mask, all True where none was given. Raises InputError for any other form."""
-    import torch
-
     if mask_BT is None:
         return torch.ones(h_BTD.shape[:2], dtype=torch.bool, device=h_BTD.device)
     if mask_BT.shape != h_BTD.shape[:2] or mask_BT.dtype != torch.bool:

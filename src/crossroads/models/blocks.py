@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from crossroads.core.errors import UsageError
-from crossroads.core.routed import Collector, Dense, RouteContext, SublayerFactory
+from crossroads.core.routed import Collector, DenseSublayer, RouteContext, SublayerFactory
 from crossroads.models.attention import Attended, Attention, Visibility
 from crossroads.models.inputs import check_sizes
 
@@ -72,7 +72,7 @@ def dense_mlp(hidden: int, activation: str = "gelu") -> SublayerFactory:
 
     def make(layer: int, width: int, norm: nn.Module | None) -> nn.Module:
         ffn = MLP(width, hidden, activation)
-        return Dense(ffn, norm, ffn.flops_per_token)
+        return DenseSublayer(ffn, norm, ffn.flops_per_token)
 
     return make
 
@@ -82,7 +82,7 @@ def dense_swiglu(hidden: int) -> SublayerFactory:
 
     def make(layer: int, width: int, norm: nn.Module | None) -> nn.Module:
         ffn = SwiGLU(width, hidden)
-        return Dense(ffn, norm, ffn.flops_per_token)
+        return DenseSublayer(ffn, norm, ffn.flops_per_token)
 
     return make
 

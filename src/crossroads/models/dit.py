@@ -24,7 +24,7 @@ from torch.nn import functional
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import (
     Collector,
-    Dense,
+    DenseSublayer,
     ModelOutput,
     RouteContext,
     SublayerFactory,
@@ -249,6 +249,6 @@ def _start(module: nn.Module) -> None:
 def _dense_sublayers(hidden: int) -> SublayerFactory:
     def make(layer: int, width: int, norm: nn.Module | None) -> nn.Module:
         ffn = MLP(width, hidden, "gelu_tanh").apply(_start)
-        return Dense(ffn, norm, ffn.flops_per_token)
+        return DenseSublayer(ffn, norm, ffn.flops_per_token)
 
     return make

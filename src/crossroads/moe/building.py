@@ -35,7 +35,8 @@ class MoESpec:
     Attributes
     ----------
     router : ``name`` or ``name:setting=value``; ``dense`` = no experts at all
-    settings : further settings of the router, where it has them
+    hints : facts of the task by the setting they fill (``tokens`` of a sequence, ``uncond``), for
+        routers that have it; what the text of ``router`` says wins
     n_experts : true experts; null experts come on top
     dense_hidden : hidden units of the dense feed-forward that active compute is matched to
     hidden : of one expert; None = dense_hidden divided by the experts a token runs (at most by 2),
@@ -48,7 +49,7 @@ class MoESpec:
     """
 
     router: str = "switch"
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    hints: Mapping[str, Any] = field(default_factory=dict)
     n_experts: int = 8
     dense_hidden: int = 352
     hidden: int | None = None
@@ -135,14 +136,14 @@ class MoEFactory:
         routed = [i for i in range(self.num_layers) if self.spec.routed(i)]
         name, given = parse_router(self.spec.router)
         default = known_settings(router_class(name)).get("share", "all")
-        plan = str({"share": default, **self.spec.settings, **given}["share"])
+        plan = str({"share": default, **self.spec.hints, **given}["share"])
         groups = sharing_groups(plan, len(routed), self.spec.n_experts)
         place = routed.index(layer)
         return next((n, group) for n, group in enumerate(groups) if place in group.layers)
 
     def _router(self, width: int, n_experts: int) -> Router:
         known = known_settings(router_class(parse_router(self.spec.router)[0]))
-        settings = {k: v for k, v in self.spec.settings.items() if k in known}
+        settings = {k: v for k, v in self.spec.hints.items() if k in known}
         return build_router(self.spec.router, width, n_experts, **settings)
 
     def _ffn(self, width: int, hidden: int) -> MLP | SwiGLU:

@@ -44,10 +44,17 @@ def expert_choice_to_dense(choice: ExpertChoice) -> Dense:
     )
 
 
+def token_choice_to_expert_choice(
+    choice: TokenChoice, n_experts: int, n_groups: int = 1
+) -> ExpertChoice:
+    """Return the live pairs seen from the experts; a slot is the place in the expert's queue."""
+    return dense_to_expert_choice(token_choice_to_dense(choice, n_experts, n_groups))
+
+
 def expert_choice_to_token_choice(choice: ExpertChoice) -> TokenChoice:
     """Return the same pairs seen from the tokens; K = the most experts any token got (at least 1).
 
-    Places are in descending order of weight, ties to the lower expert.
+    Places are in descending order of the weight's size, ties to the lower expert.
     """
     n_groups, n_experts, _ = choice.tok_GEC.shape
     n_tokens = n_groups * choice.group_size
@@ -61,32 +68,33 @@ def expert_choice_to_token_choice(choice: ExpertChoice) -> TokenChoice:
     picked_NE = picked_NE.reshape(n_tokens, n_experts)
     w_NE = choice.w_GEC.new_zeros(n_tokens * n_experts).index_add(0, flat, choice.w_GEC[taken])
     w_NE = w_NE.reshape(n_tokens, n_experts)
-    k = max(int(picked_NE.sum(-1).max()), 1)
-    order = torch.where(picked_NE, w_NE.detach(), -torch.inf)
+    k = max(int(picked_NE.sum(-1).max()), 1) if n_tokens else 1
+    order = torch.where(picked_NE, w_NE.detach().abs(), -torch.inf)
     idx_NK = torch.argsort(order, dim=-1, descending=True, stable=True)[:, :k]
     there_NK = picked_NE.gather(-1, idx_NK)
     w_NK = torch.where(there_NK, w_NE.gather(-1, idx_NK), 0.0)
     return TokenChoice(idx_NK=torch.where(there_NK, idx_NK, NOBODY), w_NK=w_NK)
 
 
-def dense_to_token_choice(choice: Dense) -> TokenChoice:
-    """Return the pairs of a dense decision whose slots hold one token each.
+def dense_to_expert_choice(choice: Dense) -> ExpertChoice:
+    """Return the tokens in the slots of a dense decision whose slots hold one token each.
 
-    Raises InputError where a slot mixes tokens or scales its token: that has no token choice.
+    Raises InputError where a slot mixes tokens, scales its token or gives to one it did not take:
+    that has no sparse form.
     """
-    dispatch = choice.dispatch_GSEC
-    size = dispatch.shape[1]
+    dispatch, combine = choice.dispatch_GSEC, choice.combine_GSEC
     held = dispatch.sum(1)
     is_one_hot = ((dispatch == 0) | (dispatch == 1)).all() & (held <= 1).all()
-    if not bool(is_one_hot):
+    if not bool(is_one_hot & ((dispatch > 0) | (combine == 0)).all()):
         raise InputError(
-            "dispatch: a slot mixes several tokens, which no token choice can say; "
+            "dispatch: a slot mixes several tokens, which no sparse decision can say; "
             "apply the dense form, or record it with approx_topk"
         )
     tok_GEC = torch.where(held > 0, dispatch.argmax(1), NOBODY)
-    w_GEC = choice.combine_GSEC.gather(1, tok_GEC.clamp_min(0).unsqueeze(1)).squeeze(1)
-    return expert_choice_to_token_choice(
-        ExpertChoice(tok_GEC=tok_GEC, w_GEC=w_GEC, group_size=size)
+    return ExpertChoice(
+        tok_GEC=tok_GEC,
+        w_GEC=combine.gather(1, tok_GEC.clamp_min(0).unsqueeze(1)).squeeze(1),
+        group_size=dispatch.shape[1],
     )
 
 
@@ -107,7 +115,7 @@ def to_token_choice(choice: TokenChoice | ExpertChoice | Dense) -> TokenChoice:
         return choice
     if isinstance(choice, ExpertChoice):
         return expert_choice_to_token_choice(choice)
-    return dense_to_token_choice(choice)
+    return expert_choice_to_token_choice(dense_to_expert_choice(choice))
 
 
 def executed(choice: TokenChoice, kinds: tuple[str, ...]) -> Tensor:

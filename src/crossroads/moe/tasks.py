@@ -154,12 +154,7 @@ class MoETask:
         return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
 
     def identify(self, router: str) -> str:
-        """Return the router with a digest of the module it is defined in."""
-        if router == DENSE:
-            return DENSE
-        cls = router_class(parse_router(router)[0])
-        source = Path(inspect.getfile(cls)).read_bytes()
-        return f"{router} {hashlib.blake2b(source, digest_size=10).hexdigest()}"
+        return identify(router)
 
     def run(self, router: str, seed: int) -> Cell:
         """Train one model and judge it."""
@@ -196,6 +191,14 @@ class MoETask:
         from crossroads.moe.plots import moe_plots
 
         return moe_plots(board, self.bed.metrics[0])
+
+
+def identify(router: str) -> str:
+    """Return the router with a digest of the module it is defined in."""
+    if router == DENSE:
+        return DENSE
+    source = Path(inspect.getfile(router_class(parse_router(router)[0]))).read_bytes()
+    return f"{router} {hashlib.blake2b(source, digest_size=10).hexdigest()}"
 
 
 def serves(router: str, *, causal: bool) -> bool:

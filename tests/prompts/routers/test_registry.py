@@ -46,11 +46,12 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     entry = EntryPoint("third-party", f"{__name__}:ThirdPartyRouter", GROUP)
 
     def forget() -> None:
-        routers._third_party.cache_clear()
-        router_class.cache_clear()
+        routers.REGISTRY.forget()
 
     with monkeypatch.context() as patch:
-        patch.setattr(routers, "entry_points", lambda group: [entry] if group == GROUP else [])
+        patch.setattr(
+            "crossroads.core.registry.entry_points", lambda group: [entry] if group == GROUP else []
+        )
         forget()
         yield
     forget()

@@ -89,7 +89,7 @@ class DiffusionBed:
     def spec(self, router: str) -> MoESpec:
         return MoESpec(
             router=router,
-            settings={"tokens": NUM_PATCHES},
+            hints={"tokens": NUM_PATCHES},
             n_experts=self.n_experts,
             dense_hidden=256,
             activation="gelu_tanh",

@@ -70,7 +70,7 @@ class LanguageBed:
     def spec(self, router: str) -> MoESpec:
         return MoESpec(
             router=router,
-            settings={"tokens": self.length, "uncond": False},
+            hints={"tokens": self.length, "uncond": False},
             n_experts=self.n_experts,
             dense_hidden=self.dense_hidden,
             activation="swiglu",

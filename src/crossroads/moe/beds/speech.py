@@ -66,7 +66,7 @@ class SpeechBed:
     def spec(self, router: str) -> MoESpec:
         return MoESpec(
             router=router,
-            settings={
+            hints={
                 "tokens": 40,
                 "uncond": False,
             },  # stacked frames of a string of typical length

@@ -59,7 +59,7 @@ class VisionBed:
     def spec(self, router: str) -> MoESpec:
         return MoESpec(
             router=router,
-            settings={"tokens": NUM_PATCHES, "uncond": False},
+            hints={"tokens": NUM_PATCHES, "uncond": False},
             n_experts=self.n_experts,
             dense_hidden=128,
             activation="gelu",

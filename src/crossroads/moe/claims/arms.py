@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import getfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from crossroads.core.statistics import Summary, paired_difference
 from crossroads.moe.beds import ArenaBed
 from crossroads.moe.building import MoESpec
 from crossroads.moe.probing import figures, probe
+from crossroads.moe.tasks import identify
 from crossroads.moe.training import TrainConfig, Watch, train
 
 # What a claim measures on a trained model beyond the bed's figures: plain numbers by name. Must be
@@ -89,7 +91,7 @@ def run_arms(
     seeds = tuple(seeds)
     places = [(name, seed) for name in arms for seed in seeds]
     found: dict[tuple[str, int], dict[str, float]] = {}
-    files = {p: _file(keep, bed, arms[p[0]], config, p[1]) for p in places}
+    files = {p: _file(keep, bed, arms[p[0]], replace(config, seed=p[1]), inspect) for p in places}
     for place, file in files.items():
         if file is not None and file.exists():
             found[place] = {k: _number(v) for k, v in json.loads(file.read_text("utf-8")).items()}
@@ -153,11 +155,21 @@ def _run(
         raise type(error)(f"arm {place[0]!r}, seed {place[1]}: {error}") from error
 
 
-def _file(keep: str | None, bed: ArenaBed, arm: Arm, config: TrainConfig, seed: int) -> Path | None:
+def _file(
+    keep: str | None, bed: ArenaBed, arm: Arm, config: TrainConfig, inspect: Inspect | None
+) -> Path | None:
+    """Return where a run is kept: elsewhere when data, settings or the measuring code changed."""
     if keep is None:
         return None
-    text = f"{bed.fingerprint} {arm.spec(bed)} {replace(config, seed=seed)} {torch.__version__}"
+    spec = arm.spec(bed)
+    code = [identify(spec.router)] if inspect is None else [identify(spec.router), _code(inspect)]
+    text = f"{bed.fingerprint} {spec} {config} {code} {torch.__version__}"
     return KEPT / keep / f"{hashlib.blake2b(text.encode(), digest_size=10).hexdigest()}.json"
+
+
+def _code(inspect: Inspect) -> str:
+    source = Path(getfile(inspect)).read_bytes()
+    return hashlib.blake2b(source, digest_size=10).hexdigest()
 
 
 def _plain(found: Mapping[str, float]) -> dict[str, float | None]:

@@ -56,7 +56,7 @@ class IntentBed:
     def spec(self, router: str) -> MoESpec:
         return MoESpec(
             router=router,
-            settings={"tokens": 10, "uncond": False},
+            hints={"tokens": 10, "uncond": False},
             n_experts=self.n_experts,
             dense_hidden=2 * self.width,
             activation="gelu",

@@ -34,7 +34,6 @@ from crossroads.core.routed import routed_layers
 from crossroads.core.statistics import Summary, paired_difference
 from crossroads.core.transport import sinkhorn_plan
 from crossroads.moe.beds import ArenaBed, get_bed
-from crossroads.moe.beds.vision import NUM_PATCHES
 from crossroads.moe.claims.arms import Arm, Arms, run_arms
 from crossroads.moe.claims.reporting import above, rounded
 from crossroads.moe.contract import Dense, ExpertChoice, RoutingDecision
@@ -50,9 +49,8 @@ FILLED = ("softmax-ec", "sinkhorn-ec")  # the sparse plan leaves a slot without 
 DROPLESS = "softmax-tc, no limit"
 STEPS = {False: 150, True: 600}
 FIGURES = ("accuracy", "nll", "slots_used", "unserved", "load_cv", "max_load", "mflops")
-_LIMITED = {"tokens": NUM_PATCHES, "capacity": 1.0}
 ARMS = {
-    **{name: Arm(router=name, changes={"settings": _LIMITED}) for name in TOKEN_CHOICE},
+    **{name: Arm(router=f"{name}:capacity=1.0") for name in TOKEN_CHOICE},
     **{name: Arm(router=name) for name in (*EXPERT_CHOICE, "soft")},
     DROPLESS: Arm(router="softmax-tc"),
     "dense": Arm(router="dense"),

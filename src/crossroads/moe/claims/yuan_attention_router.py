@@ -27,14 +27,12 @@ from torch import Tensor, nn
 from crossroads.core import gating
 from crossroads.core.catalog import Outcome, Verdict
 from crossroads.core.routed import RouteContext, routed_layers
-from crossroads.models.decoder import DecoderConfig, DecoderLM
 from crossroads.moe.beds import ArenaBed
 from crossroads.moe.beds.lm import LanguageBed
-from crossroads.moe.building import MoEFactory, MoESpec
 from crossroads.moe.claims.arms import Arm, Arms, run_arms
 from crossroads.moe.claims.checkpoints import router_inputs
 from crossroads.moe.claims.reporting import differences
-from crossroads.moe.contract import Router, RouterInput
+from crossroads.moe.contract import RouterInput
 from crossroads.moe.router import TokenChoiceRouter
 from crossroads.moe.routers.attention import AttentionRouter, expert_attention
 from crossroads.moe.training import TrainConfig
@@ -42,12 +40,11 @@ from crossroads.moe.training import TrainConfig
 SEEDS = (0, 1, 2)
 PAPER = {"accuracy_gain": 0.038}
 ATTENTION, LINEAR, OWN_SIZE = "attention", "linear gate", "gate of two layers"
-TWO_LAYERS = "two_layers"  # a setting that asks GateBed for gates of two layers
 _CHOICE = "k=2:renorm=true:balance=0"
 ARMS = {
     ATTENTION: Arm(router=f"attention:{_CHOICE}"),
     LINEAR: Arm(router=f"top2:{_CHOICE}"),
-    OWN_SIZE: Arm(router=f"top2:{_CHOICE}", changes={"settings": {TWO_LAYERS: True}}),
+    OWN_SIZE: Arm(router=f"{__name__}.TwoLayerGate:{_CHOICE}"),
 }
 STEPS = {False: 200, True: 1000}
 TOLERANCE = 0.005
@@ -73,22 +70,9 @@ class TwoLayerGate(TokenChoiceRouter):
         return nn.functional.linear(hidden_NH, self.outer.weight.to(x_ND.dtype))
 
 
-class _TwoLayerFactory(MoEFactory):
-    def _router(self, width: int, n_experts: int) -> Router:
-        return TwoLayerGate(width, n_experts, k=2, renorm=True, balance=0.0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class GateBed(LanguageBed):
-    """``LanguageBed`` that also counts right next bytes, and can take gates of two layers."""
-
-    def build(self, spec: MoESpec) -> nn.Module:
-        if TWO_LAYERS not in spec.settings:
-            return super().build(spec)
-        with torch.random.fork_rng(devices=[]):  # the other arms draw their weights from here too
-            config = super().build(replace(spec, router="dense")).config
-        assert isinstance(config, DecoderConfig)
-        return DecoderLM(config, sublayer=_TwoLayerFactory(spec, self.num_layers))
+    """``LanguageBed`` that also counts right next bytes."""
 
     def evaluate(self, model: nn.Module, config: TrainConfig) -> dict[str, float]:
         right = []

@@ -1,0 +1,109 @@
+"""Curves and tables as SVG in the reader's colour scheme, and the drawing scripts' command."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import numpy as np
+import torch
+
+from crossroads.core.files import write_atomically
+
+COLOURS = ("#00796b", "#c2185b", "#5e35b1", "#ef6c00")
+STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #333 } .title { font-weight: 600 }
+.cell { fill: #00796b } polyline { fill: none; stroke-width: 1.8 } .axis { stroke: #90a4ae }
+@media (prefers-color-scheme: dark) { text { fill: #ddd } .cell { fill: #4db6ac } }
+"""
+Line = tuple[Sequence[float], Sequence[float]]
+
+
+def svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{escape(label)}">'
+        f"<style>{STYLE}</style>{''.join(parts)}</svg>\n"
+    )
+
+
+def text(x: float, y: float, words: str, anchor: str = "start", cls: str = "") -> str:
+    return (
+        f'<text class="{cls}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+    )
+
+
+def lines_svg(title: str, lines: Mapping[str, Line]) -> str:
+    """Return curves over training steps; each is named at its end."""
+    left, top, wide, deep = 50.0, 34.0, 430.0, 190.0
+    xs = [x for line in lines.values() for x in line[0]]
+    ys = [y for line in lines.values() for y in line[1]]
+    low, high = min(ys), max(ys) + 1e-9
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + wide * x / max(xs), top + deep * (high - y) / (high - low)
+
+    parts = [text(left, 20, title, cls="title")]
+    parts += [text(left - 8, place(0, y)[1] + 4, f"{y:.2f}", "end") for y in (low, high)]
+    parts += [text(place(x, low)[0], top + deep + 18, f"{x:.0f}", "middle") for x in (0, max(xs))]
+    parts.append(text(left + wide / 2, top + deep + 18, "step", "middle"))
+    parts.append(
+        f'<line class="axis" x1="{left}" y1="{top + deep}" x2="{left + wide}" y2="{top + deep}"/>'
+    )
+    ends = sorted((place(x[-1], y[-1])[1], name) for name, (x, y) in lines.items())
+    at = -np.inf
+    for wanted, name in ends:
+        at = max(wanted, at + 15)
+        colour = COLOURS[list(lines).index(name) % len(COLOURS)]
+        points = " ".join(
+            f"{a:.1f},{b:.1f}" for a, b in (place(*p) for p in zip(*lines[name], strict=True))
+        )
+        parts.append(f'<polyline points="{points}" stroke="{colour}"/>')
+        parts.append(
+            f'<text x="{left + wide + 6}" y="{at + 4:.1f}" style="fill:{colour}">'
+            f"{escape(name)}</text>"
+        )
+    return svg(left + wide + 150, top + deep + 30, title, parts)
+
+
+def cells_svg(
+    title: str,
+    rows: Sequence[str],
+    cells: Sequence[Sequence[tuple[str, float]]],
+    *,
+    columns: Sequence[str] = (),
+    size: float = 64.0,
+) -> str:
+    """Return a table of words on squares, shaded by a share in [0, 1]."""
+    left = 12 + 6.6 * max(len(row) for row in rows)
+    top = 54.0 if columns else 34.0
+    parts = [text(8, 20, title, cls="title")]
+    parts += [text(left + (i + 0.5) * size, 44, name, "middle") for i, name in enumerate(columns)]
+    for number, (name, line) in enumerate(zip(rows, cells, strict=True)):
+        y = top + 30 * number
+        parts.append(text(left - 8, y + 18, name, "end"))
+        for i, (word, shade) in enumerate(line):
+            x = left + i * size
+            parts.append(
+                f'<rect class="cell" x="{x:.1f}" y="{y:.1f}" width="{size - 2:.1f}" height="28" '
+                f'rx="3" fill-opacity="{0.05 + 0.5 * shade:.2f}"/>'
+            )
+            parts.append(text(x + size / 2 - 1, y + 18, word, "middle"))
+    wide = max(left + size * max(len(line) for line in cells), 8 + 7 * len(title))
+    return svg(wide + 8, top + 30 * len(rows) + 6, title, parts)
+
+
+def draw(figures: Mapping[str, Callable[[], str]], about: str) -> None:
+    """Draw the figures named on the command line, or all."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("routers", nargs="*", metavar="router", help=", ".join(figures))
+    parser.add_argument("--out", type=Path, default=Path("docs/moe/figures"))
+    given = parser.parse_args()
+    if wrong := set(given.routers) - set(figures):
+        parser.error(f"no figure of {', '.join(sorted(wrong))}; choose from {', '.join(figures)}")
+    torch.set_num_threads(1)
+    given.out.mkdir(parents=True, exist_ok=True)
+    for name in given.routers or figures:
+        write_atomically(given.out / f"{name}.svg", figures[name]())
