@@ -47,6 +47,7 @@ def test_null_experts_are_no_load_and_no_imbalance() -> None:
     kinds = ("ffn", "ffn", "null", "null")
     (found,) = probe([record(choice, mask=[True, True])], [kinds])
     assert found.load_cv == 0
+    assert found.true_load.tolist() == [0.5, 0.5]
     assert found.experts_N.tolist() == [1, 1]
 
 

@@ -64,6 +64,8 @@ def test_arena_keeps_cells_and_reports_loads_and_curves(tmp_path: object) -> Non
         "Quality and compute",
         "Load of the experts",
     ]
+    loss = made.plots(board)[1]
+    assert loss.series[0].name == "top-p"  # before the baselines
     page = render_report(board, made.plots(board))
     assert "What top-p sends where" in page
 

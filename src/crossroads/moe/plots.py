@@ -16,6 +16,7 @@ REFERENCE = "top2"
 def moe_plots(board: Leaderboard, judged: Metric) -> list[Plot]:
     """Return the plots the board's cells have data for."""
     ran = [row for row in board.rows if row.error is None]
+    ran.sort(key=lambda row: row.baseline)  # what is compared first; what it is compared with after
     if not ran:
         return []
     plots: list[Plot] = []
@@ -103,8 +104,8 @@ def _load(rows: Sequence[Row]) -> HeatMap:
     return HeatMap(
         title="Load of the experts",
         caption=(
-            "Share of executed picks on the probe batch, in points above or below an equal share; "
-            "first seed. Null experts are never executed and show as unused."
+            "Share of the picks on the probe batch that went to each true expert, in points above "
+            "or below an equal share; first seed. Picks of null experts are left out."
         ),
         unit="points",
         rows=names,

@@ -47,9 +47,15 @@ class LayerProbe:
     kinds: tuple[str, ...]
 
     @property
+    def true_load(self) -> Floats:
+        """Share of picks by true expert, null ones left out; zeros where none was picked."""
+        load_E = np.array(self.summary.load)[[kind != "null" for kind in self.kinds]]
+        return load_E / max(float(load_E.sum()), 1e-30)
+
+    @property
     def load_cv(self) -> float:
         """Coefficient of variation of the load over true experts; 0 = perfectly balanced."""
-        load_E = np.array(self.summary.load)[[kind != "null" for kind in self.kinds]]
+        load_E = self.true_load
         return float(load_E.std() / load_E.mean()) if load_E.sum() > 0 else 0.0
 
 

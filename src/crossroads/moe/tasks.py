@@ -59,7 +59,7 @@ COMMON: tuple[Metric, ...] = (
         name="load_cv",
         title="Load CV",
         higher_is_better=False,
-        help="Standard deviation over mean of the experts' loads; 0 is perfectly balanced.",
+        help="Standard deviation over mean of the true experts' loads; 0 is perfectly balanced.",
     ),
     Metric(
         name="dropped",
@@ -260,7 +260,7 @@ def _curves(
 
 def _notes(probes: Sequence[LayerProbe], labels_N: Any) -> dict[str, Any]:
     notes: dict[str, Any] = {
-        "load": {str(p.layer): [round(float(v), 4) for v in p.summary.load] for p in probes}
+        "load": {str(p.layer): [round(float(v), 4) for v in p.true_load] for p in probes}
     }
     if probes and len(np.unique(labels_N)) <= 16:
         table = load_table(probes[-1], labels_N)
