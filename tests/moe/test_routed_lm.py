@@ -21,7 +21,7 @@ LAYERS = 2
 
 
 def spec(name: str) -> MoESpec:
-    return MoESpec(router=name, n_experts=4, dense_hidden=32, settings={"tokens": 16})
+    return MoESpec(router=name, n_experts=4, dense_hidden=32, hints={"tokens": 16})
 
 
 def decoder(name: str, *, is_checkpointed: bool = False) -> DecoderLM:
