@@ -19,8 +19,8 @@ ALLOWED = {
     "core": {"core"},
     "models": {"core", "models"},
     "datasets": {"core", "datasets"},
-    "gateway": {*SHARED, "gateway", "prompts"},
-    "cli": {*SHARED, "cli", "gateway", "moe", "prompts"},
+    "gateway": {*SHARED, "adapters", "gateway", "prompts"},
+    "cli": {*SHARED, "adapters", "cli", "gateway", "moe", "prompts"},
 }
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
@@ -24,23 +25,22 @@ class Registry(Generic[_Base]):
 
     Parameters
     ----------
-    package, path : ``__name__`` and ``__path__`` of the package whose modules are searched
+    package : ``__name__`` of the package whose modules are searched
     group : entry points by which other packages add classes
     base : what all of them derive from
     what : what one is called in errors
     """
 
-    def __init__(
-        self, package: str, path: Sequence[str], *, group: str, base: Any, what: str
-    ) -> None:
-        self._package, self._path, self._group = package, path, group
+    def __init__(self, package: str, *, group: str, base: Any, what: str) -> None:
+        self._package, self._group = package, group
         self._base, self._what = base, what
         self._others: dict[str, EntryPoint] | None = None
         self._found: dict[str, type[_Base]] = {}
 
     def names(self) -> list[str]:
         """Return all names, shipped and added by other packages, without importing any."""
-        shipped = (m.name.replace("_", "-") for m in pkgutil.iter_modules(self._path))
+        path = sys.modules[self._package].__path__  # as it is now: it may be extended
+        shipped = (m.name.replace("_", "-") for m in pkgutil.iter_modules(path))
         return sorted({*shipped, *self._third_party()})
 
     def find(self, name: str) -> type[_Base]:

@@ -15,7 +15,7 @@ from crossroads.core.registry import Registry, parse_settings
 from crossroads.moe.contract import Router
 
 GROUP = "crossroads.moe.routers"
-REGISTRY: Registry[Router] = Registry(__name__, __path__, group=GROUP, base=Router, what="router")
+REGISTRY: Registry[Router] = Registry(__name__, group=GROUP, base=Router, what="router")
 
 
 def router_names() -> list[str]:

@@ -11,9 +11,7 @@ from crossroads.core.registry import Registry, parse_settings
 from crossroads.prompts.router import PromptRouter
 
 GROUP = "crossroads.routers"
-REGISTRY: Registry[PromptRouter] = Registry(
-    __name__, __path__, group=GROUP, base=PromptRouter, what="router"
-)
+REGISTRY: Registry[PromptRouter] = Registry(__name__, group=GROUP, base=PromptRouter, what="router")
 
 
 def router_names() -> list[str]:

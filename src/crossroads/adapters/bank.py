@@ -1,0 +1,320 @@
+"""A bank of LoRA experts: per adapted layer, the stacked factors of all of them.
+
+Experts may differ in rank, in scale and in which layers they adapt. Lower ranks are padded with
+zeros, which is exact; a layer that an expert does not adapt has it as dead.
+
+Axes: E experts, R the largest rank, I inputs, O outputs of a layer, G width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.core.errors import InputError, unknown_name
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoRA:
+    """One expert at one layer: delta = scale * B A.
+
+    Attributes
+    ----------
+    a_RI, b_OR : the factors, in the layout of ``torch.nn.Linear`` weights
+    scale : alpha / r, or alpha / sqrt(r); multiplies the delta once and is never folded in memory
+    """
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scale: float
+
+    def __post_init__(self) -> None:
+        if self.a_RI.ndim != 2 or self.b_OR.ndim != 2 or len(self.a_RI) != self.b_OR.shape[1]:
+            raise InputError(
+                "LoRA factors: expected A (rank, inputs) and B (outputs, rank), got "
+                f"{tuple(self.a_RI.shape)} and {tuple(self.b_OR.shape)}"
+            )
+
+    @property
+    def rank(self) -> int:
+        return len(self.a_RI)
+
+    def delta_OI(self) -> Tensor:
+        """Return scale * B A, (O, I), in float32."""
+        return self.scale * (self.b_OR.float() @ self.a_RI.float())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Expert:
+    """One adapter, independent of any bank.
+
+    Attributes
+    ----------
+    name : unique within a bank
+    modules : full name of the linear layer in the base model -> factors
+    artifacts : side data by name, then by layer: "gate" (I,), "activation" (I,), "prototype" (I,)
+    embedding_G : of what the expert is for, unit norm; for routers that read sentences
+    description : what the expert is for, in words
+    base_model : name its adapter was trained on
+    info : further plain data: source, labels, the adapter's configuration
+    """
+
+    name: str
+    modules: Mapping[str, LoRA]
+    artifacts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    embedding_G: Tensor | None = None
+    description: str = ""
+    base_model: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(m.a_RI.numel() + m.b_OR.numel() for m in self.modules.values())
+
+
+class ModuleBank(nn.Module):
+    """All experts at one linear layer.
+
+    Attributes
+    ----------
+    a_ERI, b_EOR : factors, parameters without gradient until somebody trains them
+    scale_E, rank_E : float32 and int64; alive_E : bool, which experts adapt this layer
+    artifacts : side data by name, (E, I); rows of experts without it are NaN
+    heads : 1, or the number of blocks multi-head routing cuts inputs and outputs into
+    """
+
+    a_ERI: nn.Parameter
+    b_EOR: nn.Parameter
+    scale_E: Tensor
+    rank_E: Tensor
+    alive_E: Tensor
+
+    def __init__(self, name: str, found: Sequence[LoRA | None], *, heads: int = 1) -> None:
+        super().__init__()
+        given = [lora for lora in found if lora is not None]
+        if not given:
+            raise InputError(f"bank: no expert adapts {name}")
+        first = given[0]
+        inputs, outputs = first.a_RI.shape[1], len(first.b_OR)
+        for lora in given:
+            if lora.a_RI.shape[1] != inputs or len(lora.b_OR) != outputs:
+                raise InputError(
+                    f"bank: experts disagree about the size of {name}: {(inputs, outputs)} and "
+                    f"{(lora.a_RI.shape[1], len(lora.b_OR))}; are they of one base model?"
+                )
+        _check_heads(name, heads, inputs, outputs)
+        self.name, self.heads = name, heads
+        rank = max(lora.rank for lora in given)
+        a_ERI = first.a_RI.new_zeros(len(found), rank, inputs)
+        b_EOR = first.b_OR.new_zeros(len(found), outputs, rank)
+        for e, one in enumerate(found):
+            if one is not None:
+                a_ERI[e, : one.rank], b_EOR[e, :, : one.rank] = one.a_RI, one.b_OR
+        self.a_ERI = nn.Parameter(a_ERI, requires_grad=False)
+        self.b_EOR = nn.Parameter(b_EOR, requires_grad=False)
+        buffers = {
+            "scale_E": torch.tensor([0.0 if one is None else one.scale for one in found]),
+            "rank_E": torch.tensor([0 if one is None else one.rank for one in found]),
+            "alive_E": torch.tensor([one is not None for one in found]),
+        }
+        for field_name, values in buffers.items():
+            self.register_buffer(field_name, values)
+        self.artifacts = nn.Module()
+
+    @property
+    def n_experts(self) -> int:
+        return len(self.a_ERI)
+
+    @property
+    def rank(self) -> int:
+        """R: the largest rank; lower ones are padded with zeros."""
+        return self.a_ERI.shape[1]
+
+    @property
+    def inputs(self) -> int:
+        return self.a_ERI.shape[2]
+
+    @property
+    def outputs(self) -> int:
+        return self.b_EOR.shape[1]
+
+    def lora(self, expert: int) -> LoRA | None:
+        """Return an expert's factors without the padding, or None where it is dead."""
+        if not bool(self.alive_E[expert]):
+            return None
+        rank = int(self.rank_E[expert])
+        return LoRA(
+            a_RI=self.a_ERI[expert, :rank].detach().clone(),
+            b_OR=self.b_EOR[expert, :, :rank].detach().clone(),
+            scale=float(self.scale_E[expert]),
+        )
+
+    def artifact(self, name: str) -> Tensor:
+        """Return side data (E, I). Raises InputError where an expert that is alive has none."""
+        found_EI = getattr(self.artifacts, name, None)
+        if found_EI is None or torch.isnan(found_EI[self.alive_E]).any():
+            raise InputError(f"bank: experts have no {name!r} for {self.name}")
+        kept: Tensor = found_EI
+        return kept
+
+    def set_artifact(self, name: str, values_EI: Tensor) -> None:
+        """Keep side data of shape (E, I)."""
+        if values_EI.shape != (self.n_experts, self.inputs):
+            raise InputError(
+                f"artifact {name!r} of {self.name}: expected shape "
+                f"{(self.n_experts, self.inputs)}, got {tuple(values_EI.shape)}"
+            )
+        self.artifacts.register_buffer(name, values_EI)
+
+
+class AdapterBank(nn.Module):
+    """Experts by name and their factors by layer.
+
+    ``version`` counts changes of the set of experts: routers prepare themselves again.
+    """
+
+    def __init__(self, experts: Iterable[Expert], *, heads: int = 1) -> None:
+        super().__init__()
+        self.heads, self.version = heads, 0
+        self._cards: list[Expert] = []
+        self._modules_by_name: dict[str, ModuleBank] = {}
+        self._fill(list(experts))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The experts' names, in the order of axis E."""
+        return tuple(card.name for card in self._cards)
+
+    @property
+    def n_experts(self) -> int:
+        return len(self._cards)
+
+    @property
+    def layers(self) -> Mapping[str, ModuleBank]:
+        """Full name of a linear layer of the base model -> its experts."""
+        return self._modules_by_name
+
+    @property
+    def cards(self) -> tuple[Expert, ...]:
+        """What is known of every expert, without factors and artifacts (``expert`` has them)."""
+        return tuple(self._cards)
+
+    def position(self, name: str) -> int:
+        """Return an expert's place on axis E. Raises UsageError with the nearest spelling."""
+        if name not in self.names:
+            raise unknown_name("expert", name, self.names)
+        return self.names.index(name)
+
+    def expert(self, name: str) -> Expert:
+        """Return an expert with its factors and side data as they are now."""
+        place = self.position(name)
+        found = {layer: bank.lora(place) for layer, bank in self.layers.items()}
+        alive = {layer: lora for layer, lora in found.items() if lora is not None}
+        artifacts: dict[str, dict[str, Tensor]] = {}
+        for layer in alive:
+            for kind, values_EI in self.layers[layer].artifacts.named_buffers():
+                if not torch.isnan(values_EI[place]).any():
+                    artifacts.setdefault(kind, {})[layer] = values_EI[place].clone()
+        return replace(self._cards[place], modules=alive, artifacts=artifacts)
+
+    def experts(self) -> list[Expert]:
+        return [self.expert(name) for name in self.names]
+
+    def embeddings_EG(self) -> Tensor:
+        """Return the experts' embeddings. Raises InputError naming one that has none."""
+        found = []
+        for card in self._cards:
+            if card.embedding_G is None:
+                raise InputError(f"bank: expert {card.name!r} has no embedding; embed it first")
+            found.append(card.embedding_G)
+        return torch.stack(found)
+
+    def add(self, *experts: Expert) -> None:
+        """Add experts at the end. Those that are there keep their numbers bit by bit."""
+        self._fill([*self.experts(), *experts])
+
+    def remove(self, name: str) -> Expert:
+        """Take an expert out and return it. Raises InputError for the last one."""
+        gone = self.expert(name)
+        left = [self.expert(other) for other in self.names if other != name]
+        if not left:
+            raise InputError(f"bank: {name!r} is its last expert; remove the bank instead")
+        self._fill(left)
+        return gone
+
+    def rename(self, name: str, new: str) -> None:
+        """Give an expert another name. Raises InputError where it is taken."""
+        place = self.position(name)
+        if new != name and new in self.names:
+            raise InputError(f"bank: there is an expert {new!r} already; choose another name")
+        self._cards[place] = replace(self._cards[place], name=new)
+        self.version += 1
+
+    def describe(self, name: str, **facts: Any) -> None:
+        """Change ``description``, ``embedding_G``, ``base_model`` or ``info`` of an expert."""
+        place = self.position(name)
+        self._cards[place] = replace(self._cards[place], **facts)
+        self.version += 1
+
+    def set_artifact(self, expert: str, kind: str, values: Mapping[str, Tensor]) -> None:
+        """Keep side data of one expert: layer -> (I,)."""
+        place = self.position(expert)
+        for layer, values_I in values.items():
+            bank = self.layers[layer]
+            known_EI = getattr(bank.artifacts, kind, None)
+            if known_EI is None:
+                known_EI = torch.full((bank.n_experts, bank.inputs), torch.nan)
+            bank.set_artifact(
+                kind, known_EI.index_copy(0, torch.tensor([place]), values_I.float()[None])
+            )
+        self.version += 1
+
+    def subset(self, names: Sequence[str]) -> AdapterBank:
+        """Return a new bank of some experts, in the order given."""
+        return AdapterBank([self.expert(name) for name in names], heads=self.heads)
+
+    def _fill(self, experts: list[Expert]) -> None:
+        names = [expert.name for expert in experts]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise InputError(f"bank: two experts are called {twice[0]!r}; rename one")
+        if not experts:
+            raise InputError("bank: no experts; give at least one adapter")
+        layers = dict.fromkeys(layer for expert in experts for layer in expert.modules)
+        self._modules_by_name = {}
+        for layer in layers:
+            bank = ModuleBank(layer, [e.modules.get(layer) for e in experts], heads=self.heads)
+            for kind in dict.fromkeys(kind for e in experts for kind in e.artifacts):
+                bank.set_artifact(kind, _artifact_rows(kind, layer, experts, bank))
+            self._modules_by_name[layer] = bank
+        self.banks = nn.ModuleList(self._modules_by_name.values())
+        self._cards = [replace(expert, modules={}, artifacts={}) for expert in experts]
+        self.version += 1
+
+
+def _artifact_rows(kind: str, layer: str, experts: Sequence[Expert], bank: ModuleBank) -> Tensor:
+    rows_EI = torch.full((len(experts), bank.inputs), torch.nan)
+    for place, expert in enumerate(experts):
+        values_I = expert.artifacts.get(kind, {}).get(layer)
+        if values_I is None:
+            continue
+        if values_I.shape != (bank.inputs,):
+            raise InputError(
+                f"expert {expert.name!r}: {kind!r} of {layer} has shape {tuple(values_I.shape)}, "
+                f"expected ({bank.inputs},)"
+            )
+        rows_EI[place] = values_I.float()
+    return rows_EI
+
+
+def _check_heads(name: str, heads: int, inputs: int, outputs: int) -> None:
+    legal = [h for h in range(1, min(inputs, outputs) + 1) if inputs % h == 0 and outputs % h == 0]
+    if heads not in legal:
+        raise InputError(
+            f"heads: {heads} does not divide the {inputs} inputs and {outputs} outputs of {name}; "
+            f"legal are {', '.join(map(str, legal[:12]))}"
+        )

@@ -1,0 +1,188 @@
+"""What a router of adapters may look at, and what it decides.
+
+Every routed linear layer asks its router once a forward pass: it hands over a ``RouteInput`` and
+gets a ``Routing``, weights over the experts of its ``ModuleBank``. Three ways to combine experts
+are three different functions:
+
+==================  ===========================================  ==========================
+``mix``             W x + sum_e w_e s_e B_e (A_e x)              weights may vary by token
+``merge_delta``     (W + sum_e w_e s_e B_e A_e) x                equal to ``mix``
+``merge_factors``   W x + s (sum_e w_e B_e)(sum_e w_e A_e) x     not equal: has cross terms
+==================  ===========================================  ==========================
+
+Axes: B sequences, T positions, H heads (1 but in multi-head routing), E experts, K places, I and O
+inputs and outputs of the layer, G width of a sentence embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.adapters.survey.schema import Cells
+from crossroads.core.errors import InputError
+from crossroads.core.routed import AuxTerm
+
+if TYPE_CHECKING:
+    from crossroads.adapters.bank import AdapterBank, ModuleBank
+
+Mode = Literal["mix", "merge_delta", "merge_factors"]
+Scope = Literal["module", "layer", "group", "model"]
+_SUM_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """What the caller says about one batch; see ``crossroads.adapters.calls``.
+
+    Attributes
+    ----------
+    mask_BT : bool, True = real token; None = all are. Padding is computed but never counted
+    task_ids_B : int64, the task of every sequence, for routers by task
+    embedding_BG : float32, sentence embedding of every prompt, unit norm
+    labels_B : int64, the expert a sequence belongs to in training (hard routing); -1 = none
+    experts : names, one a sequence: that expert alone; None among them = the base model
+    scalings : (B, T, M, E) or broadcastable, weights decided outside (two-pass routers)
+    training, step, seed : of the run; every random draw is a function of (seed, step, module)
+    """
+
+    mask_BT: Tensor | None = None
+    task_ids_B: Tensor | None = None
+    embedding_BG: Tensor | None = None
+    labels_B: Tensor | None = None
+    experts: tuple[str | None, ...] | None = None
+    scalings: Tensor | None = None
+    training: bool = False
+    step: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouteInput:
+    """One routed layer's view of a forward pass.
+
+    Attributes
+    ----------
+    module : full name of the linear layer in the base model
+    x_BTI : its input exactly as the frozen layer receives it; a (B, I) input has T = 1
+    bank : the layer's experts; ``bank.alive_E`` tells which of them adapt it at all
+    call : the batch, its rows repeated where a search runs several beams
+    """
+
+    module: str
+    x_BTI: Tensor
+    bank: ModuleBank
+    call: Call
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routing:
+    """Weights over experts, dense or as places.
+
+    Attributes
+    ----------
+    weights : dense, broadcastable to (B, T, H, E); with ``index`` (B, T, H, K)
+    index : int64, expert of every place; None = dense
+    mode : how experts are combined
+    normalised : the weights of a token that has any expert alive add to 1
+    logits : scores before the selection, (B, T, H, E), for losses and traces
+    aux : auxiliary losses by name
+    """
+
+    weights: Tensor
+    index: Tensor | None = None
+    mode: Mode = "mix"
+    normalised: bool = True
+    logits: Tensor | None = None
+    aux: Mapping[str, AuxTerm] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.weights.ndim != 4:
+            raise InputError(
+                "routing weights: expected axes (sequences, positions, heads, experts or places), "
+                f"got shape {tuple(self.weights.shape)}"
+            )
+        if self.index is not None and self.index.shape != self.weights.shape:
+            raise InputError(
+                f"routing index: expected the shape of the weights {tuple(self.weights.shape)}, "
+                f"got {tuple(self.index.shape)}"
+            )
+        if self.mode != "mix" and self.weights.shape[1] != 1:
+            raise InputError(
+                f"routing mode {self.mode}: its weights must not vary over positions, got "
+                f"{self.weights.shape[1]} of them; use mode 'mix'"
+            )
+
+    def dense(self, n_experts: int) -> Tensor:
+        """Return the weights as (B, T, H, E), differentiable in ``weights``."""
+        if self.index is None:
+            return self.weights
+        empty = self.weights.new_zeros((*self.weights.shape[:-1], n_experts))
+        return empty.scatter_add(-1, self.index, self.weights)
+
+    def check(self, bank: ModuleBank) -> None:
+        """Raise InputError where weights are not finite, dead experts have some, or sums are off.
+
+        A token whose experts are all dead has weights of zero and is exempt from the sum.
+        """
+        weights = self.dense(bank.n_experts).detach()
+        if not torch.isfinite(weights).all():
+            raise InputError(f"routing of {bank.name}: weights are not finite")
+        if weights[..., ~bank.alive_E].any():
+            raise InputError(f"routing of {bank.name}: an expert that does not adapt it has weight")
+        if not self.normalised:
+            return
+        total = weights.float().sum(-1)
+        off = (total - 1).abs() > _SUM_TOLERANCE
+        if (off & (weights != 0).any(-1)).any():
+            raise InputError(f"routing of {bank.name}: weights declared normalised do not add to 1")
+
+
+class Router(nn.Module):
+    """Chooses experts. Subclasses implement ``route``, and ``prepare`` where they keep tensors.
+
+    Class attributes
+    ----------------
+    name : as users write it
+    mode : how its experts are combined
+    scope : who shares one decision: every ``module`` decides, the first module of a ``layer`` or
+        of a ``group`` (attention or feed-forward of a layer) decides for it, or one decision holds
+        for the ``model`` and reads the call alone
+    artifacts : per-module data every expert must bring, such as "gate"
+    call_data : fields of ``Call`` that must be given
+    cells, survey_row : the nine axes of the MoErging survey, and the row of its inventory
+    """
+
+    name: ClassVar[str]
+    mode: ClassVar[Mode] = "mix"
+    scope: ClassVar[Scope] = "module"
+    artifacts: ClassVar[frozenset[str]] = frozenset()
+    call_data: ClassVar[frozenset[str]] = frozenset()
+    cells: ClassVar[Cells | None] = None
+    survey_row: ClassVar[str | None] = None
+
+    def prepare(self, bank: AdapterBank) -> None:
+        """Compute what depends on the bank alone; called at insertion and when experts change.
+
+        Raises InputError where the bank lacks what the router needs. Parameters that were trained
+        stay where the experts are the same.
+        """
+
+    def route(self, given: RouteInput) -> Routing:
+        """Return one layer's decision."""
+        raise NotImplementedError
+
+    def is_static(self, call: Call) -> bool:
+        """Return whether weights are the same for all tokens of each sequence of this call.
+
+        Layers then merge the experts once and keep the merged adapter.
+        """
+        return False
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return the constructor's settings, as plain data, to build the router again."""
+        return {}
