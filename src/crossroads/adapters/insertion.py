@@ -87,7 +87,9 @@ class RoutedModel:
         router.prepare(bank)
         self._prepared = bank.version
         self._insert()
-        self._hook = model.register_forward_pre_hook(self._begin)
+        # Losses call the backbone without its head, so both begin a pass.
+        starts = dict.fromkeys((model, getattr(model, "base_model", model)))
+        self._hooks = [start.register_forward_pre_hook(self._begin) for start in starts]
 
     @property
     def last_routings(self) -> dict[str, Routing]:
@@ -107,7 +109,8 @@ class RoutedModel:
         for name, layer in self._layers.items():
             _replace(self.model, name, layer.base_layer)
         self._layers.clear()
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         return self.model
 
     @contextmanager
