@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from crossroads.moe import losses  # noqa: E402
+from crossroads.core import losses  # noqa: E402
 
 Tensor = torch.Tensor
 few = settings(max_examples=30, deadline=None)

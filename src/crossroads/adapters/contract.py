@@ -16,7 +16,7 @@ inputs and outputs of the layer, G width of a sentence embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -28,7 +28,7 @@ from crossroads.core.errors import InputError
 from crossroads.core.routed import AuxTerm
 
 if TYPE_CHECKING:
-    from crossroads.adapters.bank import AdapterBank, ModuleBank
+    from crossroads.adapters.bank import AdapterBank, LoRA, ModuleBank
 
 Mode = Literal["mix", "merge_delta", "merge_factors"]
 Scope = Literal["module", "layer", "group", "model"]
@@ -175,6 +175,30 @@ class Router(nn.Module):
     def route(self, given: RouteInput) -> Routing:
         """Return one layer's decision."""
         raise NotImplementedError
+
+    def losses(self, decided: Mapping[str, Routing], call: Call) -> Mapping[str, AuxTerm]:
+        """Return auxiliary losses over all decisions of a pass together, by name.
+
+        ``decided`` has one entry per decision, by the layer or the scope that shares it. What one
+        decision alone is charged goes into its ``Routing.aux``.
+        """
+        return {}
+
+    def merged(self, bank: ModuleBank) -> LoRA | None:
+        """Return the one adapter a layer has for all input, where it is no weighting of experts.
+
+        For merges that trim and elect numbers. Layers keep it until the bank changes, and such a
+        router is never asked for a ``route``. None: ``route`` decides.
+        """
+        return None
+
+    def ahead(self, call: Call, hidden: Callable[[], Tensor]) -> Call:
+        """Return the call of a pass, with what a first pass of the base model tells.
+
+        ``hidden()`` runs the base model on the arguments of the pass, without gradient, and
+        returns its last hidden states (B, T, D).
+        """
+        return call
 
     def is_static(self, call: Call) -> bool:
         """Return whether weights are the same for all tokens of each sequence of this call.

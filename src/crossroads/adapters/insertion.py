@@ -84,6 +84,7 @@ class RoutedModel:
         self._layers: dict[str, RoutedLinear] = {}
         self._seen: dict[str, Routing] = {}
         self._decided: dict[str, Routing] = {}
+        self._call = Call()
         router.prepare(bank)
         self._prepared = bank.version
         self._insert()
@@ -101,7 +102,8 @@ class RoutedModel:
 
         Decisions that several layers share count once.
         """
-        terms = [term.weighted for term in self._aux_terms()]
+        together = self.router.losses(self._decided, self._call)
+        terms = [term.weighted for term in (*self._aux_terms(), *together.values())]
         return sum(terms[1:], terms[0]) if terms else 0.0
 
     def unwrap(self) -> nn.Module:
@@ -163,7 +165,8 @@ class RoutedModel:
         if self.bank.version != self._prepared:
             self.refresh()
         self._seen, self._decided = {}, {}
-        _check_call(self.router, current_call())
+        self._call = current_call()
+        _check_call(self.router, self._call)
 
     def _aux_terms(self) -> Iterator[AuxTerm]:
         counted: set[int] = set()

@@ -88,8 +88,10 @@ def top_p(probs_NE: Tensor, p: float, k_max: int | None = None) -> tuple[Tensor,
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """Return -sum p log p over the last axis, in nats; 0 log 0 is 0."""
-    return torch.special.entr(at_least_float32(probs)).sum(-1)
+    """Return -sum p log p over the last axis, in nats; 0 log 0 is 0, and so is its gradient."""
+    probs = at_least_float32(probs)
+    # At 0 the slope is infinite, and times the softmax's own 0 it would be NaN.
+    return torch.special.entr(probs.clamp_min(torch.finfo(probs.dtype).tiny)).sum(-1)
 
 
 def squared_cv(values: Tensor) -> Tensor:

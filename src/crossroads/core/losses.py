@@ -1,4 +1,4 @@
-"""Auxiliary losses of routers. All means run over real tokens; f carries no gradient.
+"""Auxiliary losses of routers, of layers of experts and banks of adapters alike.
 
 ``f_e`` is the share of picks that went to expert e, counted before capacity; ``P_e`` is the mean
 probability of expert e. Rows of padding have ``idx = -1`` and are masked out of every mean.

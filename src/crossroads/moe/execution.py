@@ -112,14 +112,26 @@ def per_token(choice: Any, decision: RoutingDecision, batch: int, length: int) -
 
 
 def executed_counts(choice: Any, decision: RoutingDecision, experts: Experts) -> Tensor:
-    """Return how many tokens each expert really ran, (E,); for a dense form, its slots."""
+    """Return how many tokens each expert really ran, (E,); for a dense form, its slots.
+
+    Experts with a sequence view that are not packed run all tokens of a sequence for one of them.
+    """
     if isinstance(choice, Dense):
         n_groups, _, n_experts, n_slots = choice.dispatch_GSEC.shape
         return torch.full((n_experts,), float(n_groups * n_slots))
+    whole = experts.view == "sequence" and not experts.pack
     if isinstance(choice, ExpertChoice):
-        return (choice.tok_GEC >= 0).sum((0, 2)).float()
+        if not whole:
+            return (choice.tok_GEC >= 0).sum((0, 2)).float()
+        choice = expert_choice_to_token_choice(choice)
     batch, length = decision.shape
     idx_NK = executed(per_token(choice, decision, batch, length), experts.kinds)
+    if whole:
+        there_BPE = torch.nn.functional.one_hot(
+            idx_NK.reshape(batch, -1) + 1, decision.n_experts + 1
+        )
+        served_BE = there_BPE[..., 1:].any(1).float()
+        return decision.mask_N.reshape(batch, length).sum(1).float() @ served_BE
     return torch.bincount(idx_NK[idx_NK >= 0], minlength=decision.n_experts).float()
 
 

@@ -17,10 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from crossroads.core import gating
-from crossroads.core.errors import InputError, UsageError
+from crossroads.core import gating, losses
+from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
-from crossroads.moe import losses
 from crossroads.moe.capacity import Capacity
 from crossroads.moe.contract import (
     NOBODY,
@@ -31,7 +30,7 @@ from crossroads.moe.contract import (
     RouterOutput,
     RoutingDecision,
 )
-from crossroads.moe.router import grouped, opened
+from crossroads.moe.router import grouped, opened, wanted_experts
 
 
 class ExpertChoiceRouter(Router):
@@ -109,7 +108,7 @@ class ExpertChoiceRouter(Router):
         probs_GSE = grouped(probs_NE, inp)
         want_GSE = self.affinity(grouped(logits_NE, inp), probs_GSE, slots_G, inp).detach()
         open_GSE = inp.mask_BT.unsqueeze(-1) & ~torch.isneginf(grouped(logits_NE, inp))
-        want_GSE = ahead(want_GSE, inp).masked_fill(~open_GSE, -torch.inf)
+        want_GSE = ahead(want_GSE, inp, self.n_experts).masked_fill(~open_GSE, -torch.inf)
         tok_GEC = fill(want_GSE, slots_G)
         w_GEC = probs_GSE.transpose(1, 2).gather(2, tok_GEC.clamp_min(0))
         w_GEC = torch.where(tok_GEC >= 0, w_GEC, torch.zeros_like(w_GEC))
@@ -146,13 +145,13 @@ def fill(want_GSE: Tensor, slots_G: Tensor) -> Tensor:
     return torch.where(taken_GCE, best_GSE, NOBODY).transpose(1, 2).contiguous()
 
 
-def ahead(want_GSE: Tensor, inp: RouterInput) -> Tensor:
-    """Return wishes with the pairs of ``force`` first. Raises InputError for another shape."""
-    if inp.force_BT is None or not inp.training:
+def ahead(want_GSE: Tensor, inp: RouterInput, n_choosing: int) -> Tensor:
+    """Return wishes with the pairs of ``force`` first, experts below ``n_choosing`` alone.
+
+    Raises InputError for another shape and for other experts.
+    """
+    wanted_BT = wanted_experts(inp, n_choosing)
+    if wanted_BT is None:
         return want_GSE
-    if inp.force_BT.shape != inp.mask_BT.shape:
-        raise InputError(
-            f"force: expected shape {tuple(inp.mask_BT.shape)}, got {tuple(inp.force_BT.shape)}"
-        )
     expert_E = torch.arange(want_GSE.shape[-1], device=want_GSE.device)
-    return want_GSE.masked_fill(inp.force_BT.unsqueeze(-1) == expert_E, torch.inf)
+    return want_GSE.masked_fill(wanted_BT.unsqueeze(-1) == expert_E, torch.inf)

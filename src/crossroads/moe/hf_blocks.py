@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from crossroads.core import gating
 from crossroads.core.errors import UsageError
+from crossroads.core.losses import pick_counts
 from crossroads.core.routed import Collector, ModelOutput, RouteContext
 from crossroads.moe.contract import (
     NOBODY,
@@ -31,7 +32,6 @@ from crossroads.moe.contract import (
 )
 from crossroads.moe.experts import FFNBank
 from crossroads.moe.layer import MoELayer
-from crossroads.moe.losses import pick_counts
 
 Observer = Callable[[ModelOutput, RouteContext, bool], None]
 

@@ -154,7 +154,9 @@ class MoELayer(nn.Module):
             if self.n_iter > 1:
                 stream = stream + delta
         if start is not None:
-            delta = stream - start if self.loop == "prenorm" else stream - h_BTD
+            delta = stream - (start if self.loop == "prenorm" else h_BTD)
+            # A norm with a bias makes something of padding.
+            delta = torch.where(mask_BT.unsqueeze(-1), delta, torch.zeros_like(delta))
         return SublayerOutput(
             delta=delta,
             aux=aux,
@@ -291,6 +293,11 @@ class MoELayer(nn.Module):
             raise InputError(
                 f"MoE layer {self.layer}: expected a floating tensor (batch, length, width), "
                 f"got {h_BTD.dtype} of shape {tuple(h_BTD.shape)}"
+            )
+        if not h_BTD.numel():
+            raise InputError(
+                f"MoE layer {self.layer}: expected at least one token, got shape "
+                f"{tuple(h_BTD.shape)}; leave empty batches out, or send one masked token"
             )
         for router in self.routers:
             width = getattr(router, "d", None)

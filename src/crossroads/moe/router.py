@@ -15,10 +15,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from crossroads.core import gating
+from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
-from crossroads.moe import losses
 from crossroads.moe.capacity import Capacity, overflow
 from crossroads.moe.contract import (
     NOBODY,
@@ -127,7 +126,9 @@ class TokenChoiceRouter(Router):
 
     def select(self, probs_NE: Tensor, logits_NE: Tensor, inp: RouterInput) -> Tensor:
         """Return experts (N, K) in descending order of the selection score, -1 = empty place."""
-        return gating.top_k(logits_NE, self.k)
+        if type(self).mix is TokenChoiceRouter.mix:
+            return gating.top_k(logits_NE, self.k)  # finer than probabilities, which round to ties
+        return gating.top_k(probs_NE.masked_fill(torch.isneginf(logits_NE), -torch.inf), self.k)
 
     def weigh(self, probs_NE: Tensor, idx_NK: Tensor, inp: RouterInput) -> Tensor:
         """Return weights (N, K) of chosen experts; those of empty places are overwritten by 0."""
@@ -241,10 +242,12 @@ class TokenChoiceRouter(Router):
 def opened(logits_NE: Tensor, inp: RouterInput) -> Tensor:
     """Return logits with ``logit_bias`` added and the experts that ``allow`` forbids at -inf.
 
-    Raises InputError for logits that are not finite and for shapes that do not fit.
+    Raises InputError for logits that are not finite, a bias of NaN and shapes that do not fit.
     """
     check_finite(logits_NE, inp)
     if inp.logit_bias is not None:
+        if bool(torch.isnan(inp.logit_bias).any()):
+            raise InputError("logit_bias: expected numbers, got NaN")
         logits_NE = logits_NE + per_token(inp.logit_bias, logits_NE, inp, "logit_bias")
     if inp.allow is not None:
         allowed_NE = per_token(inp.allow, logits_NE, inp, "allow")
@@ -283,10 +286,13 @@ def per_token(given: Tensor, logits_NE: Tensor, inp: RouterInput, name: str) -> 
     return given.expand(batch, length, n_experts).reshape(-1, n_experts)
 
 
-def forced(idx_NK: Tensor, inp: RouterInput, n_experts: int) -> Tensor:
-    """Return the choice with the expert of ``force`` in the last place where it was not chosen."""
+def wanted_experts(inp: RouterInput, n_experts: int) -> Tensor | None:
+    """Return ``force`` (B, T), -1 = none, of a training pass, or None where nothing is forced.
+
+    Raises InputError for another shape and for experts from ``n_experts`` on.
+    """
     if inp.force_BT is None or not inp.training:
-        return idx_NK
+        return None
     if inp.force_BT.shape != inp.mask_BT.shape:
         raise InputError(
             f"force: expected shape {tuple(inp.mask_BT.shape)}, got {tuple(inp.force_BT.shape)}"
@@ -296,7 +302,15 @@ def forced(idx_NK: Tensor, inp: RouterInput, n_experts: int) -> Tensor:
             f"force: expected experts below {n_experts} or -1 for none, "
             f"got {int(inp.force_BT.max())}"
         )
-    wanted_N1 = inp.force_BT.reshape(-1, 1)
+    return inp.force_BT
+
+
+def forced(idx_NK: Tensor, inp: RouterInput, n_experts: int) -> Tensor:
+    """Return the choice with the expert of ``force`` in the last place where it was not chosen."""
+    wanted_BT = wanted_experts(inp, n_experts)
+    if wanted_BT is None:
+        return idx_NK
+    wanted_N1 = wanted_BT.reshape(-1, 1)
     absent_N = (wanted_N1 >= 0).squeeze(1) & ~(idx_NK == wanted_N1).any(-1)
     last_N = (idx_NK >= 0).sum(-1).clamp_min(1) - 1
     is_last_NK = torch.arange(idx_NK.shape[1], device=idx_NK.device) == last_N.unsqueeze(1)

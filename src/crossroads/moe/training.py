@@ -410,9 +410,16 @@ def _loads(output: ModelOutput) -> dict[str, Any]:
 def _average(model: nn.Module, decay: float | None) -> Any:
     if decay is None:
         return None
-    return torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay), use_buffers=True
-    )
+    moving = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
+
+    def update(averages: Any, values: Any, count: Any) -> None:
+        if averages[0].is_floating_point():
+            moving(averages, values, count)
+            return
+        for average, value in zip(averages, values, strict=True):
+            average.copy_(value)  # a count of steps or a flag has no mean
+
+    return torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def _plain(config: Any) -> dict[str, Any]:

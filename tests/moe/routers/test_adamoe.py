@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crossroads.core.errors import UsageError
-from crossroads.moe.losses import switch_balance
+from crossroads.core.losses import switch_balance
 from crossroads.moe.routers.adamoe import AdaMoE, null_balance
 from crossroads.moe.routers.top2 import Top2
 from tests.moe.routers.inputs import layer_of, places, tokens, value, view, with_logits

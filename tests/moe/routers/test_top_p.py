@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crossroads.core.errors import UsageError
-from crossroads.moe.losses import switch_balance
+from crossroads.core.losses import switch_balance
 from crossroads.moe.routers import build_router
 from crossroads.moe.routers.top_p import TopP
 from tests.moe.routers.inputs import places, tokens, value, view, with_logits

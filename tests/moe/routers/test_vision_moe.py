@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from crossroads.core import losses  # noqa: E402
 from crossroads.core.errors import InputError, UsageError  # noqa: E402
 from crossroads.core.routed import RouteContext  # noqa: E402
 from crossroads.core.transport import sinkhorn_plan  # noqa: E402
-from crossroads.moe import losses  # noqa: E402
 from crossroads.moe.contract import (  # noqa: E402
     Dense,
     ExpertChoice,

@@ -24,10 +24,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from crossroads.core import losses
 from crossroads.core.errors import UsageError
 from crossroads.core.gating import at_least_float32
 from crossroads.core.routed import AuxTerm
-from crossroads.moe import losses
 from crossroads.moe.contract import NOBODY, ExpertKind, RouterInput
 from crossroads.moe.router import Scored, TokenChoiceRouter
 
@@ -107,7 +107,8 @@ class AdaMoE(TokenChoiceRouter):
 
     def weigh(self, probs_NE: Tensor, idx_NK: Tensor, inp: RouterInput) -> Tensor:
         is_null_NK = idx_NK >= self.n_true
-        return super().weigh(probs_NE, torch.where(is_null_NK, NOBODY, idx_NK), inp)
+        w_NK = super().weigh(probs_NE, torch.where(is_null_NK, NOBODY, idx_NK), inp)
+        return torch.where(is_null_NK, 0.0, w_NK)
 
     def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
         terms = super().losses(scored, inp)

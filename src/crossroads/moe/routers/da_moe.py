@@ -22,9 +22,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from crossroads.core import gating
+from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
-from crossroads.moe import losses
 from crossroads.moe.capacity import Capacity
 from crossroads.moe.contract import NOBODY, RouterInput
 from crossroads.moe.router import TokenChoiceRouter

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crossroads.core.errors import InputError
+from crossroads.core.losses import pick_counts
 from crossroads.moe.capacity import Capacity
 from crossroads.moe.contract import (
     ExpertKind,
@@ -20,7 +21,6 @@ from crossroads.moe.contract import (
     TokenChoice,
     Weights,
 )
-from crossroads.moe.losses import pick_counts
 from crossroads.moe.router import TokenChoiceRouter, closed, forced, per_token
 
 

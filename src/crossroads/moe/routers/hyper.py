@@ -23,9 +23,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from crossroads.core import gating
+from crossroads.core import gating, losses
 from crossroads.core.errors import UsageError
-from crossroads.moe import losses
 from crossroads.moe.capacity import Capacity
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.router import TokenChoiceRouter

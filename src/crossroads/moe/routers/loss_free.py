@@ -12,10 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from crossroads.core import gating
+from crossroads.core import gating, losses
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
-from crossroads.moe import losses
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.router import Scored, grouped
 from crossroads.moe.routers.sigmoid import Sigmoid
@@ -27,6 +26,7 @@ class LossFree(Sigmoid):
     Parameters
     ----------
     scores : s is ``sigmoid`` or ``softmax`` of the logits
+    renorm : divide the chosen weights by their sum; None = sigmoid scores of more than one place
     rate : u, what a step adds to or takes from the bias of an expert
     sequence_balance : coefficient of the balance loss within a sequence; 0 leaves it out (1e-4 is
         a usual choice)
@@ -48,13 +48,16 @@ class LossFree(Sigmoid):
         rate: float = 1e-3,
         sequence_balance: float = 0.0,
         balance: float = 0.0,
+        renorm: bool | None = None,
         **settings: Any,
     ) -> None:
         if scores not in ("sigmoid", "softmax"):
             raise UsageError(f"scores: expected 'sigmoid' or 'softmax', got {scores!r}")
         if rate < 0:
             raise UsageError(f"rate: expected 0 or more, got {rate}")
-        super().__init__(d, n_experts, balance=balance, **settings)
+        if renorm is None and scores == "softmax":
+            renorm = False  # shares of all experts already
+        super().__init__(d, n_experts, balance=balance, renorm=renorm, **settings)
         self.scores = scores
         self.rate = rate
         self.sequence_balance = sequence_balance

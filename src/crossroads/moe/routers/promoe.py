@@ -25,15 +25,14 @@ R = routed experts, K places, C slots, G groups of S tokens.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from crossroads.core import gating
+from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
-from crossroads.moe import losses
 from crossroads.moe.contract import (
     NOBODY,
     ExpertChoice,
@@ -44,6 +43,7 @@ from crossroads.moe.contract import (
     TokenChoice,
     Weights,
 )
+from crossroads.moe.expert_choice import ahead
 from crossroads.moe.router import closed, forced, opened
 
 ScoreMap = Literal["identity", "sigmoid", "softmax"]
@@ -69,6 +69,8 @@ class ProMoE(Router):
         a sequence, so that form is not causal
     rcl, tau : coefficient and temperature of the contrastive loss
     balance : coefficient of a Switch balance loss on softmax_e(s); the paper has none
+
+    ``force`` may name routed experts only.
 
     Raises UsageError for settings out of range; ``decide`` raises InputError when the condition is
     missing or misshapen, and UsageError for experts that choose in a decoder.
@@ -112,6 +114,7 @@ class ProMoE(Router):
         self.rcl = rcl
         self.tau = tau
         self.balance = balance
+        self.process_group: Any = None  # set where counts must be summed over ranks
         self.prototypes = nn.Parameter(torch.randn(self.n_routed, d) * 0.02)
         if not uncond:
             self.needs = frozenset()
@@ -194,7 +197,7 @@ class ProMoE(Router):
         self, logits_NE: Tensor, null_B: Tensor, routed_BT: Tensor, inp: RouterInput
     ) -> tuple[TokenChoice, Tensor]:
         idx_NK = closed(
-            forced(gating.top_k(logits_NE, self.k), inp, self.n_experts), logits_NE, inp
+            forced(gating.top_k(logits_NE, self.k), inp, self.n_routed), logits_NE, inp
         )
         idx_NK = torch.where(routed_BT.reshape(-1, 1), idx_NK, NOBODY)
         picked_NK = idx_NK >= 0
@@ -217,11 +220,8 @@ class ProMoE(Router):
         logits_BTE = logits_NE.reshape(batch, length, -1)
         closed_BTE = logits_BTE.masked_fill(~routed_BT.unsqueeze(-1), -torch.inf)
         wanted_B = self.tokens_per_expert(routed_BT.sum(1))
-        queue_BTE = closed_BTE.detach()
-        if inp.training and inp.force_BT is not None:
-            expert_E = torch.arange(self.n_experts, device=queue_BTE.device)
-            first_BTE = (inp.force_BT.unsqueeze(-1) == expert_E) & ~torch.isneginf(queue_BTE)
-            queue_BTE = queue_BTE.masked_fill(first_BTE, torch.inf)
+        queue_BTE = ahead(closed_BTE.detach(), inp, self.n_routed)
+        queue_BTE = queue_BTE.masked_fill(torch.isneginf(closed_BTE), -torch.inf)
         tok_BET = torch.argsort(queue_BTE, dim=1, descending=True, stable=True).transpose(1, 2)
         place_T = torch.arange(length, device=tok_BET.device)
         is_open_BET = ~torch.isneginf(closed_BTE.transpose(1, 2).gather(-1, tok_BET))
@@ -266,6 +266,7 @@ class ProMoE(Router):
             terms["contrastive"] = AuxTerm(value, self.rcl)
         if self.balance:
             count_E = member_GSE.sum((0, 1)).to(probs_NE.dtype)
+            count_E = losses.summed_over_ranks(count_E, self.process_group)
             f_E = count_E / count_E.sum().clamp_min(1)
             mean_E = losses.masked_mean(probs_NE, routed_BT.reshape(-1))
             terms["balance"] = AuxTerm(self.n_routed * (f_E * mean_E).sum(), self.balance)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from crossroads.core import gating
+from crossroads.core import gating, losses
 from crossroads.core.routed import AuxTerm
-from crossroads.moe import losses
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.router import NoiseScale, Scored, TokenChoiceRouter, grouped
 

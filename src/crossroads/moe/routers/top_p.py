@@ -17,10 +17,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from crossroads.core import gating
+from crossroads.core import gating, losses
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
-from crossroads.moe import losses
 from crossroads.moe.capacity import Capacity
 from crossroads.moe.contract import NOBODY, RouterInput, RouterOutput
 from crossroads.moe.router import Scored, TokenChoiceRouter

@@ -29,10 +29,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from crossroads.core import gating
+from crossroads.core import gating, losses
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
-from crossroads.moe import losses
 from crossroads.moe.capacity import Capacity
 from crossroads.moe.contract import (
     NOBODY,
@@ -42,7 +41,7 @@ from crossroads.moe.contract import (
     RoutingDecision,
     TokenChoice,
 )
-from crossroads.moe.router import Scored, TokenChoiceRouter, per_token
+from crossroads.moe.router import Scored, TokenChoiceRouter, per_token, wanted_experts
 
 Branches = Literal["both", "discrete", "continuous"]
 CodebookKind = Literal["l2", "cosine", "balanced"]
@@ -366,7 +365,7 @@ class VQMoE(TokenChoiceRouter):
 
     def _allowed_codes(self, inp: RouterInput) -> Tensor | None:
         """Return which codes a token may take: those of allowed experts, or of the forced one."""
-        force_BT = inp.force_BT if inp.training else None
+        force_BT = wanted_experts(inp, self.n_experts)
         if inp.allow is None and force_BT is None:
             return None
         like_NE = inp.x_ND.new_zeros(inp.mask_N.shape[0], self.n_experts)
