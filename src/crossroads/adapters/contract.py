@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from crossroads.adapters.scopes import Scope
 from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import InputError
 from crossroads.core.routed import AuxTerm
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from crossroads.adapters.bank import AdapterBank, LoRA, ModuleBank
 
 Mode = Literal["mix", "merge_delta", "merge_factors"]
-Scope = Literal["module", "layer", "group", "model"]
 _SUM_TOLERANCE = 1e-5
 
 
@@ -149,9 +149,10 @@ class Router(nn.Module):
     ----------------
     name : as users write it
     mode : how its experts are combined
-    scope : who shares one decision: every ``module`` decides, the first module of a ``layer`` or
-        of a ``group`` (attention or feed-forward of a layer) decides for it, or one decision holds
-        for the ``model`` and reads the call alone
+    scope : who shares one decision: every ``module`` decides; the first to run among those with the
+        same ``input`` (queries, keys and values), of a ``layer`` or of a ``group`` (attention or
+        feed-forward of a layer) decides for them; or one decision holds for the ``model`` and reads
+        the call alone
     artifacts : per-module data every expert must bring, such as "gate"
     call_data : fields of ``Call`` that must be given
     cells, survey_row : the nine axes of the MoErging survey, and the row of its inventory

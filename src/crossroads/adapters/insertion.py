@@ -11,19 +11,19 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from crossroads.adapters.bank import AdapterBank, ModuleBank
+from crossroads.adapters.bank import AdapterBank, LoRA, ModuleBank
 from crossroads.adapters.calls import current_call, for_rows
 from crossroads.adapters.combine import combine
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
+from crossroads.adapters.scopes import owner
 from crossroads.core.errors import InputError
 from crossroads.core.routed import AuxTerm
-
-_ATTENTION = re.compile(r"attn|attention|\.(q|k|v|o)(_proj)?$", re.IGNORECASE)
 
 
 class RoutedLinear(nn.Module):
@@ -56,6 +56,10 @@ class RoutedLinear(nn.Module):
         bank, model = self._parts
         if not model.is_enabled:
             return y
+        merged = model.merged(bank)
+        if merged is not None:
+            down = x @ merged.a_RI.to(x.dtype).T
+            return y + (merged.scale * (down @ merged.b_OR.to(x.dtype).T)).to(y.dtype)
         x_BTI = x if x.ndim == 3 else x.reshape(len(x), -1, x.shape[-1])
         routing = model.routing(bank, x_BTI)
         added_BTO = combine(x_BTI, bank, routing)
@@ -90,7 +94,9 @@ class RoutedModel:
         self._insert()
         # Losses call the backbone without its head, so both begin a pass.
         starts = dict.fromkeys((model, getattr(model, "base_model", model)))
-        self._hooks = [start.register_forward_pre_hook(self._begin) for start in starts]
+        self._hooks = [
+            start.register_forward_pre_hook(self._begin, with_kwargs=True) for start in starts
+        ]
 
     @property
     def last_routings(self) -> dict[str, Routing]:
@@ -134,39 +140,52 @@ class RoutedModel:
         self._prepared = self.bank.version
         self._insert()
 
+    def merged(self, bank: ModuleBank) -> LoRA | None:
+        """Return the one adapter the router made for a layer, if it makes such adapters."""
+        return self._merged[bank.name]
+
     def routing(self, bank: ModuleBank, x_BTI: Tensor) -> Routing:
         """Return a layer's decision for its input, made once for all layers that share it."""
-        call = for_rows(current_call(), len(x_BTI))
-        owner = self._owner(bank.name)
-        found = self._decided.get(owner) if owner != bank.name else None
+        call = for_rows(self._call, len(x_BTI))
+        key = owner(self.router.scope, bank.name)
+        found = self._decided.get(key) if key != bank.name else None
         if found is None:
             given = RouteInput(module=bank.name, x_BTI=x_BTI, bank=bank, call=call)
             found = self.router.route(given)
-            self._decided[owner] = found
+            self._decided[key] = found
         found = found if bool(bank.alive_E.all()) else _alive_only(found, bank)
         if self.checks:
             found.check(bank)
         self._seen[bank.name] = found
         return found
 
-    def _owner(self, module: str) -> str:
-        """Return the key under which layers of one scope share a decision."""
-        if self.router.scope == "module":
-            return module
-        if self.router.scope == "model":
-            return ""
-        found = re.match(r"(.*?\.\d+)\.", module)
-        layer = found.group(1) if found else module
-        if self.router.scope == "layer":
-            return layer
-        return f"{layer} {'attention' if _ATTENTION.search(module) else 'feed-forward'}"
-
-    def _begin(self, module: nn.Module, arguments: Any) -> None:
+    def _begin(self, module: nn.Module, arguments: tuple[Any, ...], more: dict[str, Any]) -> None:
+        if not self.is_enabled:
+            return
         if self.bank.version != self._prepared:
             self.refresh()
         self._seen, self._decided = {}, {}
         self._call = current_call()
+        if module is getattr(self.model, "base_model", self.model):
+            hidden = partial(self._base_hidden, module, arguments, more)
+            self._call = self.router.ahead(self._call, hidden)
         _check_call(self.router, self._call)
+
+    def _base_hidden(
+        self, backbone: nn.Module, arguments: tuple[Any, ...], more: dict[str, Any]
+    ) -> Tensor:
+        """Return the last hidden states (B, T, D) of the base model alone."""
+        cache = more.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise InputError(
+                f"router {self.router.name}: its first pass reads all tokens and cannot go on from "
+                "a cache; generate with use_cache=False, or decide on the prompt alone"
+            )
+        more = {key: value for key, value in more.items() if key != "past_key_values"}
+        uncached = {"use_cache": False} if "use_cache" in more else {}
+        with torch.no_grad(), self.disabled():
+            found: Tensor = backbone(*arguments, **{**more, **uncached}).last_hidden_state
+        return found
 
     def _aux_terms(self) -> Iterator[AuxTerm]:
         counted: set[int] = set()
@@ -192,6 +211,7 @@ class RoutedModel:
                     f"outputs, the model {base.in_features} and {base.out_features}; they are of "
                     "another base model"
                 )
+        self._merged = {name: self.router.merged(b) for name, b in self.bank.layers.items()}
         for name, bank in self.bank.layers.items():
             layer = RoutedLinear(cast("nn.Linear", found[name]), bank, self)
             _replace(self.model, name, layer)

@@ -8,6 +8,8 @@ Axes: N tokens, E experts, K places per token.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -91,7 +93,7 @@ def entropy(probs: Tensor) -> Tensor:
     """Return -sum p log p over the last axis, in nats; 0 log 0 is 0, and so is its gradient."""
     probs = at_least_float32(probs)
     # At 0 the slope is infinite, and times the softmax's own 0 it would be NaN.
-    return torch.special.entr(probs.clamp_min(torch.finfo(probs.dtype).tiny)).sum(-1)
+    return torch.special.entr(probs.masked_fill(probs == 0, 1.0)).sum(-1)
 
 
 def squared_cv(values: Tensor) -> Tensor:
@@ -100,3 +102,29 @@ def squared_cv(values: Tensor) -> Tensor:
     mean = values.mean(-1)
     variance = values.var(-1, unbiased=False)
     return torch.where(mean == 0, torch.zeros_like(mean), variance / mean.square().clamp_min(1e-30))
+
+
+def tsallis_entropy(probs: Tensor, q: float, *, n: int | None = None) -> Tensor:
+    """Return the Tsallis entropy of order q of the last axis, over its value for n equal shares.
+
+    0 for one certain choice, 1 for ``n`` choices alike (default: the length of the axis); Shannon's
+    at q = 1. Probabilities are clamped below at 1e-9. Source: DynMoLE (2025), with its constant.
+    """
+    probs = at_least_float32(probs).clamp_min(1e-9)
+    n = probs.shape[-1] if n is None else n
+    if n == 1:
+        return probs.new_zeros(probs.shape[:-1])
+    if abs(q - 1) < 1e-6:
+        return entropy(probs) / math.log(n)
+    return (1 - probs.pow(q).sum(-1)) / (1 - n ** (1 - q))
+
+
+def renyi_entropy(probs: Tensor, order: float, *, n: int | None = None) -> Tensor:
+    """Return the Renyi entropy of the last axis over ln n, as ``tsallis_entropy`` does."""
+    probs = at_least_float32(probs).clamp_min(1e-9)
+    n = probs.shape[-1] if n is None else n
+    if n == 1:
+        return probs.new_zeros(probs.shape[:-1])
+    if abs(order - 1) < 1e-6:
+        return entropy(probs) / math.log(n)
+    return probs.pow(order).sum(-1).log() / ((1 - order) * math.log(n))
