@@ -207,3 +207,18 @@ class Cells:
             for name in AXES
             if getattr(self, name) != getattr(other, name)
         }
+
+
+def combining_modes(cells: Cells) -> frozenset[str]:
+    """Return the modes (``crossroads.adapters.contract.Mode``) in which a method may combine.
+
+    Output is ``mix``; Parameter is a merge, by deltas or by factors. Merging deltas anew at every
+    token is the same function as mixing outputs, and is run as ``mix``: so that mode agrees with
+    Parameter where the input granularity is Step. None (a single expert) and Multiple allow all.
+    """
+    merges = {"merge_delta", "merge_factors"}
+    if cells.expert_aggregation == "Output":
+        return frozenset({"mix"})
+    if cells.expert_aggregation == "Parameter" and cells.input_granularity != "Step":
+        return frozenset(merges)
+    return frozenset({"mix", *merges})
