@@ -23,6 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100)
     steps = parser.parse_args().steps
+    if steps < 1:
+        parser.error(f"--steps: expected at least 1, got {steps}")
     torch.set_num_threads(1)
 
     bed = get_bed("lm")

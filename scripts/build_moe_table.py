@@ -127,11 +127,11 @@ def scaling(part: dict[str, dict[str, float]]) -> str:
 
 
 def routers(body: dict[str, Any]) -> str:
-    rows = [["router", "router ms", "layer ms", "share of the layer"]]
+    rows = [["router", "experts a token", "router ms", "layer ms", "share", "share in training"]]
     for name, row in body["routers"].items():
-        share = f"{row['share']:.1%}"
-        figures = [f"{row['router_ms']:.2f}", f"{row['layer_ms']:.1f}", share]
-        rows.append([f"`{name}`", *figures])
+        shares = [f"{row['share']:.1%}", f"{row['training_share']:.1%}"]
+        figures = [f"{row['router_ms']:.2f}", f"{row['layer_ms']:.1f}", *shares]
+        rows.append([f"`{name}`", f"{row['experts_per_token']:.1f}", *figures])
     left = [f"{name} ({reason})" for name, reason in body["left_out"].items()]
     return _table(rows) + (f"\nLeft out: {'; '.join(left)}.\n" if left else "")
 

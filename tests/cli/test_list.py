@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -98,6 +99,45 @@ def test_grouping_keeps_every_router_and_the_order_of_the_scheme(by: str) -> Non
     assert [line.split("  ")[0] for line in result.stdout.splitlines()[1:]] == [
         row[attribute] for row in rows
     ]
+
+
+def test_routers_of_tokens_are_listed_as_they_are_built() -> None:
+    from crossroads.moe.routers import build_router
+    from crossroads.moe.routers import router_names as moe_router_names
+
+    rows: list[dict[str, Any]] = listed("moe-routers")
+    assert [row["name"] for row in rows] == moe_router_names()
+    for row in rows:
+        assert row.keys() == KEYS | {"causal", "needs", "settings"}
+        assert row["title"]
+        router = build_router(row["name"], 8, 8)
+        assert (row["causal"], row["needs"]) == (router.causal_safe, sorted(router.needs))
+    settings = {row["name"]: row["settings"] for row in rows}
+    assert settings["top-p"]["p"] == 0.4
+    assert "kinds" not in settings["top-p"]  # of a model builder, not of the text form
+
+
+def test_the_table_of_token_routers_says_what_a_decoder_refuses() -> None:
+    result = CliRunner().invoke(command, ["moe-routers"], catch_exceptions=False)
+    said = {line.split()[0]: line.split()[-2:] for line in result.stdout.splitlines()[1:]}
+    assert said["soft"] == ["no", "-"]
+    assert said["da-moe"] == ["no", "attn"]
+    assert said["top2"] == ["yes", "-"]
+
+
+def test_a_token_router_that_cannot_be_loaded_is_named_on_stderr(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from crossroads.moe import routers as of_tokens
+
+    class Entry:
+        def load(self) -> None:
+            raise ImportError("no wheels")
+
+    monkeypatch.setattr(of_tokens.REGISTRY, "_others", {"margin": Entry()})
+    result = CliRunner().invoke(command, ["moe-routers"], catch_exceptions=False)
+    assert "router 'margin' cannot be loaded: no wheels" in result.stderr
+    assert "added by another package" in result.stdout
 
 
 def test_only_routers_are_grouped() -> None:

@@ -75,6 +75,12 @@ def test_top_p_of_the_worked_example() -> None:
     assert int(top_p(uniform, 0.4, k_max=3)[1].sum()) == 3
 
 
+def test_top_p_asks_for_strictly_more_than_p() -> None:
+    halves = torch.tensor([[0.5, 0.25, 0.25]])  # sums without rounding
+    counts = [int(top_p(halves, p)[1].sum()) for p in (0.49, 0.5, 0.75)]
+    assert counts == [1, 2, 3]
+
+
 @few
 @given(
     weights=st.lists(st.integers(1, 9), min_size=1, max_size=8),
@@ -94,6 +100,18 @@ def test_top_p_keeps_the_smallest_prefix_above_p(weights: list[int], p: float) -
 def test_entropy_of_uniform_and_certain_rows() -> None:
     assert float(entropy(torch.full((4,), 0.25))) == pytest.approx(1.3862944)
     assert float(entropy(torch.tensor([1.0, 0.0]))) == 0.0
+
+
+def test_a_probability_of_zero_adds_no_gradient_to_the_entropy() -> None:
+    closed = torch.tensor([[-torch.inf, 0.0, 1.0]], requires_grad=True)
+    far = torch.tensor([[-200.0, 0.0, 1.0]], requires_grad=True)  # exp(-201) is 0 in float32
+    two = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    for logits in (closed, far, two):
+        entropy(softmax(logits)).sum().backward()
+    for logits in (closed, far):
+        assert logits.grad[0, 0] == 0
+        torch.testing.assert_close(logits.grad[:, 1:], two.grad)
+    assert bool(torch.isnan(entropy(torch.tensor([torch.nan, 1.0]))))
 
 
 def test_squared_cv_is_population_variance_over_squared_mean() -> None:

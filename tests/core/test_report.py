@@ -62,6 +62,38 @@ def test_differences_carry_sign_and_interval(board: Leaderboard) -> None:
     assert "+30.00 +-0.00" in better
 
 
+def test_without_differences_the_ordering_metric_carries_its_interval(board: Leaderboard) -> None:
+    metrics = tuple(metric for metric in board.metrics if metric.name != "gain")
+    lines = text_of(replace(board, metrics=metrics)).splitlines()
+    assert "+-0.0248" in next(line for line in lines if line.startswith("better"))
+    assert "+-" not in next(line for line in lines if line.startswith("bound"))
+    assert "0.8100 +-" not in text_of(board)  # where differences have one
+
+
+def test_a_long_name_is_folded_and_no_figure_is_cut(board: Leaderboard) -> None:
+    long = "my_package.somewhere_deep.MyVeryOwnRouter:setting=0.25"
+    rows = tuple(replace(row, router=long) if row.router == "better" else row for row in board.rows)
+    text = text_of(replace(board, rows=rows), width=40)
+    assert "..." not in text
+    assert "\u2026" not in text
+    assert "0.8100" in text
+    assert "+30.00 +-0.00" in text
+
+
+def test_the_legend_explains_only_marks_that_are_there(board: Leaderboard) -> None:
+    assert "** bound" in text_of(board)
+    without = replace(board, rows=tuple(row for row in board.rows if row.router != "bound"))
+    assert "* baseline" in text_of(without)
+    assert "**" not in text_of(without)
+
+
+def test_a_winner_behind_a_baseline_is_told_so(board: Leaderboard, page: str) -> None:
+    assert "behind baseline" not in visible(page)
+    order = {"base": 0, "better": 1, "steady": 2, "bound": 3, "refused": 4}
+    rows = tuple(sorted(board.rows, key=lambda row: order[row.router]))
+    assert "behind baseline base</span>" in visible(render_report(replace(board, rows=rows), ()))
+
+
 def test_only_headline_metrics_are_in_the_table(board: Leaderboard) -> None:
     assert "cost" not in text_of(board)
 

@@ -188,12 +188,13 @@ def test_without_a_bound_the_row_sums_reach_one(draw: object, tolerance: float) 
     assert float(after_500) < tolerance
 
 
-def test_without_a_bound_the_plan_is_the_quadratic_transport_plan() -> None:
+@pytest.mark.parametrize("gamma", [1.0, 0.5])
+def test_without_a_bound_the_plan_is_the_quadratic_transport_plan(gamma: float) -> None:
     """Its optimality: q = max(alpha_s - cost - beta_e, 0) / gamma for some beta, rows sum to 1."""
     cost = -uniform(1, 1, 12, 3).softmax(-1)
-    plan, alpha = sparse_plan(cost, k=12, iters=1500)
+    plan, alpha = sparse_plan(cost, k=12, iters=1500, gamma=gamma)
     torch.testing.assert_close(plan.sum(2), torch.ones(1, 12).double(), atol=1e-3, rtol=0)
-    level_SE = (alpha.unsqueeze(-1) - cost - plan)[0]
+    level_SE = (alpha.unsqueeze(-1) - cost - gamma * plan)[0]
     for expert in range(3):
         served = plan[0, :, expert] > 0
         beta = level_SE[served, expert]

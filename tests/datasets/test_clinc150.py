@@ -52,6 +52,18 @@ def test_the_published_counts_are_found(shared_folder: Callable[[str], Path]) ->
     assert len(clinc150.load(shared_folder("clinc150"), label="intent").classes) == 150
 
 
+def test_requests_keep_their_wording(small: Path) -> None:
+    first, second, _ = clinc150.load_requests(small).train
+    assert (first.text, first.intent, first.domain) == ("pay My bill", "pay", "money")
+    assert second.domain == "travel"
+
+
+def test_domains_are_in_the_data_sets_order(shared_folder: Callable[[str], Path]) -> None:
+    found = clinc150.load_domains(shared_folder("clinc150"))
+    assert (list(found)[:1], list(found)[-1:]) == (["banking"], ["meta"])
+    assert {len(intents) for intents in found.values()} == {15}
+
+
 def test_a_broken_file_is_named(small: Path) -> None:
     (small / "domains.json.gz").write_bytes(b"{}")
     with pytest.raises(InputError, match=r"domains\.json\.gz: cannot be read"):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from crossroads.moe.experts import FFNBank
 from crossroads.moe.layer import MoELayer
 from crossroads.moe.parallel import average_gradients, shard_layer
 from crossroads.moe.sharded import load_sharded, save_sharded
+from tests.moe.processes import group
 
 N_EXPERTS, WIDTH, LENGTH = 8, 12, 6
 ROUTERS = ("switch:k=2", "adamoe", "softmax-ec:noise_std=0", "loss-free")
@@ -178,17 +177,7 @@ WORK = {step.__name__: step for step in STEPS}
 
 def run(rank: int, world: int, folder: str, names: tuple[str, ...]) -> None:
     """Join the group over loopback and do the named work."""
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous-{world}",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=100),
-    )
-    mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("expert",))
-    for name in names:
-        WORK[name](rank, world, mesh, Path(folder))
-    dist.barrier()
-    dist.destroy_process_group()
+    with group(rank, world, folder):
+        mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("expert",))
+        for name in names:
+            WORK[name](rank, world, mesh, Path(folder))

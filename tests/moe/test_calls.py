@@ -41,6 +41,19 @@ def test_a_forbidden_expert_never_runs(name: str) -> None:
             assert bool((use_BE.sum(1) > 0).all())
 
 
+@pytest.mark.parametrize("kept", [0, 1, 4])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_stay_finite_where_few_experts_or_none_are_allowed(name: str, kept: int) -> None:
+    layer, h_BTD = build(name), stream().requires_grad_()
+    allow_BE = (torch.arange(layer.experts.n_experts) < kept).expand(BATCH, -1)
+    answer = run(layer, h_BTD, context(allow=allow_BE, training=True, progress=0.5))
+    loss = answer.delta.square().sum() + h_BTD.sum()
+    loss = sum((term.weighted for term in answer.aux.values()), loss)
+    loss.backward()
+    for grad in (h_BTD.grad, *(p.grad for p in layer.parameters())):
+        assert grad is None or bool(torch.isfinite(grad).all())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_forcing_an_expert_puts_it_among_those_of_the_token(name: str) -> None:
     layer = build(name)

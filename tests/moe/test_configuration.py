@@ -56,7 +56,12 @@ def test_a_run_trains_and_continues(tmp_path: Path) -> None:
         ("bed: vision\ntraining: {steps: 0}", "steps: expected at least 1"),
         ("bed: vision\nbed_settings: {colour: red}", r"bed_settings\.colour"),
         ("bed: [", "run.yaml"),
-        ("- a", "run.yaml"),
+        ("- a", r"expected fields and values \(bed, bed_settings, preset, model, training\)"),
+        ("bed: vision\ntraining: {stepz: 3}", r"training\.stepz: .* did you mean 'steps'"),
+        ("bed: vision\nmodel: {layers: some}", r"model\.layers: expected 'all'"),
+        ("bed: vision\nmodel: {router: }", r"model\.router: expected the name of a router"),
+        ("bed: vision\ntraining: {betas: [0.9]}", r"training\.betas\[1\]: is missing"),
+        ("bed: lm\nbed_settings: {causal: false}", r"bed_settings\.causal: unknown field"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -65,6 +70,23 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
         read_run(path)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ('{router: "top2:k=9", n_experts: 4}', "between 1 and 4"),
+        ("{router: top2, layers: [9]}", "layers 0 to 3"),
+        ("{router: softmax-ec}", "looks at later tokens"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_with_the_files_name(
+    tmp_path: Path, model: str, message: str
+) -> None:
+    path = written(tmp_path, f"bed: lm\nmodel: {model}\ntraining: {{steps: 1}}")
+    with pytest.raises(InputError, match=message) as refused:
+        train_from(path, tmp_path / "out", progress=False)
+    assert str(refused.value).startswith(f"{path}: ")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -262,7 +262,10 @@ def test_a_copied_model_has_surroundings_of_its_own() -> None:
         (lambda: upcycle(llama(), router="softmax-ec"), "cannot give"),
         (lambda: upcycle(llama(), noise_std=-1.0), "noise_std"),
         (lambda: upcycle(llama(), router="hash", router_std=0.0), "no linear score"),
-        (lambda: swap_router(llama()), "has no feed-forward of the expected form"),
+        (lambda: swap_router(llama()), "LlamaForCausalLM has no mixture of experts"),
+        (lambda: upcycle(torch.nn.Linear(2, 2)), "Linear has no dense feed-forward"),
+        (lambda: upcycle(upcycle(llama())), "LlamaForCausalLM is converted already"),
+        (lambda: upcycle(llama(), layers=[]), r"layers: expected some of \[0, 1, 2\], got none"),
     ],
 )
 def test_what_does_not_fit_is_refused(call: Callable[[], Any], message: str) -> None:

@@ -159,6 +159,30 @@ def test_specialisation_is_one_for_a_map_and_near_zero_for_chance() -> None:
         dg.specialisation(by_chance, 0, permutations=0)
 
 
+def test_labels_must_be_numbers_and_tokens_known() -> None:
+    trace = columns([0, 1, 2])
+    with pytest.raises(InputError, match="labels: expected integers, got float64"):
+        dg.specialisation(trace, 0, np.array([0.1, 0.2, 0.3]))
+    unknown = replace(trace, token_id=np.full(3, -1, np.int32))
+    with pytest.raises(InputError, match="does not know its tokens"):
+        dg.specialisation(unknown, 0)
+    assert dg.specialisation(unknown, 0, np.array([7, 8, 9])).nmi == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("column", [-1, 2])
+def test_a_column_that_is_not_there_is_refused(column: int) -> None:
+    trace = columns([0, 1], [1, 0])
+    with pytest.raises(InputError, match=f"column: the trace has 0 to 1, got {column}"):
+        dg.specialisation(trace, column)
+    with pytest.raises(InputError, match="column: the trace has 0 to 1"):
+        dg.layer_agreement(trace, 0, column)
+
+
+def test_a_model_without_experts_has_no_best_one() -> None:
+    with pytest.raises(InputError, match="no routed layer"):
+        dg.drop_top1_sensitivity(torch.nn.Linear(2, 2), lambda: 0.0)
+
+
 def test_identical_experts_are_fully_redundant_and_opposite_ones_are_not() -> None:
     torch.manual_seed(0)
     bank = FFNBank(6, 8, ("ffn",) * 3 + ("null",), identical=True)

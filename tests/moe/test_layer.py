@@ -216,6 +216,35 @@ def test_packed_sequence_experts_see_their_own_tokens_at_their_own_positions() -
     assert out.flatten().tolist() == [1.0, 2 * 11.0, 3 * 103.0, 4 * 1014.0]
 
 
+def test_each_sequence_comes_with_its_own_positions() -> None:
+    experts = ModuleExperts([RunningSum(), RunningSum()], 1, view="sequence")
+    x = torch.zeros(2, 2, 1)
+    pos = torch.tensor([[0, 1], [10, 20]])
+    choice = TokenChoice(idx_NK=torch.tensor([[0], [0], [1], [1]]), w_NK=torch.ones(4, 1))
+    made = RoutingDecision(
+        choice=choice, n_experts=2, shape=(2, 2), mask_N=torch.ones(4, dtype=torch.bool)
+    )
+    out = apply_to_sequences(experts, x, made, pos_BT=pos, causal=True)
+    assert out.flatten().tolist() == [0.0, 1.0, 10.0, 30.0]
+
+
+@pytest.mark.parametrize(("pack", "tokens_run"), [(False, 3 + 3 + 2), (True, 3 + 2)])
+def test_flops_of_sequence_experts_count_the_tokens_they_see(pack: bool, tokens_run: int) -> None:
+    experts = ModuleExperts(
+        [RunningSum(), RunningSum()], D, view="sequence", pack=pack, flops_per_token=[1.0, 1.0]
+    )
+    mask_BT = torch.tensor([[True] * 3, [True, True, False]])
+    choice = TokenChoice(
+        idx_NK=torch.tensor([[0], [1], [0], [1], [1], [-1]]), w_NK=torch.ones(6, 1)
+    )
+    fixed = RoutingDecision(choice=choice, n_experts=2, shape=(2, 3), mask_N=mask_BT.flatten())
+    router = build_router("switch", D, 2, kinds=("module", "module"))
+    answer = MoELayer(router, experts)(
+        tokens(2, 3), RouteContext(mask_BT=mask_BT, decisions={0: fixed})
+    )
+    assert answer.flops == tokens_run
+
+
 class Pooled(nn.Module):
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -251,6 +280,28 @@ def test_prenorm_loop_adds_every_iteration_to_the_stream() -> None:
     torch.testing.assert_close(
         looped(h_BTD).delta, middle + second(middle).delta - h_BTD, atol=1e-5, rtol=1e-5
     )
+
+
+def test_released_loop_norms_once_and_adds_inside() -> None:
+    made = build_router("switch", D, E)
+    looped = MoELayer(
+        made,
+        FFNBank(D, 12, E),
+        norm=nn.LayerNorm(D),
+        n_iter=2,
+        gate_sharing="module",
+        loop="released",
+    )
+    nn.init.constant_(looped.norm.bias, 0.3)
+    plain = MoELayer(made, looped.experts)
+    h_BTD, mask_BT = tokens(2, 5), torch.ones(2, 5, dtype=torch.bool)
+    mask_BT[1, 3:] = False
+    stream = looped.norm(h_BTD)
+    for _ in range(2):
+        stream = stream + plain(stream).delta
+    out = looped(h_BTD, RouteContext(mask_BT=mask_BT)).delta
+    torch.testing.assert_close(out[mask_BT], (stream - h_BTD)[mask_BT], atol=1e-5, rtol=1e-5)
+    assert out[~mask_BT].abs().max() == 0
 
 
 def test_shared_decision_routes_every_iteration_alike_and_sums_losses_per_iteration() -> None:
@@ -319,6 +370,54 @@ def test_noise_is_a_function_of_the_place_in_the_run() -> None:
         assert picks(replace(base, **change)) != first
 
 
+def test_layers_and_iterations_of_a_loop_draw_noise_of_their_own() -> None:
+    spec = "switch:noise_std=5"
+    torch.manual_seed(0)
+    router = build_router(spec, D, E)
+    h_BTD, training = tokens(4, 16), RouteContext(training=True)
+    first, second = (
+        MoELayer(router, FFNBank(D, 12, E), layer=n)(h_BTD, training).decisions[0] for n in (0, 1)
+    )
+    assert not torch.equal(first.choice.idx_NK, second.choice.idx_NK)
+    still = FFNBank(D, 12, E)
+    nn.init.zeros_(still.down)  # both iterations see the same stream
+    looped = MoELayer(router, still, n_iter=2, gate_sharing="module")(h_BTD, training)
+    one, two = looped.decisions
+    assert not torch.equal(one.choice.idx_NK, two.choice.idx_NK)
+
+
+def test_draws_of_an_evaluation_are_those_of_its_seed_whatever_the_step() -> None:
+    drawing = layer("top2:later=random:threshold=1:draw_in_eval=true")
+    h_BTD = tokens(4, 16)
+
+    def picks(**fields: int) -> Tensor:
+        return drawing(h_BTD, RouteContext(**fields)).decisions[0].choice.idx_NK
+
+    assert torch.equal(picks(seed=1, step=3), picks(seed=1, step=4))
+    assert not torch.equal(picks(seed=1), picks(seed=2))
+
+
+class Remembering(Router):
+    """Sends everybody to expert 0 and keeps what it was shown."""
+
+    def decide(self, inp: RouterInput) -> RouterOutput:
+        self.seen = inp
+        n_tokens = inp.mask_N.shape[0]
+        choice = TokenChoice(
+            idx_NK=torch.zeros(n_tokens, 1, dtype=torch.int64), w_NK=torch.ones(n_tokens, 1)
+        )
+        batch, length = inp.mask_BT.shape
+        return RouterOutput(decision=decision(choice, shape=(batch, length)))
+
+
+def test_a_router_sees_normed_tokens_and_the_stream_before_the_norm() -> None:
+    made = MoELayer(Remembering(E), FFNBank(D, 12, E), norm=nn.LayerNorm(D))
+    h_BTD = 3 + tokens(2, 5)
+    made(h_BTD)
+    assert torch.equal(made.routers[0].seen.resid_BTD, h_BTD)
+    torch.testing.assert_close(made.routers[0].seen.x_BTD, made.norm(h_BTD))
+
+
 class Lookahead(Router):
     causal_safe = False
     name = "lookahead"
@@ -339,6 +438,8 @@ def test_a_router_that_looks_ahead_is_refused_in_a_decoder() -> None:
         (torch.zeros(3, D), RouteContext(), "expected a floating tensor"),
         (torch.zeros(1, 3, D, dtype=torch.int64), RouteContext(), "got torch.int64"),
         (torch.zeros(1, 3, D + 1), RouteContext(), "tokens are 9 wide"),
+        (torch.zeros(0, 3, D), RouteContext(), "expected at least one token"),
+        (torch.zeros(2, 0, D), RouteContext(), "expected at least one token"),
         (torch.zeros(1, 3, D), RouteContext(mask_BT=torch.ones(1, 4, dtype=torch.bool)), "mask: "),
         (torch.zeros(1, 3, D), RouteContext(mask_BT=torch.ones(1, 3)), "mask: expected bool"),
         (torch.full((1, 3, D), torch.nan), RouteContext(), "router .*layer 0: logits hold NaN"),

@@ -17,6 +17,7 @@ from crossroads.core.routed import LayerRecord, ModelOutput, RouteContext, Subla
 from crossroads.moe.contract import RouterInput, RouterOutput
 from crossroads.moe.experts import FFNBank
 from crossroads.moe.layer import GateSharing, MoELayer
+from crossroads.moe.ranks import Ranks
 from crossroads.moe.routers import build_router
 from crossroads.moe.routers.loss_free import LossFree
 from crossroads.moe.training import _Commits
@@ -107,6 +108,16 @@ def test_too_few_decisions_for_a_loop_are_refused() -> None:
         made(h, decision=made(h).decisions[:2])
 
 
+def test_every_router_of_a_loop_advances_by_its_own_state() -> None:
+    made = layer("vqmoe", n_routers=2, n_iter=2)
+    answer = made(tokens(2, 5), TRAINING)
+    assert sorted(answer.new_state) == ["0/codes", "1/codes"]
+    advanced(made, answer)
+    for index, router in enumerate(made.routers):
+        assert bool(router.codebook.started)
+        assert torch.equal(router.codebook.codes, answer.new_state[f"{index}/codes"])
+
+
 @pytest.mark.parametrize("router", ["loss-free", "top-p:target=2.0"])
 def test_a_decision_from_outside_moves_no_state_of_the_router_it_replaces(router: str) -> None:
     made, h = layer(router), tokens(2, 5)
@@ -175,7 +186,7 @@ def test_a_router_of_several_layers_advances_once_a_step_by_all_their_counts() -
                 )
             )
         commits.add(ModelOutput(out=torch.zeros(1), records=tuple(records)))
-    commits.apply()
+    commits.apply(Ranks())
     assert router.commits == 1
     expected_E = router.rate * torch.sign(total_E.mean() - total_E)
     torch.testing.assert_close(router.bias_E, expected_E)

@@ -45,6 +45,15 @@ def test_second_expert_only_where_it_is_nearly_as_good(margin: Any) -> None:
     torch.testing.assert_close(layer(x_BTD).delta, answer.delta, atol=1e-5, rtol=1e-5)
 
 
+def test_settings_of_the_base_can_be_given_to_the_example(margin: Any) -> None:
+    torch.manual_seed(0)
+    one = margin(8, 1, k=1)  # as the property tests build every router that has a k
+    assert one.k == 1
+    three = margin(8, 4, k=3, share=0.0)
+    answer = MoELayer(three, FFNBank(8, 12, three.kinds))(torch.randn(1, 6, 8))
+    assert (answer.decisions[0].choice.idx_NK >= 0).sum(-1).tolist() == [3] * 6
+
+
 def test_it_runs_in_the_arena_by_name(margin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import crossroads.moe.routers as registry
 

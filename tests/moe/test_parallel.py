@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import time
 from pathlib import Path
 
 import pytest
@@ -12,26 +10,11 @@ import torch
 from crossroads.core.errors import InputError
 from crossroads.moe.sharded import load_sharded, save_sharded
 from tests.moe import parallel_worker as worker
+from tests.moe.processes import spawn
 
 
 def spawned(world: int, folder: Path, *names: str) -> None:
-    """Run the named work on ``world`` processes; fail with them, and never wait for ever."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([worker.__name__])  # torch is imported once for all ranks
-    ranks = [
-        context.Process(target=worker.run, args=(rank, world, str(folder), names), daemon=True)
-        for rank in range(world)
-    ]
-    for process in ranks:
-        process.start()
-    last = time.monotonic() + 240
-    for process in ranks:
-        process.join(timeout=max(last - time.monotonic(), 0))
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        if process.is_alive():
-            process.kill()
-    assert codes == [0] * world
+    spawn(world, worker.run, str(folder), names)
 
 
 @pytest.mark.slow

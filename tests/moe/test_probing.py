@@ -51,6 +51,14 @@ def test_null_experts_are_no_load_and_no_imbalance() -> None:
     assert found.experts_N.tolist() == [1, 1]
 
 
+def test_the_table_of_labels_has_true_experts_only() -> None:
+    choice = chosen([[0, 3], [1, 2], [1, 3], [2, 3]])
+    kinds = ("ffn", "ffn", "null", "null")
+    (found,) = probe([record(choice, mask=[True] * 4)], [kinds])
+    table = load_table(found, np.array([5, 5, 7, 7]))
+    assert table.tolist() == [[0.5, 0.5], [0.0, 1.0]]
+
+
 def test_dropped_places_are_counted_and_not_executed() -> None:
     dropped = torch.tensor([[False], [True], [False], [True]])
     choice = chosen([[0], [0], [1], [1]], dropped_NK=dropped)

@@ -195,6 +195,30 @@ def test_foreign_and_empty_passes_are_refused() -> None:
         recorder.record(passed(decided(choice, (1, 1)), layer=5))
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"token_id_BT": torch.zeros(2, dtype=torch.int64)}, r"token ids: .* shape \(1, 2\)"),
+        ({"token_id_BT": torch.zeros(1, 2)}, "token ids: expected integers"),
+        ({"home": [0, 1]}, "home: expected one number a sequence"),
+        ({"domain": []}, "domain: expected one number a sequence"),
+    ],
+)
+def test_facts_of_another_shape_are_refused_and_leave_no_pass(given: Any, message: str) -> None:
+    choice = TokenChoice(idx_NK=torch.tensor([[0], [1]]), w_NK=torch.ones(2, 1))
+    recorder = Recorder()
+    with pytest.raises(InputError, match=message):
+        recorder.record(passed(decided(choice, (1, 2))), **given)
+    with pytest.raises(InputError, match="no forward pass was recorded"):
+        recorder.trace()
+
+
+def test_kinds_of_another_number_of_experts_are_refused() -> None:
+    choice = TokenChoice(idx_NK=torch.tensor([[0]]), w_NK=torch.ones(1, 1))
+    with pytest.raises(InputError, match="kinds: layer 0 has 4 experts, got 3"):
+        Recorder(kinds={0: ("ffn",) * 3}).record(passed(decided(choice, (1, 1))))
+
+
 @pytest.mark.parametrize("name", router_names())
 def test_every_router_is_recorded_as_it_decided(name: str) -> None:
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from crossroads.core.errors import InputError, UsageError  # noqa: E402
 from crossroads.moe.capacity import Capacity  # noqa: E402
 from crossroads.moe.contract import RouterInput, TokenChoice  # noqa: E402
-from crossroads.moe.router import TokenChoiceRouter  # noqa: E402
+from crossroads.moe.router import TokenChoiceRouter, grouped  # noqa: E402
 
 Tensor = torch.Tensor
 
@@ -200,6 +200,61 @@ def test_forcing_an_expert_that_is_not_there_is_refused() -> None:
     )
     with pytest.raises(InputError, match="force: expected experts below 3"):
         router.decide(inp)
+
+
+def test_force_neither_opens_padding_nor_a_forbidden_expert() -> None:
+    rows = ([0.0, 2.0, 1.0],) * 3
+    given = {
+        "force_BT": torch.tensor([[0, 0, 0]]),
+        "mask_BT": torch.tensor([[True, False, True]]),
+        "allow": torch.tensor([[[True] * 3, [True] * 3, [False, True, True]]]),
+    }
+    choice = choice_of(router(k=2), tokens(*rows, training=True, **given))
+    assert choice.idx_NK.tolist() == [[1, 0], [-1, -1], [1, -1]]
+
+
+class Averaging(TokenChoiceRouter):
+    """Every token takes the mean probabilities of its sequence."""
+
+    def mix(self, probs_NE: Tensor, inp: RouterInput) -> Tensor:
+        return (
+            grouped(probs_NE, inp)
+            .mean(1, keepdim=True)
+            .expand(*inp.mask_BT.shape, -1)
+            .flatten(0, 1)
+        )
+
+
+def test_mixed_probabilities_select_as_well_as_weigh() -> None:
+    made = Averaging(3, 3)
+    with torch.no_grad():
+        made.gate.weight.copy_(torch.eye(3))
+    rows = ([4.0, 0.0, 0.0], [0.0, 4.0, 0.0], [0.0, 4.0, 0.0])
+    choice = choice_of(made, tokens(*rows))
+    assert choice.idx_NK.tolist() == [[1]] * 3
+    mean_E = torch.tensor(rows).softmax(-1).mean(0)
+    torch.testing.assert_close(choice.w_NK, mean_E[1].expand(3, 1))
+    allow = torch.tensor([[[True, False, True], [True] * 3, [True] * 3]])
+    assert choice_of(made, tokens(*rows, allow=allow)).idx_NK.tolist() == [[0], [1], [1]]
+
+
+def test_the_z_loss_is_of_clean_logits() -> None:
+    inp = tokens([0.0, 2.0, 1.0], [1.0, 1.0, 0.0], training=True)
+    noisy = router(z_loss=1.0, noise_std=5.0).decide(inp)
+    calm = router(z_loss=1.0).decide(inp)
+    assert not torch.equal(noisy.decision.probs_NE, calm.decision.probs_NE)
+    assert torch.equal(noisy.aux["z"].value, calm.aux["z"].value)
+
+
+def test_linear_scores_of_normed_tokens_start_with_standard_deviation_one() -> None:
+    torch.manual_seed(0)
+    weight = TokenChoiceRouter(400, 50).gate.weight
+    assert float(weight.detach().std()) == pytest.approx(400**-0.5, rel=0.03)
+
+
+def test_a_logit_bias_of_nan_is_refused() -> None:
+    with pytest.raises(InputError, match="logit_bias: expected numbers, got NaN"):
+        router().decide(tokens([0.0, 2.0, 1.0], logit_bias=torch.tensor([0.0, torch.nan, 0.0])))
 
 
 def test_finite_logits_whose_sum_overflows_are_no_error() -> None:

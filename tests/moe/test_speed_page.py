@@ -86,9 +86,15 @@ def test_cases_are_named_shortly(script: ModuleType) -> None:
 def test_without_a_result_the_page_says_how_to_make_it(script: ModuleType, tmp_path: Path) -> None:
     page = "a\n<!-- measured: routers -->\nold\n<!-- end -->\nb"
     assert "benchmarks/moe/routers.py" in script.rebuilt(page, tmp_path)
-    row = {"router_ms": 1.0, "layer_ms": 40.0, "share": 0.025}
+    row = {
+        "experts_per_token": 2.0,
+        "router_ms": 1.0,
+        "layer_ms": 40.0,
+        "share": 0.025,
+        "training_share": 0.031,
+    }
     found = {"routers": {"top2": row}, "left_out": {"own": "needs what is not there"}}
     (tmp_path / "moe-routers.json").write_text(json.dumps(found), "utf-8")
     made = script.rebuilt(page, tmp_path)
-    assert "| `top2` | 1.00 | 40.0 | 2.5% |" in made
+    assert "| `top2` | 2.0 | 1.00 | 40.0 | 2.5% | 3.1% |" in made
     assert "Left out: own (needs what is not there)." in made

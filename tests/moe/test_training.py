@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,87 @@ def test_recomputed_activations_change_nothing() -> None:
         torch.testing.assert_close(first, second)
 
 
+def test_a_step_takes_the_mean_over_its_micro_batches() -> None:
+    class Same(Copy):
+        def batch(self, config: TrainConfig, step: int, micro_batch: int) -> Tensor:
+            return super().batch(config, step, 0)
+
+    spec = replace(SPEC, router="switch")
+    rows = [
+        train(Same(), spec, replace(CONFIG, steps=1, micro_batches=n)).history[0] for n in (1, 4)
+    ]
+    for name in ("loss", "aux", "norm"):
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-5)
+
+
+def test_routers_learn_where_in_the_run_they_are() -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    class Recorded(Copy):
+        def loss(
+            self, model: nn.Module, batch: Tensor, context: RouteContext
+        ) -> tuple[Tensor, ModelOutput]:
+            if context.training:
+                at = (context.step, context.micro_batch, context.progress, context.seed)
+                seen.append(at)
+            return super().loss(model, batch, context)
+
+    train(Recorded(), SPEC, replace(CONFIG, steps=2, micro_batches=2, seed=7))
+    assert seen == [(0, 0, 0.0, 7), (0, 1, 0.0, 7), (1, 0, 0.5, 7), (1, 1, 0.5, 7)]
+
+
+@pytest.mark.parametrize(
+    "change", [{"betas": (0.5, 0.5)}, {"weight_decay": 0.5}, {"lr": 1e-2}, {"warmup": 0}]
+)
+def test_every_setting_of_the_optimiser_counts(change: dict[str, Any]) -> None:
+    config = replace(CONFIG, steps=2)
+    first, second = (train(Copy(), SPEC, c).model for c in (config, replace(config, **change)))
+    assert not torch.equal(weights(first)[0], weights(second)[0])
+
+
+def test_the_gradient_is_clipped() -> None:
+    config = replace(CONFIG, steps=1, weight_decay=0.0)
+    torch.manual_seed(config.seed)
+    start = weights(Copy().build(SPEC))[0]
+    moved, held = (
+        (weights(train(Copy(), SPEC, replace(config, clip=clip)).model)[0] - start).abs().max()
+        for clip in (1.0, 1e-12)  # below Adam's epsilon
+    )
+    assert float(held) < 1e-3 * float(moved)
+
+
+def test_auxiliary_losses_are_trained_on() -> None:
+    config = replace(CONFIG, steps=1)
+    first, second = (
+        train(Copy(), replace(SPEC, router=f"switch:balance={c}"), config).model for c in (0, 1)
+    )
+    gates = [dict(m.named_parameters())["blocks.0.ffn.router.gate.weight"] for m in (first, second)]
+    assert not torch.equal(*gates)
+
+
+def test_a_gradient_that_is_not_finite_stops_training() -> None:
+    class Steep(Copy):
+        def loss(
+            self, model: nn.Module, batch: Tensor, context: RouteContext
+        ) -> tuple[Tensor, ModelOutput]:
+            loss, output = super().loss(model, batch, context)
+            return loss + (0 * output.out).abs().sqrt().sum(), output  # 0, of infinite slope
+
+    with pytest.raises(DivergedError, match="at step 0: the gradient's norm is nan"):
+        train(Steep(), SPEC, CONFIG)
+
+
+def test_averaged_weights_come_with_the_routers_own_counts() -> None:
+    spec = MoESpec(router="top-p:target=1.0:p_step=0.01", n_experts=4, dense_hidden=16)
+    plain, averaged = (train(Copy(), spec, replace(CONFIG, ema=ema)) for ema in (None, 0.99))
+    steps = [
+        [int(layer.routers[0].steps) for layer in routed_layers(done.model)]
+        for done in (plain, averaged)
+    ]
+    assert steps[0] == steps[1]
+    assert min(map(abs, steps[0])) > 1
+
+
 def test_training_learns_and_logs_loads() -> None:
     done = train(Copy(), SPEC, replace(CONFIG, steps=60, batch_size=16, lr=1e-2))
     assert done.figures["nll"] < done.history[0]["loss"] * 0.7
@@ -178,6 +259,39 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
         train(Copy(), SPEC, replace(CONFIG, steps=2), out=tmp_path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shorter(Copy):
+    """A bed with a setting of its own."""
+
+    length: int = 8
+    name: str = "copy"
+    checkpoint: bool = False
+
+    def batch(self, config: TrainConfig, step: int, micro_batch: int) -> Tensor:
+        return super().batch(config, step, micro_batch)[:, : self.length]
+
+
+class Renewed(Copy):
+    """A bed whose data have changed."""
+
+    fingerprint = "other data"
+
+
+@pytest.mark.parametrize("other", [Shorter(length=6), Renewed()])
+def test_a_folder_of_another_bed_is_refused(tmp_path: Path, other: Any) -> None:
+    config = replace(CONFIG, steps=1)
+    train(Shorter(), SPEC, config, out=tmp_path)
+    train(Shorter(), SPEC, config, out=tmp_path)
+    with pytest.raises(InputError, match="another configuration"):
+        train(other, SPEC, config, out=tmp_path)
+
+
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("", "utf-8")
+    with pytest.raises(InputError, match=r"out .*run: "):
+        train(Copy(), SPEC, CONFIG, out=tmp_path / "run")
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     train(Copy(), SPEC, replace(CONFIG, steps=1), out=tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"half a file")
@@ -185,7 +299,21 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         train(Copy(), SPEC, replace(CONFIG, steps=1), out=tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": -1.0}, {"checkpoint_every": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"lr": -1.0},
+        {"checkpoint_every": 0},
+        {"clip": -1.0},
+        {"clip": 0.0},
+        {"warmup": -1},
+        {"weight_decay": -0.1},
+        {"seed": -1},
+        {"betas": (0.9, 1.0)},
+        {"ema": 1.0},
+    ],
+)
 def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         TrainConfig(**wrong)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class Expert:
     modules : full name of the linear layer in the base model -> factors
     artifacts : side data by name, then by layer: "gate" (I,), "activation" (I,), "prototype" (I,)
     embedding_G : of what the expert is for, unit norm; for routers that read sentences
+    examples_JG : of J prompts of its training data, unit norm
     description : what the expert is for, in words
     base_model : name its adapter was trained on
     info : further plain data: source, labels, the adapter's configuration
@@ -67,6 +69,7 @@ class Expert:
     modules: Mapping[str, LoRA]
     artifacts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     embedding_G: Tensor | None = None
+    examples_JG: Tensor | None = None
     description: str = ""
     base_model: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
@@ -81,9 +84,11 @@ class ModuleBank(nn.Module):
 
     Attributes
     ----------
-    a_ERI, b_EOR : factors, parameters without gradient until somebody trains them
+    a_ERI, b_EOR : factors, parameters without gradient until somebody trains them; of the widest
+        type among the experts' unless ``dtype`` says
     scale_E, rank_E : float32 and int64; alive_E : bool, which experts adapt this layer
-    artifacts : side data by name, (E, I); rows of experts without it are NaN
+    artifacts : side data by name, (E, I); rows of experts without it are NaN. These and the scales
+        stay float32 when the bank is cast to another type
     heads : 1, or the number of blocks multi-head routing cuts inputs and outputs into
     """
 
@@ -93,7 +98,14 @@ class ModuleBank(nn.Module):
     rank_E: Tensor
     alive_E: Tensor
 
-    def __init__(self, name: str, found: Sequence[LoRA | None], *, heads: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        found: Sequence[LoRA | None],
+        *,
+        heads: int = 1,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         given = [lora for lora in found if lora is not None]
         if not given:
@@ -109,8 +121,9 @@ class ModuleBank(nn.Module):
         _check_heads(name, heads, inputs, outputs)
         self.name, self.heads = name, heads
         rank = max(lora.rank for lora in given)
-        a_ERI = first.a_RI.new_zeros(len(found), rank, inputs)
-        b_EOR = first.b_OR.new_zeros(len(found), outputs, rank)
+        dtype = dtype or reduce(torch.promote_types, (lora.a_RI.dtype for lora in given))
+        a_ERI = first.a_RI.new_zeros(len(found), rank, inputs, dtype=dtype)
+        b_EOR = first.b_OR.new_zeros(len(found), outputs, rank, dtype=dtype)
         for e, one in enumerate(found):
             if one is not None:
                 a_ERI[e, : one.rank], b_EOR[e, :, : one.rank] = one.a_RI, one.b_OR
@@ -122,7 +135,7 @@ class ModuleBank(nn.Module):
             "alive_E": torch.tensor([one is not None for one in found]),
         }
         for field_name, values in buffers.items():
-            self.register_buffer(field_name, values)
+            self.register_buffer(field_name, values.to(a_ERI.device))
         self.artifacts = nn.Module()
 
     @property
@@ -144,14 +157,8 @@ class ModuleBank(nn.Module):
 
     def lora(self, expert: int) -> LoRA | None:
         """Return an expert's factors without the padding, or None where it is dead."""
-        if not bool(self.alive_E[expert]):
-            return None
-        rank = int(self.rank_E[expert])
-        return LoRA(
-            a_RI=self.a_ERI[expert, :rank].detach().clone(),
-            b_OR=self.b_EOR[expert, :, :rank].detach().clone(),
-            scale=float(self.scale_E[expert]),
-        )
+        seen = self._view(expert)
+        return seen and replace(seen, a_RI=seen.a_RI.clone(), b_OR=seen.b_OR.clone())
 
     def artifact(self, name: str) -> Tensor:
         """Return side data (E, I). Raises InputError where an expert that is alive has none."""
@@ -168,7 +175,46 @@ class ModuleBank(nn.Module):
                 f"artifact {name!r} of {self.name}: expected shape "
                 f"{(self.n_experts, self.inputs)}, got {tuple(values_EI.shape)}"
             )
-        self.artifacts.register_buffer(name, values_EI)
+        self.artifacts.register_buffer(name, values_EI.to(self.a_ERI.device))
+
+    def changed(self, keep: Sequence[int], new: Sequence[LoRA | None]) -> ModuleBank | None:
+        """Return this layer with the experts at some places and others behind them.
+
+        None where none of them adapts it. Numbers are copied bit by bit; side data of new experts
+        is missing.
+        """
+        found = [*(self._view(place) for place in keep), *new]
+        if not any(found):
+            return None
+        bank = ModuleBank(self.name, found, heads=self.heads, dtype=self.a_ERI.dtype)
+        bank.a_ERI.requires_grad_(self.a_ERI.requires_grad)
+        bank.b_EOR.requires_grad_(self.b_EOR.requires_grad)
+        for kind, old_EI in self.artifacts.named_buffers():
+            kept_EI = old_EI[list(keep)]
+            if not torch.isnan(kept_EI).all():
+                none_EI = kept_EI.new_full((len(new), self.inputs), torch.nan)
+                bank.set_artifact(kind, torch.cat([kept_EI, none_EI]))
+        return bank
+
+    def _view(self, expert: int) -> LoRA | None:
+        """Return an expert's factors without the padding, in the memory of the bank."""
+        if not bool(self.alive_E[expert]):
+            return None
+        rank = int(self.rank_E[expert])
+        return LoRA(
+            a_RI=self.a_ERI[expert, :rank].detach(),
+            b_OR=self.b_EOR[expert, :, :rank].detach(),
+            scale=float(self.scale_E[expert]),
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ModuleBank:
+        """Move or cast the bank; scales and side data are moved alone."""
+        kept = [(self, "scale_E", self.scale_E)]
+        kept += [(self.artifacts, kind, rows) for kind, rows in self.artifacts.named_buffers()]
+        super()._apply(fn, recurse)
+        for owner, name, values in kept:
+            setattr(owner, name, values.to(getattr(owner, name).device))
+        return self
 
 
 class AdapterBank(nn.Module):
@@ -182,7 +228,7 @@ class AdapterBank(nn.Module):
         self.heads, self.version = heads, 0
         self._cards: list[Expert] = []
         self._modules_by_name: dict[str, ModuleBank] = {}
-        self._fill(list(experts))
+        self._change([], list(experts))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -234,16 +280,19 @@ class AdapterBank(nn.Module):
         return torch.stack(found)
 
     def add(self, *experts: Expert) -> None:
-        """Add experts at the end. Those that are there keep their numbers bit by bit."""
-        self._fill([*self.experts(), *experts])
+        """Add experts at the end, all of them or, on an error, none.
+
+        Those that are there keep their numbers bit by bit, and the bank its type of numbers.
+        """
+        self._change(range(self.n_experts), experts)
 
     def remove(self, name: str) -> Expert:
         """Take an expert out and return it. Raises InputError for the last one."""
         gone = self.expert(name)
-        left = [self.expert(other) for other in self.names if other != name]
+        left = [place for place, other in enumerate(self.names) if other != name]
         if not left:
             raise InputError(f"bank: {name!r} is its last expert; remove the bank instead")
-        self._fill(left)
+        self._change(left, [])
         return gone
 
     def rename(self, name: str, new: str) -> None:
@@ -261,9 +310,11 @@ class AdapterBank(nn.Module):
         self.version += 1
 
     def set_artifact(self, expert: str, kind: str, values: Mapping[str, Tensor]) -> None:
-        """Keep side data of one expert: layer -> (I,)."""
+        """Keep side data of one expert: layer -> (I,). Raises InputError for an unknown layer."""
         place = self.position(expert)
         for layer, values_I in values.items():
+            if layer not in self.layers:
+                raise InputError(f"bank: {kind!r} of expert {expert!r}: no expert adapts {layer}")
             bank = self.layers[layer]
             known_EI = getattr(bank.artifacts, kind, None)
             if known_EI is None:
@@ -277,23 +328,37 @@ class AdapterBank(nn.Module):
         """Return a new bank of some experts, in the order given."""
         return AdapterBank([self.expert(name) for name in names], heads=self.heads)
 
-    def _fill(self, experts: list[Expert]) -> None:
-        names = [expert.name for expert in experts]
+    def _change(self, keep: Sequence[int], new: Sequence[Expert]) -> None:
+        """Keep the experts at some places and put others behind them."""
+        cards = [*(self._cards[place] for place in keep), *new]
+        names = [card.name for card in cards]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise InputError(f"bank: two experts are called {twice[0]!r}; rename one")
-        if not experts:
+        if not cards:
             raise InputError("bank: no experts; give at least one adapter")
-        layers = dict.fromkeys(layer for expert in experts for layer in expert.modules)
-        self._modules_by_name = {}
-        for layer in layers:
-            bank = ModuleBank(layer, [e.modules.get(layer) for e in experts], heads=self.heads)
-            for kind in dict.fromkeys(kind for e in experts for kind in e.artifacts):
-                bank.set_artifact(kind, _artifact_rows(kind, layer, experts, bank))
-            self._modules_by_name[layer] = bank
+        wanted = [*self.layers, *(layer for expert in new for layer in expert.modules)]
+        changed = {layer: self._changed(layer, keep, new) for layer in dict.fromkeys(wanted)}
+        self._modules_by_name = {layer: bank for layer, bank in changed.items() if bank is not None}
         self.banks = nn.ModuleList(self._modules_by_name.values())
-        self._cards = [replace(expert, modules={}, artifacts={}) for expert in experts]
+        self._cards = [replace(card, modules={}, artifacts={}) for card in cards]
         self.version += 1
+
+    def _changed(self, layer: str, keep: Sequence[int], new: Sequence[Expert]) -> ModuleBank | None:
+        old, found = self.layers.get(layer), [expert.modules.get(layer) for expert in new]
+        if old is None:
+            bank = ModuleBank(layer, [*(None for _ in keep), *found], heads=self.heads)
+        elif (changed := old.changed(keep, found)) is not None:
+            bank = changed
+        else:
+            return None
+        for kind in dict.fromkeys(kind for expert in new for kind in expert.artifacts):
+            given_EI = _artifact_rows(kind, layer, new, bank)
+            known_EI = getattr(bank.artifacts, kind, None)
+            if known_EI is None:
+                known_EI = given_EI.new_full((bank.n_experts, bank.inputs), torch.nan)
+            bank.set_artifact(kind, torch.cat([known_EI[: len(keep)], given_EI.to(known_EI)]))
+        return bank
 
 
 def _artifact_rows(kind: str, layer: str, experts: Sequence[Expert], bank: ModuleBank) -> Tensor:

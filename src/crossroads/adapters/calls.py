@@ -12,15 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossroads.adapters.contract import Call
 from crossroads.core.errors import InputError
 
 _CALL: ContextVar[Call] = ContextVar("crossroads_adapter_call", default=Call())  # noqa: B039 - frozen
-_BY_SEQUENCE = ("mask_BT", "task_ids_B", "embedding_BG", "labels_B", "scalings")
+_BY_SEQUENCE = ("task_ids_B", "embedding_BG", "labels_B", "scalings", "experts")
 
 
 def current_call() -> Call:
@@ -32,6 +33,7 @@ def current_call() -> Call:
 def calling(
     *,
     mask: Tensor | None = None,
+    encoder_mask: Tensor | None = None,
     task_ids: Tensor | None = None,
     embedding: Tensor | None = None,
     labels: Tensor | None = None,
@@ -44,6 +46,7 @@ def calling(
     """Say what holds for the batches run inside; the fields are those of ``Call``."""
     call = Call(
         mask_BT=None if mask is None else mask.bool(),
+        encoder_mask_BT=None if encoder_mask is None else encoder_mask.bool(),
         task_ids_B=task_ids,
         embedding_BG=embedding,
         labels_B=labels,
@@ -60,24 +63,61 @@ def calling(
         _CALL.reset(token)
 
 
+@contextmanager
+def adding(**changes: Any) -> Iterator[Call]:
+    """Change some fields of the current call, by their names in ``Call``, for what runs inside."""
+    call = replace(_CALL.get(), **changes)
+    token = _CALL.set(call)
+    try:
+        yield call
+    finally:
+        _CALL.reset(token)
+
+
 def for_rows(call: Call, rows: int) -> Call:
     """Return the call with every sequence repeated to make ``rows``: beams, several answers.
 
-    Raises InputError where the rows are no multiple of the sequences the call speaks of.
+    Masks stay as they are, see ``fitted_mask``. Raises InputError where the rows are no multiple of
+    the sequences the call speaks of.
     """
     changes: dict[str, Tensor | tuple[str | None, ...]] = {}
-    for field in (*_BY_SEQUENCE, "experts"):
+    for field in _BY_SEQUENCE:
         values = getattr(call, field)
         if values is None or len(values) in {1, rows}:
             continue
-        if rows % len(values):
-            raise InputError(
-                f"call: {field} speaks of {len(values)} sequences, the batch has {rows}, which is "
-                "no multiple of it"
-            )
-        times = rows // len(values)
+        times = _times(field, len(values), rows)
         if isinstance(values, Tensor):
             changes[field] = torch.repeat_interleave(values, times, 0)
         else:
             changes[field] = tuple(value for value in values for _ in range(times))
     return replace(call, **changes) if changes else call  # type: ignore[arg-type]
+
+
+def fitted_mask(mask_BT: Tensor | None, rows: int, positions: int) -> Tensor | None:
+    """Return the mask of an input of ``rows`` x ``positions`` tokens.
+
+    A mask of more positions speaks of tokens in the cache too: its last ones are taken. One of
+    fewer was given for the prompt: what came after it is real. Models that flatten tokens into rows
+    get it flattened. Raises InputError where the rows are no multiple of the mask's.
+    """
+    if mask_BT is None:
+        return None
+    if positions == 1 and len(mask_BT) != rows and mask_BT.numel() == rows:
+        return mask_BT.reshape(rows, 1)
+    width = mask_BT.shape[1]
+    if width > positions:
+        mask_BT = mask_BT[:, width - positions :]
+    elif width < positions:
+        mask_BT = nn.functional.pad(mask_BT, (0, positions - width), value=True)
+    if len(mask_BT) == rows:
+        return mask_BT
+    return torch.repeat_interleave(mask_BT, _times("mask", len(mask_BT), rows), 0)
+
+
+def _times(field: str, sequences: int, rows: int) -> int:
+    if rows % sequences:
+        raise InputError(
+            f"call: {field} speaks of {sequences} sequences, the batch has {rows}, which is no "
+            "multiple of it"
+        )
+    return rows // sequences

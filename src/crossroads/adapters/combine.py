@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,33 +15,76 @@ from torch import Tensor
 
 from crossroads.adapters.bank import LoRA, ModuleBank
 from crossroads.adapters.contract import Routing
+from crossroads.adapters.kernels import Kernel, mixed
 from crossroads.core.errors import InputError
 
 Weighting = Literal["root", "peft"]
 
 
-def combine(x_BTI: Tensor, bank: ModuleBank, routing: Routing) -> Tensor:
-    """Return what the experts add to the output of ``bank.name``, (B, T, O)."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Factors:
+    """A merged adapter for every sequence, or one for all (B = 1): scale * B (A x).
+
+    Attributes
+    ----------
+    a_BRI, b_BOR, scale : as in ``LoRA``, with an axis for sequences
+    """
+
+    a_BRI: Tensor
+    b_BOR: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, one: LoRA) -> Factors:
+        """Return the factors of one adapter, for all sequences."""
+        return cls(a_BRI=one.a_RI[None], b_BOR=one.b_OR[None], scale=one.scale)
+
+    def __call__(self, x_BTI: Tensor) -> Tensor:
+        """Return what the adapter adds, (B, T, O), in the wider type of input and factors."""
+        dtype = torch.promote_types(x_BTI.dtype, self.a_BRI.dtype)
+        a, b = self.a_BRI.to(dtype), self.b_BOR.to(dtype)
+        if len(a) == 1:  # one product over all tokens, not one a sequence
+            a, b = a[0], b[0]
+        return self.scale * ((x_BTI.to(dtype) @ a.mT) @ b.mT)
+
+
+def combine(x_BTI: Tensor, bank: ModuleBank, routing: Routing, kernel: Kernel = "auto") -> Tensor:
+    """Return what the experts add to the output of ``bank.name``, (B, T, O).
+
+    Differentiable in the input, the weights and the factors. ``kernel`` is that of a mix, see
+    ``crossroads.adapters.kernels``.
+    """
     if routing.mode == "merge_factors":
-        return _by_factors(x_BTI, bank, routing.dense(bank.n_experts))
-    return mix(x_BTI, bank, routing.dense(bank.n_experts))
+        return averaged(bank, routing.dense(bank.n_experts))(x_BTI)
+    return mixed(x_BTI, bank, routing, kernel)
 
 
 def mix(x_BTI: Tensor, bank: ModuleBank, weights_BTHE: Tensor) -> Tensor:
-    """Return sum_e w_e s_e B_e (A_e x) by two matrix products over all experts."""
-    if weights_BTHE.shape[2] != 1:
-        raise InputError(f"mix at {bank.name}: weights by head need mode 'merge_factors'")
-    n_experts, rank, inputs = bank.a_ERI.shape
-    scaled_BTE = weights_BTHE[:, :, 0] * bank.scale_E
-    down_BTER = (x_BTI @ bank.a_ERI.reshape(-1, inputs).T).unflatten(-1, (n_experts, rank))
-    down_BTER = down_BTER * scaled_BTE[..., None].to(x_BTI.dtype)
-    return down_BTER.flatten(-2) @ bank.b_EOR.permute(0, 2, 1).flatten(0, 1)
+    """Return sum_e w_e s_e B_e (A_e x), (B, T, O), for dense weights."""
+    return mixed(x_BTI, bank, Routing(weights=weights_BTHE, normalised=False))
 
 
 def merged_delta_OI(bank: ModuleBank, weights_E: Tensor) -> Tensor:
     """Return sum_e w_e s_e B_e A_e, (O, I)."""
     scaled_E = weights_E * bank.scale_E
     return torch.einsum("e,eor,eri->oi", scaled_E.to(bank.a_ERI.dtype), bank.b_EOR, bank.a_ERI)
+
+
+def concatenated(bank: ModuleBank, weights_E: Tensor) -> LoRA:
+    """Return sum_e w_e s_e B_e A_e as one LoRA of scale 1.
+
+    Its rank is the sum of the ranks of the experts that have weight; at least 1.
+    """
+    scaled_E = (weights_E * bank.scale_E).to(bank.b_EOR.dtype)
+    places = [int(e) for e in ((scaled_E != 0) & bank.alive_E).nonzero()[:, 0]] or [0]
+    ranks = [max(1, int(bank.rank_E[e])) for e in places]
+    return LoRA(
+        a_RI=torch.cat([bank.a_ERI[e, :r] for e, r in zip(places, ranks, strict=True)]),
+        b_OR=torch.cat(
+            [scaled_E[e] * bank.b_EOR[e, :, :r] for e, r in zip(places, ranks, strict=True)], 1
+        ),
+        scale=1.0,
+    )
 
 
 def merged_factors(bank: ModuleBank, weights_E: Tensor, weighting: Weighting = "root") -> LoRA:
@@ -55,12 +99,7 @@ def merged_factors(bank: ModuleBank, weights_E: Tensor, weighting: Weighting = "
     for them.
     """
     alive_E = bank.alive_E & (weights_E != 0)
-    ranks = bank.rank_E[alive_E]
-    if len(ranks) and int(ranks.min()) != int(ranks.max()):
-        raise InputError(
-            f"merge_factors at {bank.name}: ranks differ ({int(ranks.min())} and "
-            f"{int(ranks.max())}); use mode 'merge_delta'"
-        )
+    _check_ranks(bank, alive_E)
     scale_E = bank.scale_E
     if weighting == "peft":
         signed_E = weights_E * scale_E
@@ -76,12 +115,20 @@ def merged_factors(bank: ModuleBank, weights_E: Tensor, weighting: Weighting = "
     return LoRA(a_RI=a_RI, b_OR=b_OR, scale=scale)
 
 
-def _by_factors(x_BTI: Tensor, bank: ModuleBank, weights_BTHE: Tensor) -> Tensor:
-    """Average factors per sequence and head, each head for its slices of inputs and outputs."""
+def averaged(bank: ModuleBank, weights_BTHE: Tensor) -> Factors:
+    """Return the average of the factors for every sequence, each head for its own slices.
+
+    Head h averages the h-th slice of the inputs of A and of the outputs of B. Scales as in
+    ``merged_factors``: sqrt(s_e) goes into both factors where scales differ.
+
+    Raises InputError where the bank was not made for these heads, or ranks differ.
+    """
     n_experts, rank, inputs = bank.a_ERI.shape
     heads = weights_BTHE.shape[2]
     if heads not in {1, bank.heads}:
         raise InputError(f"merge_factors at {bank.name}: {heads} heads, the bank has {bank.heads}")
+    with torch.no_grad():
+        _check_ranks(bank, bank.alive_E & (weights_BTHE != 0).flatten(0, 2).any(0))
     scales = bank.scale_E[bank.alive_E]
     same = bool((scales == scales[0]).all())
     weights_BHE = weights_BTHE[:, 0].to(bank.a_ERI.dtype)
@@ -89,7 +136,17 @@ def _by_factors(x_BTI: Tensor, bank: ModuleBank, weights_BTHE: Tensor) -> Tensor
         weights_BHE = weights_BHE * bank.scale_E.sqrt().to(bank.a_ERI.dtype)
     cut_ERHI = bank.a_ERI.reshape(n_experts, rank, heads, inputs // heads)
     cut_EHOR = bank.b_EOR.reshape(n_experts, heads, bank.outputs // heads, rank)
-    a_BRI = torch.einsum("bhe,erhi->brhi", weights_BHE, cut_ERHI).flatten(2)
-    b_BOR = torch.einsum("bhe,ehor->bhor", weights_BHE, cut_EHOR).flatten(1, 2)
-    added_BTO = (x_BTI @ a_BRI.mT) @ b_BOR.mT
-    return added_BTO * scales[0] if same else added_BTO
+    return Factors(
+        a_BRI=torch.einsum("bhe,erhi->brhi", weights_BHE, cut_ERHI).flatten(2),
+        b_BOR=torch.einsum("bhe,ehor->bhor", weights_BHE, cut_EHOR).flatten(1, 2),
+        scale=float(scales[0]) if same else 1.0,
+    )
+
+
+def _check_ranks(bank: ModuleBank, used_E: Tensor) -> None:
+    ranks = bank.rank_E[used_E]
+    if len(ranks) and int(ranks.min()) != int(ranks.max()):
+        raise InputError(
+            f"merge_factors at {bank.name}: ranks differ ({int(ranks.min())} and "
+            f"{int(ranks.max())}); use mode 'merge_delta'"
+        )

@@ -41,7 +41,10 @@ class Call:
 
     Attributes
     ----------
-    mask_BT : bool, True = real token; None = all are. Padding is computed but never counted
+    mask_BT : bool, True = real token; None = what the model was told as its attention mask.
+        Padding is computed but never counted. A router gets it fitted to its input, None = all are
+    encoder_mask_BT : the same for the encoder of a model with two stacks, whose decoder has
+        ``mask_BT``; a router whose layer reads encoder states gets it as ``mask_BT``
     task_ids_B : int64, the task of every sequence, for routers by task
     embedding_BG : float32, sentence embedding of every prompt, unit norm
     labels_B : int64, the expert a sequence belongs to in training (hard routing); -1 = none
@@ -51,6 +54,7 @@ class Call:
     """
 
     mask_BT: Tensor | None = None
+    encoder_mask_BT: Tensor | None = None
     task_ids_B: Tensor | None = None
     embedding_BG: Tensor | None = None
     labels_B: Tensor | None = None

@@ -1,37 +1,53 @@
 """Put a bank and its router into a Hugging Face model, and take them out again bit by bit.
 
-Every adapted ``nn.Linear`` is replaced by a ``RoutedLinear`` that holds the frozen layer itself and
+Every adapted linear layer is replaced by a ``RoutedLinear`` that holds the frozen layer itself and
 adds what the routed experts say. Nothing of the base model is copied or changed, so removal puts
 the very same modules back.
 """
 
 from __future__ import annotations
 
+import inspect
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from crossroads.adapters.bank import AdapterBank, LoRA, ModuleBank
-from crossroads.adapters.calls import current_call, for_rows
+from crossroads.adapters.bank import AdapterBank, ModuleBank
+from crossroads.adapters.base_layers import layer_size
+from crossroads.adapters.calls import current_call
 from crossroads.adapters.combine import combine
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
-from crossroads.adapters.scopes import owner
+from crossroads.adapters.kernels import Kernel
+from crossroads.adapters.passes import Pass, Passes, Seen, begun
+from crossroads.adapters.scopes import owner, reads_encoder
+from crossroads.adapters.static import Static
 from crossroads.core.errors import InputError
 from crossroads.core.routed import AuxTerm
+
+Watcher = Callable[[Pass], None]
+_LOG = logging.getLogger(__name__)
 
 
 class RoutedLinear(nn.Module):
     """A frozen linear layer and its routed experts."""
 
-    def __init__(self, base: nn.Linear, bank: ModuleBank, model: RoutedModel) -> None:
+    def __init__(self, base: nn.Module, bank: ModuleBank, model: RoutedModel) -> None:
         super().__init__()
         self.base_layer = base
+        self.owner = owner(model.router.scope, bank.name)
+        self.reads_encoder = model.has_two_stacks and reads_encoder(bank.name)
+        if self.reads_encoder and self.owner != bank.name:
+            self.owner += " encoder"  # its tokens are not those of the decoder's layers
+        self._is_full = bool(bank.alive_E.all())
+        self._one = model.router.merged(bank)
+        self._static = Static()
         self._parts = (bank, model)  # a tuple: neither is a submodule of this layer
 
     @property
@@ -44,26 +60,50 @@ class RoutedLinear(nn.Module):
 
     @property
     def in_features(self) -> int:
-        return self.base_layer.in_features
+        return self._parts[0].inputs
 
     @property
     def out_features(self) -> int:
-        return self.base_layer.out_features
+        return self._parts[0].outputs
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for (B, T, I) or (B, I)."""
-        y: Tensor = self.base_layer(x)
         bank, model = self._parts
         if not model.is_enabled:
+            y: Tensor = self.base_layer(x)
             return y
-        merged = model.merged(bank)
-        if merged is not None:
-            down = x @ merged.a_RI.to(x.dtype).T
-            return y + (merged.scale * (down @ merged.b_OR.to(x.dtype).T)).to(y.dtype)
         x_BTI = x if x.ndim == 3 else x.reshape(len(x), -1, x.shape[-1])
-        routing = model.routing(bank, x_BTI)
-        added_BTO = combine(x_BTI, bank, routing)
-        return y + added_BTO.reshape(y.shape).to(y.dtype)
+        return self._routed(x_BTI, bank, model).reshape(*x.shape[:-1], bank.outputs)
+
+    def _routed(self, x_BTI: Tensor, bank: ModuleBank, model: RoutedModel) -> Tensor:
+        if self._one is not None:
+            return self._static.forward_one(x_BTI, self.base_layer, self._one)
+        routing = self._routing(x_BTI, bank, model)
+        y_BTO: Tensor | None = None
+        if model.kernel == "auto" and model.router.is_static(model.current.call):
+            y_BTO = self._static.forward(x_BTI, self.base_layer, bank, routing)
+        if y_BTO is None:
+            y_BTO = self.base_layer(x_BTI)
+            y_BTO = y_BTO + combine(x_BTI, bank, routing, model.kernel).to(y_BTO.dtype)
+        return y_BTO
+
+    def _routing(self, x_BTI: Tensor, bank: ModuleBank, model: RoutedModel) -> Routing:
+        """Return the layer's decision for its input, made once for all layers that share it."""
+        current = model.current
+        rows, positions = x_BTI.shape[:2]
+        call = current.call_for(rows, positions, encoder=self.reads_encoder)
+        found = current.shared(self.owner, bank.name, call)
+        if found is None:
+            found = model.router.route(
+                RouteInput(module=bank.name, x_BTI=x_BTI, bank=bank, call=call)
+            )
+            current.share(self.owner, bank.name, call, found)
+        if not self._is_full:
+            found = _alive_only(found, bank)
+        if model.checks:
+            found.check(bank)
+        current.seen[bank.name] = Seen(routing=found, shape=(rows, positions), mask_BT=call.mask_BT)
+        return found
 
 
 class RoutedModel:
@@ -73,107 +113,152 @@ class RoutedModel:
     >>> routed.model.generate(**inputs)                    # doctest: +SKIP
     >>> model = routed.unwrap()                            # doctest: +SKIP
 
+    Threads may call the model at the same time; each has its own call and its own decisions. With
+    gradient checkpointing, use the kind that is not reentrant where a router has auxiliary losses:
+    the reentrant kind computes them without gradient.
+
     Parameters
     ----------
     model : any module whose linear layers the bank names: causal models and encoders alike
     bank, router : what is put in; ``router.prepare(bank)`` is called here
+    kernel : how experts are mixed, see ``crossroads.adapters.kernels``; another than "auto" also
+        keeps routers whose weights do not vary from merging them into the layers
+
+    Attributes
+    ----------
+    checks : check every routing, for debugging
 
     Raises InputError where the model lacks a layer of the bank or has it in another size.
     """
 
-    def __init__(self, model: nn.Module, bank: AdapterBank, router: Router) -> None:
+    def __init__(
+        self, model: nn.Module, bank: AdapterBank, router: Router, *, kernel: Kernel = "auto"
+    ) -> None:
         self.model, self.bank, self.router = model, bank, router
-        self.is_enabled = True
-        self.checks = False  # of every routing, for debugging
+        self.kernel: Kernel = kernel
+        self.checks = False
+        config = getattr(model, "config", None)
+        self.has_two_stacks = bool(getattr(config, "is_encoder_decoder", False))
+        self._backbone = getattr(model, "base_model", model)
+        self._passes = Passes()
+        self._latest = Pass()  # of any thread: backward passes may run in one of their own
         self._layers: dict[str, RoutedLinear] = {}
-        self._seen: dict[str, Routing] = {}
-        self._decided: dict[str, Routing] = {}
-        self._call = Call()
+        self._watchers: list[Watcher] = []
+        _warn_of_apart(router)
         router.prepare(bank)
         self._prepared = bank.version
         self._insert()
-        # Losses call the backbone without its head, so both begin a pass.
-        starts = dict.fromkeys((model, getattr(model, "base_model", model)))
         self._hooks = [
-            start.register_forward_pre_hook(self._begin, with_kwargs=True) for start in starts
+            hook
+            for name, start in self._starts().items()
+            for hook in (
+                start.register_forward_pre_hook(partial(self._begin, name), with_kwargs=True),
+                start.register_forward_hook(self._end, always_call=True),
+            )
         ]
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether experts take part in this thread; see ``disabled``."""
+        return self._passes.is_enabled
+
+    @property
+    def current(self) -> Pass:
+        """The pass this thread is in or was last in."""
+        current = self._passes.current
+        return current if current.entered else self._latest
 
     @property
     def last_routings(self) -> dict[str, Routing]:
         """Every layer's decision of the last forward pass, in the order the layers ran."""
-        return dict(self._seen)
+        return {name: seen.routing for name, seen in self.current.seen.items()}
 
     def aux_loss(self) -> Tensor | float:
         """Return coefficient * value over all layers and auxiliary terms of the last pass.
 
         Decisions that several layers share count once.
         """
-        together = self.router.losses(self._decided, self._call)
+        together = self.router.losses(self.current.decided, self.current.call)
         terms = [term.weighted for term in (*self._aux_terms(), *together.values())]
         return sum(terms[1:], terms[0]) if terms else 0.0
 
     def unwrap(self) -> nn.Module:
         """Take everything out and return the base model, bit by bit what it was."""
-        for name, layer in self._layers.items():
-            _replace(self.model, name, layer.base_layer)
-        self._layers.clear()
+        self._take_out()
         for hook in self._hooks:
             hook.remove()
         return self.model
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Run the base model alone inside."""
-        before, self.is_enabled = self.is_enabled, False
+        """Run the base model alone inside, in this thread."""
+        before, self._passes.is_enabled = self.is_enabled, False
         try:
             yield
         finally:
-            self.is_enabled = before
+            self._passes.is_enabled = before
+
+    @contextmanager
+    def watched(self, watcher: Watcher) -> Iterator[None]:
+        """Call ``watcher`` with the pass after every forward pass inside, of any thread."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
 
     def refresh(self) -> None:
         """Follow changes of the bank: experts added, removed or renamed."""
-        self._seen.clear()
-        for name, layer in self._layers.items():
-            _replace(self.model, name, layer.base_layer)
-        self._layers.clear()
+        self._take_out()
         self.router.prepare(self.bank)
         self._prepared = self.bank.version
         self._insert()
 
-    def merged(self, bank: ModuleBank) -> LoRA | None:
-        """Return the one adapter the router made for a layer, if it makes such adapters."""
-        return self._merged[bank.name]
+    def _starts(self) -> Mapping[str, nn.Module]:
+        """Return the modules that may be called from outside, by name.
 
-    def routing(self, bank: ModuleBank, x_BTI: Tensor) -> Routing:
-        """Return a layer's decision for its input, made once for all layers that share it."""
-        call = for_rows(self._call, len(x_BTI))
-        key = owner(self.router.scope, bank.name)
-        found = self._decided.get(key) if key != bank.name else None
-        if found is None:
-            given = RouteInput(module=bank.name, x_BTI=x_BTI, bank=bank, call=call)
-            found = self.router.route(given)
-            self._decided[key] = found
-        found = found if bool(bank.alive_E.all()) else _alive_only(found, bank)
-        if self.checks:
-            found.check(bank)
-        self._seen[bank.name] = found
-        return found
+        The model; its backbone, which losses call without the head; the stacks of an encoder and a
+        decoder, which text generation calls apart: all that hold several blocks.
+        """
+        heads = (re.split(r"\.\d+\.", name, maxsplit=1)[0] for name in self.bank.layers)
+        names = {""} | {
+            ".".join(parts[:count])
+            for parts in (head.split(".") for head in heads)
+            for count in range(1, len(parts))
+        }
+        return {name: self.model.get_submodule(name) for name in sorted(names)}
 
-    def _begin(self, module: nn.Module, arguments: tuple[Any, ...], more: dict[str, Any]) -> None:
+    def _begin(
+        self, name: str, module: nn.Module, arguments: tuple[Any, ...], more: dict[str, Any]
+    ) -> None:
         if not self.is_enabled:
             return
-        if self.bank.version != self._prepared:
-            self.refresh()
-        self._seen, self._decided = {}, {}
-        self._call = current_call()
-        if module is getattr(self.model, "base_model", self.model):
-            hidden = partial(self._base_hidden, module, arguments, more)
-            self._call = self.router.ahead(self._call, hidden)
-        _check_call(self.router, self._call)
+        current = self._passes.current
+        more = {**_named(module, arguments), **more}
+        if module is self.model or not current.is_open or module in current.entered:
+            if self.bank.version != self._prepared:
+                self.refresh()
+            is_encoder = self.has_two_stacks and reads_encoder(name)
+            current = begun(
+                current_call(), more, is_encoder=is_encoder, has_two_stacks=self.has_two_stacks
+            )
+            self._passes.current = self._latest = current
+        current.entered.append(module)
+        if module is self._backbone:
+            hidden = partial(self._base_hidden, module, more)
+            current.say(self.router.ahead(current.call, hidden))
+        _check_call(self.router, current.call)
 
-    def _base_hidden(
-        self, backbone: nn.Module, arguments: tuple[Any, ...], more: dict[str, Any]
-    ) -> Tensor:
+    def _end(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
+        current = self._passes.current
+        if not self.is_enabled or not current.is_open or module is not current.entered[0]:
+            return
+        current.is_open = False
+        if output is not None:  # None: the pass ended in an error
+            for watcher in self._watchers:
+                watcher(current)
+
+    def _base_hidden(self, backbone: nn.Module, more: dict[str, Any]) -> Tensor:
         """Return the last hidden states (B, T, D) of the base model alone."""
         cache = more.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
@@ -184,12 +269,12 @@ class RoutedModel:
         more = {key: value for key, value in more.items() if key != "past_key_values"}
         uncached = {"use_cache": False} if "use_cache" in more else {}
         with torch.no_grad(), self.disabled():
-            found: Tensor = backbone(*arguments, **{**more, **uncached}).last_hidden_state
+            found: Tensor = backbone(**{**more, **uncached}).last_hidden_state
         return found
 
     def _aux_terms(self) -> Iterator[AuxTerm]:
         counted: set[int] = set()
-        for routing in self._decided.values():
+        for routing in self.current.decided.values():
             if id(routing) not in counted:
                 counted.add(id(routing))
                 yield from routing.aux.values()
@@ -197,25 +282,51 @@ class RoutedModel:
     def _insert(self) -> None:
         found = dict(self.model.named_modules())
         for name, bank in self.bank.layers.items():
-            base = found.get(name)
-            if base is None:
-                raise InputError(
-                    f"layer {name}: the model has none of this name; is it the base model the "
-                    "adapters were trained on?"
-                )
-            if not isinstance(base, nn.Linear):
-                raise InputError(f"layer {name}: expected nn.Linear, it is {type(base).__name__}")
-            if (base.in_features, base.out_features) != (bank.inputs, bank.outputs):
-                raise InputError(
-                    f"layer {name}: the adapters have {bank.inputs} inputs and {bank.outputs} "
-                    f"outputs, the model {base.in_features} and {base.out_features}; they are of "
-                    "another base model"
-                )
-        self._merged = {name: self.router.merged(b) for name, b in self.bank.layers.items()}
+            _check_layer(name, bank, found)
         for name, bank in self.bank.layers.items():
-            layer = RoutedLinear(cast("nn.Linear", found[name]), bank, self)
+            layer = RoutedLinear(found[name], bank, self)
             _replace(self.model, name, layer)
             self._layers[name] = layer
+
+    def _take_out(self) -> None:
+        for name, layer in self._layers.items():
+            _replace(self.model, name, layer.base_layer)
+        self._layers.clear()
+
+
+def _check_layer(name: str, bank: ModuleBank, found: Mapping[str, nn.Module]) -> None:
+    base = found.get(name)
+    if base is None:
+        raise InputError(
+            f"layer {name}: the model has none of this name; is it the base model the adapters "
+            "were trained on?"
+        )
+    if isinstance(base, RoutedLinear):
+        raise InputError(f"layer {name}: has routed experts already; unwrap the other model first")
+    size = layer_size(base)
+    if size is None:
+        raise InputError(
+            f"layer {name}: expected a linear layer, it is {type(base).__name__}; leave it out of "
+            "the adapters"
+        )
+    if size != (bank.inputs, bank.outputs):
+        raise InputError(
+            f"layer {name}: the adapters have {bank.inputs} inputs and {bank.outputs} outputs, the "
+            f"model {size[0]} and {size[1]}; they are of another base model"
+        )
+    if isinstance(found[name.rpartition(".")[0]], nn.MultiheadAttention):
+        raise InputError(
+            f"layer {name}: torch's MultiheadAttention reads its weight without calling it, so "
+            "experts would have no effect; leave it out of the adapters"
+        )
+
+
+def _named(module: nn.Module, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Return positional arguments by the names the module gives them."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if not arguments or code is None:
+        return {}
+    return dict(zip(code.co_varnames[1 : code.co_argcount], arguments, strict=False))
 
 
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
@@ -231,6 +342,17 @@ def _check_call(router: Router, call: Call) -> None:
                 f"router {router.name}: needs {argument!r} of every batch; run the model inside "
                 f"'with calling({argument}=...)'"
             )
+
+
+def _warn_of_apart(router: Router) -> None:
+    """Warn where factors are averaged of experts that nobody trained together."""
+    apart = router.cells is not None and router.cells.expert_data == "Private"
+    if apart and router.mode == "merge_factors":
+        _LOG.warning(
+            "router %s: averages the factors of experts that were trained apart, which are known "
+            "only up to a rotation each; mode 'merge_delta' has no such freedom",
+            router.name,
+        )
 
 
 def _alive_only(routing: Routing, bank: ModuleBank) -> Routing:

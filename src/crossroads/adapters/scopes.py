@@ -13,6 +13,12 @@ _ONE_INPUT = (
     re.compile(r"^(q|k|v|q_proj|k_proj|v_proj|query|key|value)$"),
     re.compile(r"^(gate_proj|up_proj|wi_0|wi_1|w1|w3)$"),
 )
+# Of models with two stacks: the encoder's own layers, and keys and values of cross-attention.
+_ENCODER = re.compile(
+    r"(^|\.)encoder(\.|$)|(EncDecAttention|encoder_attn|cross_?attn|cross_?attention).*"
+    r"\.(k|v|key|value)(_proj)?$",
+    re.IGNORECASE,
+)
 
 
 def owner(scope: Scope, module: str) -> str:
@@ -40,3 +46,14 @@ def owner(scope: Scope, module: str) -> str:
     if scope == "layer":
         return layer
     return f"{layer} {'attention' if _ATTENTION.search(module) else 'feed-forward'}"
+
+
+def reads_encoder(module: str) -> bool:
+    """Return whether a layer of a model with two stacks runs over the encoder's tokens.
+
+    >>> reads_encoder("decoder.block.0.layer.1.EncDecAttention.k")
+    True
+    >>> reads_encoder("decoder.block.0.layer.1.EncDecAttention.q")
+    False
+    """
+    return _ENCODER.search(module) is not None

@@ -14,6 +14,7 @@ _COMMANDS = {
     "list": ("crossroads.cli.list", "Show the catalogue of systems and routers."),
     "verify": ("crossroads.cli.verify", "Measure a paper's claim here and give a verdict."),
     "arena": ("crossroads.cli.arena", "Compare routers on your outcomes: quality, cost, latency."),
+    "train": ("crossroads.cli.train", "Train a small model with experts from a YAML file."),
     "collect": (
         "crossroads.cli.collect",
         "Run prompts through a pool of models and score the answers.",
@@ -36,6 +37,7 @@ _COMMANDS = {
     ),
     "replay": ("crossroads.cli.replay", "Decide a ledger's calls again and show what changes."),
     "demo": ("crossroads.cli.demo", "Compare, fit, serve and ask, on what ships with the package."),
+    "adapters": ("crossroads.cli.adapters", "Route among LoRA adapters that others trained."),
     "doctor": ("crossroads.cli.doctor", "Check this installation: extras, models, data, ports."),
 }
 

@@ -166,7 +166,7 @@ def _start(out: Path, port: int, admin: int) -> tuple[subprocess.Popen[bytes], s
             env={**os.environ, "OMP_WAIT_POLICY": "passive"},
         )
     try:
-        _wait_until_healthy(server, url, log)
+        _wait_until_serving(server, url, log)
     except BaseException:
         _end(server)
         raise
@@ -212,18 +212,19 @@ def _free_port(usual: int) -> int:
     raise UnavailableError("no free port on 127.0.0.1; stop another server and try again")
 
 
-def _wait_until_healthy(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _wait_until_serving(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait for the server's own word: who answers at the URL may be another server."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if server.poll() is not None:
-            lines = log.read_text("utf-8", "replace").strip().splitlines() or ["no output"]
+        has_ended = server.poll() is not None  # looked at first: what it said then is all of it
+        said = log.read_text("utf-8", "replace")
+        if has_ended:
+            lines = said.strip().splitlines() or ["no output"]
             raise UnavailableError(f"the server ended at once: {lines[-1].removeprefix('error: ')}")
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise UnavailableError(f"the server did not answer within {START_TIMEOUT_S} s; see {log}")
+        if f"serves on {url} " in said:
+            return
+        time.sleep(0.1)
+    raise UnavailableError(f"the server did not begin within {START_TIMEOUT_S} s; see {log}")
 
 
 def _message(prompt: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""``crossroads list``: the systems of the catalogue, or the prompt routers."""
+"""``crossroads list``: the systems of the catalogue, the prompt routers, or the token routers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from crossroads.core.catalog import families, load_cards
-from crossroads.core.errors import CrossroadsError, UsageError, unknown_name
+from crossroads.core.errors import CrossroadsError, MissingExtraError, UsageError, unknown_name
 
 ROUTERS = "routers"  # the family under which prompt routers are listed
+MOE_ROUTERS = "moe-routers"  # and the one of routers of tokens
 _COLUMNS = {
     "name": "name",
     "family": "family",
@@ -31,7 +32,10 @@ _ROUTER_COLUMNS = {
     "knowledge": "learns from",
     "adding_a_model": "new model",
 }
+_MOE_COLUMNS = {"name": "name", "about": "what it does", "decoder": "decoder", "reads": "reads"}
+_MOE_KEYS = ("causal", "needs", "settings")
 _WHOLE = {"name", "family", "arxiv", "status"}  # columns that are never wrapped
+_WIDTH, _EXPERTS = 8, 8  # of the routers that are built to be asked what they need
 _PLACES = ("timing", "method", "axis", "needs", "adding_a_model")
 _BY = {"timing": "timing", "method": "method", "axis": "axis", "needs": "needs"}
 _BY["adding-a-model"] = "adding_a_model"
@@ -44,20 +48,24 @@ _BY["adding-a-model"] = "adding_a_model"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(family: str | None, by: str | None, as_json: bool) -> None:
-    """Show the published systems, or those of one FAMILY; "routers" shows the prompt routers.
+    """Show the published systems, or those of one FAMILY; "routers" shows the prompt routers,
+    "moe-routers" those of tokens in a layer.
 
     A system is "verified" when `crossroads verify` can measure its claim, else "planned"; a router
     is "available", or "broken" where it cannot be loaded. JSON: a list of {name, family, title,
     arxiv, status, verify}; of routers also {timing, method, axis, needs, adding_a_model, knowledge,
-    hindsight}, null where broken.
+    hindsight}, null where broken; of routers of tokens also {causal, needs, settings}.
     """
-    known = [*families(), ROUTERS]
+    known = [*families(), ROUTERS, MOE_ROUTERS]
     if family is not None and family not in known:
         raise unknown_name("family", family, known)
     if by is not None and family != ROUTERS:
         raise UsageError("--by groups routers; write: crossroads list routers --by " + by)
     if family == ROUTERS:
         _list_routers(by, as_json=as_json)
+        return
+    if family == MOE_ROUTERS:
+        _list_moe_routers(as_json=as_json)
         return
     rows = [row for row in _systems() if family in (None, row["family"])]
     if as_json:
@@ -66,6 +74,23 @@ def command(family: str | None, by: str | None, as_json: bool) -> None:
     _print_table(rows, _COLUMNS)
     if family is None:
         click.echo("\nPrompt routers to fit and serve today: crossroads list routers", err=True)
+        click.echo("Routers of tokens to train with: crossroads list moe-routers", err=True)
+
+
+def _list_moe_routers(*, as_json: bool) -> None:
+    rows = _moe_routers()
+    if as_json:
+        keys = (*_KEYS, *_MOE_KEYS)
+        click.echo(json.dumps([{key: row[key] for key in keys} for row in rows], indent=2))
+        return
+    _print_table(rows, _MOE_COLUMNS)
+    _tell_broken(rows)
+    click.echo(
+        "\ndecoder: no = looks at later tokens, so a decoder refuses it; reads: what it needs "
+        "besides the tokens\nCompare them: crossroads arena moe --routers NAME:setting=value   "
+        "Their settings: crossroads list moe-routers --json",
+        err=True,
+    )
 
 
 def _list_routers(by: str | None, *, as_json: bool) -> None:
@@ -83,6 +108,10 @@ def _list_routers(by: str | None, *, as_json: bool) -> None:
     if by is not None:  # what they are grouped by stands first
         columns = {_BY[by]: columns.pop(_BY[by], by), **columns}
     _print_table(rows, columns)
+    _tell_broken(rows)
+
+
+def _tell_broken(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["status"] == "broken":
             click.echo(f"router {row['name']!r} cannot be loaded: {row['problem']}", err=True)
@@ -110,17 +139,8 @@ def _routers() -> list[dict[str, Any]]:
 
     rows = []
     for name in router_names():
-        about = _first_line(name)
-        row: dict[str, Any] = dict.fromkeys((*_PLACES, "knowledge", "hindsight"))
-        row |= {
-            "name": name,
-            "family": ROUTERS,
-            "title": about,
-            "about": about,
-            "arxiv": "",
-            "status": "available",
-            "verify": "",
-        }
+        about = _first_line("crossroads.prompts.routers", name)
+        row = _router_row(ROUTERS, name, about, (*_PLACES, "knowledge", "hindsight"))
         try:
             at = place(name)
         except (ImportError, AttributeError, CrossroadsError) as error:
@@ -132,9 +152,58 @@ def _routers() -> list[dict[str, Any]]:
     return rows
 
 
-def _first_line(router: str) -> str:
+def _moe_routers() -> list[dict[str, Any]]:
+    """Return one row a router of tokens, as it is with its default settings."""
+    try:
+        from crossroads.moe.routers import build_router, known_settings, router_class, router_names
+    except ImportError as error:
+        if error.name is not None and error.name.startswith("crossroads"):
+            raise
+        raise MissingExtraError(error.name or "torch", extra="neural") from None
+
+    rows = []
+    for name in router_names():
+        row = _router_row(MOE_ROUTERS, name, _first_line("crossroads.moe.routers", name), _MOE_KEYS)
+        try:
+            router = build_router(name, _WIDTH, _EXPERTS)
+            settings = known_settings(router_class(name))
+        except (ImportError, AttributeError, CrossroadsError) as error:
+            row |= {"status": "broken", "problem": " ".join(str(error).split()), "decoder": ""}
+        else:
+            row |= {
+                "causal": router.causal_safe,
+                "needs": sorted(router.needs),
+                # What a model builder fills in is no setting of the text form.
+                "settings": {k: _plain(v) for k, v in settings.items() if k != "kinds"},
+                "decoder": "yes" if router.causal_safe else "no",
+                "reads": ", ".join(sorted(router.needs)),
+            }
+        rows.append(row)
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+def _router_row(family: str, name: str, about: str, unknown: tuple[str, ...]) -> dict[str, Any]:
+    """Return the row of a router of which nothing but its module is known."""
+    return {
+        **dict.fromkeys(unknown),
+        "name": name,
+        "family": family,
+        "title": about,
+        "about": about,
+        "arxiv": "",
+        "status": "available",
+        "verify": "",
+        "reads": "",
+    }
+
+
+def _first_line(package: str, router: str) -> str:
     """Return the first line of a router module's docstring, read without importing it."""
-    spec = importlib.util.find_spec(f"crossroads.prompts.routers.{router.replace('-', '_')}")
+    spec = importlib.util.find_spec(f"{package}.{router.replace('-', '_')}")
     if spec is None or spec.origin is None:
         return "added by another package"
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or ""

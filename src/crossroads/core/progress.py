@@ -16,10 +16,13 @@ def progress_bar(title: str, *, show: bool | None = None) -> Iterator[Progress]:
         yield lambda done, total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        "{task.description}", BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(), "left", TimeRemainingColumn(),
+    )  # fmt: skip
     console = Console(stderr=True, force_terminal=True)  # or it would not draw when asked to
     with Bar(*columns, console=console, transient=True) as bar:
         work = bar.add_task(title, total=None)

@@ -93,7 +93,7 @@ def parse_settings(spec: str, known: Mapping[str, Any], *, what: str) -> dict[st
     {'k': 20}
 
     A default of None takes a number where the text reads as one. Raises UsageError for an unknown
-    setting or a value of another type.
+    setting, one that is set twice, or a value of another type.
     """
     name, *assignments = spec.split(":")
     settings: dict[str, Any] = {}
@@ -103,6 +103,8 @@ def parse_settings(spec: str, known: Mapping[str, Any], *, what: str) -> dict[st
             raise UsageError(f"{what} {spec!r}: expected setting=value, got {assignment!r}")
         if key not in known:
             raise unknown_name(f"setting of {what} {name!r}:", key, known)
+        if key in settings:
+            raise UsageError(f"{what} {spec!r}: {key} is set twice; leave one out")
         settings[key] = _parse(text, like=known[key], where=f"{what} {spec!r}: {key}")
     return settings
 

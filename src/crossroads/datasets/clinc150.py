@@ -7,19 +7,16 @@ the training part that occur twice or more, lower-cased and split at spaces.
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from crossroads.core.errors import InputError
+from crossroads.datasets.common import read_json
 from crossroads.datasets.paths import data_folder
 
 PADDING, UNKNOWN = 0, 1
@@ -53,6 +50,43 @@ class Intents:
     classes: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A request as it was written, and what it asks for."""
+
+    text: str
+    intent: str
+    domain: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Requests:
+    """The published parts, in file order."""
+
+    train: tuple[Request, ...]
+    valid: tuple[Request, ...]
+    test: tuple[Request, ...]
+
+
+def load_requests(folder: Path | None = None) -> Requests:
+    """Return the requests as texts; the rest as for ``load``."""
+    folder = folder or data_folder("clinc150")
+    parts = read_json(folder / "data_full.json.gz")
+    domains = read_json(folder / "domains.json.gz")
+    domain_of = {intent: domain for domain, intents in domains.items() for intent in intents}
+    train, valid, test = (
+        tuple(Request(text=t, intent=i, domain=domain_of[i]) for t, i in parts[part])
+        for part in ("train", "val", "test")
+    )
+    return Requests(train=train, valid=valid, test=test)
+
+
+def load_domains(folder: Path | None = None) -> dict[str, tuple[str, ...]]:
+    """Return the intents of every domain, in the data set's order; the rest as for ``load``."""
+    folder = folder or data_folder("clinc150")
+    return {name: tuple(intents) for name, intents in read_json(folder / "domains.json.gz").items()}
+
+
 def load(folder: Path | None = None, *, label: Literal["domain", "intent"] = "domain") -> Intents:
     """Return the requests with their domains (10) or intents (150).
 
@@ -60,8 +94,8 @@ def load(folder: Path | None = None, *, label: Literal["domain", "intent"] = "do
     Raises UnavailableError where those are absent, InputError for files that cannot be read.
     """
     folder = folder or data_folder("clinc150")
-    parts = _read(folder / "data_full.json.gz")
-    domains = _read(folder / "domains.json.gz")
+    parts = read_json(folder / "data_full.json.gz")
+    domains = read_json(folder / "domains.json.gz")
     name_of = {intent: domain for domain, intents in domains.items() for intent in intents}
     if label == "intent":
         name_of = {intent: intent for intent in name_of}
@@ -92,12 +126,3 @@ def _encoded(
         row[: len(found)] = found
     label = np.array([labels[intent] for _, intent in rows], dtype=np.int64)
     return Texts(token=token, mask=token != PADDING, label=label)
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputError(
-            f"{path}: cannot be read as gzipped JSON: {error}; restore the file"
-        ) from error

@@ -44,6 +44,14 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         raise _unreadable(path, error) from error
 
 
+def read_json(path: Path) -> Any:
+    """Return the content of a gzipped JSON file. Raises InputError."""
+    try:
+        return json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
 def numbers(table: Any, columns: list[str]) -> npt.NDArray[np.float64]:
     """Return these columns as float64 (N, K), NaN where empty."""
     return np.column_stack(

@@ -11,6 +11,7 @@ from typing import Any
 
 from crossroads.gateway.call import random_id
 from crossroads.gateway.errors import ApiError, Headers
+from crossroads.gateway.serving import direct
 from crossroads.gateway.serving.line import KEY, Line
 
 Message = MutableMapping[str, Any]
@@ -49,8 +50,18 @@ class Exchange:
     """
 
     __slots__ = (
-        *("_head", "_lookout", "_receive", "_send", "headers", "id_header", "is_gone", "is_over"),
-        *("keep", "line", "method", "more_headers", "path", "query", "request_id", "status"),
+        *("_direct", "_head", "_lookout", "_receive", "_send", "headers", "id_header", "is_gone"),
+        *(
+            "is_over",
+            "keep",
+            "line",
+            "method",
+            "more_headers",
+            "path",
+            "query",
+            "request_id",
+            "status",
+        ),
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, lookout: Lookout) -> None:
@@ -62,6 +73,10 @@ class Exchange:
         self._send = send
         self._lookout = lookout
         self.line: Line | None = scope.get(KEY)
+        # What is left of a HEAD's response has another length than its headers tell.
+        self._direct: direct.Direct | None = (
+            None if self.method == "HEAD" else scope.get(direct.KEY)
+        )
         given = self.headers.get(b"x-request-id")
         if given is None or _REQUEST_ID.fullmatch(given) is None:
             given = b"req_" + random_id().encode()
@@ -86,6 +101,11 @@ class Exchange:
 
     async def read_body(self, limit: int) -> bytes:
         """Return the body. Raises ApiError 413 over ``limit`` bytes, ClientGoneError."""
+        whole = None if self._direct is None else self._direct.take_whole()
+        if whole is not None:
+            if len(whole) > limit:
+                raise _too_long(limit)
+            return whole
         announced = self.headers.get(b"content-length")
         if announced is not None and announced.isdigit() and int(announced) > limit:
             raise _too_long(limit)
@@ -103,22 +123,27 @@ class Exchange:
                 return b"".join([*portions, portion]) if portions else portion
             portions.append(portion)
 
-    async def send_json(
+    def send_json(
         self,
         body: bytes,
         *,
         status: int = 200,
         headers: Headers,
         content_type: bytes = b"application/json",
-    ) -> None:
-        """Send a whole response."""
-        headers = [(b"content-type", content_type), *headers]
-        await self.send_whole(status, headers, body)
+    ) -> Awaitable[None]:
+        """Send a whole response; to be awaited."""
+        return self.send_whole(status, [(b"content-type", content_type), *headers], body)
 
     async def send_whole(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a response whose headers name the type of its body."""
         length = (b"content-length", b"%d" % len(body))
-        await self._send(self._begin(status, [*headers, length]))
+        head = self._begin(status, [*headers, length])
+        if self._direct is not None and self._direct.send_whole(status, self._head, body):
+            self.is_over = True
+            if self.keep is not None:
+                self.keep(body)
+            return
+        await self._send(head)
         await self._send(self._part(b"" if self.method == "HEAD" else body, more=False))
 
     async def start_events(self, headers: Headers) -> None:

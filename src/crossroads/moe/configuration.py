@@ -6,21 +6,22 @@
     training: {steps: 2000, batch_size: 32, checkpoint_every: 200}
 
 What is left out has the bed's own value. ``train_from(path, out)`` runs it, and continues it when
-it was stopped.
+it was stopped. The fields of ``model`` are those of ``MoESpec``, of ``training`` those of
+``TrainConfig``, of ``bed_settings`` those of the bed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import TypeAdapter, ValidationError
 
-from crossroads.core.errors import CrossroadsError, InputError
+from crossroads.core.errors import CrossroadsError, InputError, UsageError, unknown_name
 from crossroads.core.problems import problems_of, yaml_problem
 from crossroads.moe.beds import ArenaBed, get_bed
 from crossroads.moe.beds.bed import Preset
@@ -28,10 +29,10 @@ from crossroads.moe.building import DENSE, MoESpec
 from crossroads.moe.routers import parse_router
 from crossroads.moe.training import TrainConfig, Trained, train
 
+_FIXED = {"name", "causal"}  # what a bed is, not how it is sized
 _Made = TypeVar("_Made")
 
 
-@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFile:
     """The sections of the file, as they are written."""
@@ -64,7 +65,9 @@ def read_run(path: str | Path) -> Run:
     try:
         file = _checked(RunFile, raw if raw is not None else {})
         bed = _bed(file)
-        router = str(file.model.get("router", "switch"))
+        router = file.model.get("router", "switch")
+        if not (isinstance(router, str) and router):
+            raise InputError(f"model.router: expected the name of a router, got {router!r}")
         if router != DENSE:
             parse_router(router)
         spec = _changed(bed.spec(router), file.model, "model")
@@ -75,9 +78,16 @@ def read_run(path: str | Path) -> Run:
 
 
 def train_from(path: str | Path, out: str | Path, *, progress: bool | None = None) -> Trained:
-    """Train what a file describes, keeping metrics and checkpoints in ``out``."""
+    """Train what a file describes, keeping metrics and checkpoints in ``out``.
+
+    Raises InputError, with the file's name, also for sizes that do not fit each other: those show
+    only when the model is built.
+    """
     run = read_run(path)
-    return train(run.bed, run.spec, run.config, out=out, progress=progress)
+    try:
+        return train(run.bed, run.spec, run.config, out=out, progress=progress)
+    except UsageError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _bed(file: RunFile) -> ArenaBed:
@@ -88,15 +98,36 @@ def _bed(file: RunFile) -> ArenaBed:
 def _changed(made: _Made, fields: Mapping[str, Any], section: str) -> _Made:
     """Return a dataclass with some fields from the file, checked as if all had been."""
     cls: Any = type(made)
-    plain = {f.name: getattr(made, f.name) for f in dataclasses.fields(cls)}
+    plain = {name: getattr(made, name) for name in _fields(cls)}
     found: _Made = _checked(cls, {**plain, **fields}, f"{section}.")
     return found
 
 
 def _checked(cls: type[_Made], values: Any, prefix: str = "") -> _Made:
-    strict = with_config(ConfigDict(extra="forbid"))(cls) if cls is not RunFile else cls
+    if not isinstance(values, Mapping):
+        raise InputError(
+            f"expected fields and values ({', '.join(_fields(RunFile))}), got {values!r}"
+        )
+    known = _fields(cls)
+    for name in values:
+        if name not in known:
+            raise InputError(f"{prefix}{name}: {unknown_name('field', str(name), known)}")
     try:
-        return TypeAdapter(strict).validate_python(values)
+        return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
         first = problems_of(error, cls, may_tell=lambda place: True)[0]
-        raise InputError(f"{prefix}{first}") from error
+        place = _place(error.errors()[0]["loc"])
+        raise InputError(
+            f"{prefix}{place}: {first.message}" if place else f"{prefix}{first}"
+        ) from (error)
+
+
+def _fields(cls: Any) -> list[str]:
+    """Return the fields a file may set; which bed it is stands in ``bed``."""
+    return [f.name for f in dataclasses.fields(cls) if f.name not in _FIXED]
+
+
+def _place(loc: Sequence[int | str]) -> str:
+    """Return a place as one writes it; a validator also names the member of a union it tried."""
+    parts = [part for part in loc if isinstance(part, int) or part.isidentifier()]
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in parts).lstrip(".")

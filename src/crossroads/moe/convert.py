@@ -81,6 +81,8 @@ def upcycle(
     Raises UsageError for a model, router or layers that do not fit.
     """
     blocks = {index: (name, block) for index, name, block in dense_blocks(model)}
+    if not blocks:
+        raise _nothing(model, "dense feed-forward (gate_proj, up_proj, down_proj)", "swap_router")
     chosen = _chosen(layers, blocks)
     for index in chosen:
         _check_dense(index, blocks[index][1])
@@ -134,6 +136,8 @@ def swap_router(
     jitter in training is left out. Raises UsageError for a model or router that does not fit.
     """
     blocks = {index: (name, block) for index, name, block in moe_blocks(model)}
+    if not blocks:
+        raise _nothing(model, "mixture of experts (a gate and stacked experts)", "upcycle")
     chosen = _chosen(layers, blocks)
     for index in chosen:
         _check_sparse(index, blocks[index][1])
@@ -341,18 +345,27 @@ def load_converted(folder: Path) -> nn.Module:
 # ---------------------------------------------------------------------- the pieces
 
 
-def _chosen(layers: Layers, blocks: Mapping[int, Any]) -> list[int]:
-    if not blocks:
-        raise UsageError(
-            "model: has no feed-forward of the expected form (gate_proj, up_proj, down_proj to "
-            "upcycle; a gate and stacked experts to swap)"
+def _nothing(model: nn.Module, what: str, other: str) -> UsageError:
+    """Return the error for a model without a block of the wanted form."""
+    if any(isinstance(module, RoutedMLP) for module in model.modules()):
+        return UsageError(
+            f"model: {type(model).__name__} is converted already; swap_router changes its routers"
         )
+    return UsageError(
+        f"model: {type(model).__name__} has no {what} in its layers; expected a model like Llama "
+        f"or Mixtral, or try {other}"
+    )
+
+
+def _chosen(layers: Layers, blocks: Mapping[int, Any]) -> list[int]:
     if isinstance(layers, str):
         keep = {"all": (0, 1), "odd": (1,), "even": (0,)}.get(layers)
         if keep is None:
             raise UsageError(f"layers: expected all, odd, even or numbers, got {layers!r}")
         return sorted(index for index in blocks if index % 2 in keep)
     unknown = sorted(set(layers) - set(blocks))
+    if not layers:
+        raise UsageError(f"layers: expected some of {sorted(blocks)}, got none")
     if unknown:
         raise UsageError(f"layers: the model has {sorted(blocks)} of this form, got {unknown}")
     return sorted(set(layers))

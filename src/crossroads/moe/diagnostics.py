@@ -123,6 +123,13 @@ def _ids(expert: NDArray[Any], sentinel: int) -> NDArray[np.int64]:
     return np.where(ids == sentinel, NONE, ids)
 
 
+def _firsts(trace: RoutingTrace, column: int) -> NDArray[np.int64]:
+    """Return the first expert of every row, -1 where there is none."""
+    if not 0 <= column < trace.n_columns:
+        raise InputError(f"column: the trace has 0 to {trace.n_columns - 1}, got {column}")
+    return _ids(trace.expert[:, column, 0], trace.sentinel)
+
+
 def _summary(
     ids_NK: NDArray[np.int64],
     lost_NK: NDArray[np.bool_],
@@ -233,7 +240,7 @@ def layer_agreement(trace: RoutingTrace, first: int, second: int) -> Agreement:
     ``matched`` is the share of rows that agree under the one-to-one relabelling of experts that
     makes it largest (at least 1 / E by chance), ``nmi`` the normalised mutual information.
     """
-    a, b = (_ids(trace.expert[:, c, 0], trace.sentinel) for c in (first, second))
+    a, b = (_firsts(trace, column) for column in (first, second))
     both = (a >= 0) & (b >= 0)
     a, b = a[both], b[both]
     if not len(a):
@@ -272,10 +279,18 @@ def specialisation(
 ) -> Specialisation:
     """Return how much the first expert of a column tells about labels (default: token ids).
 
-    ``labels`` has one integer per row. Raises InputError for another length.
+    ``labels`` has one integer per row. Raises InputError for another length or type, and where
+    token ids were not recorded.
     """
     given = trace.token_id if labels is None else np.asarray(labels)
-    expert = _ids(trace.expert[:, column, 0], trace.sentinel)
+    if labels is None and (given < 0).any():
+        raise InputError(
+            "labels: the trace does not know its tokens; record them with token_id_BT, or give "
+            "labels"
+        )
+    if given.dtype.kind not in "biu":
+        raise InputError(f"labels: expected integers, got {given.dtype}; number the classes")
+    expert = _firsts(trace, column)
     if given.shape != expert.shape:
         raise InputError(
             f"labels: expected one per row, shape {expert.shape}, got {given.shape}; "
@@ -353,9 +368,12 @@ def without_best(model: nn.Module) -> Iterator[None]:
     """Forbid every token's best expert in all routed layers, for the duration.
 
     The router decides, and decides again with its first choice closed; the layers above see what
-    that did. Routers without token choices are left as they are.
+    that did. Routers without token choices are left as they are. Raises InputError for a model
+    without routed layers.
     """
     routers = {id(r): r for layer in routed_layers(model) for r in _routers(layer)}
+    if not routers:
+        raise InputError("model: has no routed layer; give one with experts")
     hooks = [router.register_forward_hook(_again) for router in routers.values()]
     try:
         yield

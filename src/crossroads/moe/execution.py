@@ -170,8 +170,7 @@ def apply_to_sequences(
         w_BT = torch.where(here_NK, choice.w_NK, 0.0).sum(-1).reshape(batch, length)
         keep_RT = chosen_BT[rows] if experts.pack else mask_BT[rows]
         y_RTD = _on_kept(experts, e, x_BTD[rows], keep_RT, pos_RT=pos_BT[rows], causal=causal)
-        weighted = y_RTD * torch.where(chosen_BT, w_BT, 0.0)[rows].unsqueeze(-1).to(y_RTD.dtype)
-        out = out.index_add(0, rows, weighted)
+        out = out.index_add(0, rows, y_RTD * w_BT[rows].unsqueeze(-1).to(y_RTD.dtype))
     return out
 
 

@@ -48,7 +48,7 @@ def _against_reference(board: Leaderboard, rows: Sequence[Row], judged: Metric) 
             f"Difference seed by seed, with its 95 % interval; better is {better}. An interval "
             "that holds 0 shows no difference."
         ),
-        x_label=judged.unit or judged.title,
+        x_label=f"{judged.title} minus that of {REFERENCE}",
         bars=bars,
         from_zero=False,
     )
@@ -110,6 +110,7 @@ def _load(rows: Sequence[Row]) -> HeatMap:
         unit="points",
         rows=names,
         columns=[str(e) for e in range(widest)],
+        column_label="expert",
         values=padded,
         limit=25.0,
     )
@@ -143,12 +144,14 @@ def _by_label(row: Row) -> HeatMap:
     return HeatMap(
         title=f"What {row.router} sends where",
         caption=(
-            "Last routed layer, first seed: share of each label's tokens by expert, in points "
-            "above or below the expert's share of all tokens."
+            "Last routed layer, first seed: share of each label's tokens by their first true "
+            "expert, in points above or below the expert's mean share over labels."
         ),
         unit="points",
         rows=[str(label) for label in notes["labels"]],
+        row_label="label",
         columns=[str(e) for e in range(table.shape[1])],
+        column_label="expert",
         values=[[float(v) for v in line] for line in 100 * (table - table.mean(0))],
         limit=25.0,
     )

@@ -151,10 +151,14 @@ def overlap(first: Sequence[LayerProbe], second: Sequence[LayerProbe]) -> float:
 
 
 def load_table(probe_of_layer: LayerProbe, labels_N: Ints) -> Floats:
-    """Return share of each label's tokens by first expert, (labels in ascending order, E)."""
+    """Return share of each label's tokens by first expert, (labels in ascending order, true E).
+
+    Null experts are no column: a first expert is one that ran.
+    """
+    true = [e for e, kind in enumerate(probe_of_layer.kinds) if kind != "null"]
     rows = []
     for label in np.unique(labels_N):
         experts = probe_of_layer.top1_N[(labels_N == label) & (probe_of_layer.top1_N >= 0)]
-        count = np.bincount(experts, minlength=len(probe_of_layer.summary.load))
+        count = np.bincount(experts, minlength=len(probe_of_layer.kinds))[true]
         rows.append(count / max(count.sum(), 1))
     return np.array(rows, dtype=np.float64)

@@ -122,11 +122,14 @@ class Recorder:
 
         Give these back as ``sequences`` when a later pass (a decoding step) continues them. Token
         ids default to ``cond["token_id"]``; ``cond["pos"]`` and ``cond["doc_id"]`` are used where
-        they are. The second pass of a two-pass loss is left out. Raises InputError for a pass
-        without decisions, of other columns than the first, or with dense decisions.
+        they are. ``home`` (rank) and ``domain`` have one number a sequence. The second pass of a
+        two-pass loss is left out. Raises InputError for a pass without decisions, of other columns
+        than the first, or with dense decisions, and for ids, homes or domains of another shape.
         """
         context = context or RouteContext()
         batch, length = _shape(output)
+        token_id = context.cond.get("token_id") if token_id_BT is None else token_id_BT
+        _check_facts(batch, length, token_id, {"home": home, "domain": domain})
         numbers = self._numbers(sequences, batch)
         if context.pass_id:
             return numbers
@@ -143,15 +146,16 @@ class Recorder:
                 step=self._step,
                 columns=columns,
                 mask=torch.ones(batch, length, dtype=torch.bool) if mask is None else mask,
-                token_id=context.cond.get("token_id") if token_id_BT is None else token_id_BT,
+                token_id=token_id,
                 pos=context.cond.get("pos"),
                 doc=context.cond.get("doc_id"),
                 sequence=np.array(numbers, np.int64),
                 phase=np.full(batch, PREFILL if sequences is None else DECODE, np.uint8),
             )
         )
-        self._home.update(zip(numbers, home or (), strict=False))
-        self._domain.update(zip(numbers, domain or (), strict=False))
+        for kept, given in ((self._home, home), (self._domain, domain)):
+            if given is not None:
+                kept.update(zip(numbers, given, strict=True))
         self._step += 1
         if len(self._pending) >= PENDING_PASSES:
             self._compact()
@@ -180,6 +184,12 @@ class Recorder:
     def _columns(self, layer: int, decisions: Sequence[RoutingDecision]) -> list[_Column]:
         columns = []
         for iteration, decision in enumerate(decisions):
+            kinds = list(self.kinds.get(layer, ("ffn",) * decision.n_experts))
+            if len(kinds) != decision.n_experts:
+                raise InputError(
+                    f"kinds: layer {layer} has {decision.n_experts} experts, got {len(kinds)}; "
+                    "take kinds_of(model)"
+                )
             if decision.choice is not None:
                 routes = [("", decision.choice, None)]
             else:
@@ -192,7 +202,7 @@ class Recorder:
                     "n_experts": decision.n_experts,
                     "weights": decision.weights if gate_N1 is None else "unnormalised",
                     "granularity": decision.granularity,
-                    "expert_kinds": list(self.kinds.get(layer, ("ffn",) * decision.n_experts)),
+                    "expert_kinds": kinds,
                 }
                 columns.append(self._column(what, choice, decision, gate_N1))
         return columns
@@ -242,6 +252,24 @@ def _shape(output: ModelOutput) -> tuple[int, int]:
         for decision in record.decisions:
             return decision.shape
     raise InputError("records: the pass made no decision; give the output of a routed model")
+
+
+def _check_facts(
+    batch: int,
+    length: int,
+    token_id: Tensor | None,
+    of_sequences: Mapping[str, Sequence[int] | None],
+) -> None:
+    if token_id is not None:
+        whole = not (token_id.is_floating_point() or token_id.is_complex())
+        if tuple(token_id.shape) != (batch, length) or not whole:
+            raise InputError(
+                f"token ids: expected integers of shape ({batch}, {length}), got {token_id.dtype} "
+                f"of shape {tuple(token_id.shape)}"
+            )
+    for name, given in of_sequences.items():
+        if given is not None and len(given) != batch:
+            raise InputError(f"{name}: expected one number a sequence ({batch}), got {len(given)}")
 
 
 @torch.no_grad()

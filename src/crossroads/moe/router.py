@@ -86,7 +86,10 @@ class TokenChoiceRouter(Router):
     ) -> None:
         super().__init__(n_experts, kinds)
         if not 1 <= k <= n_experts:
-            raise UsageError(f"k: expected between 1 and {n_experts} (the experts), got {k}")
+            raise UsageError(
+                f"k: expected between 1 and {n_experts} (the experts) for router {_name(self)!r}, "
+                f"got {k}"
+            )
         if noise_std < 0:
             raise UsageError(f"noise_std: expected 0 or more, got {noise_std}")
         self.d = d
@@ -237,6 +240,10 @@ class TokenChoiceRouter(Router):
     def nominal_active(self) -> float:
         """Experts a token is expected to run, for sizing experts at equal compute."""
         return float(self.k)
+
+
+def _name(router: Router) -> str:
+    return getattr(router, "name", type(router).__name__)
 
 
 def opened(logits_NE: Tensor, inp: RouterInput) -> Tensor:

@@ -25,6 +25,8 @@ from crossroads.core.files import replacing, write_atomically
 from crossroads.core.progress import progress_bar
 from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
 from crossroads.moe.building import MoESpec
+from crossroads.moe.hardware import Hardware
+from crossroads.moe.ranks import Ranks
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -43,7 +45,8 @@ class TrainConfig:
     ----------
     steps : optimiser steps
     batch_size : sequences (images, recordings) per micro-batch
-    micro_batches : batches whose gradients are added up before a step
+    micro_batches : batches whose gradients are added up before a step; several processes share
+        them out (``crossroads.moe.ranks``)
     lr, betas, weight_decay, clip : of AdamW; ``clip`` is the largest norm of the gradient
     warmup : steps of linear warm-up; then ``schedule``: cosine to zero, or constant
     seed : of initialisation, data order and routers
@@ -76,8 +79,17 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name}: expected at least 1 or nothing, got {value}")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise UsageError(f"lr: expected a positive number, got {self.lr}")
+        for name in ("lr", "clip"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise UsageError(f"{name}: expected a positive number, got {value}")
+        for name in ("warmup", "weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UsageError(f"betas: expected two numbers in [0, 1), got {self.betas}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"ema: expected a number between 0 and 1 or nothing, got {self.ema}")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step (0-based)."""
@@ -143,16 +155,21 @@ def train(
     out: Path | str | None = None,
     progress: bool | None = None,
     watch: Watch | None = None,
+    accelerator: Any = None,
 ) -> Trained:
     """Train a model and return it with its figures.
 
     With ``out``, metrics, configuration and checkpoints go there, and a job that was stopped
     continues from the last checkpoint: the same numbers as without the stop. ``watch`` is called
-    after every step with the number of steps done and the model. Raises InputError
-    where the folder belongs to another configuration, DivergedError when a loss is not finite.
+    after every step with the number of steps done and the model. ``accelerator`` is an
+    ``accelerate.Accelerator`` whose device, precision and processes are used
+    (``crossroads.moe.hardware``). Raises InputError where the folder belongs to another
+    configuration, DivergedError when a loss is not finite.
     """
-    run = _Run(bed, spec, config, Path(out) if out is not None else None)
-    with progress_bar(f"train {bed.name} {spec.router}", show=progress) as report:
+    hardware = Hardware(config.dtype, accelerator)
+    run = _Run(bed, spec, config, hardware, Path(out) if out is not None else None)
+    shown = progress if run.ranks.leads else False
+    with progress_bar(f"train {bed.name} {spec.router}", show=shown) as report:
         for step in run.steps():
             run.advance(step)
             if watch is not None:
@@ -164,10 +181,15 @@ def train(
 class _Run:
     """One job: the model, its optimiser, and where it stands."""
 
-    def __init__(self, bed: Bed, spec: MoESpec, config: TrainConfig, out: Path | None) -> None:
+    def __init__(
+        self, bed: Bed, spec: MoESpec, config: TrainConfig, hardware: Hardware, out: Path | None
+    ) -> None:
         self.bed, self.spec, self.config, self.out = bed, spec, config, out
+        self.hardware = hardware
+        self.ranks = Ranks.here()
+        self.mine = self.ranks.share(config.micro_batches)
         torch.manual_seed(config.seed)
-        self.model = bed.build(spec)
+        self.model = bed.build(spec).to(hardware.device)
         self.average = _average(self.model, config.ema)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(),
@@ -181,8 +203,12 @@ class _Run:
         self.earlier_seconds = 0.0
         self.started = time.perf_counter()
         if out is not None:
+            if self.ranks.leads:
+                self._claim(out)
+            self.ranks.wait()
             self._claim(out)
             self._resume(out / CHECKPOINT)
+            self.ranks.wait()
 
     def steps(self) -> Iterator[int]:
         return iter(range(self.done, self.config.steps))
@@ -195,9 +221,46 @@ class _Run:
             group["lr"] = config.rate(step)
         self.optimiser.zero_grad(set_to_none=True)
         commits = _Commits(self.model)
+        failure: DivergedError | None = None
+        loss, aux, output = 0.0, 0.0, ModelOutput(out=torch.zeros(0))
+        try:
+            loss, aux, output = self._backward(step, commits)
+        except DivergedError as error:
+            failure = error
+        self._stop_together(failure)
+        loss, aux = self.ranks.total(loss, aux)
+        self.ranks.sum_gradients(self.model)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        if not bool(torch.isfinite(norm)):
+            raise self._diverged(step, f"the gradient's norm is {float(norm)}")
+        self.optimiser.step()
+        commits.apply(self.ranks)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.done = step + 1
+        self._after(step, output, loss=loss, aux=aux, norm=float(norm))
+
+    def finish(self) -> Trained:
+        self.ranks.wait()
+        if not self.figures or self.config.eval_every is None:
+            self.figures = self._evaluate()
+        model = self.average.module if self.average is not None else self.model
+        return Trained(
+            model=model.to("cpu").eval(),
+            history=tuple(self.history),
+            figures=self.figures,
+            seconds=self._seconds(),
+            steps=self.done,
+        )
+
+    # ------------------------------------------------------------------ one step
+
+    def _backward(self, step: int, commits: _Commits) -> tuple[float, float, ModelOutput]:
+        """Add up this process's gradients; return its parts of both losses, the last answer."""
+        config = self.config
         loss_sum = aux_sum = 0.0
         output: ModelOutput | None = None
-        for micro_batch in range(config.micro_batches):
+        for micro_batch in self.mine:
             context = RouteContext(
                 training=True,
                 step=step,
@@ -209,41 +272,28 @@ class _Run:
             aux = output.aux_loss()
             total = (loss + aux) / config.micro_batches
             self._check(total, output, step)
-            total.backward()
+            self.hardware.backward(total)
             commits.add(output)
             loss_sum += float(loss.detach()) / config.micro_batches
             aux_sum += float(torch.as_tensor(aux).detach()) / config.micro_batches
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        if not bool(torch.isfinite(norm)):
-            raise self._diverged(step, f"the gradient's norm is {float(norm)}")
-        self.optimiser.step()
-        commits.apply()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.done = step + 1
         assert output is not None
-        self._after(step, output, loss=loss_sum, aux=aux_sum, norm=float(norm))
+        return loss_sum, aux_sum, output
 
-    def finish(self) -> Trained:
-        if not self.figures or self.config.eval_every is None:
-            self.figures = self._evaluate()
-        model = self.average.module if self.average is not None else self.model
-        return Trained(
-            model=model.eval(),
-            history=tuple(self.history),
-            figures=self.figures,
-            seconds=self._seconds(),
-            steps=self.done,
-        )
-
-    # ------------------------------------------------------------------ one step
+    def _stop_together(self, failure: DivergedError | None) -> None:
+        """Raise what this process or another one met: none may wait for one that has stopped."""
+        messages = self.ranks.gathered(None if failure is None else str(failure))
+        if failure is not None:
+            raise failure
+        for rank, message in enumerate(messages):
+            if message is not None:
+                raise DivergedError(f"process {rank}: {message}")
 
     def _loss(
         self, step: int, micro_batch: int, context: RouteContext
     ) -> tuple[Tensor, ModelOutput]:
-        batch = self.bed.batch(self.config, step, micro_batch)
+        batch = self.hardware.sent(self.bed.batch(self.config, step, micro_batch))
         try:
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+            with self.hardware.autocast():
                 return self.bed.loss(self.model, batch, context)
         except InputError as error:
             if "NaN" in str(error):  # a router met what its layer could not have made
@@ -281,23 +331,24 @@ class _Run:
         row: dict[str, Any] = {}
         if due(config.log_every) or step == 0:
             row = {"step": step + 1, "loss": loss, "aux": aux, "norm": norm}
-            row |= {f"aux/{name}": value for name, value in output.aux_values().items()}
-            row |= _loads(output)
+            shown = {f"aux/{name}": value for name, value in output.aux_values().items()}
+            row |= self.ranks.gathered({**shown, **_loads(output)})[-1]
         if due(config.eval_every):
             self.figures = self._evaluate()
             row |= {"step": step + 1, **{f"eval/{k}": v for k, v in self.figures.items()}}
         if row:
             self.history.append(row)
-            if self.out is not None:
+            if self.out is not None and self.ranks.leads:
                 with (self.out / METRICS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-        if self.out is not None and (due(config.checkpoint_every) or last):
+        is_due = due(config.checkpoint_every) or last
+        if self.out is not None and self.ranks.leads and is_due:
             self._keep(self.out / CHECKPOINT)
 
     def _evaluate(self) -> dict[str, float]:
         model = self.average.module if self.average is not None else self.model
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.hardware.judging(model):
             return self.bed.evaluate(model, self.config)
 
     def _seconds(self) -> float:
@@ -310,16 +361,26 @@ class _Run:
         mine = yaml.safe_dump(self._identity(), sort_keys=True)
         path = out / CONFIG
         if not path.exists():
-            out.mkdir(parents=True, exist_ok=True)
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"out {out}: {error.strerror}; choose another folder") from error
             write_atomically(path, mine)
         elif path.read_text("utf-8") != mine:
             raise InputError(
-                f"{path}: the folder holds a run of another configuration; choose another --out, "
+                f"out {path}: the folder holds a run of another configuration; choose another, "
                 "or remove it"
             )
 
     def _identity(self) -> dict[str, Any]:
-        plain = {"bed": self.bed.name, "model": _plain(self.spec), "training": _plain(self.config)}
+        training = {**_plain(self.config), "dtype": self.hardware.precision}
+        plain = {
+            "bed": self.bed.name,
+            "bed_settings": _plain(self.bed) if dataclasses.is_dataclass(self.bed) else {},
+            "data": getattr(self.bed, "fingerprint", None),
+            "model": _plain(self.spec),
+            "training": training,
+        }
         loaded: dict[str, Any] = json.loads(json.dumps(plain, default=str))
         return loaded
 
@@ -337,10 +398,11 @@ class _Run:
 
     def _resume(self, path: Path) -> None:
         if not path.exists():
-            (path.parent / METRICS).unlink(missing_ok=True)
+            if self.ranks.leads:
+                (path.parent / METRICS).unlink(missing_ok=True)
             return
         try:
-            state = torch.load(path, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file fails in as many ways as it has bytes
             raise InputError(
                 f"{path}: not a readable checkpoint ({type(error).__name__}); "
@@ -363,7 +425,8 @@ class _Run:
             except ValueError:
                 break  # the line a killed process was writing
         self.history = [row for row in rows if row["step"] <= self.done]
-        write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.history))
+        if self.ranks.leads:
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.history))
 
 
 class _Commits:
@@ -390,9 +453,11 @@ class _Commits:
                 total[name] = total[name] + value if name in total else value
             self.new_state.setdefault(owner, {}).update(record.new_state)
 
-    def apply(self) -> None:
-        for layer, stats in self.stats.items():
-            self.layers[layer].commit(stats, self.new_state[layer])
+    def apply(self, ranks: Ranks) -> None:
+        """Advance the routers by the counts of all processes."""
+        new_state = ranks.latest(self.new_state)
+        for layer, stats in ranks.summed(self.stats).items():
+            self.layers[layer].commit(stats, new_state.get(layer, {}))
 
 
 def _loads(output: ModelOutput) -> dict[str, Any]:

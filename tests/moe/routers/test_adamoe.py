@@ -101,6 +101,14 @@ def test_a_token_of_nulls_alone_runs_nothing_and_adds_exactly_zero() -> None:
     assert (answer.delta[0, [0, 2]] != 0).any()
 
 
+def test_null_picks_have_no_weight_without_renormalising_either() -> None:
+    router, x_BTD = golden(renorm=False)
+    idx_NK, w_NK = places(router.decide(view(x_BTD)).decision)
+    assert idx_NK.tolist() == [[0, 1], [3, 2], [1, 2]]
+    expected = torch.tensor([[0.4, 0.3], [0, 0], [0.35, 0]], dtype=torch.float64)
+    torch.testing.assert_close(w_NK, expected)
+
+
 def test_operations_count_true_picks_alone() -> None:
     router = AdaMoE(6, 4, n_null=4, k=3)
     layer, x_BTD = layer_of(router, 6), tokens(2, 9, 6)

@@ -238,12 +238,22 @@ def test_softmax_scores_may_take_the_place_of_sigmoids() -> None:
     torch.testing.assert_close(weights(answer)[:, 0], x_TD.softmax(-1).amax(-1))
 
 
+def test_softmax_scores_are_shares_already_and_not_divided_again() -> None:
+    x_TD = normal(5, 3)
+    best = x_TD.softmax(-1).sort(-1, descending=True).values[:, :2]
+    two = reading(LossFree(3, 3, k=2, scores="softmax")).decide(tokens(x_TD))
+    torch.testing.assert_close(weights(two), best)
+    asked = reading(LossFree(3, 3, k=2, scores="softmax", renorm=True)).decide(tokens(x_TD))
+    torch.testing.assert_close(weights(asked), best / best.sum(-1, keepdim=True))
+
+
 # ---------------------------------------------------------------------------- names and settings
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("top2:k=1:k=2", "k is set twice"),
         ("top2:later=some", "later: expected 'all' or 'random'"),
         ("top2:threshold=0", "threshold"),
         ("top2:counted=none", "counted: expected 'first' or 'all'"),
@@ -259,6 +269,28 @@ def test_softmax_scores_may_take_the_place_of_sigmoids() -> None:
 def test_settings_out_of_range_are_refused_by_name(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_router(spec, 3, 4)
+
+
+@pytest.mark.parametrize(("d", "n_experts"), [(0, 4), (4, 0), (4.0, 4), (4, 4.0)])
+def test_sizes_that_are_no_positive_whole_numbers_are_refused(d: Any, n_experts: Any) -> None:
+    with pytest.raises(UsageError, match="expected a whole number of at least 1"):
+        build_router("switch", d, n_experts)
+
+
+class Fixed(Switch):
+    """Fixes a setting of its base, and hands the others on."""
+
+    name = "fixed"
+
+    def __init__(self, d: int, n_experts: int, **settings: Any) -> None:
+        super().__init__(d, n_experts, k=2, **settings)
+
+
+def test_a_setting_that_a_class_has_fixed_is_refused_by_name() -> None:
+    spec = f"{__name__}.Fixed"
+    assert build_router(spec, 4, 4).k == 2
+    with pytest.raises(UsageError, match=r"Fixed'.*multiple values for keyword argument 'k'"):
+        build_router(f"{spec}:k=1", 4, 4)
 
 
 def test_settings_of_the_base_are_reached_through_the_name() -> None:

@@ -297,6 +297,14 @@ def test_a_missing_or_misshapen_condition_is_refused() -> None:
         made().decide(images(cond={"null": torch.zeros(2, dtype=torch.bool)}))
 
 
+@pytest.mark.parametrize("choice", ["token", "expert"])
+def test_the_unconditional_expert_cannot_be_forced(choice: str) -> None:
+    force_BT = torch.full((3, 8), -1)
+    force_BT[0, 2] = E - 1
+    with pytest.raises(InputError, match="force: expected experts below 4"):
+        made(choice=choice).decide(images(training=True, force_BT=force_BT))
+
+
 def test_settings_out_of_range_are_refused_by_name() -> None:
     for wrong, match in (
         ({"k": 5}, "k: expected 1 to 4"),

@@ -55,3 +55,22 @@ def test_a_large_scale_of_soft_routing_does_not_overflow() -> None:
     choice = router.decide(RouterInput(x_BTD=x, mask_BT=torch.ones(2, 6, dtype=torch.bool)))
     combine_GS = choice.decision.choice.combine_GSEC.sum((2, 3))
     torch.testing.assert_close(combine_GS, torch.ones(2, 6))
+
+
+def test_slots_and_scale_start_as_published() -> None:
+    torch.manual_seed(0)
+    router = build_router("soft", 256, 8, slots=16)
+    length_EC = router.mu_DEC.detach().norm(dim=0)
+    assert float(length_EC.mean()) == pytest.approx(1.0, rel=0.02)
+    assert float(router.scale.detach()) == 1.0
+
+
+def test_tokens_and_slots_are_compared_by_their_direction() -> None:
+    router = build_router("soft", D, E, slots=2)
+    x = torch.randn(1, 5, D, generator=torch.Generator().manual_seed(1))
+    seen = torch.ones(1, 5, dtype=torch.bool)
+    logits_NF = router.score(RouterInput(x_BTD=x, mask_BT=seen))
+    cosine_NF = torch.cosine_similarity(
+        x.reshape(5, D, 1), router.mu_DEC.flatten(1).unsqueeze(0), dim=1
+    )
+    torch.testing.assert_close(logits_NF, cosine_NF, atol=1e-4, rtol=0)

@@ -151,6 +151,21 @@ def test_the_controller_stays_between_top_1_and_all() -> None:
     assert fixed.current_p == 0.5
 
 
+@pytest.mark.parametrize("reason", ["forbidden", "far below"])
+def test_an_expert_without_probability_gives_finite_gradients(reason: str) -> None:
+    router = TopP(6, 4)
+    fields: dict[str, object] = {}
+    if reason == "forbidden":
+        fields["allow"] = torch.tensor([False, True, True, True])
+    else:
+        router.gate.weight.data.mul_(300)
+    answer = router.decide(view(tokens(2, 9, 6), training=True, **fields))
+    assert float(answer.decision.probs_NE.detach().amin()) == 0
+    loss = sum((term.weighted for term in answer.aux.values()), places(answer.decision)[1].sum())
+    loss.backward()
+    assert bool(torch.isfinite(router.gate.weight.grad).all())
+
+
 def test_settings_out_of_range_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match="p: expected 0 or more"):
         TopP(4, 4, p=-0.1)

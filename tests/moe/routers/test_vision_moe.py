@@ -272,6 +272,33 @@ def test_room_for_everybody_is_the_dense_mixture(name: str) -> None:
     torch.testing.assert_close(layer(h_BTD).delta, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_more_room_than_tokens_is_room_for_everybody() -> None:
+    torch.manual_seed(0)
+    router = build_router("softmax-ec", 8, 4, cf=4.0)
+    wider = build_router("softmax-ec", 8, 4, cf=9.0)
+    wider.load_state_dict(router.state_dict())
+    x_BTD = tokens(2, 6, 8)
+    assert torch.equal(slots_of(router, x_BTD).tok_GEC, slots_of(wider, x_BTD).tok_GEC)
+
+
+def test_experts_may_have_other_room_in_evaluation() -> None:
+    router = build_router("softmax-ec", 8, 4, cf=1.0, eval_cf=2.0)
+    sizes = [
+        slots_of(router, tokens(1, 8, 8), training=training).tok_GEC.shape[-1]
+        for training in (True, False)
+    ]
+    assert sizes == [2, 4]
+
+
+def test_the_z_loss_of_experts_that_choose_is_of_clean_logits() -> None:
+    router, x_BTD = with_logits(SoftmaxExpertChoice(6, 3, z_loss=0.1), tokens(1, 6, 3)[0])
+    answer = router.decide(view(x_BTD, training=True))
+    clean = answer.decision.logits_NE
+    expected = losses.z_loss(clean, torch.ones(6, dtype=torch.bool))
+    torch.testing.assert_close(answer.aux["z"].value, expected)
+    assert not torch.allclose(answer.decision.probs_NE, clean.softmax(-1))
+
+
 def test_equal_wishes_go_to_the_earlier_token() -> None:
     router, _ = with_logits(SoftmaxExpertChoice(4, 2, cf=1.0), torch.zeros(4, 2))
     assert slots_of(router, torch.zeros(1, 4, 4)).tok_GEC.tolist() == [[[0, 1], [0, 1]]]

@@ -285,6 +285,17 @@ def test_a_balanced_codebook_draws_unused_codes_to_tokens_and_leaves_used_ones()
     assert float((book.codes.detach()[2:] - revived_MD[2:]).abs().max()) < 0.01
 
 
+def test_revived_codes_are_drawn_among_the_tokens_and_not_the_nearest() -> None:
+    router, x_BTD = started(codebook="balanced"), numbers(2, 50, D)
+
+    def revived(seed: int) -> Tensor:
+        rng = torch.Generator().manual_seed(seed)
+        return router.decide(view(x_BTD, training=True, rng=rng)).new_state["revived"]
+
+    assert torch.equal(revived(1), revived(1))
+    assert not torch.equal(revived(1), revived(2))
+
+
 def test_a_forbidden_expert_closes_its_codes_and_without_any_the_token_passes() -> None:
     router, x_BTD = started(n_codes=8), numbers(2, 5, D)
     allow = torch.tensor([[False, True, True, False], [False] * 4])

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
@@ -21,6 +22,8 @@ from crossroads.core.errors import InputError
 
 _LOG = logging.getLogger(__name__)
 _FLAT = 1e-2  # standard deviation of a gate below which LayerNorm's eps takes a share of its score
+_COLUMNS = 16  # gates are padded to a multiple: a product's last bits depend on its width, and an
+# expert that joins must not change the scores of the others
 
 
 class Phatgoose(Router):
@@ -56,7 +59,7 @@ class Phatgoose(Router):
         self._gates = {}
         flat = []
         for layer, module in bank.layers.items():
-            gate_EI = module.artifact(self.artifact)[:, :].float()
+            gate_EI = module.artifact(self.artifact).float()
             spread_E = gate_EI.std(-1, unbiased=False)
             constant = (spread_E == 0) & module.alive_E
             if bool(constant.any()) and not self.untrained:
@@ -67,7 +70,10 @@ class Phatgoose(Router):
                 )
             if bool((spread_E[module.alive_E] < _FLAT).any()):
                 flat.append(layer)
-            self._gates[layer] = normalised(gate_EI).nan_to_num()
+            spare = -len(gate_EI) % _COLUMNS
+            self._gates[layer] = nn.functional.pad(
+                normalised(gate_EI).nan_to_num(), (0, 0, 0, spare)
+            )
         if flat:
             _LOG.warning(
                 "router %s: %d of %d layers have a %s with a standard deviation below %g, where "
@@ -75,13 +81,54 @@ class Phatgoose(Router):
                 self.name, len(flat), len(bank.layers), self.artifact, _FLAT,
             )  # fmt: skip
 
+    def scores(self, given: RouteInput) -> Tensor:
+        """Return LN(x) . LN(v_e) / sqrt(d) of every token and expert, (B, T, 1, E), float32."""
+        scores_BTE = (normalised(given.x_BTI) @ self._gates[given.module].T)[
+            ..., : given.bank.n_experts
+        ]
+        return (scores_BTE * given.bank.inputs**-0.5).unsqueeze(2)
+
     def route(self, given: RouteInput) -> Routing:
-        scores_BTE = normalised(given.x_BTI) @ self._gates[given.module].T
-        scores_BTHE = (scores_BTE * given.bank.inputs**-0.5).unsqueeze(2)
-        return select(scores_BTHE, given.bank.alive_E, k=self.k, temperature=self.temperature)
+        alive_E = given.bank.alive_E
+        return select(self.scores(given), alive_E, k=self.k, temperature=self.temperature)
 
     def settings(self) -> Mapping[str, Any]:
         return {"k": self.k, "temperature": self.temperature, "untrained": self.untrained}
+
+
+class GateTraining(Router):
+    """Step 2 of a contributor: sigmoid(v.x) of the raw input weighs its one expert.
+
+    y = W x + sigmoid(v.x) s B A x, v a parameter for each layer that starts at 0, so that the
+    weight starts at 1/2. The bank holds that expert alone.
+    """
+
+    name: ClassVar[str] = "phatgoose-gate-training"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors = nn.ParameterList()
+        self._places: dict[str, int] = {}
+
+    def prepare(self, bank: AdapterBank) -> None:
+        """Make the vectors, zeros, unless there are some. Raises InputError for two experts."""
+        if len(bank.names) != 1:
+            raise InputError(
+                f"gate training: expected a bank of one expert, got {len(bank.names)}; "
+                "take bank.subset([name])"
+            )
+        if list(self._places) != list(bank.layers):
+            self._places = {layer: place for place, layer in enumerate(bank.layers)}
+            self.vectors = nn.ParameterList(torch.zeros(m.inputs) for m in bank.layers.values())
+
+    def route(self, given: RouteInput) -> Routing:
+        v_I = self.vectors[self._places[given.module]]
+        weights_BT = torch.sigmoid(given.x_BTI.float() @ v_I)
+        return Routing(weights=weights_BT[..., None, None], normalised=False)
+
+    def gates(self) -> dict[str, Tensor]:
+        """Return the vectors by layer, (I,), as the artifact "gate" has them."""
+        return {layer: self.vectors[p].detach().clone() for layer, p in self._places.items()}
 
 
 def normalised(x: Tensor) -> Tensor:

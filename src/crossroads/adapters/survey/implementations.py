@@ -12,6 +12,7 @@ import ast
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from importlib.metadata import entry_points
 
@@ -57,7 +58,7 @@ DEPARTURES: Mapping[str, Departure] = {
 
 def implementations() -> dict[str, tuple[str, ...]]:
     """Return the names of the routers that implement a row, departures included, by its name."""
-    shipped = list(_shipped())
+    shipped = _shipped()
     departing = [(router, DEPARTURES[router].row) for router, _ in shipped if router in DEPARTURES]
     stated = [(router, row) for router, row in [*shipped, *_third_party()] if row is not None]
     found: dict[str, list[str]] = {}
@@ -66,13 +67,16 @@ def implementations() -> dict[str, tuple[str, ...]]:
     return {row: tuple(routers) for row, routers in found.items()}
 
 
-def _shipped() -> Iterator[tuple[str, str | None]]:
-    """Yield every shipped router with the row it states, or None."""
+@cache
+def _shipped() -> tuple[tuple[str, str | None], ...]:
+    """Return every shipped router with the row it states, or None."""
     folder = resources.files("crossroads.adapters").joinpath("routers")
-    for file in folder.iterdir():
-        if file.name.endswith(".py") and file.name != "__init__.py":
-            router = file.name.removesuffix(".py").replace("_", "-")
-            yield router, _declared_row(file.read_text("utf-8"), router)
+    sources = {
+        file.name.removesuffix(".py").replace("_", "-"): file.read_text("utf-8")
+        for file in folder.iterdir()
+        if file.name.endswith(".py") and file.name != "__init__.py"
+    }
+    return tuple((router, _declared_row(source, router)) for router, source in sources.items())
 
 
 def _declared_row(source: str, router: str) -> str | None:

@@ -30,7 +30,11 @@ FULL_SEEDS = 3
     show_default=True,
     help="Bits per byte, digit images, drawing digits, spoken digits, or one after the other.",
 )
-@click.option("--routers", metavar="A,B", help="Routers, as NAME or NAME:setting=value; all.")
+@click.option(
+    "--routers",
+    metavar="A,B",
+    help="As NAME, NAME:setting=value or package.module.Class; all. Baselines run along.",
+)
 @click.option(
     "--preset",
     type=click.Choice(["quick", "full"]),
@@ -57,6 +61,9 @@ def command(
     as_json: bool,
 ) -> None:
     """Compare routers of tokens at equal active compute, on models trained here.
+
+    Names and what they do: crossroads list moe-routers. Seven baselines are always trained along,
+    the dense model among them: a router is judged beside them.
 
     Prints the leaderboard and writes report.html and leaderboard.json. A run that was stopped
     continues: finished cells are kept in the output folder. Exit code 1 when a router named in
@@ -94,7 +101,12 @@ def _task(name: str, preset: str, steps: int | None) -> MoETask:
     bed = get_bed(name)
     config = bed.config("full" if preset == "full" else "quick")
     if steps is not None:
-        config = replace(config, steps=steps, warmup=min(config.warmup, steps // 10))
+        config = replace(
+            config,
+            steps=steps,
+            warmup=min(config.warmup, steps // 10),
+            log_every=min(config.log_every, max(steps // 20, 1)),  # a curve needs points
+        )
     return MoETask(bed=bed, preset="full" if preset == "full" else "quick", config=config)
 
 

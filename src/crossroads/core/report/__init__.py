@@ -104,6 +104,7 @@ class HeatMap:
     """Values by row and column, coloured around 0; None where there is none.
 
     ``limit`` is the magnitude of the strongest colour; values beyond it share that colour.
+    ``row_label`` and ``column_label`` say what the names along the axes are.
     """
 
     kind: ClassVar[str] = "heat"
@@ -114,6 +115,8 @@ class HeatMap:
     columns: Sequence[str]
     values: Sequence[Sequence[float | None]]
     limit: float
+    row_label: str = ""
+    column_label: str = ""
 
 
 Plot = CurvePlot | BarPlot | HeatMap
@@ -139,38 +142,44 @@ def leaderboard_table(board: Leaderboard) -> Table:
     """Return the headline metrics of every row that ran, for a terminal of 80 columns.
 
     Metrics in points are differences and carry half the width of their interval: there it matters
-    whether 0 is inside. Bounds are no candidates and need none. ``*`` marks baselines, ``**``
-    bounds.
+    whether 0 is inside. A board without any has it on the metric that orders the rows, so that no
+    order is read where the seeds show none. Bounds are no candidates and need none. ``*`` marks
+    baselines, ``**`` bounds. Long names are folded, never the figures.
     """
     from rich import box
     from rich.table import Table
 
     shown = [metric for metric in board.metrics if metric.headline]
+    spread = {m.name for m in shown if m.unit == POINTS} or {shown[0].name}
+    bounded = any(role_of(row) == "bound" for row in board.rows)
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,
-        caption="* baseline   ** bound: decides with hindsight",
+        caption="* baseline" + ("   ** bound: decides with hindsight" if bounded else ""),
         caption_justify="left",
     )
-    table.add_column("router", no_wrap=True)
+    table.add_column("router", overflow="fold", min_width=12)
     for metric in shown:
         table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
     marks: Mapping[Role, str] = {"router": "", "baseline": " *", "bound": " **"}
     for row in board.rows:
         role = role_of(row)
         if row.error is None:
-            figures = [_cell_text(m, row.metrics.get(m.name), role) for m in shown]
+            figures = [
+                _cell_text(m, row.metrics.get(m.name), spread=m.name in spread and role != "bound")
+                for m in shown
+            ]
             style = "" if role == "router" else "dim"
             table.add_row(row.router + marks[role], *figures, style=style)
     return table
 
 
-def _cell_text(metric: Metric, summary: Summary | None, role: Role) -> str:
+def _cell_text(metric: Metric, summary: Summary | None, *, spread: bool) -> str:
     if summary is None:
         return "-"
     text = format_figure(metric, summary.mean)
-    if metric.unit == POINTS and role != "bound" and summary.half_width is not None:
+    if spread and summary.half_width is not None:
         text += f" +-{summary.half_width:.{metric.digits}f}"
     return text
 
@@ -256,10 +265,17 @@ def _best_mean(board: Leaderboard, metric: Metric) -> float | None:
 
 
 def _winner(board: Leaderboard) -> dict[str, Any] | None:
-    """The first router of the board with its headline figures; None if every router failed."""
+    """The first router of the board with its headline figures; None if every router failed.
+
+    ``ahead`` names the baselines that stand above it: the best router need not be worth its keep.
+    """
+    ahead: list[str] = []
     for row in board.rows:
+        if role_of(row) == "baseline" and row.error is None:
+            ahead.append(row.router)
         if role_of(row) == "router" and row.error is None:
             page_row = _row_for_page(board, row)
+            page_row["ahead"] = ahead
             pairs = zip(board.metrics, page_row["figures"], strict=True)
             page_row["tiles"] = [(metric, figure) for metric, figure in pairs if metric.headline]
             return page_row

@@ -52,17 +52,22 @@ const start = () => {
   }
 
   function curves(plot, state) {
-    const symbols = ["star", "x", "triangle-up", "square"];
+    const symbols = ["star", "x", "triangle-up", "square", "cross", "triangle-down", "hexagon"];
+    const dashes = ["solid", "dash", "dashdot", "longdash", "2px,2px", "8px,2px,2px,2px,2px,2px", "10px,6px"];
     let next = 0;
     let marked = 0;
     let bounds = 0;
+    let plainLines = 0;
     // A phone has no room for curves that wait in the legend.
     const chosen = plot.series.filter((series) => !(series.hidden && narrow()));
     const traces = chosen.map((series) => {
       const hue = series.role === "router" ? colour("c" + (next++ % 10)) : colour(series.role);
       const parts = [series.line ? "lines" : "", series.marks ? "markers" : ""].filter(Boolean);
-      const dash = { reference: "dot", bound: ["dash", "longdashdot"][bounds % 2] }[series.role] || "solid";
+      // Baselines share a grey; what tells their curves apart is the dash.
+      const ofBaseline = dashes[plainLines % dashes.length];
+      const dash = { reference: "dot", bound: ["dash", "longdashdot"][bounds % 2], baseline: ofBaseline }[series.role] || "solid";
       if (series.role === "bound") bounds++;
+      if (series.role === "baseline") plainLines++;
       return {
         type: "scatter", name: short(series.name, 30), x: series.x, y: series.y, mode: parts.join("+"),
         visible: series.hidden ? "legendonly" : true,
@@ -134,8 +139,15 @@ const start = () => {
     };
     return [[trace], layout({
       height: (narrow() ? 230 : 150) + (narrow() ? 22 : 28) * plot.rows.length,
-      xaxis: { ...named(plot.columns), tickangle: narrow() ? -90 : -45, showgrid: false, ticks: "" },
-      yaxis: { ...named(plot.rows), autorange: "reversed", showgrid: false, ticks: "" },
+      // Bare numbers along an axis would otherwise be read as a scale, with a line at 0.
+      xaxis: {
+        ...named(plot.columns), type: "category", title: { text: plain(plot.column_label), standoff: 8 }, zeroline: false,
+        tickangle: plot.columns.every((name) => name.length < 4) ? 0 : narrow() ? -90 : -45, showgrid: false, ticks: "",
+      },
+      yaxis: {
+        ...named(plot.rows), type: "category", title: { text: plain(plot.row_label), standoff: 8 }, zeroline: false,
+        autorange: "reversed", showgrid: false, ticks: "",
+      },
     })];
   }
 

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0  # after which what was used is reported and what lies idle is given back
 _EXCHANGE_S = 2.0
+_LAST_PAUSES_S = (0.1, 0.4)  # between the tries to report while closing
 _UNTRIED = "not started"
 
 
@@ -83,11 +84,7 @@ class Clerk:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for _ in range(2):  # a report that was under way, then the last one
-            if not self.is_down:
-                for meter in self.listed:
-                    meter.retire()
-                await self.exchange(is_tick=True)
+        await self._take_leave()
         await self.store.close()
 
     def describe(self) -> dict[str, Any]:
@@ -110,6 +107,26 @@ class Clerk:
             if self.is_down and time.monotonic() < self._next_tick:
                 continue
             await self.exchange(is_tick=time.monotonic() >= self._next_tick)
+
+    async def _take_leave(self) -> None:
+        """Make the last reports; a store that was gone, or failed just now, may be back."""
+        pauses = iter(_LAST_PAUSES_S)
+        reports = 0
+        while reports < 2:  # one that was under way, then the last
+            if self.is_down and not any(meter.used or meter.calls for meter in self.listed):
+                return
+            for meter in self.listed:
+                meter.retire()
+            await self.exchange(is_tick=True)
+            if not self.is_down:
+                reports += 1
+                continue
+            pause = next(pauses, None)
+            if pause is None:
+                num = sum(meter.used > 0 for meter in self.listed)
+                logger.error("what was used last of %d limits never reached their store", num)
+                return
+            await asyncio.sleep(pause)
 
     async def exchange(self, *, is_tick: bool) -> None:
         """Tell the store what there is to tell; ``is_tick``: the regular report."""

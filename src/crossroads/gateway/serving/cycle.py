@@ -100,7 +100,8 @@ class Cycle:
         """Return what arrived of the body; when all was taken, wait for the client to leave."""
         while not self.is_disconnected and not self.is_over:
             if self._body or (self.is_whole and not self._is_taken):
-                return self._take()
+                body = self._take()
+                return {"type": "http.request", "body": body, "more_body": not self.is_whole}
             if self._wants_100 and not self._is_started:
                 self._wants_100 = False
                 self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -110,14 +111,21 @@ class Cycle:
             await self._event.wait()
         return {"type": "http.disconnect"}
 
-    def _take(self) -> Message:
+    def take_whole(self) -> bytes | None:
+        """Implements ``Direct``."""
+        if self._is_taken or self.is_disconnected or self.is_over or not self.is_whole:
+            return None
+        return self._take()
+
+    def _take(self) -> bytes:
+        """Return what arrived since the last time."""
         parts = self._body
         body = parts[0] if len(parts) == 1 else b"".join(parts)
         self._body = []
         self._size = 0
         self._is_taken = self.is_whole
         self._connection.body_taken()
-        return {"type": "http.request", "body": body, "more_body": not self.is_whole}
+        return body
 
     def _notify(self) -> None:
         if self._event is not None:
@@ -139,29 +147,36 @@ class Cycle:
         else:
             raise RuntimeError(f"unexpected message {kind!r} at this point of a response")
 
+    def send_whole(self, status: int, headers: _Headers, body: bytes) -> bool:
+        """Implements ``Direct``, for responses that have a body."""
+        connection = self._connection
+        if self._is_started or self.is_disconnected or connection.is_choked or not self.is_whole:
+            return False
+        head = self._joined(status, [*connection.default_headers, *headers])
+        if b"\nconnection:" in head and self.keep_alive:
+            return False  # somebody else's, which is looked at there
+        self._is_started = self.is_sent = self.is_over = True
+        connection.write(head + body)
+        self._notify()
+        connection.response_over(self)
+        return True
+
     def _send_head(self, status: int, headers: Any) -> None:
         pairs = [*self._connection.default_headers, *headers]
         found = dict(pairs)
         length = int(found[b"content-length"]) if b"content-length" in found else None
         if b"connection" in found:
             pairs = [pair for pair in pairs if not self._closes(*pair)]
-        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *map(_line, pairs)]
         has_body = self.scope["method"] != "HEAD" and status not in _BODILESS
         if length is None and has_body:
             if self.scope["http_version"] == "1.0":
                 self.keep_alive = False  # the body ends with the connection
             else:
                 self._chunked = True
-                parts.append(b"transfer-encoding: chunked")
+                pairs.append((b"transfer-encoding", b"chunked"))
         if not self.is_whole:  # what is answered before it was sent is not read any further
             self.keep_alive = False
-        if not self.keep_alive:
-            parts.append(b"connection: close")
-        num_lines = len(parts) + 1
-        parts += (b"", b"")
-        head = b"\r\n".join(parts)
-        if head.count(b"\n") != num_lines or head.count(b"\r") != num_lines or b"\0" in head:
-            raise RuntimeError("a response header holds a line break or a zero byte")
+        head = self._joined(status, pairs)
         self._is_started = True
         self._num_left = length if has_body else 0
         if length is None and has_body:  # a stream: its head may be long before its first event
@@ -169,6 +184,18 @@ class Cycle:
             self.is_sent = True
         else:
             self._head = head
+
+    def _joined(self, status: int, pairs: _Headers) -> bytes:
+        """Return the bytes of a head. Raises RuntimeError where a header would end its line."""
+        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status, *map(_line, pairs)]
+        if not self.keep_alive:
+            parts.append(b"connection: close")
+        num_lines = len(parts) + 1
+        parts += (b"", b"")
+        head = b"\r\n".join(parts)
+        if head.count(b"\n") != num_lines or head.count(b"\r") != num_lines or b"\0" in head:
+            raise RuntimeError("a response header holds a line break or a zero byte")
+        return head
 
     def _closes(self, name: bytes, value: bytes) -> bool:
         """Whether a header ends the connection, which is noted and said by us."""

@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
+from crossroads.gateway.serving import direct
 from crossroads.gateway.serving.cycle import Cycle
 from crossroads.gateway.serving.guard import (
     BODY,
@@ -155,6 +156,7 @@ class FastHttpProtocol(LimitedProtocol, asyncio.Protocol):
         }
         keep_alive = version != "1.0" and parser.should_keep_alive()
         cycle = Cycle(self, scope, keep_alive=keep_alive, wants_100=wants_100)
+        scope[direct.KEY] = cycle
         self._incoming = cycle
         self._reading = BODY
         self._deadline = self.loop.time() + self.settings.body_s

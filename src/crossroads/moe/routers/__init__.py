@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from crossroads.core.errors import UsageError
 from crossroads.core.registry import Registry, parse_settings
 from crossroads.moe.contract import Router
 
@@ -59,10 +60,21 @@ def known_settings(cls: type[Router]) -> dict[str, Any]:
 
 
 def build_router(spec: str, d: int, n_experts: int, **settings: Any) -> Router:
-    """Build a router for tokens of width ``d``; settings in the text win over the arguments."""
+    """Build a router for tokens of width ``d``; settings in the text win over the arguments.
+
+    Raises UsageError for sizes that are no positive whole numbers, and settings that do not fit.
+    """
+    for size, label in ((d, "d"), (n_experts, "n_experts")):
+        if not isinstance(size, int) or size < 1:
+            raise UsageError(f"{label}: expected a whole number of at least 1, got {size!r}")
     name, given = parse_router(spec)
     cls: Any = router_class(name)
-    router: Router = cls(d, n_experts, **{**settings, **given})
+    try:
+        router: Router = cls(d, n_experts, **{**settings, **given})
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise UsageError(f"router {name!r}: {error}") from error
     return router
 
 

@@ -196,9 +196,7 @@ class ProMoE(Router):
     def _token_choice(
         self, logits_NE: Tensor, null_B: Tensor, routed_BT: Tensor, inp: RouterInput
     ) -> tuple[TokenChoice, Tensor]:
-        idx_NK = closed(
-            forced(gating.top_k(logits_NE, self.k), inp, self.n_routed), logits_NE, inp
-        )
+        idx_NK = closed(forced(gating.top_k(logits_NE, self.k), inp, self.n_routed), logits_NE, inp)
         idx_NK = torch.where(routed_BT.reshape(-1, 1), idx_NK, NOBODY)
         picked_NK = idx_NK >= 0
         w_NK = self.mapped(logits_NE, -1).gather(-1, idx_NK.clamp_min(0))

@@ -1,0 +1,20 @@
+"""The layers of a base model that can be adapted, and their sizes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def layer_size(layer: nn.Module) -> tuple[int, int] | None:
+    """Return the inputs and outputs of a linear layer, None for a layer of another kind.
+
+    GPT-2's ``Conv1D`` counts: its weight is stored (inputs, outputs), but factors of adapters have
+    the same layout for both.
+    """
+    inputs, outputs = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+    if isinstance(inputs, int) and isinstance(outputs, int):
+        return inputs, outputs
+    if type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers."):
+        inputs, outputs = layer.weight.shape
+        return int(inputs), int(outputs)
+    return None

@@ -1,0 +1,1 @@
+"""Twelve LoRA experts on SmolLM2-135M, the tasks they were trained on, and tasks they never saw."""

@@ -1,0 +1,93 @@
+"""Train a LoRA expert on its own data, with nobody else's in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.adapters.bank import AdapterBank, Expert, LoRA
+from crossroads.adapters.contract import RouteInput, Router, Routing
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.texts import TextBatch
+from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
+from crossroads.core.errors import InputError
+from crossroads.core.progress import Progress
+
+
+class Alone(Router):
+    """The bank's only expert, with weight 1, for its training."""
+
+    name: ClassVar[str] = "alone"
+
+    def route(self, given: RouteInput) -> Routing:
+        return Routing(weights=given.x_BTI.new_ones(1, 1, 1, 1))
+
+
+def new_expert(
+    model: nn.Module, name: str, *, targets: Sequence[str], rank: int, alpha: float, seed: int = 0
+) -> Expert:
+    """Return an expert that changes nothing yet: A as PEFT draws it, B zero, scale alpha / rank.
+
+    ``targets`` are the last parts of the names of linear layers, such as "q_proj". Raises
+    InputError where the model has none of them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    modules = {}
+    for full, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and full.rpartition(".")[2] in targets:
+            bound = layer.in_features**-0.5  # Kaiming's with slope sqrt(5)
+            a_RI = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator)
+            b_OR = torch.zeros(layer.out_features, rank)
+            modules[full] = LoRA(a_RI=a_RI, b_OR=b_OR, scale=alpha / rank)
+    if not modules:
+        raise InputError(f"no linear layer is named {' or '.join(targets)}; name others")
+    return Expert(name=name, modules=modules)
+
+
+def train_expert(
+    model: nn.Module,
+    expert: Expert,
+    batch_of: Callable[[int], TextBatch],
+    settings: TrainSettings,
+    *,
+    lr: float,
+    checkpoint: Path | None = None,
+    identity: str = "",
+    progress: Progress | None = None,
+) -> tuple[Expert, tuple[float, ...]]:
+    """Return the expert after training, and the loss of every step.
+
+    Parameters
+    ----------
+    model : frozen causal language model; it is given back as it was
+    batch_of : step -> batch of the expert's training data
+    checkpoint, identity, progress : of ``training.train``
+
+    Raises what ``training.train`` raises.
+    """
+    bank = AdapterBank([expert])
+    routed = RoutedModel(model, bank, Alone())
+    factors: list[nn.Parameter] = []
+    for module in bank.layers.values():
+        factors += [module.a_ERI, module.b_EOR]
+
+    def loss_of(step: int) -> Tensor:
+        return batch_loss(routed, batch_of(step), step=step, seed=settings.seed)
+
+    try:
+        losses = train(
+            loss_of,
+            [Group(parameters=factors, lr=lr)],
+            settings,
+            modules=[bank],
+            checkpoint=checkpoint,
+            identity=identity,
+            progress=progress,
+        )
+    finally:
+        routed.unwrap()
+    return bank.expert(expert.name), losses

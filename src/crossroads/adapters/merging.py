@@ -1,0 +1,72 @@
+"""Merges of experts that trim and elect single numbers, by PEFT's own functions.
+
+What comes out is no weighting of the experts but one adapter for each layer. ``on="factors"`` works
+on A and B apart, as PEFT's "ties" and "dare_linear" do, and needs equal ranks; ``on="delta"`` works
+on the products and keeps the largest singular directions, as PEFT's "..._svd" do. Factors of
+experts trained apart are known up to a rotation of their ranks only, which deltas do not notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from crossroads.adapters.bank import LoRA, ModuleBank
+from crossroads.core.errors import InputError, MissingExtraError
+
+On = Literal["factors", "delta"]
+Combination = Callable[[Sequence[Tensor], Tensor], Tensor]  # (tensors, a weight each) -> one
+
+
+def peft_merges(router: str) -> Any:
+    """Return PEFT's module of merge functions. Raises MissingExtraError."""
+    try:
+        from peft.utils import merge_utils
+    except ImportError:
+        raise MissingExtraError(f"router {router}: peft", extra="adapters") from None
+    return merge_utils
+
+
+def check_merge(router: str, *, on: str, density: float) -> None:
+    """Raise InputError for a place or a density there is not."""
+    if on not in ("factors", "delta"):
+        raise InputError(f"router {router}: on: expected factors or delta, got {on!r}")
+    if not 0 < density <= 1:
+        raise InputError(f"router {router}: density: expected above 0 and at most 1, got {density}")
+
+
+def merge(
+    bank: ModuleBank, combination: Combination, *, weight: float, on: str, rank: int = 0
+) -> LoRA:
+    """Return one adapter made of a layer's experts, each with the same weight.
+
+    ``rank`` is that of the result on deltas, 0 = the experts' largest. Raises InputError where
+    factors have unequal ranks.
+    """
+    found = [bank.lora(e) for e in range(bank.n_experts)]
+    experts = [lora for lora in found if lora is not None]
+    if on == "delta":
+        weights_E = torch.full((len(experts),), weight)
+        delta_OI = combination([lora.delta_OI() for lora in experts], weights_E)
+        return _low_rank(delta_OI, rank or bank.rank)
+    ranks = sorted({lora.rank for lora in experts})
+    if len(ranks) > 1:
+        raise InputError(
+            f"merge of factors at {bank.name}: ranks differ ({ranks[0]} and {ranks[-1]}); "
+            "use on=delta"
+        )
+    scaled_E = torch.tensor([weight * lora.scale for lora in experts])
+    root_E = scaled_E.abs().sqrt()
+    return LoRA(
+        a_RI=combination([lora.a_RI.float() for lora in experts], root_E * scaled_E.sign()),
+        b_OR=combination([lora.b_OR.float() for lora in experts], root_E),
+        scale=1.0,
+    )
+
+
+def _low_rank(delta_OI: Tensor, rank: int) -> LoRA:
+    left_OS, sizes_S, right_SI = torch.linalg.svd(delta_OI, full_matrices=False)
+    return LoRA(a_RI=right_SI[:rank], b_OR=left_OS[:, :rank] * sizes_S[:rank], scale=1.0)

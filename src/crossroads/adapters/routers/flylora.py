@@ -1,0 +1,116 @@
+"""FlyLoRA: no router but the down-projection itself; the k ranks with the largest |A x| fire.
+
+z = A x with A frozen, sparse and random; S = the k largest of |z + d|; y = W x + s sum_S B_i z_i.
+d, one number a rank, balances the ranks without gradient: after each optimiser step
+d_i += rate * sign(mean(c) - c_i), c_i the tokens that used rank i. As printed that rule does not
+balance: inside the absolute value, a falling d makes |z + d| larger once it is negative.
+``select="magnitude"`` ranks by |z| + d, which does. Source: FlyLoRA (NeurIPS 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.contract import RouteInput, Router, Routing
+from crossroads.core.errors import InputError, UsageError
+from crossroads.core.gating import top_k
+
+_SELECTIONS = ("abs_biased", "magnitude", "signed")
+
+
+class FlyLoRA(Router):
+    """Top-k by rank, over a bank made by ``adapters.fly``.
+
+    Parameters
+    ----------
+    k : ranks that fire for a token
+    ranks : R of one adapter; the bank may hold several side by side, each fires its own k. 0 = all
+        experts are one adapter
+    select : "abs_biased" |z + d| (the paper), "magnitude" |z| + d, "signed" z + d (the authors'
+        fork of PEFT)
+    rate : of d, per optimiser step; 0 = d stays
+    """
+
+    name: ClassVar[str] = "flylora"
+
+    def __init__(
+        self, *, k: int = 8, ranks: int = 0, select: str = "abs_biased", rate: float = 1e-3
+    ) -> None:
+        super().__init__()
+        if select not in _SELECTIONS:
+            raise UsageError(f"flylora: select is {', '.join(_SELECTIONS)}; got {select!r}")
+        self.k, self.ranks, self.select, self.rate = k, ranks, select, rate
+        self._places: dict[str, int] = {}
+        self._counts: dict[str, Tensor] = {}
+        self.register_buffer("bias_LE", torch.zeros(0, 0))
+
+    bias_LE: Tensor
+
+    def prepare(self, bank: AdapterBank) -> None:
+        """Make d for every layer; one of the same size stays.
+
+        Raises InputError where experts are not of rank one or do not fill whole adapters.
+        """
+        n_experts, ranks = bank.n_experts, self.ranks or bank.n_experts
+        if n_experts % ranks or not 1 <= self.k <= ranks:
+            raise InputError(
+                f"router flylora: {n_experts} experts are no multiple of {ranks} ranks, or k = "
+                f"{self.k} is not between 1 and {ranks}"
+            )
+        for layer, module in bank.layers.items():
+            if module.rank != 1 or not bool(module.alive_E.all()):
+                raise InputError(
+                    f"router flylora: {layer} has experts of rank {module.rank}, expected rank one "
+                    "for all; crossroads.adapters.fly.fly_bank makes such banks"
+                )
+        self._places = {layer: place for place, layer in enumerate(bank.layers)}
+        self._counts = {}
+        size = (len(self._places), n_experts)
+        if self.bias_LE.shape != size:
+            self.bias_LE = torch.zeros(size)
+
+    def route(self, given: RouteInput) -> Routing:
+        n_experts = given.bank.n_experts
+        ranks = self.ranks or n_experts
+        z_BTE = given.x_BTI.detach().float() @ given.bank.a_ERI[:, 0].detach().float().T
+        scores_BTE = self._scores(z_BTE, self.bias_LE[self._places[given.module]])
+        best_BTGK = top_k(scores_BTE.unflatten(-1, (-1, ranks)), self.k)
+        fires_BTE = torch.zeros_like(scores_BTE).unflatten(-1, (-1, ranks))
+        fires_BTE = fires_BTE.scatter(-1, best_BTGK, 1.0).flatten(-2)
+        if given.call.training and self.rate:
+            self._count(given, fires_BTE)
+        return Routing(
+            weights=fires_BTE.unsqueeze(2), normalised=False, logits=scores_BTE.unsqueeze(2)
+        )
+
+    def update(self, step: int = 0) -> None:
+        """Move d by what fired since the last update; call it once per optimiser step."""
+        for layer, count_E in self._counts.items():
+            by_adapter = count_E.unflatten(0, (-1, self.ranks or len(count_E)))
+            wanted = by_adapter.mean(-1, keepdim=True)
+            self.bias_LE[self._places[layer]] += (
+                self.rate * torch.sign(wanted - by_adapter).flatten()
+            )
+        self._counts.clear()
+
+    def settings(self) -> Mapping[str, Any]:
+        names = ("k", "ranks", "select", "rate")
+        return {name: getattr(self, name) for name in names}
+
+    def _scores(self, z_BTE: Tensor, bias_E: Tensor) -> Tensor:
+        if self.select == "abs_biased":
+            return (z_BTE + bias_E).abs()
+        if self.select == "magnitude":
+            return z_BTE.abs() + bias_E
+        return z_BTE + bias_E
+
+    def _count(self, given: RouteInput, fires_BTE: Tensor) -> None:
+        mask_BT = given.call.mask_BT
+        real = fires_BTE if mask_BT is None else fires_BTE * mask_BT.unsqueeze(-1)
+        count_E = real.sum((0, 1))
+        self._counts[given.module] = self._counts.get(given.module, 0.0) + count_E

@@ -1,0 +1,146 @@
+"""X-LoRA: a first pass of the base model decides, token by token, how a second one mixes experts.
+
+scalings = softmax(head(h) / temperature), h the last hidden states of the first pass; one set of
+weights for all layers, or one for each. Experts stay frozen, the head is trained. Source: X-LoRA
+(Buehler and Buehler 2024). A token's weights come from a pass that has read that token, so that a
+pass cannot go on from a cache; ``prompt_scalings`` decides once on the prompt instead, and
+generation may use its cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.contract import Call, RouteInput, Router, Routing
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.survey.schema import Cells
+from crossroads.core.errors import InputError
+from crossroads.core.gating import softmax, top_k
+
+_DROPOUT = 0.2  # between layers of a deep head, in training
+
+
+class XLora(Router):
+    """Weights by a head on the last hidden states, over all experts or the k largest of them.
+
+    Parameters
+    ----------
+    depth : linear layers of the head, ReLU and ``hidden`` units between them
+    temperature : of the softmax
+    k : above 0, only the k largest weights are kept, as they are: they no longer add to 1
+    by_layer : the head decides for every routed layer apart
+    width : D of the hidden states; 0 = the inputs of the bank's first layer
+    seed : of the head's first numbers
+    """
+
+    name: ClassVar[str] = "x-lora"
+    survey_row: ClassVar[str | None] = "X-LoRA"
+    cells: ClassVar[Cells | None] = Cells(
+        expert_training="Standard",
+        expert_data="Private",
+        routing_dataset="Target",
+        input_granularity="Step",
+        depth_granularity="Module",
+        expert_selection="Dense",
+        expert_aggregation="Output",
+        generalization="Multiple",
+        user_dataset="Full",
+    )
+
+    def __init__(
+        self,
+        *,
+        depth: int = 1,
+        hidden: int = 2048,
+        temperature: float = 1.0,
+        k: int = 0,
+        by_layer: bool = False,
+        width: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise InputError(f"router x-lora: depth: expected 1 or more, got {depth}")
+        self.depth, self.hidden, self.temperature = depth, hidden, temperature
+        self.k, self.by_layer, self.width, self.seed = k, by_layer, width, seed
+        self.head = nn.ModuleList()
+        self._names: tuple[str, ...] = ()
+        self._places: dict[str, int] = {}
+
+    def prepare(self, bank: AdapterBank) -> None:
+        """Make the head, unless there is one for these experts and layers."""
+        names, layers = bank.names, tuple(bank.layers)
+        if names == self._names and layers == tuple(self._places):
+            return
+        self._names, self._places = names, {layer: m for m, layer in enumerate(layers)}
+        width = self.width or bank.layers[layers[0]].inputs
+        outputs = len(names) * (len(layers) if self.by_layer else 1)
+        sizes = [width, *[self.hidden] * (self.depth - 1), outputs]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.head = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+
+    def ahead(self, call: Call, hidden: Callable[[], Tensor]) -> Call:
+        if call.scalings is not None:
+            return call
+        return replace(call, scalings=self.scalings(hidden(), training=call.training))
+
+    def scalings(self, h_BTD: Tensor, *, training: bool = False) -> Tensor:
+        """Return weights (B, T, M, E) from last hidden states; M is 1 unless ``by_layer``."""
+        *inner, last = self.head
+        h = h_BTD.float()
+        for layer in inner:
+            h = nn.functional.dropout(torch.relu(layer(h)), _DROPOUT, training=training)
+        logits_BTME = last(h).unflatten(-1, (-1, len(self._names)))
+        return softmax(logits_BTME / self.temperature)
+
+    def route(self, given: RouteInput) -> Routing:
+        if given.call.scalings is None:
+            raise InputError("router x-lora: no scalings; call the whole model, not a layer")
+        place = self._places[given.module] if self.by_layer else 0
+        alive_E = given.bank.alive_E
+        # Softmax over the experts alive here: the same as renormalising the one over all.
+        odds_BT1E = given.call.scalings[:, :, place : place + 1] * alive_E
+        total = odds_BT1E.sum(-1, keepdim=True)
+        weights_BT1E = odds_BT1E / total.masked_fill(total == 0, 1.0)
+        if not 0 < self.k < int(alive_E.sum()):
+            return Routing(weights=weights_BT1E)
+        index = top_k(weights_BT1E.detach(), self.k)
+        return Routing(weights=weights_BT1E.gather(-1, index), index=index, normalised=False)
+
+    def is_static(self, call: Call) -> bool:
+        return call.scalings is not None and call.scalings.shape[1] == 1
+
+    def settings(self) -> Mapping[str, Any]:
+        names = ("depth", "hidden", "temperature", "k", "by_layer", "width", "seed")
+        return {name: getattr(self, name) for name in names}
+
+
+def prompt_scalings(routed: RoutedModel, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
+    """Return weights (B, 1, M, E) read off each prompt's last token, constant from then on.
+
+    >>> with calling(scalings=prompt_scalings(routed, ids)):      # doctest: +SKIP
+    ...     model.generate(ids)
+
+    ``mask_BT`` is bool, True = real token, padding on either side. Raises InputError where the
+    router of the model is another one.
+    """
+    router = routed.router
+    if not isinstance(router, XLora):
+        raise InputError(f"prompt scalings: the model's router is {router.name!r}, not 'x-lora'")
+    mask_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT.bool()
+    with torch.no_grad(), routed.disabled():
+        h_BTD = routed.model.base_model(
+            input_ids=ids_BT, attention_mask=mask_BT.long(), use_cache=False
+        ).last_hidden_state
+        position_T = torch.arange(ids_BT.shape[1])
+        last_B = torch.where(mask_BT, position_T, -1).amax(-1)
+        h_B1D = h_BTD[torch.arange(len(ids_BT)), last_B].unsqueeze(1)
+        return router.scalings(h_B1D)

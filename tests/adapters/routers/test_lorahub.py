@@ -1,0 +1,111 @@
+"""LoraHub: a search over one weight an expert, and the adapter its weights make."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.routers import build_router
+from crossroads.adapters.routers.lorahub import LoraHub
+from crossroads.core.errors import InputError, MissingExtraError
+from tests.adapters.strangers import stranger, strangers, tiny_llama, tokens
+
+WANTED = torch.tensor([0.9, -0.6, 0.0, 0.3])
+
+
+def prepared(**settings: object) -> tuple[LoraHub, AdapterBank]:
+    bank = AdapterBank(strangers(tiny_llama(), 4))
+    router = LoraHub(**settings)  # type: ignore[arg-type]
+    router.prepare(bank)
+    return router, bank
+
+
+@pytest.mark.parametrize(("search", "budget"), [("nevergrad", 60), ("evolution", 300)])
+def test_the_search_finds_weights_and_keeps_the_best(search: str, budget: int) -> None:
+    if search == "nevergrad":
+        pytest.importorskip("nevergrad")
+    router, _ = prepared(search=search, budget=budget, penalty=0.0)
+    seen: list[float] = []
+
+    def loss() -> float:
+        assert float(router.weights_E.abs().max()) <= 1.5
+        seen.append(float((router.weights_E - WANTED).square().sum()))
+        return seen[-1]
+
+    best = router.fit(loss)
+    assert len(seen) == budget
+    assert seen[0] == pytest.approx(float(WANTED.square().sum()))  # the base model comes first
+    assert best == min(seen)
+    torch.testing.assert_close(router.weights_E, WANTED, atol=0.1, rtol=0)
+
+
+def test_the_penalty_pulls_weights_to_zero() -> None:
+    strict, _ = prepared(search="evolution", budget=300, penalty=50.0)
+    strict.fit(lambda: float((strict.weights_E - WANTED).square().sum()))
+    assert float(strict.weights_E.abs().max()) < 0.05
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    found = []
+    for seed in (0, 0, 1):
+        router, _ = prepared(search="evolution", seed=seed)
+        router.fit(lambda: float((router.weights_E - WANTED).square().sum()))  # noqa: B023
+        found.append(router.weights_E)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_factors_are_averaged_so_the_effect_is_of_degree_two() -> None:
+    model = tiny_llama()
+    bank = AdapterBank(strangers(model, 1))
+    router = LoraHub()
+    RoutedModel(model, bank, router)
+    layer, module = next(iter(bank.layers.items()))
+    x = torch.randn(1, 3, module.inputs)
+    linear = model.get_submodule(layer)
+    plain = linear(x)
+    router.weights_E = torch.tensor([1.0])
+    model(tokens())
+    once = linear(x) - plain
+    router.weights_E = torch.tensor([-2.0])
+    model(tokens())
+    torch.testing.assert_close(linear(x) - plain, 4 * once, atol=1e-4, rtol=0)
+
+
+def test_weights_stay_with_their_experts() -> None:
+    router, bank = prepared()
+    router.weights_E = WANTED.clone()
+    bank.remove("e1")
+    bank.add(stranger(tiny_llama(), "new", seed=9))
+    router.prepare(bank)
+    torch.testing.assert_close(router.weights_E, torch.tensor([0.9, 0.0, 0.3, 0.0]))
+
+
+def test_unequal_ranks_are_refused() -> None:
+    model = tiny_llama()
+    bank = AdapterBank([stranger(model, "a", seed=0, rank=1), stranger(model, "b", seed=1)])
+    router = LoraHub()
+    RoutedModel(model, bank, router)
+    router.weights_E = torch.ones(2)
+    with pytest.raises(InputError, match="ranks differ"):
+        model(tokens())
+
+
+def test_a_missing_library_is_named_or_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nevergrad", None)
+    router, _ = prepared(search="nevergrad")
+    with pytest.raises(MissingExtraError, match=r"pip install 'crossroads\[adapters\]'"):
+        router.fit(lambda: 1.0)
+    auto, _ = prepared()
+    assert auto.fit(lambda: float(auto.weights_E.sum())) < 0
+
+
+def test_settings_are_checked_and_kept() -> None:
+    with pytest.raises(InputError, match="search: expected one of auto, nevergrad, evolution"):
+        LoraHub(search="grid")
+    router = build_router("lorahub:budget=10:seed=3")
+    assert build_router("lorahub", **router.settings()).settings() == router.settings()

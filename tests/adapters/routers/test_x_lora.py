@@ -1,0 +1,118 @@
+"""X-LoRA: two passes inside one call, trained head, and weights that a cache can live with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.calls import calling
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.routers import build_router
+from crossroads.adapters.routers.x_lora import XLora, prompt_scalings
+from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
+from crossroads.core.errors import InputError
+from tests.adapters.strangers import batch, strangers, tiny_llama, tokens
+
+
+def routed(n: int = 3, **settings: object) -> RoutedModel:
+    model = tiny_llama()
+    found = RoutedModel(model, AdapterBank(strangers(model, n)), XLora(**settings))  # type: ignore[arg-type]
+    found.checks = True
+    return found
+
+
+def weights(found: RoutedModel) -> list[Tensor]:
+    return [r.dense(found.bank.layers[layer].n_experts) for layer, r in found.last_routings.items()]
+
+
+def test_weights_are_those_of_the_base_model_s_last_hidden_states() -> None:
+    found = routed(temperature=2.0)
+    router = found.router
+    assert isinstance(router, XLora)
+    found.model(tokens())
+    base = tiny_llama().model(tokens()).last_hidden_state
+    wanted = torch.softmax(router.head[0](base) / 2.0, -1)
+    for seen in weights(found):
+        torch.testing.assert_close(seen[:, :, 0], wanted)
+
+
+def test_layers_may_be_weighed_apart() -> None:
+    found = routed(by_layer=True)
+    found.model(tokens())
+    first, second, *_ = weights(found)
+    assert first.shape == second.shape == (3, 7, 1, 3)
+    assert not torch.equal(first, second)
+
+
+def test_the_largest_weights_are_kept_as_they_are() -> None:
+    dense, sparse = routed(), routed(k=2)
+    dense.model(tokens())
+    sparse.model(tokens())
+    for all_of_them, kept in zip(weights(dense), weights(sparse), strict=True):
+        smallest = all_of_them.argmin(-1, keepdim=True)
+        torch.testing.assert_close(kept, all_of_them.scatter(-1, smallest, 0.0))
+
+
+def test_training_moves_the_head_alone_and_the_loss_falls() -> None:
+    found = routed(depth=2, hidden=16)
+    data = batch(tokens(8, 12))
+    frozen = {name: p.clone() for name, p in found.model.named_parameters()}
+    losses = train(
+        lambda step: batch_loss(found, data, step=step, seed=0),
+        [Group(parameters=[*found.router.parameters()], lr=3e-2)],
+        TrainSettings(steps=30),
+        modules=[found.router],
+    )
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(frozen[name], p) for name, p in found.model.named_parameters())
+
+
+def test_weights_of_the_prompt_can_be_used_with_a_cache() -> None:
+    found = routed()
+    prompt = tokens(2, 5)
+    padded = torch.cat([prompt, torch.zeros(2, 2, dtype=torch.long)], 1)
+    mask = torch.arange(7).expand(2, 7) < 5
+    scalings = prompt_scalings(found, prompt)
+    torch.testing.assert_close(prompt_scalings(found, padded, mask), scalings)
+    assert scalings.shape == (2, 1, 1, 3)
+    with torch.no_grad(), calling(scalings=scalings):
+        whole = found.model(prompt).logits
+        first = found.model(prompt[:, :3], use_cache=True)
+        rest = found.model(prompt[:, 3:], past_key_values=first.past_key_values).logits
+        written = found.model.generate(prompt, max_new_tokens=4, do_sample=False)
+        slow = found.model.generate(prompt, max_new_tokens=4, do_sample=False, use_cache=False)
+    torch.testing.assert_close(rest, whole[:, 3:], atol=1e-4, rtol=0)
+    assert torch.equal(written, slow)
+
+
+def test_two_passes_refuse_a_cache_and_do_without_one() -> None:
+    found, prompt = routed(), tokens(1, 5)
+    with pytest.raises(InputError, match="use_cache=False"):
+        found.model.generate(prompt, max_new_tokens=4, do_sample=False)
+    written = found.model.generate(prompt, max_new_tokens=4, do_sample=False, use_cache=False)
+    assert written.shape == (1, 9)
+
+
+def test_heads_are_the_same_for_the_same_seed_and_stay_with_their_experts() -> None:
+    first, second, other = routed(), routed(), routed(seed=1)
+    assert torch.equal(first.router.head[0].weight, second.router.head[0].weight)
+    assert not torch.equal(first.router.head[0].weight, other.router.head[0].weight)
+    head = first.router.head
+    first.refresh()
+    assert first.router.head is head
+    first.bank.remove("e2")
+    first.model(tokens())
+    assert first.router.head[0].out_features == 2
+
+
+def test_wrong_use_is_named() -> None:
+    model = tiny_llama()
+    uniform = RoutedModel(model, AdapterBank(strangers(model, 2)), build_router("uniform"))
+    with pytest.raises(InputError, match="router is 'uniform', not 'x-lora'"):
+        prompt_scalings(uniform, tokens())
+    with pytest.raises(InputError, match="depth"):
+        XLora(depth=0)
+    router = build_router("x-lora:k=2:by_layer=true")
+    assert build_router("x-lora", **router.settings()).settings() == router.settings()

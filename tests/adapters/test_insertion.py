@@ -1,0 +1,526 @@
+"""Routed models: in and out of real architectures, caches, beams, checkpointing, threads."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from crossroads.adapters.bank import AdapterBank, Expert, ModuleBank
+from crossroads.adapters.calls import calling
+from crossroads.adapters.contract import Call, Mode, RouteInput, Router, Routing
+from crossroads.adapters.insertion import RoutedLinear, RoutedModel
+from crossroads.adapters.passes import Pass
+from crossroads.adapters.routers import build_router
+from crossroads.adapters.scopes import Scope
+from crossroads.adapters.survey.schema import Cells
+from crossroads.core.errors import InputError
+from crossroads.core.gating import softmax
+from crossroads.core.routed import AuxTerm
+from tests.adapters.toys import (
+    bank_for,
+    experts,
+    ids,
+    linear_layers,
+    lora,
+    tiny_bert,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_t5,
+)
+
+T5_LAYERS = ("q", "k", "v", "o", "wi", "wo")
+BERT_LAYERS = ("query", "value", "dense")
+GPT2_LAYERS = ("c_attn", "c_fc", "c_proj")
+
+
+class Gated(Router):
+    """One trainable gate for everything; notes what it was asked."""
+
+    name: ClassVar[str] = "gated"
+
+    def __init__(self, scope: Scope = "module", experts: int = 3) -> None:
+        super().__init__()
+        self.scope = scope  # type: ignore[misc]
+        draw = torch.Generator().manual_seed(5)
+        self.gate_EI = nn.Parameter(torch.randn(experts, 64, generator=draw))
+        self.asked: list[RouteInput] = []
+
+    def route(self, given: RouteInput) -> Routing:
+        self.asked.append(given)
+        if self.scope == "model":
+            assert given.call.task_ids_B is not None
+            weights = softmax(self.gate_EI[:, given.call.task_ids_B].T)[:, None, None]
+        else:
+            scores = given.x_BTI.float() @ self.gate_EI[:, : given.bank.inputs].T
+            weights = softmax(scores)[:, :, None]
+        aux = {"size": AuxTerm(weights.square().mean(), 0.5)}
+        return Routing(weights=weights, aux=aux)
+
+
+@pytest.mark.parametrize(
+    ("make", "ends"),
+    [
+        (tiny_llama, ("q_proj", "v_proj", "down_proj")),
+        (tiny_t5, T5_LAYERS),
+        (tiny_bert, BERT_LAYERS),
+        (tiny_gpt2, GPT2_LAYERS),
+    ],
+)
+def test_in_and_out_again_bit_by_bit(make: Any, ends: tuple[str, ...]) -> None:
+    model = make()
+    x = {"input_ids": ids(2, 6)}
+    if hasattr(model, "decoder"):
+        x["decoder_input_ids"] = ids(2, 4, seed=1)
+    modules = dict(model.named_modules())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        before = model(**x)[0]
+        routed = RoutedModel(model, bank_for(model, 3, ends=ends), build_router("phatgoose"))
+        inside = model(**x)[0]
+        with routed.disabled():
+            assert torch.equal(model(**x)[0], before)
+        assert not torch.allclose(inside, before, atol=1e-3)
+        assert routed.unwrap() is model
+        assert torch.equal(model(**x)[0], before)
+    assert dict(model.named_modules()) == modules
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_wrapped_layer_answers_for_the_layer() -> None:
+    model = tiny_llama()
+    routed = RoutedModel(model, bank_for(model, 2), build_router("uniform"))
+    layer = model.model.layers[0].mlp.down_proj
+    assert isinstance(layer, RoutedLinear)
+    assert layer.weight is layer.base_layer.weight
+    assert layer.bias is None
+    assert (layer.in_features, layer.out_features) == (24, 16)
+    with pytest.raises(InputError, match=r"q_proj: has routed experts already; unwrap"):
+        RoutedModel(model, routed.bank, build_router("uniform"))
+
+
+@pytest.mark.parametrize("spec", ["phatgoose", "phatgoose:k=1", "uniform"])
+def test_decoding_step_by_step_equals_reading_at_once(spec: str) -> None:
+    model = tiny_llama()
+    RoutedModel(model, bank_for(model, 4), build_router(spec))
+    x = ids(2, 9)
+    with torch.no_grad():
+        whole = model(x).logits
+        cache, steps = None, []
+        for position in range(x.shape[1]):
+            out = model(x[:, position : position + 1], past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            steps.append(out.logits)
+    torch.testing.assert_close(torch.cat(steps, 1), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_generated_text_is_the_same_with_and_without_a_cache() -> None:
+    model = tiny_llama()
+    RoutedModel(model, bank_for(model, 4), build_router("phatgoose"))
+    options = {"max_new_tokens": 6, "do_sample": False, "attention_mask": torch.ones(2, 5).long()}
+    x = ids(2, 5)
+    cached = model.generate(x, use_cache=True, **options)
+    assert torch.equal(cached, model.generate(x, use_cache=False, **options))
+    assert cached.shape == (2, 11)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3, "do_sample": False},
+        {"num_beams": 2, "num_return_sequences": 2, "do_sample": False},
+        {"num_return_sequences": 3, "do_sample": True, "top_k": 1},
+    ],
+)
+def test_beams_and_several_answers_keep_each_sequences_expert(options: dict[str, Any]) -> None:
+    model = tiny_llama()
+    RoutedModel(model, bank_for(model, 3), build_router("named"))
+    x = ids(2, 4)
+    names = ["e0", "e2"]
+
+    def answers(rows: Tensor, who: list[str]) -> Tensor:
+        mask = torch.ones_like(rows)
+        with calling(experts=who):
+            return model.generate(rows, attention_mask=mask, max_new_tokens=5, **options)
+
+    together = answers(x, names)
+    alone = torch.cat([answers(x[i : i + 1], [names[i]]) for i in range(2)])
+    assert torch.equal(together, alone)
+    assert not torch.equal(together, answers(x, ["e1", "e1"]))
+
+
+def test_a_batch_that_no_beams_explain_is_refused() -> None:
+    model = tiny_llama()
+    RoutedModel(model, bank_for(model, 3), build_router("named"))
+    refused = pytest.raises(InputError, match="experts speaks of 2 sequences, the batch has 3")
+    with refused, calling(experts=["e0", "e1"]):
+        model(ids(3, 4))
+    with pytest.raises(InputError, match=r"router named: needs 'experts' of every batch"):
+        model(ids(3, 4))
+
+
+def test_padding_changes_nothing_for_real_tokens() -> None:
+    model = tiny_bert()
+    RoutedModel(model, bank_for(model, 3, ends=BERT_LAYERS), build_router("phatgoose"))
+    x = ids(2, 6)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
+    with torch.no_grad():
+        padded = model(x, attention_mask=mask).last_hidden_state
+        alone = model(x[1:, :3]).last_hidden_state
+    torch.testing.assert_close(padded[1, :3], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_the_models_own_mask_reaches_router_and_record() -> None:
+    model = tiny_llama()
+    router = Gated()
+    routed = RoutedModel(model, bank_for(model, 3), router)
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    with torch.no_grad():
+        model(ids(2, 4), attention_mask=mask)
+        assert all(torch.equal(a.call.mask_BT, mask.bool()) for a in router.asked)
+        assert all(
+            s.mask_BT is not None and s.shape == (2, 4) for s in routed.current.seen.values()
+        )
+        with calling(mask=torch.ones(2, 4)):  # what the caller says goes before
+            model(ids(2, 4), attention_mask=mask)
+    assert router.asked[-1].call.mask_BT is not None
+    assert bool(router.asked[-1].call.mask_BT.all())
+
+
+def test_an_encoder_and_a_decoder_have_masks_of_their_own() -> None:
+    model = tiny_t5()
+    router = Gated()
+    routed = RoutedModel(model, bank_for(model, 3, ends=T5_LAYERS), router)
+    encoder_mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    with torch.no_grad():
+        model(input_ids=ids(2, 5), attention_mask=encoder_mask, decoder_input_ids=ids(2, 3, seed=1))
+    for name, seen in routed.current.seen.items():
+        of_encoder = name.startswith("encoder") or name.endswith(
+            ("EncDecAttention.k", "EncDecAttention.v")
+        )
+        assert seen.shape == ((2, 5) if of_encoder else (2, 3)), name
+        assert seen.routing.weights.shape[:2] == seen.shape
+        if of_encoder:
+            assert seen.mask_BT is not None
+            assert torch.equal(seen.mask_BT, encoder_mask.bool())
+        else:
+            assert seen.mask_BT is None
+
+
+@pytest.mark.parametrize("scope", ["module", "group", "layer", "model"])
+def test_an_encoder_and_a_decoder_generate_whatever_the_scope(scope: Scope) -> None:
+    model = tiny_t5()
+    RoutedModel(model, bank_for(model, 3, ends=T5_LAYERS), Gated(scope))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    options = {"attention_mask": mask, "max_new_tokens": 4, "do_sample": False}
+    with calling(task_ids=torch.tensor([1, 4])):
+        cached = model.generate(ids(2, 5), num_beams=2, **options)
+        plain = model.generate(ids(2, 5), num_beams=2, use_cache=False, **options)
+    assert torch.equal(cached, plain)
+    with calling(task_ids=torch.tensor([4])):
+        alone = model.generate(
+            ids(2, 5)[1:, :3], num_beams=2, **{**options, "attention_mask": mask[1:, :3]}
+        )
+    assert torch.equal(alone[0], cached[1])
+
+
+@pytest.mark.parametrize(
+    ("scope", "decisions"),
+    [("module", 10), ("input", 2 * 4), ("layer", 2), ("group", 4), ("model", 1)],
+)
+def test_layers_of_a_scope_share_one_decision(scope: Scope, decisions: int) -> None:
+    model = tiny_llama()
+    router = Gated(scope)
+    routed = RoutedModel(model, bank_for(model, 3), router)
+    with torch.no_grad(), calling(task_ids=torch.tensor([0, 3])):
+        model(ids(2, 4))
+        assert len(router.asked) == decisions
+        model(ids(2, 4))  # a new pass decides anew
+    assert len(router.asked) == 2 * decisions
+    assert len(routed.last_routings) == 10
+    assert len({id(routing) for routing in routed.last_routings.values()}) == decisions
+    expected = sum(0.5 * t.aux["size"].value for t in routed.current.decided.values())
+    assert float(routed.aux_loss()) == pytest.approx(float(expected))
+
+
+def _gradients(
+    scope: Scope, reentrant: bool | None, *, inside: bool = True
+) -> tuple[Tensor, list[Tensor]]:
+    model = tiny_llama()
+    bank = bank_for(model, 3)
+    router = Gated(scope)
+    RoutedModel(model, bank, router)
+    for module in bank.layers.values():
+        module.a_ERI.requires_grad_(True)
+    if reentrant is not None:
+        model.train()
+        name = "activation_checkpointing_enable"  # the newer name
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+    with calling(task_ids=torch.tensor([0, 3])):
+        loss = model(ids(2, 6), labels=ids(2, 6), use_cache=False).loss
+        if inside:
+            loss.backward()
+    if not inside:
+        loss.backward()
+    parameters = [router.gate_EI, *(m.a_ERI for m in bank.layers.values())]
+    assert all(p.grad is not None for p in parameters)
+    return loss.detach(), [p.grad for p in parameters if p.grad is not None]
+
+
+@pytest.mark.parametrize("scope", ["module", "input", "layer", "group", "model"])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("inside", [True, False])
+def test_gradient_checkpointing_gives_the_same_gradients(
+    scope: Scope, reentrant: bool, inside: bool
+) -> None:
+    loss, expected = _gradients(scope, None)
+    other, found = _gradients(scope, reentrant, inside=inside)
+    torch.testing.assert_close(other, loss)
+    for one, gradient in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_threads_run_one_model_with_their_own_experts() -> None:
+    model = tiny_llama()
+    routed = RoutedModel(model, bank_for(model, 3), build_router("named"))
+    x = ids(2, 6)
+    names = ["e0", "e1", "e2", None]
+    with torch.no_grad():
+        expected = []
+        for name in names:
+            with calling(experts=[name]):
+                expected.append(model(x).logits)
+    wrong: list[str | None] = []
+    together = threading.Barrier(len(names))
+
+    def work(place: int) -> None:
+        with torch.no_grad(), calling(experts=[names[place]]):
+            for _ in range(8):
+                together.wait()
+                logits = model(x).logits
+                same = torch.allclose(logits, expected[place], atol=1e-5)
+                if not same or routed.current.call.experts != (names[place],):
+                    wrong.append(names[place])
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(len(names))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_switching_experts_off_holds_for_one_thread() -> None:
+    model = tiny_llama()
+    routed = RoutedModel(model, bank_for(model, 3), build_router("uniform"))
+    seen = []
+    with routed.disabled():
+        thread = threading.Thread(target=lambda: seen.append(routed.is_enabled))
+        thread.start()
+        thread.join()
+        assert not routed.is_enabled
+    assert seen == [True]
+    assert routed.is_enabled
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_with_either_bank(dtype: torch.dtype) -> None:
+    model = tiny_llama().to(dtype)
+    bank = bank_for(model, 3, size=0.1)
+    RoutedModel(model, bank, Gated())
+    with torch.no_grad():
+        wide = model(ids(2, 6)).logits
+        for module in bank.layers.values():
+            module.a_ERI.data, module.b_EOR.data = module.a_ERI.to(dtype), module.b_EOR.to(dtype)
+        narrow = model(ids(2, 6)).logits
+    assert wide.dtype == narrow.dtype == dtype
+    torch.testing.assert_close(wide, narrow, atol=0.05, rtol=0.05)
+
+
+def test_autocast_trains_a_router_in_single_precision() -> None:
+    model = tiny_llama()
+    router = Gated()
+    RoutedModel(model, bank_for(model, 3), router)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids(2, 6), labels=ids(2, 6)).loss
+    loss.backward()
+    assert router.gate_EI.grad is not None
+    assert router.gate_EI.grad.isfinite().all()
+    assert router.gate_EI.grad.any()
+
+
+def test_two_axes_are_rows_of_one_token() -> None:
+    model = nn.Sequential(nn.Linear(6, 4))
+    found = [Expert(name=f"e{i}", modules={"0": lora(2, 6, 4, seed=i)}) for i in range(2)]
+    RoutedModel(model, AdapterBank(found), build_router("uniform"))
+    x = torch.randn(5, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model(x[:, None])[:, 0])
+        assert model(x.view(5, 1, 1, 6)).shape == (5, 1, 1, 4)
+
+
+def test_experts_that_do_not_adapt_a_layer_are_left_out_and_weights_add_up_again() -> None:
+    model = tiny_llama()
+    names = linear_layers(model)
+    found = experts(model, ["a", "b", "c"])
+    partial_one = Expert(name="c", modules={names[0]: found[2].modules[names[0]]})
+    bank = AdapterBank([found[0], found[1], partial_one])
+    router = Gated("layer")
+    routed = RoutedModel(model, bank, router)
+    routed.checks = True
+    with torch.no_grad():
+        model(ids(1, 4))
+    shared = routed.current.decided["model.layers.0"].weights
+    first, second = (routed.last_routings[name].weights for name in names[:2])
+    assert torch.equal(first, shared)
+    assert not second[..., 2].any()
+    torch.testing.assert_close(second[..., :2], shared[..., :2] / (1 - shared[..., 2:]))
+
+
+def test_a_token_without_living_experts_is_the_base_models() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    a = Expert(name="a", modules={"0": lora(2, 6, 6)})
+    b = Expert(name="b", modules={"1": lora(2, 6, 6, seed=1)})
+    x = torch.randn(1, 3, 6)
+    last = model[1]
+    routed = RoutedModel(model, AdapterBank([a, b]), build_router("named"), kernel="dense")
+    inputs: list[Tensor] = []
+    model[1].register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    with torch.no_grad(), calling(experts=["a"]):
+        y = model(x)
+    assert not routed.last_routings["1"].weights.any()
+    assert torch.equal(y, last(inputs[0]))
+
+
+def test_experts_come_and_go_without_a_trace() -> None:
+    model = tiny_llama()
+    bank = bank_for(model, 3)
+    extra = experts(model, [f"x{i}" for i in range(4)])[3]
+    RoutedModel(model, bank, build_router("phatgoose"))
+    with torch.no_grad():
+        before = model(ids(2, 6)).logits
+        bank.add(extra)
+        between = model(ids(2, 6)).logits
+        bank.remove(extra.name)
+        after = model(ids(2, 6)).logits
+    assert torch.equal(before, after)
+    assert not torch.equal(before, between)
+
+
+def test_a_watcher_sees_every_pass_that_ended_well() -> None:
+    model = tiny_llama()
+    routed = RoutedModel(model, bank_for(model, 3), build_router("named"))
+    seen: list[Pass] = []
+    with routed.watched(seen.append):
+        with calling(experts=["e0"]):
+            model(ids(1, 4))
+            model.base_model(ids(1, 4))  # without the head
+        with pytest.raises(InputError):
+            model(ids(1, 4))
+        with routed.disabled():
+            model(ids(1, 4))
+    with calling(experts=["e0"]):
+        model(ids(1, 4))
+    assert len(seen) == 2
+    assert all(one.call.experts == ("e0",) and len(one.seen) == 10 for one in seen)
+
+
+def test_a_pass_after_an_error_begins_anew() -> None:
+    model = tiny_llama()
+    routed = RoutedModel(model, bank_for(model, 3), Gated("layer"))
+    with pytest.raises(IndexError):
+        model(torch.full((1, 4), 99))
+    with torch.no_grad():
+        model.base_model(ids(2, 6))
+    assert all(seen.shape == (2, 6) for seen in routed.current.seen.values())
+
+
+def test_a_copy_of_the_model_is_independent() -> None:
+    model = tiny_llama()
+    RoutedModel(model, bank_for(model, 3), build_router("phatgoose"))
+    other = copy.deepcopy(model)
+    layer: Any = other.model.layers[0].self_attn.q_proj
+    with torch.no_grad():
+        before = model(ids(1, 4)).logits
+        assert torch.equal(other(ids(1, 4)).logits, before)
+        layer._parts[0].b_EOR += 1.0
+        assert not torch.equal(other(ids(1, 4)).logits, before)
+        assert torch.equal(model(ids(1, 4)).logits, before)
+
+
+def _one(layer: str, inputs: int, outputs: int) -> AdapterBank:
+    return AdapterBank([Expert(name="a", modules={layer: lora(2, inputs, outputs)})])
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "message"),
+    [
+        ("nowhere", (6, 4), "layer nowhere: the model has none of this name"),
+        ("0", (6, 5), "layer 0: the adapters have 6 inputs and 5 outputs, the model 6 and 4"),
+        ("1", (4, 4), "layer 1: expected a linear layer, it is LayerNorm"),
+        ("2.out_proj", (4, 4), "MultiheadAttention reads its weight without calling it"),
+    ],
+)
+def test_a_bank_of_another_model_is_refused(
+    layer: str, size: tuple[int, int], message: str
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.MultiheadAttention(4, 1))
+    with pytest.raises(InputError, match=message):
+        RoutedModel(model, _one(layer, *size), build_router("uniform"))
+    assert not any(isinstance(m, RoutedLinear) for m in model.modules())
+
+
+class Averaging(Router):
+    """Averages factors of experts that were trained apart."""
+
+    name: ClassVar[str] = "averaging"
+    mode: ClassVar[Mode] = "merge_factors"
+    cells: ClassVar[Cells | None] = Cells(
+        expert_training="Standard", expert_data="Private", routing_dataset="None",
+        input_granularity="Task", depth_granularity="Model", expert_selection="Dense",
+        expert_aggregation="Parameter", generalization="Out-of-Distribution",
+        user_dataset="Zero-Shot",
+    )  # fmt: skip
+
+    def route(self, given: RouteInput) -> Routing:
+        return Routing(weights=torch.ones(1, 1, 1, 2), mode="merge_factors", normalised=False)
+
+
+def test_averaging_factors_of_strangers_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_llama()
+    with caplog.at_level(logging.WARNING):
+        RoutedModel(model, bank_for(model, 2), Averaging()).unwrap()
+        assert "trained apart" in caplog.text
+        caplog.clear()
+        RoutedModel(model, bank_for(model, 2), build_router("uniform"))
+    assert not caplog.text
+
+
+def test_the_call_of_the_backbone_may_be_enriched_by_a_first_pass() -> None:
+    class Ahead(Gated):
+        def ahead(self, call: Call, hidden: Any) -> Call:
+            found = hidden()
+            return Call(task_ids_B=(found[:, -1, 0] > 0).long(), step=found.shape[1])
+
+        def merged(self, bank: ModuleBank) -> None:
+            return None
+
+    model = tiny_llama()
+    router = Ahead("model")
+    routed = RoutedModel(model, bank_for(model, 3), router)
+    with torch.no_grad():
+        model(ids(2, 6))
+        with routed.disabled():
+            hidden = model.base_model(ids(2, 6)).last_hidden_state
+    assert routed.current.call.step == 6
+    assert routed.current.call.task_ids_B is not None
+    assert torch.equal(routed.current.call.task_ids_B, (hidden[:, -1, 0] > 0).long())
