@@ -82,7 +82,7 @@ def test_kernels_agree_in_single_precision(case: tuple[list[int], int, int, int,
     routing = alive_only(sparse(rows, positions, len(ranks), min(k, len(ranks)), seed), bank)
     x = torch.randn(rows, positions, 32, generator=rng(seed))
     by_hand = mix_by_hand(x, bank, routing)
-    size = by_hand.abs().max().clamp_min(1e-30)
+    size = mix_by_hand(x, bank, routing, sizes=True).max()
     with torch.no_grad():
         for kernel in KERNELS:
             gap = (mixed(x, bank, routing, kernel) - by_hand).abs().max()
@@ -101,6 +101,13 @@ def test_half_precision_stays_near(dtype: torch.dtype, kernel: Kernel) -> None:
     by_hand = mix_by_hand(x, bank, routing)
     tolerance = 8 * torch.finfo(dtype).eps  # rounded once per product and sum
     assert (y - by_hand).abs().max() <= tolerance * by_hand.abs().max()
+    onto = torch.randn(2, 50, 24, generator=rng(1)).to(dtype)
+    before = onto.clone()
+    with torch.no_grad():
+        total = mixed(x, bank, routing, kernel, onto)
+    assert total.dtype == dtype
+    gap = (total - (by_hand + before)).abs().max()
+    assert gap <= tolerance * (by_hand + before).abs().max()
 
 
 def test_the_wider_type_of_input_and_factors_is_computed_in() -> None:
@@ -110,6 +117,40 @@ def test_the_wider_type_of_input_and_factors_is_computed_in() -> None:
     assert wide.dtype == torch.float32
     expected = mix_by_hand(x.bfloat16(), module_bank([2, 2], dtype=torch.float32), routing)
     torch.testing.assert_close(wide.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("rank", [2, 4])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_sum_is_written_to_its_tensor_unless_gradients_are_recorded(
+    kernel: Kernel, rank: int, recorded: bool
+) -> None:
+    bank = module_bank([rank, rank, 0], inputs=8, outputs=8, dtype=torch.float32)
+    routing = alive_only(sparse(2, 40, 3, 2, 0), bank)
+    x = torch.randn(2, 40, 8, generator=rng(1))
+    onto = torch.randn(2, 40, 8, generator=rng(2))
+    before = onto.clone()
+    expected = before + mix_by_hand(x, bank, routing).float()
+    with torch.set_grad_enabled(recorded):
+        total = mixed(x, bank, routing, kernel, onto)
+    torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-4)
+    if recorded or kernel == "gather":
+        assert torch.equal(onto, before)
+    else:
+        assert total.data_ptr() == onto.data_ptr()
+
+
+def test_flat_factors_follow_a_change() -> None:
+    bank = module_bank([2, 2], dtype=torch.float32)
+    routing = sparse(1, 4, 2, 1, 0)
+    x = torch.randn(1, 4, 6, generator=rng(1))
+    for _ in range(2):
+        with torch.no_grad():
+            y = mixed(x, bank, routing, "dense")
+            expected = mix_by_hand(x, bank, routing).float()
+            torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+            bank.b_EOR.mul_(3.0)
+            bank.a_ERI.data = bank.a_ERI.data + 1.0
 
 
 @pytest.mark.parametrize("kernel", ["dense", "grouped"])

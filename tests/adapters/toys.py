@@ -48,15 +48,22 @@ def module_bank(
     return bank
 
 
-def mix_by_hand(x_BTI: Tensor, bank: ModuleBank, routing: Routing) -> Tensor:
-    """Return sum_e w_e s_e B_e (A_e x), one expert after the other, in float64."""
+def mix_by_hand(
+    x_BTI: Tensor, bank: ModuleBank, routing: Routing, *, sizes: bool = False
+) -> Tensor:
+    """Return sum_e w_e s_e B_e (A_e x), one expert after the other, in float64.
+
+    With ``sizes``, the same sum of the sizes of all numbers: what rounding errors are measured by.
+    """
+    keep = torch.abs if sizes else torch.clone
     weights_BTHE = routing.dense(bank.n_experts).double()
     total = x_BTI.new_zeros(*x_BTI.shape[:2], bank.outputs, dtype=torch.float64)
     for e in range(bank.n_experts):
         one = bank.lora(e)
         if one is not None:
-            delta = one.scale * one.b_OR.double() @ one.a_RI.double()
-            total = total + weights_BTHE[:, :, 0, e, None] * (x_BTI.double() @ delta.T)
+            delta = one.scale * keep(one.b_OR.double()) @ keep(one.a_RI.double())
+            weights = keep(weights_BTHE[:, :, 0, e, None])
+            total = total + weights * (keep(x_BTI.double()) @ delta.T)
     return total
 
 

@@ -68,6 +68,12 @@ def test_a_saved_trace_reads_back_the_same(tmp_path: Path, name: str) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+def test_another_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.txt: expected a file that ends in \.npz"):
+        make(0, (2, 3)).save(tmp_path / "run.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_is_memory_mapped_and_never_overwritten(tmp_path: Path) -> None:
     make().save(tmp_path / "run")
     assert isinstance(RoutingTrace.load(tmp_path / "run").expert, np.memmap)
@@ -114,6 +120,14 @@ def test_a_wrong_jsonl_line_is_named(tmp_path: Path, line: str, message: str) ->
     path.write_text(line)
     with pytest.raises(InputError, match=message):
         read_jsonl(path, n_experts=4)
+
+
+def test_a_number_of_experts_that_the_metadata_contradict_is_refused(tmp_path: Path) -> None:
+    trace = replace(make(0, (2, 3)), home=None)
+    write_jsonl(trace, tmp_path / "run.jsonl")
+    same(trace, read_jsonl(tmp_path / "run.jsonl", n_experts=trace.n_experts))
+    with pytest.raises(InputError, match=f"say {trace.n_experts} experts, n_experts 99"):
+        read_jsonl(tmp_path / "run.jsonl", n_experts=99)
 
 
 def _set(name: str, place: tuple[int, ...], value: float) -> Callable[[RoutingTrace], RoutingTrace]:

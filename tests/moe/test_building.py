@@ -33,6 +33,13 @@ def test_arms_spend_the_same_apart_from_the_router(router: str) -> None:
     assert routed == dense + gate
 
 
+def test_several_shared_experts_are_one_feed_forward_of_their_width() -> None:
+    routed = [routed_layers(model(shared=n, hidden=8))[0] for n in (1, 3)]
+    widths = [layer.shared.up.weight.shape[0] for layer in routed]
+    assert widths == [8, 24]
+    assert routed[1].shared_flops == 3 * routed[0].shared_flops
+
+
 def test_backbone_of_a_seed_is_the_same_in_every_arm() -> None:
     first, second = model(router="switch"), model(router="dense")
     torch.testing.assert_close(first.embedding.weight, second.embedding.weight)

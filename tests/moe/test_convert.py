@@ -156,6 +156,9 @@ def test_a_converted_model_reads_back_the_same(tmp_path: Path, tied: bool) -> No
     (tmp_path / "model" / "model.safetensors").write_bytes(b"short")
     with pytest.raises(InputError, match="weights cannot be read"):
         load_converted(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{", "utf-8")
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        load_converted(tmp_path / "model")
     with pytest.raises(InputError, match="holds no converted model"):
         load_converted(tmp_path)
     with pytest.raises(UsageError, match="was not converted"):

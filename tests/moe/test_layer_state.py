@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from crossroads.core.errors import InputError
 from crossroads.core.routed import LayerRecord, ModelOutput, RouteContext, SublayerOutput
+from crossroads.moe.commits import Commits
 from crossroads.moe.contract import RouterInput, RouterOutput
 from crossroads.moe.experts import FFNBank
 from crossroads.moe.layer import GateSharing, MoELayer
 from crossroads.moe.ranks import Ranks
 from crossroads.moe.routers import build_router
 from crossroads.moe.routers.loss_free import LossFree
-from crossroads.moe.training import _Commits
 
 D, E = 8, 4
 TRAINING = RouteContext(training=True, step=1, seed=3)
@@ -169,7 +169,7 @@ def test_a_router_of_several_layers_advances_once_a_step_by_all_their_counts() -
     model = nn.ModuleList(
         MoELayer(router, FFNBank(D, 12, E), layer=number, n_layers=3) for number in range(3)
     )
-    commits = _Commits(model)
+    commits = Commits(model)
     total_E = torch.zeros(E)
     for micro_batch in range(2):
         records = []

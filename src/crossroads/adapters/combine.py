@@ -48,15 +48,23 @@ class Factors:
         return self.scale * ((x_BTI.to(dtype) @ a.mT) @ b.mT)
 
 
-def combine(x_BTI: Tensor, bank: ModuleBank, routing: Routing, kernel: Kernel = "auto") -> Tensor:
+def combine(
+    x_BTI: Tensor,
+    bank: ModuleBank,
+    routing: Routing,
+    kernel: Kernel = "auto",
+    onto_BTO: Tensor | None = None,
+) -> Tensor:
     """Return what the experts add to the output of ``bank.name``, (B, T, O).
 
     Differentiable in the input, the weights and the factors. ``kernel`` is that of a mix, see
-    ``crossroads.adapters.kernels``.
+    ``crossroads.adapters.kernels``. With the output itself as ``onto_BTO``, returns the sum in its
+    type; where no gradient is recorded it may be written to.
     """
-    if routing.mode == "merge_factors":
-        return averaged(bank, routing.dense(bank.n_experts))(x_BTI)
-    return mixed(x_BTI, bank, routing, kernel)
+    if routing.mode != "merge_factors":
+        return mixed(x_BTI, bank, routing, kernel, onto_BTO)
+    added_BTO = averaged(bank, routing.dense(bank.n_experts))(x_BTI)
+    return added_BTO if onto_BTO is None else onto_BTO + added_BTO.to(onto_BTO.dtype)
 
 
 def mix(x_BTI: Tensor, bank: ModuleBank, weights_BTHE: Tensor) -> Tensor:

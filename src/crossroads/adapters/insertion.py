@@ -84,7 +84,9 @@ class RoutedLinear(nn.Module):
             y_BTO = self._static.forward(x_BTI, self.base_layer, bank, routing)
         if y_BTO is None:
             y_BTO = self.base_layer(x_BTI)
-            y_BTO = y_BTO + combine(x_BTI, bank, routing, model.kernel).to(y_BTO.dtype)
+            if self.base_layer._forward_hooks:
+                y_BTO = y_BTO.clone()  # a hook may keep it, and it is written to
+            y_BTO = combine(x_BTI, bank, routing, model.kernel, y_BTO)
         return y_BTO
 
     def _routing(self, x_BTI: Tensor, bank: ModuleBank, model: RoutedModel) -> Routing:

@@ -16,14 +16,24 @@ F = E * R.
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossroads.adapters.bank import ModuleBank
 from crossroads.adapters.contract import Routing
-from crossroads.core.dispatch import combine_rows, gather_rows, grouped_linear, plan_rows
+from crossroads.core.dispatch import (
+    RowPlan,
+    combine_rows,
+    gather_rows,
+    grouped_linear,
+    plan_rows,
+)
+from crossroads.core.dispatch.plain import is_grouped_size
+from crossroads.core.dispatch.rows import row_weights
 from crossroads.core.errors import InputError, unknown_name
 
 Kernel = Literal["auto", "dense", "grouped", "gather"]
@@ -33,6 +43,7 @@ _HALF = (torch.bfloat16, torch.float16)
 _SMALL_BANK = 256  # E * R up to which two wide products beat sorting and many narrow ones
 _FEW_ROWS = 64  # rows up to which the same holds whatever the bank
 _FEW_PER_EXPERT = 8  # rows per expert, in half precision: wide products are cheap there
+_HAS_GROUPED_MM = hasattr(nn.functional, "grouped_mm")  # torch 2.10
 _HALF_BLOCK = 32  # rows a block is padded to in half precision, where every new size is compiled
 
 
@@ -45,41 +56,69 @@ def choose(rows: int, places: int, bank: ModuleBank, dtype: torch.dtype) -> Kern
     return "grouped"
 
 
-def mixed(x_BTI: Tensor, bank: ModuleBank, routing: Routing, kernel: Kernel = "auto") -> Tensor:
+def mixed(
+    x_BTI: Tensor,
+    bank: ModuleBank,
+    routing: Routing,
+    kernel: Kernel = "auto",
+    onto_BTO: Tensor | None = None,
+) -> Tensor:
     """Return sum_e w_e s_e B_e (A_e x), (B, T, O), in the wider type of input and factors.
 
-    Dense routing always takes the dense kernel. Raises InputError for weights by head, UsageError
-    for an unknown kernel.
+    With ``onto_BTO`` it is added to that, and the sum returned in that one's type; where no
+    gradient is recorded the tensor itself is written to. Dense routing always takes the dense
+    kernel. Raises InputError for weights by head, UsageError for an unknown kernel.
     """
     if kernel not in KERNELS:
         raise unknown_name("kernel", kernel, KERNELS)
     if routing.weights.shape[2] != 1:
         raise InputError(f"mix at {bank.name}: weights by head need mode 'merge_factors'")
     dtype = torch.promote_types(x_BTI.dtype, bank.a_ERI.dtype)
-    x_BTI = x_BTI.to(dtype)
-    if routing.index is None:
-        return dense(x_BTI, bank, routing.weights[:, :, 0])
-    if kernel == "auto":
-        kernel = choose(x_BTI.shape[:2].numel(), routing.index.shape[-1], bank, dtype)
-    if kernel == "dense":
-        return dense(x_BTI, bank, routing.dense(bank.n_experts)[:, :, 0])
-    shape = (*x_BTI.shape[:2], routing.index.shape[-1])
-    index_NK = routing.index[:, :, 0].expand(shape).flatten(0, 1)
-    weights_NK = routing.weights[:, :, 0].expand(shape).flatten(0, 1)
-    run = grouped if kernel == "grouped" else gathered
-    return run(x_BTI.flatten(0, 1), bank, index_NK, weights_NK).unflatten(0, x_BTI.shape[:2])
+    x_NI = x_BTI.to(dtype).flatten(0, 1)
+    onto_NO = None
+    if onto_BTO is not None and onto_BTO.dtype == dtype and onto_BTO.is_contiguous():
+        onto_NO = onto_BTO.flatten(0, 1)
+    if kernel == "auto" and routing.index is not None:
+        kernel = choose(len(x_NI), routing.index.shape[-1], bank, dtype)
+    if routing.index is None or kernel == "dense":
+        dense_BTE = routing.dense(bank.n_experts)[:, :, 0]
+        weights_NE = _spread(dense_BTE, x_BTI)
+        y_NO = dense(x_NI, bank, weights_NE, onto_NO)
+    else:
+        index_NK = _spread(routing.index[:, :, 0], x_BTI)
+        weights_NK = _spread(routing.weights[:, :, 0], x_BTI)
+        run = grouped if kernel == "grouped" else gathered
+        y_NO = run(x_NI, bank, index_NK, weights_NK, onto_NO)
+    y_BTO = y_NO.unflatten(0, x_BTI.shape[:2])
+    if onto_BTO is None or onto_NO is not None:
+        return y_BTO
+    return onto_BTO + y_BTO.to(onto_BTO.dtype)
 
 
-def dense(x_BTI: Tensor, bank: ModuleBank, weights_BTE: Tensor) -> Tensor:
-    """Return the mix by two products over all experts; weights may be broadcast over B and T."""
-    n_experts, rank, inputs = bank.a_ERI.shape
-    a_FI, b_FO = bank.a_ERI.reshape(-1, inputs), bank.b_EOR.transpose(1, 2).flatten(0, 1)
-    scaled_BTE = (weights_BTE * bank.scale_E).to(x_BTI.dtype)
-    down_BTER = (x_BTI @ a_FI.to(x_BTI.dtype).T).unflatten(-1, (n_experts, rank))
-    return (down_BTER * scaled_BTE[..., None]).flatten(-2) @ b_FO.to(x_BTI.dtype)
+def dense(
+    x_NI: Tensor, bank: ModuleBank, weights_NE: Tensor, onto_NO: Tensor | None = None
+) -> Tensor:
+    """Return the mix by two products over all experts; one row of weights may stand for all."""
+    n_experts, rank, _ = bank.a_ERI.shape
+    a_FI, b_FO = _flat(bank, x_NI.dtype)
+    scaled_NE1 = (weights_NE * bank.scale_E).unsqueeze(-1)
+    down_NER = (x_NI @ a_FI.T).view(-1, n_experts, rank)
+    # The weights stay in single precision; torch multiplies half types of short rows slowly.
+    down_NF = (down_NER * scaled_NE1).to(x_NI.dtype).flatten(1)
+    if onto_NO is None:
+        return down_NF @ b_FO
+    if torch.is_grad_enabled():
+        return torch.addmm(onto_NO, down_NF, b_FO)
+    return onto_NO.addmm_(down_NF, b_FO)
 
 
-def grouped(x_NI: Tensor, bank: ModuleBank, index_NK: Tensor, weights_NK: Tensor) -> Tensor:
+def grouped(
+    x_NI: Tensor,
+    bank: ModuleBank,
+    index_NK: Tensor,
+    weights_NK: Tensor,
+    onto_NO: Tensor | None = None,
+) -> Tensor:
     """Return the mix by rows sorted by expert; places of weight 0 that nobody trains cost nothing.
 
     In half precision blocks are padded, because every new size of a product is compiled.
@@ -89,15 +128,80 @@ def grouped(x_NI: Tensor, bank: ModuleBank, index_NK: Tensor, weights_NK: Tensor
         index_NK = index_NK.masked_fill(scaled_NK == 0, -1)
     multiple = _HALF_BLOCK if x_NI.dtype in _HALF else 1
     plan = plan_rows(index_NK, bank.n_experts, multiple=multiple)
-    down_SR = grouped_linear(gather_rows(x_NI, plan), plan, bank.a_ERI.to(x_NI.dtype))
-    up_SO = grouped_linear(down_SR, plan, bank.b_EOR.to(x_NI.dtype))
-    return combine_rows(up_SO, scaled_NK, plan)
+    a_ERI, b_EOR = bank.a_ERI.to(x_NI.dtype), bank.b_EOR.to(x_NI.dtype)
+    if torch.is_grad_enabled() or not plan.n_rows:
+        down_SR = grouped_linear(gather_rows(x_NI, plan), plan, a_ERI)
+        y_NO = combine_rows(grouped_linear(down_SR, plan, b_EOR), scaled_NK, plan)
+        return y_NO if onto_NO is None else onto_NO + y_NO
+    down_SR = _products(gather_rows(x_NI, plan), plan, a_ERI)
+    down_SR = down_SR * row_weights(scaled_NK, plan, scaled_NK.dtype)[:, None]
+    up_SO = _products(down_SR.to(x_NI.dtype), plan, b_EOR)
+    if onto_NO is None:
+        onto_NO = up_SO.new_zeros(len(x_NI), up_SO.shape[1])
+    return onto_NO.index_add_(0, plan.rows_S, up_SO)  # a pad row adds 0 to its own token
 
 
-def gathered(x_NI: Tensor, bank: ModuleBank, index_NK: Tensor, weights_NK: Tensor) -> Tensor:
+def _products(x_SI: Tensor, plan: RowPlan, weight_EOI: Tensor) -> Tensor:
+    """Return each sorted row times its expert's weight, without gradient."""
+    # torch's own loop over experts costs half of one in Python, where it takes the sizes.
+    sizes = (x_SI.shape[1], weight_EOI.shape[1])
+    if not (_HAS_GROUPED_MM and all(is_grouped_size(size, x_SI) for size in sizes)):
+        return grouped_linear(x_SI, plan, weight_EOI)
+    ends_E = torch.tensor(plan.offsets[1:], dtype=torch.int32)
+    return nn.functional.grouped_mm(x_SI, weight_EOI.mT, offs=ends_E)
+
+
+def gathered(
+    x_NI: Tensor,
+    bank: ModuleBank,
+    index_NK: Tensor,
+    weights_NK: Tensor,
+    onto_NO: Tensor | None = None,
+) -> Tensor:
     """Return the mix by each place's own factors: N * K * R * (I + O) numbers are copied."""
     scaled_NK = (weights_NK * bank.scale_E[index_NK]).to(x_NI.dtype)
     a_NKRI = bank.a_ERI.to(x_NI.dtype)[index_NK]
     b_NKOR = bank.b_EOR.to(x_NI.dtype)[index_NK]
     down_NKR = torch.einsum("nkri,ni->nkr", a_NKRI, x_NI)
-    return torch.einsum("nk,nkor,nkr->no", scaled_NK, b_NKOR, down_NKR)
+    y_NO = torch.einsum("nk,nkor,nkr->no", scaled_NK, b_NKOR, down_NKR)
+    return y_NO if onto_NO is None else onto_NO + y_NO
+
+
+def _spread(values: Tensor, x_BTI: Tensor) -> Tensor:
+    """Return values of sequences or positions for every token, (N, ...)."""
+    if values.shape[:2].numel() == 1:
+        return values.flatten(0, 1).expand(x_BTI.shape[:2].numel(), -1)
+    return values.expand(*x_BTI.shape[:2], -1).flatten(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """Factors of a bank as two matrices, and what they were made from."""
+
+    key: tuple[Any, ...]
+    a_FI: Tensor
+    b_FO: Tensor
+
+
+_KEPT: WeakKeyDictionary[ModuleBank, _Flat] = WeakKeyDictionary()
+
+
+def _flat(bank: ModuleBank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return all factors as (F, I) and (F, O); kept while they stay and nobody trains them."""
+    a_ERI, b_EOR = bank.a_ERI, bank.b_EOR
+    if torch.is_grad_enabled():
+        b_FO = b_EOR.transpose(1, 2).flatten(0, 1)
+        return a_ERI.flatten(0, 1).to(dtype), b_FO.to(dtype)
+    key = (dtype, identity(a_ERI), identity(b_EOR))
+    kept = _KEPT.get(bank)
+    if kept is None or kept.key != key:
+        b_FO = b_EOR.detach().transpose(1, 2).flatten(0, 1)
+        kept = _Flat(key, a_ERI.detach().flatten(0, 1).to(dtype), b_FO.to(dtype))
+        _KEPT[bank] = kept
+    return kept.a_FI, kept.b_FO
+
+
+def identity(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what changes when a tensor does; those made in inference mode keep no version."""
+    version = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), tensor.dtype, version

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from crossroads.adapters.bank import LoRA, ModuleBank
 from crossroads.adapters.combine import Factors, averaged, concatenated
 from crossroads.adapters.contract import Routing
+from crossroads.adapters.kernels import identity
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -53,7 +54,7 @@ class Static:
             weights = weights[:1]
         if len(weights) > 1 and routing.mode != "merge_factors":
             return None
-        key = (routing.mode, *map(_identity, parts))
+        key = (routing.mode, *map(identity, parts))
         kept = self._kept
         if kept is None or kept.key != key or not _are_equal(kept.weights, weights):
             made = _merged(base, bank, weights, routing)
@@ -62,7 +63,7 @@ class Static:
 
     def forward_one(self, x_BTI: Tensor, base: nn.Module, one: LoRA) -> Tensor:
         """Return the layer's output with one adapter in, whatever the routing."""
-        key = (id(one), _identity(base.weight))
+        key = (id(one), identity(base.weight))
         kept = self._kept
         if kept is None or kept.key != key:
             kept = self._kept = _Kept(key, None, _whole(base, Factors.of(one)))
@@ -114,9 +115,3 @@ def _is_trained(*tensors: Tensor) -> bool:
 
 def _are_equal(one: Tensor | None, other: Tensor) -> bool:
     return one is not None and one.shape == other.shape and torch.equal(one, other)
-
-
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what changes when a tensor does; those made in inference mode keep no version."""
-    version = 0 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), tensor.dtype, version

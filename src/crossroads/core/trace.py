@@ -253,12 +253,19 @@ class RoutingTrace:
     # ------------------------------------------------------------------ containers
 
     def save(self, path: Path) -> None:
-        """Write ``path``: one file when it ends in ``.npz``, otherwise a new folder. Atomic."""
+        """Write ``path``: one file when it ends in ``.npz``, a new folder without an ending. Atomic.
+
+        Raises InputError for another ending, and where nothing can be written.
+        """
         meta = json.dumps({"format_version": FORMAT_VERSION, **self.meta})
         if path.suffix == ".npz":
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, meta=np.array(meta), **self.arrays())  # type: ignore[arg-type]
             return
+        if path.suffix:
+            raise InputError(
+                f"{path}: expected a file that ends in .npz, or a folder without an ending"
+            )
         if path.exists():
             raise InputError(f"{path}: exists already; remove it or choose another folder")
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -98,6 +98,10 @@ def _from_records(
             for n in range(columns)
         ]
     experts = max((int(row["n_experts"]) for row in meta["rows"]), default=found)
+    if n_experts is not None and n_experts != experts:
+        raise InputError(
+            f"{path}: its metadata say {experts} experts, n_experts {n_experts}; leave it out"
+        )
     dtype = id_dtype(experts)
     expert = np.full((len(tokens), len(meta["rows"]), k), np.iinfo(dtype).max, dtype=dtype)
     weight = np.zeros(expert.shape, np.float16)

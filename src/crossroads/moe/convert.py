@@ -323,8 +323,14 @@ def load_converted(folder: Path) -> nn.Module:
         raise InputError(
             f"{folder}: holds no converted model ({error}); give a folder of save_converted"
         ) from error
-    config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    model: Any = AutoModelForCausalLM.from_config(config)
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        model: Any = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{folder}: config.json cannot be read: {reason}; save it again"
+        ) from error
     for conversion in conversions:
         arguments = {k: v for k, v in conversion.items() if k != "kind"}
         if conversion["kind"] == "upcycle":

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from crossroads.core.errors import CrossroadsError, InputError, UsageError
 from crossroads.core.files import replacing, write_atomically
 from crossroads.core.progress import progress_bar
-from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
+from crossroads.core.routed import ModelOutput, RouteContext
 from crossroads.moe.building import MoESpec
+from crossroads.moe.commits import Commits
 from crossroads.moe.hardware import Hardware
 from crossroads.moe.ranks import Ranks
 
@@ -220,7 +221,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate(step)
         self.optimiser.zero_grad(set_to_none=True)
-        commits = _Commits(self.model)
+        commits = Commits(self.model)
         failure: DivergedError | None = None
         loss, aux, output = 0.0, 0.0, ModelOutput(out=torch.zeros(0))
         try:
@@ -255,7 +256,7 @@ class _Run:
 
     # ------------------------------------------------------------------ one step
 
-    def _backward(self, step: int, commits: _Commits) -> tuple[float, float, ModelOutput]:
+    def _backward(self, step: int, commits: Commits) -> tuple[float, float, ModelOutput]:
         """Add up this process's gradients; return its parts of both losses, the last answer."""
         config = self.config
         loss_sum = aux_sum = 0.0
@@ -427,37 +428,6 @@ class _Run:
         self.history = [row for row in rows if row["step"] <= self.done]
         if self.ranks.leads:
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.history))
-
-
-class _Commits:
-    """State changes of one optimiser step, summed over its micro-batches.
-
-    Layers that share their routers are one: such a router advances once a step too.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.layers: dict[int, Any] = {m.layer: m for m in routed_layers(model)}
-        owner: dict[tuple[int, ...], int] = {}
-        self.owner = {
-            number: owner.setdefault(tuple(map(id, layer.routers)), number)
-            for number, layer in self.layers.items()
-        }
-        self.stats: dict[int, dict[str, Tensor]] = {}
-        self.new_state: dict[int, dict[str, Tensor]] = {}
-
-    def add(self, output: ModelOutput) -> None:
-        for record in output.records:
-            owner = self.owner[record.layer]
-            total = self.stats.setdefault(owner, {})
-            for name, value in self.layers[record.layer].stats(record.decisions).items():
-                total[name] = total[name] + value if name in total else value
-            self.new_state.setdefault(owner, {}).update(record.new_state)
-
-    def apply(self, ranks: Ranks) -> None:
-        """Advance the routers by the counts of all processes."""
-        new_state = ranks.latest(self.new_state)
-        for layer, stats in ranks.summed(self.stats).items():
-            self.layers[layer].commit(stats, new_state.get(layer, {}))
 
 
 def _loads(output: ModelOutput) -> dict[str, Any]:

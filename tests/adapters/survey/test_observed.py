@@ -49,6 +49,13 @@ def first_alone(given: RouteInput) -> Tensor:
     return torch.eye(len(NAMES))[:1, None, None]
 
 
+def all_at_the_first_token(given: RouteInput) -> Tensor:
+    weights_BTHE = torch.zeros(*given.x_BTI.shape[:2], 1, len(NAMES))
+    weights_BTHE[..., 0] = 1
+    weights_BTHE[:, 0] = 1
+    return weights_BTHE
+
+
 @pytest.mark.parametrize(
     ("weigh", "mode", "expected"),
     [
@@ -58,6 +65,7 @@ def first_alone(given: RouteInput) -> Tensor:
         (by_task, "merge_delta", ("Task", "Model", "Dense", 6)),
         (by_task, "merge_factors", ("Task", "Model", "Dense", 6)),
         (first_alone, "mix", ("Task", "Model", "Sparse", 1)),
+        (all_at_the_first_token, "mix", ("Step", "Model", "Sparse", 6)),
     ],
 )
 def test_what_a_router_does_is_seen(

@@ -140,9 +140,9 @@ class Configuration:
         wanted = [numbers] if isinstance(numbers, int) else numbers
         patterns = self.written.get("layers_pattern") or ()
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", layer)
+            found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<number>\d+)\.", layer)
             if found:
-                return int(found.group(1)) in wanted
+                return int(found["number"]) in wanted
         found = None if patterns else re.match(r".*?\.[^.]*\.(\d+)\.", layer)
         return found is not None and int(found.group(1)) in wanted
 
@@ -244,7 +244,7 @@ def _whole(file: Path, name: str, value: Any) -> int:
 
 
 def _number(file: Path, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
         raise InputError(f"{file}: {name}: expected a number, got {value!r}")
     return float(value)
 
@@ -280,32 +280,3 @@ def _check_expression(file: Path, name: str, expression: str) -> None:
         re.compile(f"({expression})")
     except (re.error, OverflowError, RecursionError) as error:
         raise InputError(f"{file}: {name}: {expression!r} is no expression: {error}") from error
-
-
-def _matches(pattern: Mapping[str, Any], layer: str) -> tuple[Any, ...]:
-    """Return the values of all keys that match the end of a layer's name, in their order."""
-    return tuple(v for key, v in pattern.items() if re.match(rf"(.*\.)?({key})$", layer))
-
-
-def _whole(file: Path, name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{file}: {name}: expected a whole number above 0, got {value!r}")
-    return value
-
-
-def _number(file: Path, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"{file}: {name}: expected a number, got {value!r}")
-    return float(value)
-
-
-def _pattern(file: Path, name: str, written: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = written.get(name) or {}
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: {name}: expected an object, got {found!r}")
-    for key in found:
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise InputError(f"{file}: {name}: {key!r} is no expression: {error}") from error
-    return found

@@ -39,6 +39,7 @@ class DynMoLE(Router):
     """
 
     name: ClassVar[str] = "dynmole"
+    survey_row: ClassVar[str | None] = "DynMoLE"
 
     def __init__(
         self,

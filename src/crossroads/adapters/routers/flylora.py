@@ -37,6 +37,7 @@ class FlyLoRA(Router):
     """
 
     name: ClassVar[str] = "flylora"
+    survey_row: ClassVar[str | None] = "FlyLoRA"
 
     def __init__(
         self, *, k: int = 8, ranks: int = 0, select: str = "abs_biased", rate: float = 1e-3
