@@ -35,13 +35,13 @@ class _MeanInput(Router):
         self._counts: dict[str, int] = {}
 
     def route(self, given: RouteInput) -> Routing:
-        x_BTI, mask_BT = given.x_BTI.double(), given.call.mask_BT  # sums of many tokens
-        if mask_BT is None or mask_BT.shape != x_BTI.shape[:2]:
+        x_NI, mask_BT = given.x_BTI.flatten(0, 1).float(), given.call.mask_BT
+        if mask_BT is None or mask_BT.numel() != len(x_NI):
             raise InputError(
-                f"activations of {given.module}: its input {tuple(x_BTI.shape[:2])} does not fit "
-                "the mask of the batch; only decoders and encoders alone are read"
+                f"activations of {given.module}: its input {tuple(given.x_BTI.shape[:2])} does "
+                "not fit the mask of the batch; only decoders and encoders alone are read"
             )
-        sum_I = x_BTI[mask_BT].sum(0)
+        sum_I = (mask_BT.flatten().float() @ x_NI).double()  # over many batches: sums get large
         self._sums[given.module] = self._sums.get(given.module, torch.zeros_like(sum_I)) + sum_I
         self._counts[given.module] = self._counts.get(given.module, 0) + int(mask_BT.sum())
         return Routing(weights=sum_I.new_ones(1, 1, 1, 1).float())

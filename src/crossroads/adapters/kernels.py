@@ -43,7 +43,8 @@ _HALF = (torch.bfloat16, torch.float16)
 _SMALL_BANK = 256  # E * R up to which two wide products beat sorting and many narrow ones
 _FEW_ROWS = 64  # rows up to which the same holds whatever the bank
 _FEW_PER_EXPERT = 8  # rows per expert, in half precision: wide products are cheap there
-_HAS_GROUPED_MM = hasattr(nn.functional, "grouped_mm")  # torch 2.10
+# Of torch's own grouped product, where there is one.
+_GROUPED_TYPES = (torch.float32, *_HALF) if hasattr(nn.functional, "grouped_mm") else ()
 _HALF_BLOCK = 32  # rows a block is padded to in half precision, where every new size is compiled
 
 
@@ -145,7 +146,8 @@ def _products(x_SI: Tensor, plan: RowPlan, weight_EOI: Tensor) -> Tensor:
     """Return each sorted row times its expert's weight, without gradient."""
     # torch's own loop over experts costs half of one in Python, where it takes the sizes.
     sizes = (x_SI.shape[1], weight_EOI.shape[1])
-    if not (_HAS_GROUPED_MM and all(is_grouped_size(size, x_SI) for size in sizes)):
+    is_taken = x_SI.dtype in _GROUPED_TYPES and all(is_grouped_size(n, x_SI) for n in sizes)
+    if not is_taken:
         return grouped_linear(x_SI, plan, weight_EOI)
     ends_E = torch.tensor(plan.offsets[1:], dtype=torch.int32)
     return nn.functional.grouped_mm(x_SI, weight_EOI.mT, offs=ends_E)

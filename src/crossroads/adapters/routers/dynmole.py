@@ -81,8 +81,9 @@ class DynMoLE(Router):
         within = probs_BTE.gather(-1, order).cumsum(-1) <= self.top_p
         within[..., : self.keep] = True
         kept = torch.zeros_like(within).scatter(-1, order, within)
-        unsure = self.uncertainty(probs_BTE, n_alive) > self.broadcast
-        return (kept | unsure.unsqueeze(-1)) & (probs_BTE > 0)
+        if self.broadcast < 1:  # above that nobody is, whatever the rounding of equal shares
+            kept |= (self.uncertainty(probs_BTE, n_alive) > self.broadcast).unsqueeze(-1)
+        return kept & (probs_BTE > 0)
 
     def uncertainty(self, probs: Tensor, n_alive: int) -> Tensor:
         """Return the entropy of the last axis, 0 for one expert and 1 for all alike."""

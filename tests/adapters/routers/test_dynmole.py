@@ -1,0 +1,164 @@
+"""DynMoLE: entropies, the selection that follows them, and the losses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crossroads.adapters.bank import AdapterBank, Expert, LoRA
+from crossroads.adapters.contract import Call, RouteInput, Routing
+from crossroads.adapters.routers.dynmole import DynMoLE
+from crossroads.core.gating import renyi_entropy, tsallis_entropy
+
+LAYER, INPUTS = "layers.0.proj", 12
+Tensor = torch.Tensor
+
+
+def bank(experts: int = 6, layers: tuple[str, ...] = (LAYER,)) -> AdapterBank:
+    one = LoRA(a_RI=torch.ones(2, INPUTS), b_OR=torch.ones(5, 2), scale=1.0)
+    return AdapterBank(
+        [Expert(name=f"e{e}", modules=dict.fromkeys(layers, one)) for e in range(experts)]
+    )
+
+
+def probabilities(*rows: list[float]) -> Tensor:
+    return torch.tensor([rows])
+
+
+@pytest.mark.parametrize("n", [2, 6, 64])
+@pytest.mark.parametrize("q", [0.5, 1.0, 1.1, 2.0])
+def test_one_certain_choice_has_entropy_0_and_equal_ones_1(n: int, q: float) -> None:
+    certain = torch.nn.functional.one_hot(torch.tensor(0), n).float()
+    uniform = torch.full((n,), 1 / n)
+    tolerance = 1e-6 if q >= 1 else 1e-3 * n  # below 1 the clamp at 1e-9 itself weighs 3e-5 each
+    for entropy in (tsallis_entropy, renyi_entropy):
+        assert float(entropy(certain, q)) == pytest.approx(0.0, abs=tolerance)
+        assert float(entropy(uniform, q)) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [4, 16, 64])
+def test_near_q_1_it_is_shannons(n: int) -> None:
+    probs = torch.randn(50, n, generator=torch.Generator().manual_seed(n)).softmax(-1)
+    shannon = -(probs * probs.log()).sum(-1) / math.log(n)
+    assert (tsallis_entropy(probs, 1.001) - shannon).abs().max() < 1e-3
+    torch.testing.assert_close(tsallis_entropy(probs, 1.0), shannon)
+
+
+@given(seed=st.integers(0, 200), share=st.floats(0.05, 0.95))
+@settings(deadline=None, max_examples=30)
+def test_mixing_with_equal_shares_raises_it(seed: int, share: float) -> None:
+    probs = torch.randn(6, generator=torch.Generator().manual_seed(seed)).mul(2).softmax(-1)
+    mixed = (1 - share) * probs + share / 6
+    assert tsallis_entropy(mixed, 1.1) >= tsallis_entropy(probs, 1.1) - 1e-6
+
+
+def test_the_published_code_adds_to_every_probability() -> None:
+    router = DynMoLE(eps_mode="add")
+    for n, certain, uniform in [(6, -1.6e-4, 0.9997), (64, -6e-4, 0.9986)]:
+        one_hot = torch.nn.functional.one_hot(torch.tensor(0), n).float()
+        assert float(router.uncertainty(one_hot, n)) == pytest.approx(certain, rel=0.1)
+        found = float(router.uncertainty(torch.full((n,), 1 / n), n))
+        assert found == pytest.approx(uniform, abs=2e-4)
+
+
+def test_equal_probabilities_broadcast_and_a_sure_one_keeps_the_floor() -> None:
+    router = DynMoLE()
+    kept = router.kept(probabilities([1 / 6] * 6, [0.95, *[0.01] * 5]), 6)
+    assert kept.sum(-1).tolist() == [[6, 2]]
+
+
+def test_the_expert_that_crosses_top_p_is_not_kept() -> None:
+    router = DynMoLE(top_p=0.75, keep=1, broadcast=1.0)
+    probs = probabilities([0.4, 0.3, 0.2, 0.1], [0.4, 0.36, 0.14, 0.1])
+    assert router.kept(probs, 4).tolist() == [[[True, True, False, False],
+                                              [True, False, False, False]]]  # fmt: skip
+
+
+def test_a_floor_of_all_experts_is_dense_and_a_threshold_of_1_never_broadcasts() -> None:
+    uniform = probabilities([1 / 6] * 6)
+    assert DynMoLE(top_p=1.0, keep=6).kept(uniform, 6).all()
+    assert DynMoLE(broadcast=1.0).kept(uniform, 6).sum() == 4  # 4/6 is within 0.75
+
+
+@given(seed=st.integers(0, 200))
+@settings(deadline=None, max_examples=30)
+def test_weights_are_the_probabilities_of_the_kept_and_at_least_the_floor_is(seed: int) -> None:
+    experts, router = bank(), DynMoLE(seed=seed)
+    router.prepare(experts)
+    x_BTI = torch.randn(2, 7, INPUTS, generator=torch.Generator().manual_seed(seed)) * 4
+    module = experts.layers[LAYER]
+    routing = router.route(RouteInput(module=LAYER, x_BTI=x_BTI, bank=module, call=Call()))
+    assert routing.logits is not None
+    probs = routing.logits.softmax(-1)
+    kept = routing.weights > 0
+    assert (kept.sum(-1) >= 2).all()
+    torch.testing.assert_close(routing.weights[kept], probs[kept])
+    assert not routing.normalised
+
+
+def decided(experts: AdapterBank, router: DynMoLE, scale: float = 1.0) -> dict[str, Routing]:
+    call = Call(training=True)
+    found = {}
+    for place, (layer, module) in enumerate(experts.layers.items()):
+        draw = torch.Generator().manual_seed(place)
+        x_BTI = torch.randn(2, 5, INPUTS, generator=draw) * scale
+        found[layer] = router.route(RouteInput(module=layer, x_BTI=x_BTI, bank=module, call=call))
+    return found
+
+
+def test_the_losses_are_those_of_all_layers_tokens_together() -> None:
+    experts, router = bank(layers=("a.0.p", "a.1.p")), DynMoLE()
+    router.prepare(experts)
+    routings = decided(experts, router, scale=3.0)
+    terms = router.losses(routings, Call(training=True))
+    probs_NE = torch.cat([r.logits.softmax(-1).reshape(-1, 6) for r in routings.values()])  # type: ignore[union-attr]
+    mass_NE = torch.cat([r.weights.reshape(-1, 6) for r in routings.values()])
+    balance = 6 * (mass_NE.mean(0) * probs_NE.mean(0)).sum()
+    torch.testing.assert_close(terms["balance"].value, balance)
+    torch.testing.assert_close(terms["entropy"].value, tsallis_entropy(probs_NE, 1.1).mean())
+    assert (terms["balance"].coefficient, terms["entropy"].coefficient) == (0.001, 0.01)
+    assert router.losses(routings, Call(training=False)) == {}
+
+
+def test_padding_is_in_neither_loss() -> None:
+    experts, router = bank(), DynMoLE()
+    router.prepare(experts)
+    routings = decided(experts, router)
+    mask_BT = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    masked = router.losses(routings, Call(training=True, mask_BT=mask_BT))
+    logits = routings[LAYER].logits
+    assert logits is not None
+    probs_NE = logits.softmax(-1).reshape(-1, 6)[mask_BT.flatten()]
+    torch.testing.assert_close(masked["entropy"].value, tsallis_entropy(probs_NE, 1.1).mean())
+
+
+@pytest.mark.parametrize("term", ["entropy", "balance"])
+def test_a_step_down_the_loss_lowers_what_it_is_for(term: str) -> None:
+    experts, router = bank(), DynMoLE(seed=1)
+    router.prepare(experts)
+    (gate,) = router.gates.weights
+    gate.requires_grad_(True)
+    if term == "balance":  # one expert gets nearly everything
+        gate.data[0] += 0.5
+    before = router.losses(decided(experts, router, 2.0), Call(training=True))[term].value
+    before.backward()
+    gate.data -= 0.5 * gate.grad
+    after = router.losses(decided(experts, router, 2.0), Call(training=True))[term].value
+    assert after < before
+
+
+def test_dead_experts_are_never_kept() -> None:
+    one = LoRA(a_RI=torch.ones(1, INPUTS), b_OR=torch.ones(5, 1), scale=1.0)
+    two_layers = {LAYER: one, "layers.1.proj": one}
+    experts = AdapterBank([Expert(name="a", modules={"layers.1.proj": one}),
+                           Expert(name="b", modules=two_layers)])  # fmt: skip
+    router = DynMoLE(keep=2)
+    router.prepare(experts)
+    module = experts.layers[LAYER]
+    x_BTI = torch.ones(1, 1, INPUTS)
+    routing = router.route(RouteInput(module=LAYER, x_BTI=x_BTI, bank=module, call=Call()))
+    assert routing.weights.flatten().tolist() == [0.0, 1.0]
