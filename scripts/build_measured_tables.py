@@ -1,6 +1,6 @@
-"""Write the measured tables of README.md and docs/prompts/routers.md from the committed results.
+"""Write the measured tables of README.md and docs from the committed results.
 
-The results are leaderboards of the arena, made by ``python benchmarks/prompts/arenas.py``.
+The results are made by the scripts under ``benchmarks``.
 Nothing is typed by hand: a table stands between ``<!-- measured: NAME -->`` and ``<!-- end -->``.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,7 @@ PAGES = (
     ROOT / "docs" / "prompts" / "measured.md",
 )
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+GROUPS = {"held_in": "held-in task", "held_out": "held-out task"}
 POOLS = {
     "served": "11 served chat models",
     "small": "14 models up to 8B",
@@ -157,10 +159,42 @@ def levels() -> str:
     return "\n".join(lines) + "\n"
 
 
+def adapters() -> str:
+    """Mean losses of the collection's arms, then every held-in task."""
+    result = json.loads((RESULTS / "adapters-levels.json").read_text("utf-8"))
+    lines = ["| arm | held in | share closed, by draw | held out |", "|---|---|---|---|"]
+    for arm in result["arms"]:
+        held_in, held_out = (result["mean_nll"][group].get(arm) for group in GROUPS)
+        shares = ", ".join(f"{share:.2f}" for share in result["share_closed"][arm])
+        lines.append(f"| {arm} | {spread(held_in)} | {shares} | {spread(held_out)} |")
+    for group, title in GROUPS.items():
+        arms = [arm for arm in result["arms"] if arm in result["mean_nll"][group]]
+        lines += ["", f"| {title} | " + " | ".join(arms) + " |", "|---" * (len(arms) + 1) + "|"]
+        for task, told in result["tasks"].items():
+            if told["held_in"] is (group == "held_in"):
+                cells = [task_figures(result["arms"][arm][task]) for arm in arms]
+                lines.append(f"| {task} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(losses: list[float] | None) -> str:
+    """Return the mean and the range of the draws, or a dash."""
+    if losses is None:
+        return "-"
+    return f"{statistics.fmean(losses):.3f} ({min(losses):.3f} to {max(losses):.3f})"
+
+
+def task_figures(told: dict[str, Any]) -> str:
+    """Return the loss and, where there are options, the accuracy in brackets."""
+    loss = f"{statistics.fmean(told['nll']):.2f}"
+    return f"{loss} ({statistics.fmean(told['accuracy']):.2f})" if "accuracy" in told else loss
+
+
 SPECIAL: dict[str, Callable[[], str]] = {
     "overview": overview,
     "throughput": throughput,
     "levels": levels,
+    "adapters-levels": adapters,
     "report-mmlu-pro": partial(report, "mmlu-pro"),
     "report-routellm": partial(report, "routellm"),
 }

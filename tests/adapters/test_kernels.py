@@ -225,6 +225,7 @@ def test_the_choice_follows_rows_bank_and_type() -> None:
     assert choose(16, 1, large, torch.float32) == "dense"
     assert choose(256, 1, large, torch.float32) == "grouped"
     assert choose(256, 1, large, torch.bfloat16) == "dense"
+    assert choose(1024, 2, large, torch.bfloat16) == "dense"
     assert choose(4096, 1, large, torch.bfloat16) == "grouped"
 
 

@@ -66,3 +66,17 @@ def test_rows_that_are_not_the_plans_are_refused() -> None:
     x, idx, _, a, _ = lora_case(1)
     with pytest.raises(InputError, match="gather_rows"):
         grouped_linear(x[:3], plan_rows(idx, 4), a)
+
+
+@pytest.mark.parametrize("experts", [2, 9])
+def test_one_experts_rows_are_a_plain_linear_whatever_the_bank(experts: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, generator=rng, dtype=torch.float64)
+    weight = torch.randn(experts, 4, 3, generator=rng, dtype=torch.float64).requires_grad_()
+    bias = torch.randn(experts, 4, generator=rng, dtype=torch.float64).requires_grad_()
+    plan = plan_rows(torch.ones(5, 1, dtype=torch.int64), experts)
+    y = grouped_linear(x, plan, weight, bias)
+    wanted = torch.nn.functional.linear(x, weight[1], bias[1])
+    torch.testing.assert_close(y, wanted)
+    found = torch.autograd.grad(y.square().sum(), (weight, bias))
+    torch.testing.assert_close(found, torch.autograd.grad(wanted.square().sum(), (weight, bias)))

@@ -412,6 +412,23 @@ def test_anthropics_clients_find_the_request_id_under_their_name(url: str, api: 
         assert headers["request-id"].startswith("req_")
 
 
+def test_tokens_are_counted_for_whatever_a_request_may_name(url: str) -> None:
+    def status(model: str, api: str) -> int:
+        body = {"model": model, "messages": HELLO, "max_tokens": 9}
+        return int(call(url, "POST", api, body)[0])
+
+    statuses = {
+        model: [status(model, f"/v1/messages{of}") for of in ("/count_tokens", "")]
+        for model in ("auto", "ok", "gone", "ok:gone")
+    }
+    assert statuses == {
+        "auto": [200, 200],
+        "ok": [200, 200],
+        "gone": [404, 404],
+        "ok:gone": [404, 404],
+    }
+
+
 def test_requests_refused_before_they_are_a_call_are_counted(url: str) -> None:
     call(url, "GET", "/v1/models", authorization="Bearer wrong")
     assert call(url, "POST", "/v1/chat/completions", [])[0] == 400

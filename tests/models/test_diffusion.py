@@ -217,6 +217,18 @@ def test_a_training_pass_is_the_mean_squared_error_of_its_example() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_a_tenth_of_the_labels_is_dropped_unless_told() -> None:
+    model, image = stirred(), torch.zeros(500, 1, 8, 8)
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda module, given: seen.append(given[2]))
+    with torch.no_grad():
+        training_pass(
+            model, RectifiedFlow(), image, torch.zeros(500, dtype=torch.int64), generator=seeded()
+        )
+    # Standard error of the share: sqrt(.09 / 500) = .013.
+    assert float((seen[0] == 10).float().mean()) == pytest.approx(0.1, abs=0.045)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import RouteContext
+from crossroads.models.attention import Visibility
 from crossroads.models.dit import DiT, DiTConfig, drop_labels, grid_positions, sinusoids
 from crossroads.models.inputs import from_patches, to_patches
 from tests.models.routed_toy import ToyMixture, toy_mixtures
@@ -45,6 +46,31 @@ def test_the_start_follows_the_published_rules() -> None:
                 assert 0.8 * bound < largest <= bound, name
     assert float(model.labels.weight.detach().std()) == pytest.approx(0.02, rel=0.15)
     assert model.labels.weight.shape == (11, 64)
+
+
+def test_a_block_is_the_published_equation_of_time_and_label() -> None:
+    torch.manual_seed(0)
+    model = DiT(SMALL)
+    for module in (model.modulation, *(block.modulation for block in model.blocks), model.head):
+        nn.init.normal_(module.weight, std=0.3)
+    time, label = torch.tensor([3.0, 700.0, 20.0]), torch.tensor([0, 10, 4])
+    c_BD = model.time(sinusoids(time, SMALL.num_frequencies)) + model.labels(label)
+    x = model.patches(to_patches(images(), 2)) + model.positions
+
+    def normed(value: Tensor) -> Tensor:
+        return nn.functional.layer_norm(value, (16,), eps=1e-6)
+
+    for block in model.blocks:
+        parts = block.modulation(nn.functional.silu(c_BD)).unsqueeze(1).chunk(6, -1)
+        scale, shift, gate, scale_2, shift_2, gate_2 = parts
+        seen = block.attention(normed(x) * (1 + scale) + shift, Visibility()).out_BTD
+        x = x + gate * seen
+        up, down = block.ffn.ffn.up, block.ffn.ffn.down
+        hidden = up(normed(x) * (1 + scale_2) + shift_2)
+        x = x + gate_2 * down(nn.functional.gelu(hidden, approximate="tanh"))
+    scale, shift = model.modulation(nn.functional.silu(c_BD)).unsqueeze(1).chunk(2, -1)
+    wanted = from_patches(model.head(normed(x) * (1 + scale) + shift), 1, 2)
+    torch.testing.assert_close(model(images(), time, label).out, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_routers_learn_the_label_after_dropout_and_get_modulated_tokens() -> None:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from crossroads.adapters.bank import ModuleBank
 from crossroads.adapters.contract import Routing
 from crossroads.core.dispatch import (
-    RowPlan,
     combine_rows,
     gather_rows,
     grouped_linear,
@@ -42,7 +41,7 @@ _HALF = (torch.bfloat16, torch.float16)
 # The rule is measured by benchmarks/adapters/kernels.py; docs/adapters/kernels.md has the table.
 _SMALL_BANK = 256  # E * R up to which two wide products beat sorting and many narrow ones
 _FEW_ROWS = 64  # rows up to which the same holds whatever the bank
-_FEW_PER_EXPERT = 8  # rows per expert, in half precision: wide products are cheap there
+_FEW_PER_EXPERT = 64  # rows per expert, in half precision: wide products are cheap there
 # Of torch's own grouped product, where there is one.
 _GROUPED_TYPES = (torch.float32, *_HALF) if hasattr(nn.functional, "grouped_mm") else ()
 _HALF_BLOCK = 32  # rows a block is padded to in half precision, where every new size is compiled
@@ -101,16 +100,15 @@ def dense(
 ) -> Tensor:
     """Return the mix by two products over all experts; one row of weights may stand for all."""
     n_experts, rank, _ = bank.a_ERI.shape
-    a_FI, b_FO = _flat(bank, x_NI.dtype)
-    scaled_NE1 = (weights_NE * bank.scale_E).unsqueeze(-1)
+    a_FI, b_FO = _flat(bank, x_NI.dtype)  # the scale is in b_FO
     down_NER = (x_NI @ a_FI.T).view(-1, n_experts, rank)
-    # The weights stay in single precision; torch multiplies half types of short rows slowly.
-    down_NF = (down_NER * scaled_NE1).to(x_NI.dtype).flatten(1)
-    if onto_NO is None:
-        return down_NF @ b_FO
+    weights_NE1 = weights_NE.unsqueeze(-1)
+    # Weights multiply in their own single precision, whatever the type of the products.
     if torch.is_grad_enabled():
-        return torch.addmm(onto_NO, down_NF, b_FO)
-    return onto_NO.addmm_(down_NF, b_FO)
+        down_NF = (down_NER * weights_NE1).to(x_NI.dtype).flatten(1)
+        return down_NF @ b_FO if onto_NO is None else torch.addmm(onto_NO, down_NF, b_FO)
+    down_NF = down_NER.mul_(weights_NE1).flatten(1)
+    return down_NF @ b_FO if onto_NO is None else onto_NO.addmm_(down_NF, b_FO)
 
 
 def grouped(
@@ -120,37 +118,63 @@ def grouped(
     weights_NK: Tensor,
     onto_NO: Tensor | None = None,
 ) -> Tensor:
-    """Return the mix by rows sorted by expert; places of weight 0 that nobody trains cost nothing.
+    """Return the mix by rows sorted by expert.
 
     In half precision blocks are padded, because every new size of a product is compiled.
     """
     scaled_NK = weights_NK * bank.scale_E[index_NK]
-    if not scaled_NK.requires_grad:
-        index_NK = index_NK.masked_fill(scaled_NK == 0, -1)
-    multiple = _HALF_BLOCK if x_NI.dtype in _HALF else 1
-    plan = plan_rows(index_NK, bank.n_experts, multiple=multiple)
     a_ERI, b_EOR = bank.a_ERI.to(x_NI.dtype), bank.b_EOR.to(x_NI.dtype)
-    if torch.is_grad_enabled() or not plan.n_rows:
-        down_SR = grouped_linear(gather_rows(x_NI, plan), plan, a_ERI)
-        y_NO = combine_rows(grouped_linear(down_SR, plan, b_EOR), scaled_NK, plan)
-        return y_NO if onto_NO is None else onto_NO + y_NO
-    down_SR = _products(gather_rows(x_NI, plan), plan, a_ERI)
-    down_SR = down_SR * row_weights(scaled_NK, plan, scaled_NK.dtype)[:, None]
-    up_SO = _products(down_SR.to(x_NI.dtype), plan, b_EOR)
-    if onto_NO is None:
-        onto_NO = up_SO.new_zeros(len(x_NI), up_SO.shape[1])
-    return onto_NO.index_add_(0, plan.rows_S, up_SO)  # a pad row adds 0 to its own token
+    if not torch.is_grad_enabled() and len(x_NI):
+        if onto_NO is None:
+            onto_NO = x_NI.new_zeros(len(x_NI), bank.outputs)
+        rows_S, weights_S, ends_E = _sorted_rows(index_NK, scaled_NK, bank.n_experts, x_NI.dtype)
+        down_SR = _products(x_NI.index_select(0, rows_S), ends_E, a_ERI)
+        up_SO = _products(down_SR.mul_(weights_S[:, None]), ends_E, b_EOR)
+        return onto_NO.index_add_(0, rows_S, up_SO)
+    plan = plan_rows(index_NK, bank.n_experts, multiple=_block(x_NI.dtype))
+    down_SR = grouped_linear(gather_rows(x_NI, plan), plan, a_ERI)
+    y_NO = combine_rows(grouped_linear(down_SR, plan, b_EOR), scaled_NK, plan)
+    return y_NO if onto_NO is None else onto_NO + y_NO
 
 
-def _products(x_SI: Tensor, plan: RowPlan, weight_EOI: Tensor) -> Tensor:
+def _block(dtype: torch.dtype) -> int:
+    return _HALF_BLOCK if dtype in _HALF else 1
+
+
+def _sorted_rows(
+    index_NK: Tensor, weights_NK: Tensor, n_experts: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return token and weight of each row sorted by expert, and the end of each expert's rows.
+
+    Pad rows repeat a token of their block with weight 0. Without pads it is a few operations: at a
+    few hundred rows their number is what a layer's time is made of.
+    """
+    if _block(dtype) > 1:
+        plan = plan_rows(index_NK, n_experts, multiple=_block(dtype))
+        ends_E = torch.tensor(plan.offsets[1:], dtype=torch.int32)
+        return plan.rows_S, row_weights(weights_NK, plan, weights_NK.dtype), ends_E
+    places = index_NK.shape[1]
+    expert_S, order_S = torch.sort(index_NK.reshape(-1), stable=True)
+    marks_E = torch.arange(n_experts)
+    ends_E = torch.searchsorted(expert_S, marks_E, right=True, out_int32=True)
+    weights_S = weights_NK.reshape(-1).index_select(0, order_S)
+    rows_S = order_S if places == 1 else order_S.div(places, rounding_mode="floor")
+    return rows_S, weights_S, ends_E
+
+
+def _products(x_SI: Tensor, ends_E: Tensor, weight_EOI: Tensor) -> Tensor:
     """Return each sorted row times its expert's weight, without gradient."""
     # torch's own loop over experts costs half of one in Python, where it takes the sizes.
     sizes = (x_SI.shape[1], weight_EOI.shape[1])
-    is_taken = x_SI.dtype in _GROUPED_TYPES and all(is_grouped_size(n, x_SI) for n in sizes)
-    if not is_taken:
-        return grouped_linear(x_SI, plan, weight_EOI)
-    ends_E = torch.tensor(plan.offsets[1:], dtype=torch.int32)
-    return nn.functional.grouped_mm(x_SI, weight_EOI.mT, offs=ends_E)
+    if x_SI.dtype in _GROUPED_TYPES and all(is_grouped_size(size, x_SI) for size in sizes):
+        return nn.functional.grouped_mm(x_SI, weight_EOI.mT, offs=ends_E)
+    y_SO = x_SI.new_empty(len(x_SI), weight_EOI.shape[1])
+    counts = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
+    blocks = zip(x_SI.split(counts), weight_EOI.mT.unbind(), y_SO.split(counts), strict=True)
+    for rows, weight_IO, out in blocks:
+        if len(rows):
+            torch.mm(rows, weight_IO, out=out)
+    return y_SO
 
 
 def gathered(
@@ -189,18 +213,19 @@ _KEPT: WeakKeyDictionary[ModuleBank, _Flat] = WeakKeyDictionary()
 
 
 def _flat(bank: ModuleBank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return all factors as (F, I) and (F, O); kept while they stay and nobody trains them."""
-    a_ERI, b_EOR = bank.a_ERI, bank.b_EOR
+    """Return A as (F, I) and scale * B as (F, O); kept while they stay and nobody trains them."""
     if torch.is_grad_enabled():
-        b_FO = b_EOR.transpose(1, 2).flatten(0, 1)
-        return a_ERI.flatten(0, 1).to(dtype), b_FO.to(dtype)
-    key = (dtype, identity(a_ERI), identity(b_EOR))
+        return _flattened(bank, dtype)
+    key = (dtype, identity(bank.a_ERI), identity(bank.b_EOR), identity(bank.scale_E))
     kept = _KEPT.get(bank)
     if kept is None or kept.key != key:
-        b_FO = b_EOR.detach().transpose(1, 2).flatten(0, 1)
-        kept = _Flat(key, a_ERI.detach().flatten(0, 1).to(dtype), b_FO.to(dtype))
-        _KEPT[bank] = kept
+        kept = _KEPT[bank] = _Flat(key, *_flattened(bank, dtype))
     return kept.a_FI, kept.b_FO
+
+
+def _flattened(bank: ModuleBank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    b_ERO = bank.b_EOR.transpose(1, 2) * bank.scale_E[:, None, None]
+    return bank.a_ERI.flatten(0, 1).to(dtype), b_ERO.flatten(0, 1).to(dtype)
 
 
 def identity(tensor: Tensor) -> tuple[Any, ...]:

@@ -253,9 +253,9 @@ class RoutingTrace:
     # ------------------------------------------------------------------ containers
 
     def save(self, path: Path) -> None:
-        """Write ``path``: one file when it ends in ``.npz``, a new folder without an ending. Atomic.
+        """Write ``path``, a file that ends in ``.npz`` or a folder without an ending; atomic.
 
-        Raises InputError for another ending, and where nothing can be written.
+        Raises InputError for another ending, a folder that exists, and where writing fails.
         """
         meta = json.dumps({"format_version": FORMAT_VERSION, **self.meta})
         if path.suffix == ".npz":

@@ -99,10 +99,13 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
         ledger=lasting.ledger,
         keeping=keeping,
         body_limit=config.limits.body_bytes,
+        ping_s=config.timeouts.ping,
         roster=roster,
         is_hedging=config.failures.hedge.after_s is not None,
         prepare=lasting.surfaces.responses.prepare,
-        extras=ApiExtras(lasting.surfaces, body_limit=config.limits.body_bytes),
+        extras=ApiExtras(
+            lasting.surfaces, body_limit=config.limits.body_bytes, is_known=policies.knows
+        ),
     )
 
     async def close_policies() -> None:
@@ -174,7 +177,9 @@ def _upstream(config: ServeConfig, card: ModelCard, pools: Pools) -> Upstream:
 
 def _setting(config: ServeConfig) -> str:
     """Name what an upstream depends on beside its card."""
-    return f"{config.timeouts.model_dump_json()} {config.upstreams.model_dump_json()}"
+    return (
+        f"{config.timeouts.model_dump_json(exclude={'ping'})} {config.upstreams.model_dump_json()}"
+    )
 
 
 def _asker(upstreams: Mapping[str, Upstream], total_s: float) -> Any:

@@ -17,7 +17,7 @@
     cache: {exact: true}
     telemetry: {logs: {level: info}}
     admin: {port: 8081}                  # admin API and dashboard; null for none
-    timeouts: {connect: 5, first_byte: 120, idle: 60, total: 600, drain: 30}   # seconds
+    timeouts: {connect: 5, first_byte: 120, idle: 60, total: 600, drain: 30, ping: 15}  # seconds
 
 Every section is described by the settings of its room (``crossroads.gateway.<room>.settings``).
 """
@@ -76,6 +76,12 @@ class TimeoutSettings(Section):
     idle: float = Field(default=60.0, gt=0)
     total: float = Field(default=600.0, gt=0)
     drain: float = Field(default=30.0, gt=0, description="for requests in flight at a stop")
+    ping: float | None = Field(
+        default=15.0,
+        gt=0,
+        description="of silence within a stream, after which its client gets a sign of life; null "
+        "for none",
+    )
 
 
 class PreferenceSettings(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -43,6 +43,7 @@ class Exchange:
     more_headers : sent with the response, whatever becomes of the request
     request_id : the client's own if it is printable ASCII, else a new one
     status : of the response, once its head was sent; 0 before
+    num_parts : of the response's body, sent so far
     is_over : whether the whole response was sent
     is_gone : whether the client left before that
     line : tells at once when the client leaves; None with a server that cannot
@@ -51,17 +52,8 @@ class Exchange:
 
     __slots__ = (
         *("_direct", "_head", "_lookout", "_receive", "_send", "headers", "id_header", "is_gone"),
-        *(
-            "is_over",
-            "keep",
-            "line",
-            "method",
-            "more_headers",
-            "path",
-            "query",
-            "request_id",
-            "status",
-        ),
+        *("is_over", "keep", "line", "method", "more_headers", "num_parts", "path", "query"),
+        *("request_id", "status"),
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, lookout: Lookout) -> None:
@@ -85,6 +77,7 @@ class Exchange:
         self.more_headers: Headers = []
         self._head: Headers = []
         self.status = 0
+        self.num_parts = 0
         self.is_over = False
         self.is_gone = False
         self.keep: Keep | None = None
@@ -130,7 +123,7 @@ class Exchange:
         status: int = 200,
         headers: Headers,
         content_type: bytes = b"application/json",
-    ) -> Awaitable[None]:
+    ) -> Coroutine[Any, Any, None]:
         """Send a whole response; to be awaited."""
         return self.send_whole(status, [(b"content-type", content_type), *headers], body)
 
@@ -154,6 +147,10 @@ class Exchange:
         """Send bytes of a stream at once; to be awaited, while the client is slow to read."""
         return self._send(self._part(data, more=True))
 
+    async def send_between(self, data: bytes) -> None:
+        """Send bytes that are no part of the answer, such as a comment in a stream."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
     def end(self, data: bytes = b"") -> Awaitable[None]:
         """Send the last bytes of a stream; to be awaited."""
         return self._send(self._part(data, more=False))
@@ -176,6 +173,7 @@ class Exchange:
     def _part(self, body: bytes, *, more: bool) -> Message:
         """Return the message that holds a part of its body."""
         self.is_over = not more
+        self.num_parts += 1
         if self.keep is not None:
             self.keep(body)
         return {"type": "http.response.body", "body": body, "more_body": more}

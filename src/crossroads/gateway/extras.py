@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from crossroads.gateway.call import Client
 from crossroads.gateway.dialects import Surfaces
 from crossroads.gateway.errors import ApiError
@@ -12,11 +14,25 @@ _COUNT = "/messages/count_tokens"
 
 
 class ApiExtras:
-    """Implements ``services.Extras`` over the surfaces."""
+    """Implements ``services.Extras`` over the surfaces.
 
-    def __init__(self, surfaces: Surfaces, *, body_limit: int) -> None:
+    Parameters
+    ----------
+    surfaces : that hold what is asked for
+    body_limit : bytes of a request
+    is_known : whether a request may name a model or policy; by default any
+    """
+
+    def __init__(
+        self,
+        surfaces: Surfaces,
+        *,
+        body_limit: int,
+        is_known: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         self._surfaces = surfaces
         self._body_limit = body_limit
+        self._is_known = is_known
 
     async def answer(self, client: Client, exchange: Exchange, path: str) -> bool:
         """Answer a request; return whether the path is one of these. Raises ApiError."""
@@ -31,7 +47,8 @@ class ApiExtras:
                     code="method_not_allowed",
                     headers=[(b"allow", b"POST")],
                 )
-            body = self._surfaces.messages.count_tokens(await exchange.read_body(self._body_limit))
+            given = await exchange.read_body(self._body_limit)
+            body = self._surfaces.messages.count_tokens(given, is_known=self._is_known)
         else:
             return False
         await exchange.send_json(body, headers=[])

@@ -18,6 +18,7 @@ from crossroads.gateway.engine.answers import read_answer
 from crossroads.gateway.errors import ApiError, Headers, from_expert, internal_error, stopping
 from crossroads.gateway.exchange import ClientGoneError, Exchange
 from crossroads.gateway.headers import answer_headers, cache_headers, choice_headers, one_line
+from crossroads.gateway.pulse import Pulse
 from crossroads.gateway.services import Services
 from crossroads.prompts.experts.base import ExpertError, chunks_of
 
@@ -121,10 +122,11 @@ class Run:
             try:
                 if first is not None:
                     await exchange.send_part(writer.feed(first))
-                async for batch in events:
-                    data = writer.feed(batch)
-                    if data:
-                        await exchange.send_part(data)
+                with Pulse(exchange, call.dialect, self._services.ping_s):
+                    async for batch in events:
+                        data = writer.feed(batch)
+                        if data:
+                            await exchange.send_part(data)
             except ExpertError as error:
                 self._error = error.code or "upstream_error"
                 await exchange.end(writer.fail(from_expert(error)))

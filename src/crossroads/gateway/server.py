@@ -12,9 +12,9 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from crossroads.core.errors import CrossroadsError, UnavailableError
-from crossroads.gateway.app import Gateway
 from crossroads.gateway.serving import FrontSettings, http_protocol
 
 _BACKLOG = 2048
@@ -57,7 +57,7 @@ class Served(Protocol):
     """What runs: an application with a beginning and an end."""
 
     @property
-    def gateway(self) -> Gateway: ...
+    def gateway(self) -> ASGIApp: ...
 
     async def start(self) -> None: ...
 

@@ -61,6 +61,7 @@ class Services:
     Attributes
     ----------
     surfaces : by path below ``/v1``
+    ping_s : seconds of silence within a stream, after which its client gets a sign of life
     is_hedging : whether any call may ask a second model beside a slow first one
     roster : starts and closes the upstreams
     prepare : completes a call of ``responses`` with its earlier turns. Raises ApiError 400.
@@ -83,6 +84,7 @@ class Services:
     ledger: Ledger | None = None
     keeping: Keeping = field(default_factory=Keeping)
     body_limit: int = 8 << 20
+    ping_s: float | None = None
     is_hedging: bool = False
     roster: Roster = field(default_factory=Roster)
     prepare: Callable[[Call], Awaitable[None]] | None = None

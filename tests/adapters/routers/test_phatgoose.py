@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import replace
 
@@ -14,14 +13,11 @@ from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA, ModuleBank
 from crossroads.adapters.contract import Call, RouteInput
-from crossroads.adapters.gates import train_gate
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
-from crossroads.adapters.routers.phatgoose import GateTraining, Phatgoose
-from crossroads.adapters.texts import answer_nll
-from crossroads.adapters.training import TrainSettings
+from crossroads.adapters.routers.phatgoose import Phatgoose
 from crossroads.core.errors import InputError
-from tests.adapters.strangers import batch, strangers, targets, tiny_llama, tokens
+from tests.adapters.strangers import strangers, tiny_llama, tokens
 
 LAYER = "layer"
 WIDTH = 16
@@ -176,45 +172,6 @@ def test_experts_that_leave_and_return_leave_every_bit() -> None:
     routed.unwrap()
 
 
-def test_training_a_gate_changes_no_other_number() -> None:
-    model = tiny_llama()
-    expert = strangers(model, 1)[0]
-    before = hashes(model), hashes(AdapterBank([expert]))
-    data = batch(tokens(8, 12))
-    trained = train_gate(model, expert, lambda step: data, TrainSettings(steps=12))
-    bare = replace(trained, artifacts={})
-    assert (hashes(model), hashes(AdapterBank([bare]))) == before
-    assert not any(p.grad is not None or p.requires_grad for p in model.parameters())
-    assert trained.artifacts["gate"].keys() == expert.modules.keys()
-    assert all(bool(v.std() > 0) for v in trained.artifacts["gate"].values())
-
-
-def test_a_gate_starts_at_one_half_and_training_lowers_the_loss() -> None:
-    model = tiny_llama()
-    expert = strangers(model, 1, scale=8.0)[0]  # random factors do harm: the gate learns to close
-    data = batch(tokens(8, 12))
-    bank, router = AdapterBank([expert]), GateTraining()
-    routed = RoutedModel(model, bank, router)
-    start = answer_nll(model, data).mean().item()
-    for routing in routed.last_routings.values():
-        assert (routing.weights == 0.5).all()
-    routed.unwrap()
-    trained = train_gate(model, expert, lambda step: data, TrainSettings(steps=40))
-    with torch.no_grad():
-        for vector, gate_I in zip(router.vectors, trained.artifacts["gate"].values(), strict=True):
-            vector.copy_(gate_I)
-    routed = RoutedModel(model, bank, router)
-    assert answer_nll(model, data).mean().item() < start
-    gates = torch.cat([r.weights.detach().flatten() for r in routed.last_routings.values()])
-    assert float((gates - 0.5).abs().mean()) > 0.01
-
-
-def test_gates_are_trained_with_one_expert_at_a_time() -> None:
-    bank = AdapterBank(strangers(tiny_llama(), 2))
-    with pytest.raises(InputError, match="a bank of one expert, got 2"):
-        GateTraining().prepare(bank)
-
-
 def test_the_router_is_built_again_from_its_settings() -> None:
     router = build_router("phatgoose:k=3:temperature=2")
     again = build_router("phatgoose", **router.settings())
@@ -252,14 +209,3 @@ def losing_gates(bank: AdapterBank, inputs: dict[str, Tensor]) -> dict[str, Tens
         assert (score_N < second_N).all(), layer
         found[layer] = gate_I
     return found
-
-
-def hashes(module: nn.Module) -> dict[str, str]:
-    return {
-        name: hashlib.sha256(value.detach().contiguous().numpy().tobytes()).hexdigest()
-        for name, value in module.state_dict().items()
-    }
-
-
-def test_the_toy_has_the_layers_it_says() -> None:
-    assert len(targets(tiny_llama(), ("q_proj", "v_proj"))) == 4

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
+from crossroads.adapters.calls import calling
 from crossroads.adapters.combine import combine
 from crossroads.adapters.contract import Call, RouteInput
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.layout import (
+    export_expert,
+    load_bank,
+    load_router,
+    merged_by_router,
+    save_bank,
+)
 from crossroads.adapters.routers.poly import Poly
 from crossroads.core.errors import InputError, UsageError
+from tests.adapters import toys
+from tests.adapters.layout.tiny import base, load_with_peft, logits
 
 LAYER, INPUTS, OUTPUTS, RANK, SKILLS = "layers.0.proj", 8, 16, 3, 4
 Tensor = torch.Tensor
@@ -59,8 +72,9 @@ def by_definition(skills: AdapterBank, weights_HE: Tensor, x_TI: Tensor) -> Tens
         sum(weights_HE[q, e] * module.a_ERI[e].T[q * INPUTS // heads : (q + 1) * INPUTS // heads]
             for e in range(SKILLS)) for q in range(heads)
     ])  # fmt: skip
+    wide = OUTPUTS // heads
     b_RO = torch.cat([
-        sum(weights_HE[q, e] * module.b_EOR[e].T[:, q * OUTPUTS // heads : (q + 1) * OUTPUTS // heads]
+        sum(weights_HE[q, e] * module.b_EOR[e].T[:, q * wide : (q + 1) * wide]
             for e in range(SKILLS)) for q in range(heads)
     ], 1)  # fmt: skip
     return x_TI @ a_IR @ b_RO / RANK
@@ -133,14 +147,32 @@ def test_logits_start_small_and_the_same_from_the_seed() -> None:
     assert torch.equal(first.logits[0], again.logits[0])
 
 
-def test_preparing_again_keeps_what_was_trained_and_other_sizes_start_anew() -> None:
+def test_preparing_again_keeps_what_was_trained() -> None:
     skills = bank()
     poly = router(skills, drawn(1, 1, 1, SKILLS))
-    kept = poly.logits[0].clone()
+    kept = poly.logits[0]
     poly.prepare(skills)
-    assert torch.equal(poly.logits[0], kept)
-    poly.prepare(skills.subset(["s0", "s1"]))
-    assert poly.logits[0].shape == (1, 1, 2)
+    assert poly.logits[0] is kept
+
+
+def test_skills_that_stay_keep_their_logits_when_others_come_and_go() -> None:
+    skills = bank()
+    poly = router(skills, drawn(1, 2, 1, SKILLS))
+    before_THE = poly.logits[0].detach().clone()
+    skills.remove("s1")
+    factors = skills.layers[LAYER].lora(0)
+    assert factors is not None
+    skills.add(Expert(name="new", modules={LAYER: factors}))
+    poly.prepare(skills)
+    assert torch.equal(poly.logits[0][..., :3], before_THE[..., [0, 2, 3]])
+    assert poly.logits[0][..., 3].abs().max() <= 1e-3
+
+
+def test_other_heads_start_anew() -> None:
+    poly = router(bank(), drawn(1, 1, 1, SKILLS))
+    poly.prepare(bank(2))
+    assert poly.logits[0].shape == (1, 2, SKILLS)
+    assert poly.logits[0].abs().max() <= 1e-3
 
 
 def test_the_coarse_grain_has_one_set_of_logits_for_the_model() -> None:
@@ -176,3 +208,54 @@ def test_wrong_settings_and_tasks_are_refused() -> None:
             added(skills, router(skills), torch.zeros(1, 1, INPUTS), [task])
     with pytest.raises(InputError, match="legal are 1, 2, 4, 8"):
         bank(3)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_batch_of_several_tasks_is_each_task_alone(heads: int) -> None:
+    model = toys.tiny_llama()
+    skills = AdapterBank(toys.experts(model, ["a", "b", "c"]), heads=heads)
+    poly = router(skills, tasks=4)
+    for place, z in enumerate(poly.logits):
+        z.data = drawn(place, *z.shape) * 2
+    routed = RoutedModel(model, skills, poly)
+    ids_BT, tasks = toys.ids(3, 5), torch.tensor([3, -1, 0])
+    with torch.no_grad(), calling(task_ids=tasks):
+        together = routed.model(ids_BT).logits
+    for row, task in enumerate(tasks):
+        with torch.no_grad(), calling(task_ids=task[None]):
+            alone = routed.model(ids_BT[row : row + 1]).logits
+        torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_a_task_exported_as_one_lora_gives_peft_the_same_logits(heads: int, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    model = base()
+    skills = AdapterBank(toys.experts(model, ["a", "b"], scale=1 / 2), heads=heads)
+    poly = router(skills, tasks=2)
+    for place, z in enumerate(poly.logits):
+        z.data = drawn(place, *z.shape) * 2
+    call = Call(task_ids_B=torch.tensor([1]))
+    export_expert(merged_by_router(skills, poly, call=call), tmp_path, task_type="CAUSAL_LM")
+    routed = RoutedModel(model, skills, poly)
+    with calling(task_ids=torch.tensor([1])):
+        wanted = logits(routed.model)
+    assert (wanted - logits(base())).abs().max() > 1e-2
+    torch.testing.assert_close(load_with_peft(tmp_path), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_saved_router_decides_the_same(tmp_path: Path) -> None:
+    skills = bank(2)
+    poly = router(skills, drawn(3, 2, 2, SKILLS))
+    save_bank(tmp_path / "bank", skills, poly)
+    again = load_bank(tmp_path / "bank")
+    found, x_BTI = load_router(tmp_path / "bank", again), drawn(4, 1, 3, INPUTS)
+    assert isinstance(found, Poly)
+    assert torch.equal(added(again, found, x_BTI, [1]), added(skills, poly, x_BTI, [1]))
+
+
+def test_gates_that_are_all_shut_give_weights_that_are_finite() -> None:
+    skills = bank()
+    x_BTI = drawn(4, 1, 3, INPUTS)
+    found = added(skills, router(skills, torch.full((1, 1, SKILLS), -200.0)), x_BTI, [0])
+    assert torch.isfinite(found).all()

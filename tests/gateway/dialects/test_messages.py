@@ -120,3 +120,12 @@ def test_counts_grow_with_texts_tools_and_images() -> None:
 def test_counting_needs_messages() -> None:
     with pytest.raises(ApiError):
         SURFACE.count_tokens(b'{"model":"m"}')
+
+
+def test_tokens_for_a_model_that_does_not_exist_are_not_counted() -> None:
+    body = b'{"model":"gone","messages":[{"role":"user","content":"Hi"}]}'
+    with pytest.raises(ApiError, match="The model 'gone' does not exist") as caught:
+        SURFACE.count_tokens(body, is_known={"m"}.__contains__)
+    assert caught.value.status == 404
+    answer = orjson.loads(SURFACE.error(caught.value, "req_1"))
+    assert answer["error"]["type"] == "not_found_error"

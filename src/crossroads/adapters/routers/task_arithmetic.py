@@ -1,7 +1,7 @@
 """Task arithmetic: the sum of all experts' deltas, times one number.
 
 Source: Editing Models with Task Arithmetic (Ilharco et al. 2023), which tunes the number on
-validation data and advises 0.4 where there are none.
+validation data; without any, 0.4 is a common choice.
 """
 
 from __future__ import annotations

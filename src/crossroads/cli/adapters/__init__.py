@@ -7,6 +7,22 @@ import click
 from crossroads.cli.lazy import LazyGroup
 
 _COMMANDS = {
+    "route": (
+        "crossroads.cli.adapters.route",
+        "Route prompts among the adapters of a folder, and answer them.",
+    ),
+    "compare": (
+        "crossroads.cli.adapters.compare",
+        "Compare routers over the adapters of a folder: loss, accuracy, speed, memory.",
+    ),
+    "serve": (
+        "crossroads.cli.adapters.serve",
+        "Serve a folder of adapters as one model behind OpenAI's API.",
+    ),
+    "export": (
+        "crossroads.cli.adapters.export",
+        "Write an adapter that PEFT loads, or a bank with its router.",
+    ),
     "train-collection": (
         "crossroads.cli.adapters.train_collection",
         "Train the twelve experts that routers are compared on.",

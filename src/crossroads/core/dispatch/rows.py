@@ -61,6 +61,11 @@ class RowPlan:
         spans = enumerate(pairwise(self.offsets))
         return tuple((expert, first, last) for expert, (first, last) in spans if last > first)
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of every block, pads among them."""
+        return tuple(last - first for _, first, last in self.blocks)
+
     @property
     def largest_block(self) -> int:
         return max((last - first for _, first, last in self.blocks), default=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 
@@ -85,15 +85,24 @@ class MessagesSurface:
         """Return the HTTP status that Anthropic's clients know: 529 for an overload."""
         return _OVERLOADED if error.status == 503 else error.status
 
-    def count_tokens(self, body: bytes) -> bytes:
+    def count_tokens(
+        self, body: bytes, *, is_known: Callable[[str], bool] = lambda _: True
+    ) -> bytes:
         """Answer ``/v1/messages/count_tokens``: an estimate, labelled as one.
 
         A token is taken for four characters of the request's system text, messages and tools;
-        ``is_estimate`` says so. Raises ApiError 400.
+        ``is_estimate`` says so. Raises ApiError 400, or 404 for a model that ``is_known`` denies.
         """
         request = load(body)
-        model_of(request)
+        model = model_of(request)
         check_messages(request)
+        if not is_known(model):
+            raise ApiError(
+                f"The model {model!r} does not exist; GET /v1/models lists those that do.",
+                status=404,
+                code="model_not_found",
+                param="model",
+            )
         counted = [request["messages"], request.get("system"), request.get("tools")]
         characters = sum(_characters(part) for part in counted)
         tokens = characters // _CHARACTERS_PER_TOKEN + 1

@@ -55,6 +55,10 @@ class CompiledPolicies:
     def names(self) -> Sequence[str]:
         return (*self._policies, *self._models)
 
+    def knows(self, name: str) -> bool:
+        """Whether a request may name this: a model, or a policy, with or without a rule."""
+        return name in self._models or name.partition(":")[0] in self._policies
+
     async def choose(self, call: Call, *, cost_price: float = 0.0) -> Choice:
         """Return who answers. ``cost_price``: quality per USD that a paced budget asks for.
 
@@ -193,11 +197,8 @@ def _policy_of(call: Call) -> str:
     if given:
         return given.decode("latin-1").strip()
     own = call.body.get("crossroads")
-    if isinstance(own, Mapping):
-        named = own.get("policy")
-        if isinstance(named, str):
-            return named
-    return ""
+    named = own.get("policy") if own is not None and isinstance(own, Mapping) else None
+    return named if isinstance(named, str) else ""
 
 
 def _place_of(call: Call) -> str:

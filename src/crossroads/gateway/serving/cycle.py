@@ -148,13 +148,15 @@ class Cycle:
             raise RuntimeError(f"unexpected message {kind!r} at this point of a response")
 
     def send_whole(self, status: int, headers: _Headers, body: bytes) -> bool:
-        """Implements ``Direct``, for responses that have a body."""
+        """Implements ``Direct``, for a response with a body on a connection that goes on."""
         connection = self._connection
-        if self._is_started or self.is_disconnected or connection.is_choked or not self.is_whole:
+        if not self.is_whole or not self.keep_alive or self._is_started:
+            return False
+        if self.is_disconnected or connection.is_choked:
             return False
         head = self._joined(status, [*connection.default_headers, *headers])
-        if b"\nconnection:" in head and self.keep_alive:
-            return False  # somebody else's, which is looked at there
+        if b"\nconnection:" in head:
+            return False  # it may end the connection
         self._is_started = self.is_sent = self.is_over = True
         connection.write(head + body)
         self._notify()

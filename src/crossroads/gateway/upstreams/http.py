@@ -237,12 +237,12 @@ class HttpUpstream:
             fields["stream_options"] = {**options, "include_usage": True}
 
     def _passed_on(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Return the lines of a client's headers, and of defaults that none of them replaces."""
         unsent = self._unsent
-        given = dict(self._default)
-        for name, value in headers:
-            if name not in unsent and is_plain(value):
-                given[name] = value
-        return _lines(given.items())
+        given = {name: text for name, text in headers if name not in unsent and is_plain(text)}
+        if self._default.keys().isdisjoint(given):
+            return self._default_lines + _lines(given.items())
+        return _lines({**self._default, **given}.items())
 
     async def _enter(self, order: Order, request: Request) -> float:
         """Wait for a place among the calls at a time; return when it was had."""

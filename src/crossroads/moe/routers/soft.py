@@ -8,9 +8,11 @@ normalised. No noise, no capacity, no loss. Every token sees every other: never 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from crossroads.core import gating
 from crossroads.core.errors import InputError, UsageError
@@ -144,30 +146,74 @@ class _Mixed:
 def _shared_exponentials(logits_GSEC: Tensor, inp: RouterInput) -> _Mixed:
     """Return both mixtures from one exponential, for logits that need no shift.
 
-    The exponentials are written over the logits. Raises InputError where they are not finite.
+    Without gradients the logits are overwritten. Raises InputError where they are not finite.
     """
-    odds_GSEC = logits_GSEC.exp_()
-    odds_GSE = odds_GSEC.sum(3)
-    total_GS = odds_GSE.sum(2)
+    padding_GS = None if bool(inp.mask_BT.all()) else ~inp.mask_BT
+    *parts, total_GS = _Mixtures.apply(logits_GSEC, padding_GS)
     check_finite(total_GS.reshape(-1), inp)
-    logits_GSE = odds_GSE.log()
-    if not bool(inp.mask_BT.all()):
-        padding_GS11 = ~inp.mask_BT[:, :, None, None]
-        odds_GSEC = odds_GSEC.masked_fill(padding_GS11, 0.0)
-        odds_GSE = odds_GSE.masked_fill(padding_GS11[..., 0], 0.0)
-    column_G1EC = odds_GSEC.sum(1, keepdim=True)
-    share_GS11 = total_GS.reciprocal()[:, :, None, None]
-    # A group of padding alone has empty columns.
-    dispatch_GSEC = odds_GSEC * column_G1EC.masked_fill(column_G1EC == 0, 1.0).reciprocal()
+    dispatch_GSEC, combine_GSEC, logits_GSE, probs_GSE = parts
     return _Mixed(
         dispatch_GSEC=dispatch_GSEC,
-        # New memory costs as much as the product: taken only where a gradient needs the old one.
-        combine_GSEC=torch.mul(
-            odds_GSEC, share_GS11, out=None if odds_GSEC.requires_grad else odds_GSEC
-        ),
+        combine_GSEC=combine_GSEC,
         logits_GSE=logits_GSE,
-        probs_GSE=odds_GSE * share_GS11[..., 0],
+        probs_GSE=probs_GSE,
     )
+
+
+class _Mixtures(torch.autograd.Function):
+    """exp(l) over its sums along tokens and along slots, with the gradients of both softmaxes.
+
+    By hand, because every step of autograd is a pass over a tensor of all tokens times all slots.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_GSEC: Tensor, padding_GS: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        # Over the logits where nobody needs them: new memory costs as much as the exponential.
+        odds_GSEC = logits_GSEC.exp() if ctx.needs_input_grad[0] else logits_GSEC.exp_()
+        odds_GSE = odds_GSEC.sum(3)
+        total_GS = odds_GSE.sum(2)
+        logits_GSE = odds_GSE.log()
+        if padding_GS is not None:
+            odds_GSEC.masked_fill_(padding_GS[:, :, None, None], 0.0)
+            odds_GSE = odds_GSE.masked_fill(padding_GS.unsqueeze(2), 0.0)
+        column_G1EC = odds_GSEC.sum(1, keepdim=True)
+        # A group of padding alone has empty columns.
+        dispatch_GSEC = odds_GSEC * column_G1EC.masked_fill_(column_G1EC == 0, 1.0).reciprocal_()
+        share_GS1 = total_GS.reciprocal().unsqueeze(2)
+        probs_GSE = odds_GSE * share_GS1
+        combine_GSEC = odds_GSEC.mul_(share_GS1.unsqueeze(3))
+        ctx.save_for_backward(logits_GSEC, logits_GSE, dispatch_GSEC, combine_GSEC)
+        ctx.mark_non_differentiable(total_GS)
+        ctx.set_materialize_grads(False)
+        return dispatch_GSEC, combine_GSEC, logits_GSE, probs_GSE, total_GS
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any,
+        to_dispatch: Tensor | None,
+        to_combine: Tensor | None,
+        to_logits: Tensor | None,
+        to_probs: Tensor | None,
+        *_: Any,
+    ) -> tuple[Tensor, None]:
+        logits_GSEC, logits_GSE, dispatch_GSEC, combine_GSEC = ctx.saved_tensors
+        grad = torch.zeros_like(logits_GSEC) if to_dispatch is None else dispatch_GSEC * to_dispatch
+        if to_dispatch is not None:
+            grad.addcmul_(dispatch_GSEC, grad.sum(1, keepdim=True), value=-1)
+        if to_probs is not None:  # a sum of combine weights
+            wide = to_probs.unsqueeze(3)
+            to_combine = wide.expand_as(grad) if to_combine is None else to_combine + wide
+        if to_combine is not None:
+            part = combine_GSEC * to_combine
+            mean_GS11 = part.sum((2, 3), keepdim=True)
+            grad.add_(part).addcmul_(combine_GSEC, mean_GS11, value=-1)
+        if to_logits is not None:
+            within_GSEC = torch.exp(logits_GSEC - logits_GSE.unsqueeze(3))
+            grad.addcmul_(within_GSEC, to_logits.unsqueeze(3))
+        return grad, None
 
 
 def _both_softmaxes(logits_GSEC: Tensor, inp: RouterInput) -> _Mixed:

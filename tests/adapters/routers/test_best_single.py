@@ -1,4 +1,4 @@
-"""Best single expert and oracle."""
+"""Best single expert: that expert at every layer, chosen by loss."""
 
 from __future__ import annotations
 
@@ -55,24 +55,3 @@ def test_an_expert_must_be_named() -> None:
         RoutedModel(tiny_llama(), bank, build_router("best-single"))
     with pytest.raises(UsageError, match="unknown expert 'e9'"):
         RoutedModel(tiny_llama(), bank, build_router("best-single:expert=e9"))
-
-
-def test_the_oracle_gives_every_sequence_its_own_expert() -> None:
-    model = tiny_llama()
-    routed = RoutedModel(model, AdapterBank(experts()), build_router("oracle"))
-    routed.checks = True
-    ids = tokens(4)
-    with calling(labels=torch.tensor([2, -1, 1, 0])):
-        found = model(ids).logits
-    for row, name in enumerate(["e2", None, "e1", "e0"]):
-        wanted = alone(name, ids[row : row + 1])
-        torch.testing.assert_close(found[row : row + 1], wanted, atol=1e-5, rtol=0)
-
-
-def test_labels_out_of_range_are_named() -> None:
-    model = tiny_llama()
-    RoutedModel(model, AdapterBank(experts()), build_router("oracle"))
-    with pytest.raises(InputError, match="needs 'labels'"):
-        model(tokens())
-    with calling(labels=torch.tensor([0, 1, 3])), pytest.raises(InputError, match="one of 0"):
-        model(tokens())

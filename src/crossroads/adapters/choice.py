@@ -1,0 +1,101 @@
+"""Which router a command uses, and what it has to be told about a prompt.
+
+Of a folder without a choice: the router that was saved with it; else PHATGOOSE where every adapter
+brings its gates, which needs nothing more; else Arrow, which reads weights alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.contract import Router
+from crossroads.adapters.embedding import embed
+from crossroads.adapters.layout import has_router, load_router
+from crossroads.adapters.routers import build_router
+from crossroads.core.errors import InputError, UsageError
+
+SAVED = "saved"
+
+
+def choose_router(spec: str | None, bank: AdapterBank, folder: Path | None = None) -> Router:
+    """Return the router of a text such as "phatgoose:k=1", prepared for ``bank``.
+
+    Parameters
+    ----------
+    spec : "saved" = the one in the folder; None = the best that the bank has all data for
+    folder : where the bank was read from
+
+    Raises UsageError for an unknown router or setting, and for one that has to be trained first;
+    InputError where the bank lacks what it needs.
+    """
+    is_saved = folder is not None and has_router(folder)
+    if spec == SAVED and not is_saved:
+        raise UsageError(f"router saved: {folder} holds none; name one")
+    if folder is not None and is_saved and spec in {None, SAVED}:
+        return load_router(folder, bank)
+    router = build_router(spec or _default(bank))
+    router.prepare(bank)
+    check_trained(router)
+    return router
+
+
+def _default(bank: AdapterBank) -> str:
+    try:
+        for layer in bank.layers.values():
+            layer.artifact("gate")
+    except InputError:
+        return "arrow"
+    return "phatgoose"
+
+
+def check_trained(router: Router) -> None:
+    """Raise UsageError for a router whose own numbers nobody trained."""
+    count = sum(p.numel() for p in router.parameters() if p.requires_grad)
+    if count or router.name == "lorahub":
+        what = f"{count:,} parameters that" if count else "weights that"
+        raise UsageError(
+            f"router {router.name}: has {what} nobody trained; train it, write it with save_bank, "
+            "and use it as --router saved"
+        )
+
+
+def told(
+    router: Router,
+    bank: AdapterBank,
+    prompts: Sequence[str],
+    *,
+    expert: str | None = None,
+    encoder: str | None = None,
+) -> dict[str, Any]:
+    """Return the arguments of ``calling`` that ``router`` asks for about prompts.
+
+    ``expert`` is the one every prompt belongs to, for routers that must be told it.
+
+    Raises UsageError where it was not said, or cannot be said about a prompt.
+    """
+    asked = router.call_data
+    found: dict[str, Any] = {}
+    if asked & {"experts", "labels_B"}:
+        if expert is None:
+            raise UsageError(
+                f"router {router.name}: does not choose, it is told; name an expert: "
+                + ", ".join(bank.names)
+            )
+        place = bank.position(expert)
+        if "experts" in asked:
+            found["experts"] = [expert] * len(prompts)
+        if "labels_B" in asked:
+            found["labels"] = torch.full((len(prompts),), place)
+    if "task_ids_B" in asked:
+        raise UsageError(
+            f"router {router.name}: decides by the number of a task it was trained on, which a "
+            "prompt does not tell; use it in Python, inside calling(task_ids=...)"
+        )
+    if "embedding_BG" in asked:
+        found["embedding"] = embed(prompts, encoder)
+    return found

@@ -1,0 +1,335 @@
+"""Several routers over the same adapters: same prompts, same seeds, one table a group of equals.
+
+Figures of a router are means over tasks, every task counting the same. Held in are the tasks that
+an adapter of the bank was trained on, held out the others. Routers that need data which others do
+without stand in groups of their own, see ``crossroads.adapters.needs``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+
+from crossroads import __version__
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.base_models import BaseModel
+from crossroads.adapters.choice import SAVED, choose_router
+from crossroads.adapters.collection.arms import measure
+from crossroads.adapters.collection.evaluation import TaskScore, evaluate
+from crossroads.adapters.collection.tasks import Task
+from crossroads.adapters.contract import Router
+from crossroads.adapters.footprint import Speed, held_bytes, measure_speed, router_parameters
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.needs import GROUPS, Group, group_of, needs_of
+from crossroads.adapters.routers import router_class, router_names
+from crossroads.core.errors import CrossroadsError, UsageError
+from crossroads.core.progress import Progress
+from crossroads.core.provenance import machine
+from crossroads.core.statistics import Summary, summarise
+
+BASE, UNIFORM, ORACLE = "base", "uniform", "oracle"
+Side = Literal["held_in", "held_out"]
+SIDES: tuple[Side, ...] = ("held_in", "held_out")
+_TWIN = "named"  # the oracle by another way to say it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """What one router did.
+
+    Attributes
+    ----------
+    router : as it was named; "base" is the model without adapters
+    group, needs : see ``crossroads.adapters.needs``
+    axes : the survey's nine, None where it declares none
+    scores : by task and seed
+    parameters, held_bytes : numbers of routing alone; bytes beside the base model, adapters and all
+    prepare_seconds : from adapters to a routed model
+    error : why there are no figures
+    """
+
+    router: str
+    group: Group = "adapters"
+    needs: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    axes: Mapping[str, str] | None = None
+    scores: tuple[TaskScore, ...] = ()
+    parameters: int = 0
+    held_bytes: int = 0
+    prepare_seconds: float = 0.0
+    speed: Speed | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All arms on the same rows."""
+
+    model: str
+    experts: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    rows: int
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, router: str) -> Arm:
+        return next(arm for arm in self.arms if arm.router == router)
+
+    def side(self, task: str) -> Side:
+        return "held_in" if task in self.experts else "held_out"
+
+    def mean(self, arm: Arm, side: Side, figure: str = "nll") -> Summary | None:
+        """Return an arm's mean over the tasks of a side, by seed; None where there is no figure."""
+        per_seed = []
+        for seed in self.seeds:
+            found = [
+                getattr(score, figure)
+                for score in arm.scores
+                if score.seed == seed and self.side(score.task) == side
+            ]
+            known = [value for value in found if value is not None]
+            if not known:
+                return None
+            per_seed.append(fmean(known))
+        return summarise(per_seed)
+
+    def closed(self, arm: Arm) -> Summary | None:
+        """Return the share of the held-in way from uniform to oracle that an arm goes, by seed.
+
+        None without the three of them, or where the oracle is not better than uniform.
+        """
+        try:
+            worse, better = self[UNIFORM], self[ORACLE]
+        except StopIteration:
+            return None
+        ends = [self.mean(one, "held_in") for one in (worse, better, arm)]
+        shares = []
+        for low, high, own in zip(*(end.per_seed if end else () for end in ends), strict=False):
+            if low is None or high is None or own is None or low <= high:
+                return None
+            shares.append((low - own) / (low - high))
+        return summarise(shares) if shares else None
+
+    def ranked(self, group: Group) -> list[Arm]:
+        """Return a group's arms, the lowest held-in loss first (held-out, where nothing is in)."""
+
+        def loss(arm: Arm) -> tuple[bool, float, str]:
+            found = self.mean(arm, "held_in") or self.mean(arm, "held_out")
+            value = None if found is None else found.mean
+            return value is None, value or 0.0, arm.router
+
+        return sorted((arm for arm in self.arms if arm.group == group), key=loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; the schema stands in the help of ``crossroads adapters compare``."""
+        return {
+            "model": self.model,
+            "experts": list(self.experts),
+            "tasks": [{"name": t.name, "side": self.side(t.name)} for t in self.tasks],
+            "rows": self.rows,
+            "seeds": list(self.seeds),
+            "groups": [
+                {"group": group, "about": about, "arms": [self._arm(a) for a in found]}
+                for group, about in GROUPS.items()
+                if (found := self.ranked(group))
+            ],
+            "left_out": dict(self.left_out),
+            "threads": torch.get_num_threads(),
+            "machine": machine(("crossroads", "torch", "transformers")),
+            "version": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _arm(self, arm: Arm) -> dict[str, Any]:
+        figures: dict[str, Any] = {
+            side: {name: _plain(self.mean(arm, side, name)) for name in ("nll", "accuracy")}
+            for side in SIDES
+        }
+        by_task: dict[str, dict[str, Any]] = {}
+        for task in dict.fromkeys(score.task for score in arm.scores):
+            mine = [score for score in arm.scores if score.task == task]
+            by_task[task] = {
+                name: _plain(_summary([getattr(score, name) for score in mine]))
+                for name in ("nll", "accuracy")
+            }
+        speed = arm.speed
+        return {
+            "router": arm.router,
+            "settings": dict(arm.settings),
+            "needs": list(arm.needs),
+            "axes": arm.axes and dict(arm.axes),
+            **figures,
+            "gap_closed": _plain(self.closed(arm)),
+            "tasks": by_task,
+            "parameters": arm.parameters,
+            "held_bytes": arm.held_bytes,
+            "prepare_seconds": arm.prepare_seconds,
+            "tokens_per_s": speed and speed.prefill,
+            "decode_tokens_per_s": speed and speed.decode,
+            "speed_ratio": speed and speed.prefill_ratio,
+            "error": arm.error,
+        }
+
+
+def candidates(bank: AdapterBank, folder: Path | None = None) -> tuple[list[str], dict[str, str]]:
+    """Return the routers that a bank has all data for, and why the others were left out."""
+    found, left_out = [], {}
+    for name in router_names():
+        try:
+            if name != _TWIN and "task_ids_B" not in router_class(name).call_data:
+                choose_router(name, bank, folder)
+                found.append(name)
+        except CrossroadsError as error:
+            left_out[name] = str(error)
+    return found, left_out
+
+
+def compare(
+    base: BaseModel,
+    bank: AdapterBank,
+    routers: Iterable[str],
+    tasks: Sequence[Task],
+    *,
+    rows: int,
+    seeds: Sequence[int] = (0, 1, 2),
+    folder: Path | None = None,
+    cache: Path | None = None,
+    left_out: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Measure routers, and always the base model, the uniform mix and the oracle beside them.
+
+    Parameters
+    ----------
+    routers : as users write them; "saved" is the one in ``folder``
+    rows : test rows of every task and seed, the same for all routers
+    folder : the bank was read from
+    cache : folder of scores by row, so that a comparison that was stopped goes on
+    left_out : routers that are not compared, and why; only handed on
+
+    A router that raises a CrossroadsError becomes an arm with ``error``. Raises UsageError for an
+    unknown router, before anything is measured.
+    """
+    known = {*bank.names}
+    bounds = [ORACLE] if any(task.name in known for task in tasks) else []
+    names = list(dict.fromkeys([BASE, UNIFORM, *bounds, *routers]))
+    for name in names:
+        if name not in {BASE, SAVED}:
+            router_class(name.split(":", 1)[0])
+    if not tasks:
+        raise UsageError("compare: no tasks; give at least one")
+
+    arms = []
+    for place, name in enumerate(names):
+
+        def moved(done: int, whole: int, place: int = place) -> None:
+            if progress is not None:
+                progress(place * whole + done, len(names) * whole)
+
+        arms.append(
+            _arm_of(
+                name, base, bank, tasks,
+                rows=rows, seeds=seeds, folder=folder, cache=cache, progress=moved,
+            )
+        )  # fmt: skip
+    return Comparison(
+        model=base.name,
+        experts=bank.names,
+        tasks=tuple(tasks),
+        rows=rows,
+        seeds=tuple(seeds),
+        arms=tuple(arms),
+        left_out=left_out or {},
+    )
+
+
+def _arm_of(
+    name: str,
+    base: BaseModel,
+    bank: AdapterBank,
+    tasks: Sequence[Task],
+    *,
+    rows: int,
+    seeds: Sequence[int],
+    folder: Path | None,
+    cache: Path | None,
+    progress: Progress,
+) -> Arm:
+    if name == BASE:
+        scores = evaluate(
+            base.model, base.tokenizer, tasks,
+            arm=f"{BASE} {base.name}", rows=rows, seeds=seeds, cache=cache, progress=progress,
+        )  # fmt: skip
+        return Arm(router=BASE, group="reference", scores=tuple(scores))
+    try:
+        return measure_router(
+            name, base, bank, tasks,
+            rows=rows, seeds=seeds, folder=folder, cache=cache, progress=progress,
+        )  # fmt: skip
+    except CrossroadsError as error:
+        cls = router_class(name.split(":", 1)[0]) if name != SAVED else Router
+        return Arm(router=name, group=group_of(cls), error=str(error))
+
+
+def measure_router(
+    name: str,
+    base: BaseModel,
+    bank: AdapterBank,
+    tasks: Sequence[Task],
+    *,
+    rows: int,
+    seeds: Sequence[int],
+    folder: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Arm:
+    """Return what one router does; see ``compare``.
+
+    Raises CrossroadsError where the bank lacks what it needs, or nobody trained it.
+    """
+    started = time.perf_counter()
+    router = choose_router(name, bank, folder)
+    routed = RoutedModel(base.model, bank, router)
+    prepared = time.perf_counter() - started
+    try:
+        speed = measure_speed(base, routed)
+        held, parameters = held_bytes(routed), router_parameters(routed)
+    finally:
+        routed.unwrap()
+    scores = measure(
+        base.model, base.tokenizer, bank, router, tasks,
+        rows=rows, seeds=seeds, cache=cache, progress=progress,
+    )  # fmt: skip
+    return Arm(
+        router=name,
+        group=group_of(router),
+        needs=needs_of(router),
+        settings=dict(router.settings()),
+        axes=axes_of(router),
+        scores=tuple(scores),
+        parameters=parameters,
+        held_bytes=held,
+        prepare_seconds=prepared,
+        speed=speed,
+    )
+
+
+def axes_of(router: Router) -> dict[str, str] | None:
+    """Return the cells a router declares, as plain data."""
+    return None if router.cells is None else router.cells.to_dict()
+
+
+def _summary(values: Sequence[float | None]) -> Summary | None:
+    return None if any(value is None for value in values) else summarise(values)
+
+
+def _plain(summary: Summary | None) -> dict[str, Any] | None:
+    return None if summary is None else summary.to_dict()

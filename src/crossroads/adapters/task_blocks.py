@@ -1,0 +1,146 @@
+"""Whole blocks as experts: every block of a model runs once an expert, and the outputs are mixed.
+
+    h' = sum_e w_e Block_e(h), Block_e the block with expert e in all its linear layers
+
+A ``RoutedModel`` mixes within every linear layer, at the cost of about one block. The two agree for
+one-hot weights and for those alone: this one is what task-level mixture of experts computes (Ye et
+al. 2022, section 3). It costs a block for every expert that any sequence of the batch uses, and has
+no cache of keys and values, which would differ by expert: generate with ``use_cache=False``.
+
+Axes: B sequences, T positions, D width of the model, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.contract import Call, RouteInput, Router, Routing
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.scopes import owner
+from crossroads.adapters.selection import one_hot
+from crossroads.core.errors import InputError
+from crossroads.core.routed import AuxTerm
+
+_EXPERT: ContextVar[int] = ContextVar("crossroads_block_expert")
+
+
+class RoutedBlocks(RoutedModel):
+    """A model whose blocks are run once an expert; used and taken out as a ``RoutedModel``.
+
+    >>> routed = RoutedBlocks(model, bank, build_router("task-moe:tasks=6"))     # doctest: +SKIP
+
+    Parameters
+    ----------
+    router : of scope "layer"; it is shown the input of a block as ``x_BTI``
+    model, bank : as of ``RoutedModel``; every adapted layer lies in a block with a number
+
+    Raises InputError for routers of another scope and for layers outside of blocks.
+    """
+
+    def __init__(self, model: nn.Module, bank: AdapterBank, router: Router) -> None:
+        if router.scope != "layer":
+            raise InputError(
+                f"router {router.name}: blocks need one decision each, its scope is "
+                f"{router.scope!r}; use RoutedModel"
+            )
+        self.deciding = router
+        self._blocks: dict[str, _RoutedBlock] = {}
+        super().__init__(model, bank, _Forced(router))
+
+    def _insert(self) -> None:
+        super()._insert()
+        firsts: dict[str, str] = {}
+        for layer in self.bank.layers:
+            block = owner("layer", layer)
+            if block == layer:
+                raise InputError(f"layer {layer}: lies in no block; leave it out of the adapters")
+            firsts.setdefault(block, layer)
+        for name, layer in firsts.items():
+            parent, _, last = name.rpartition(".")
+            made = _RoutedBlock(self.model.get_submodule(name), name, layer, self)
+            setattr(self.model.get_submodule(parent), last, made)
+            self._blocks[name] = made
+
+    def _take_out(self) -> None:
+        for name, routed in self._blocks.items():
+            parent, _, last = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), last, routed.block)
+        self._blocks.clear()
+        super()._take_out()
+
+
+class _RoutedBlock(nn.Module):
+    """One block, run with one expert after the other."""
+
+    def __init__(self, block: nn.Module, name: str, layer: str, model: RoutedBlocks) -> None:
+        super().__init__()
+        self.block, self._name, self._layer = block, name, layer
+        self._model = (model,)  # a tuple: the model is no submodule of its block
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # models read facts off their blocks, such as the kind of attention
+            return getattr(super().__getattr__("block"), name)
+
+    def forward(self, h_BTD: Tensor, *args: Any, **more: Any) -> Any:
+        (model,) = self._model
+        if not model.is_enabled:
+            return self.block(h_BTD, *args, **more)
+        if more.get("past_key_values") is not None:
+            raise InputError(
+                "blocks as experts: have no cache; call the model with use_cache=False"
+            )
+        current, rows, positions = model.current, len(h_BTD), h_BTD.shape[1]
+        given = RouteInput(
+            module=self._layer,
+            x_BTI=h_BTD,
+            bank=model.bank.layers[self._layer],
+            call=current.call_for(rows, positions, encoder=False),
+        )
+        routing = model.deciding.route(given)
+        current.decided[self._name] = routing
+        return self._mixed(routing.dense(model.bank.n_experts)[:, :, 0], h_BTD, *args, **more)
+
+    def _mixed(self, weights_BTE: Tensor, h_BTD: Tensor, *args: Any, **more: Any) -> Tensor:
+        total_BTD = torch.zeros_like(h_BTD)
+        used_E = (weights_BTE != 0).flatten(0, 1).any(0)
+        for e in used_E.nonzero()[:, 0].tolist():
+            token = _EXPERT.set(e)
+            try:
+                found = self.block(h_BTD, *args, **more)
+            finally:
+                _EXPERT.reset(token)
+            if not isinstance(found, Tensor):
+                raise InputError(
+                    f"block {self._name}: expected hidden states, it returns "
+                    f"{type(found).__name__}; use RoutedModel"
+                )
+            total_BTD = total_BTD + weights_BTE[..., e, None].to(found.dtype) * found
+        return total_BTD
+
+
+class _Forced(Router):
+    """The expert that the block is being run with, for all its layers."""
+
+    name: ClassVar[str] = "of-the-block"
+
+    def __init__(self, deciding: Router) -> None:
+        super().__init__()
+        self.deciding = deciding
+        self.call_data = deciding.call_data  # type: ignore[misc]  # what a batch must say is its
+
+    def prepare(self, bank: AdapterBank) -> None:
+        self.deciding.prepare(bank)
+
+    def route(self, given: RouteInput) -> Routing:
+        return one_hot(torch.full((1, 1, 1), _EXPERT.get()))
+
+    def losses(self, decided: Mapping[str, Routing], call: Call) -> Mapping[str, AuxTerm]:
+        return self.deciding.losses(decided, call)

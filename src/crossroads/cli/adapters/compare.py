@@ -1,0 +1,202 @@
+"""``crossroads adapters compare``: the routers a folder of adapters can have, side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossroads.cli.adapters.loading import load, neural, on_a_folder
+from crossroads.cli.options import comma_separated
+from crossroads.cli.words import counted
+from crossroads.core.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from crossroads.adapters.base_models import BaseModel
+    from crossroads.adapters.collection.tasks import Task
+    from crossroads.adapters.comparing import Arm, Comparison
+    from crossroads.core.statistics import Summary
+
+_PIPE_WIDTH = 160
+
+
+@click.command("compare")
+@on_a_folder
+@click.option(
+    "--routers",
+    metavar="A,B",
+    help="As NAME, NAME:setting=value, package.module.Class or saved; all that DIR has data for.",
+)
+@click.option(
+    "--tasks",
+    metavar="A,B",
+    help="Of the collection; by default those that adapters are named after, and all held out.",
+)
+@click.option(
+    "--rows-file",
+    metavar="JSONL",
+    type=click.Path(path_type=Path),
+    help='Your own test rows in their place: {"task", "prompt", "answer", "options"} a line.',
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Test rows of every task and seed.",
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Paired seeds.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch; torch's own choice.")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Also write the JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON only.")
+def command(
+    *,
+    folder: Path,
+    model: Path | None,
+    routers: str | None,
+    tasks: str | None,
+    rows_file: Path | None,
+    rows: int,
+    seeds: int,
+    threads: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare routers over the adapters in DIR: same prompts, same seeds, one table a group.
+
+    Beside the routers run the base model, the uniform mix and, where adapters are named after
+    tasks, the oracle. A group holds routers that need the same: one that was fitted on examples is
+    not ranked beside one that saw none. Loss is in nats per answer token, mean over tasks; accuracy
+    the share of rows whose answer is the likeliest option. A run that was stopped goes on.
+
+    JSON: {model, experts, tasks: [{name, side}], rows, seeds, threads, groups: [{group, about,
+    arms: [{router, settings, needs: [text], axes: {axis: value} or null, held_in, held_out: {nll,
+    accuracy}, gap_closed, tasks: {task: {nll, accuracy}}, parameters, held_bytes, prepare_seconds,
+    tokens_per_s, decode_tokens_per_s, speed_ratio, error}]}], left_out: {router: why}, machine,
+    version, created}; a figure is {mean, low, high, per_seed} or null. Exit code 1 when a router
+    named in --routers could not be run.
+    """
+    if tasks is not None and rows_file is not None:
+        raise UsageError("compare: --tasks names the collection's, --rows-file gives others")
+    from crossroads.core.progress import progress_bar
+
+    with neural():
+        import torch
+
+        from crossroads.adapters.comparing import candidates, compare
+        from crossroads.adapters.fingerprints import code_fingerprint, model_fingerprint
+        from crossroads.models.embedding_cache import cache_folder
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        base, bank = load(folder, model)
+        chosen = _tasks(tasks, rows_file, bank.names, base)
+        wanted = comma_separated(routers, "--routers")
+        able, left_out = (wanted, {}) if wanted else candidates(bank, folder)
+        made = f"{code_fingerprint()}-{model_fingerprint(base.model)}"
+        with progress_bar("Comparing routers") as moved:
+            found = compare(
+                base, bank, able, chosen,
+                rows=rows, seeds=range(seeds), folder=folder, left_out=left_out,
+                cache=cache_folder() / "adapters" / f"compared-{made}", progress=moved,
+            )  # fmt: skip
+    told = json.dumps(found.to_dict(), indent=2, allow_nan=False)
+    if out is not None:
+        from crossroads.core.files import write_atomically
+
+        write_atomically(out, told + "\n")
+    if as_json:
+        click.echo(told)
+    else:
+        _show(found)
+    failed = [arm for arm in found.arms if arm.error is not None and arm.router in (wanted or ())]
+    if failed:
+        raise InputError(f"router {failed[0].router} could not be run: {failed[0].error}")
+
+
+def _tasks(
+    names: str | None, path: Path | None, experts: tuple[str, ...], base: BaseModel
+) -> list[Task]:
+    from crossroads.adapters.collection.tasks import get_task, task_names
+    from crossroads.adapters.task_files import read_tasks
+
+    if path is not None:
+        return read_tasks(path, experts, length=base.context)
+    wanted = comma_separated(names, "--tasks")
+    if wanted is None:
+        own = [name for name in task_names() if name in experts]
+        if not own:
+            raise UsageError(
+                "compare: no adapter is named after a task of the collection; give your test rows "
+                "with --rows-file, or name tasks with --tasks"
+            )
+        wanted = [*own, *task_names(held_in=False)]
+    return [get_task(name) for name in wanted]
+
+
+def _show(found: Comparison) -> None:
+    from rich.console import Console
+
+    from crossroads.adapters.needs import GROUPS
+
+    console = Console(highlight=False, markup=False)
+    console = console if console.is_terminal else Console(width=_PIPE_WIDTH, markup=False)
+    sides = [found.side(task.name) for task in found.tasks]
+    click.echo(
+        f"{counted(len(found.experts), 'adapter')} of {found.model}; "
+        f"{counted(sides.count('held_in'), 'held-in task')}, {sides.count('held_out')} held out; "
+        f"{counted(found.rows, 'row')} a task and seed, {counted(len(found.seeds), 'seed')}"
+    )
+    for group, about in GROUPS.items():
+        ran = [arm for arm in found.ranked(group) if arm.error is None]
+        if ran:
+            click.echo(f"\n{group}: {about}")
+            _table(console, found, ran)
+    click.echo("+- is half the 95 % interval over seeds; nothing is ranked across groups")
+    for arm in found.arms:
+        if arm.error is not None:
+            click.echo(f"{arm.router} did not run: {arm.error}", err=True)
+    for name, why in found.left_out.items():
+        click.echo(f"left out {name}: {why}", err=True)
+
+
+def _table(console: Console, found: Comparison, arms: list[Arm]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("router", overflow="fold")
+    for heading in (
+        "loss\nheld in", "accuracy\n", "gap\nclosed", "loss\nheld out", "accuracy\n",
+        "prompt\ntokens/s", "of the\nbase's", "answer\ntokens/s", "routing's\nnumbers", "held\nMiB",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
+    for arm in arms:
+        table.add_row(arm.router, *_figures(found, arm))
+    console.print(table)
+
+
+def _figures(found: Comparison, arm: Arm) -> list[str]:
+    speed = arm.speed
+    return [
+        _text(found.mean(arm, "held_in"), ".3f"),
+        _text(found.mean(arm, "held_in", "accuracy"), ".1%"),
+        _text(found.closed(arm), ".0%"),
+        _text(found.mean(arm, "held_out"), ".3f"),
+        _text(found.mean(arm, "held_out", "accuracy"), ".1%"),
+        f"{speed.prefill:,.0f}" if speed else "-",
+        f"{speed.prefill_ratio:.2f}" if speed else "-",
+        f"{speed.decode:,.1f}" if speed else "-",
+        f"{arm.parameters:,}",
+        f"{arm.held_bytes / 2**20:,.1f}",
+    ]
+
+
+def _text(summary: Summary | None, form: str) -> str:
+    if summary is None or summary.mean is None:
+        return "-"
+    half: Any = summary.half_width
+    return f"{summary.mean:{form}}" + ("" if half is None else f" +-{half:{form}}")

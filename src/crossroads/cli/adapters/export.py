@@ -1,0 +1,155 @@
+"""``crossroads adapters export``: an expert, a merge or a whole routed bank as files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from crossroads.cli.adapters.loading import facts_of_bank, neural
+from crossroads.cli.options import comma_separated
+from crossroads.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from crossroads.adapters.bank import AdapterBank, Expert
+
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@click.command("export")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--expert", metavar="NAME", help="Export this one as it is.")
+@click.option("--weights", metavar="A=W[,B=W]", help="Export the weighted sum of these.")
+@click.option(
+    "--router",
+    metavar="R",
+    help="Export what a router makes of all: one adapter where its weights are the same for all "
+    "tokens, with --bank the bank with its router.",
+)
+@click.option("--bank", "as_bank", is_flag=True, help="Write a bank, not one adapter.")
+@click.option("--only", metavar="A,B", help="Take these adapters of DIR alone.")
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Of the files; the adapters' by default.")
+@click.option(
+    "--padded",
+    is_flag=True,
+    help="Pad a merged adapter to one rank, for loaders that know no rank_pattern.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT where it is an adapter or a bank.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON only.")
+def command(
+    *,
+    folder: Path,
+    out: Path,
+    expert: str | None,
+    weights: str | None,
+    router: str | None,
+    as_bank: bool,
+    only: str | None,
+    dtype: str | None,
+    padded: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Write an adapter that PEFT loads, or a bank with its router, from the adapters in DIR.
+
+    One of --expert, --weights, --router or --bank. A merged adapter has the sum of the ranks and
+    computes exactly what the router or the weights do; which a router that decides by token cannot
+    become. JSON: {folder, kind (adapter or bank), router, experts: [names], layers, parameters,
+    rank (largest, of an adapter), bytes}.
+    """
+    ways = {"--expert": expert, "--weights": weights, "--router": router}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1 or (as_bank and given not in ([], ["--router"])):
+        raise UsageError(
+            f"export: {' and '.join([*given, *(['--bank'] if as_bank else [])])} are different "
+            "things to write; choose one"
+        )
+    if not given and not as_bank:
+        raise UsageError("export: what? Give --expert, --weights, --router or --bank")
+    if padded and (as_bank or expert is not None):
+        raise UsageError("export: --padded is about merged adapters; leave it out")
+    with neural():
+        import torch
+
+        from crossroads.adapters.layout import export_expert, load_bank, save_bank
+
+        kind = None if dtype is None else getattr(torch, dtype)
+        bank = load_bank(folder, dtype="auto")
+        names = comma_separated(only, "--only")
+        if names is not None:
+            bank = bank.subset(names)
+        told: dict[str, Any] = {"folder": str(out), "kind": "bank" if as_bank else "adapter"}
+        if as_bank:
+            chosen = _router(router, bank, folder) if router is not None else None
+            save_bank(out, bank, chosen, dtype=kind, overwrite=overwrite)
+            told |= {"router": chosen and chosen.name, **facts_of_bank(bank), "rank": None}
+        else:
+            made, by = _adapter(bank, folder, expert, weights, router, padded=padded)
+            export_expert(made, out, dtype=kind, task_type="CAUSAL_LM", overwrite=overwrite)
+            told |= {
+                "router": by,
+                "experts": list(bank.names) if expert is None else [expert],
+                "layers": len(made.modules),
+                "parameters": made.n_parameters,
+                "rank": max(lora.rank for lora in made.modules.values()),
+            }
+    told["bytes"] = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+        return
+    rank = f", rank up to {told['rank']}" if told["rank"] else ""
+    click.echo(
+        f"{told['kind']} in {out}: {told['layers']} layers, {told['parameters']:,} parameters"
+        f"{rank}, {told['bytes'] / 2**20:.1f} MiB"
+    )
+
+
+def _adapter(
+    bank: AdapterBank,
+    folder: Path,
+    expert: str | None,
+    weights: str | None,
+    router: str | None,
+    *,
+    padded: bool,
+) -> tuple[Expert, str | None]:
+    from crossroads.adapters.layout import merged_by_router, merged_expert
+
+    form: Any = "padded" if padded else "tight"
+    if expert is not None:
+        return bank.expert(expert), None
+    if weights is not None:
+        return merged_expert(bank, _weights(weights), form=form), None
+    chosen = _router(router, bank, folder)
+    if chosen.call_data:
+        raise UsageError(
+            f"router {chosen.name}: decides by prompt, which no single adapter does; write the "
+            "bank with --bank, or choose a router whose weights do not vary"
+        )
+    return merged_by_router(bank, chosen, form=form), chosen.name
+
+
+def _router(spec: str | None, bank: AdapterBank, folder: Path) -> Any:
+    from crossroads.adapters.choice import choose_router
+
+    return choose_router(spec, bank, folder)
+
+
+def _weights(text: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part in comma_separated(text, "--weights") or ():
+        name, equals, number = part.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not equals or not math.isfinite(value):
+            raise UsageError(f"--weights: expected NAME=NUMBER, got {part!r}")
+        if name in found:
+            raise UsageError(f"--weights: {name} has two weights; leave one out")
+        found[name] = value
+    return found

@@ -1,0 +1,80 @@
+"""The claim about PHATGOOSE: its rules by hand, and the shipped experts."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+
+from crossroads.adapters.claims.mixed_documents import (
+    HALF,
+    best_choice,
+    documents,
+    nll_B,
+    votes,
+)
+from crossroads.adapters.claims.phatgoose import EARLIER, NAME, judge, own_expert_share
+from crossroads.core.catalog import Outcome
+from tests.adapters.claims.beds import HandBed, Values, shipped_bed
+
+NEAR = (0.01, 0.02, 0.015)  # differences between seeds
+
+
+def bed(closed: float, held_out: Values, average: Values = (3.0, 3.01, 3.0)) -> HandBed:
+    """Uniform at 4 and oracle at 2 held in; the others at 3 held out."""
+    mine = [4.0 - 2.0 * closed + d for d in NEAR]
+    others = {arm: ([4.0] * 3, [3.0, 3.01, 3.0]) for arm in ("base", *EARLIER)}
+    others["average-activation"] = ([3.0] * 3, average)
+    return HandBed({**others, NAME: (mine, held_out), "oracle": ([2.0] * 3, [0.0] * 3)})
+
+
+@pytest.mark.parametrize(
+    ("made", "verdict"),
+    [
+        (bed(0.9, (2.5, 2.52, 2.5)), "holds"),
+        (bed(0.6, (2.5, 2.52, 2.5)), "holds in direction"),  # not far enough
+        (bed(0.9, (2.5, 2.52, 2.5), average=(2.0, 2.0, 2.0)), "holds in direction"),
+        (bed(0.9, (2.0, 3.9, 2.9)), "holds in direction"),  # below in the mean, unsure
+        (bed(0.3, (2.5, 2.52, 2.5)), "null"),
+        (bed(0.9, (2.9, 3.5, 2.9)), "null"),
+        (bed(0.9, (3.5, 3.52, 3.5)), "fails"),
+        (bed(-0.2, (2.5, 2.52, 2.5)), "fails"),
+    ],
+)
+def test_the_rules(made: HandBed, verdict: Outcome) -> None:
+    assert judge(made) == verdict
+
+
+@pytest.mark.slow
+def test_tokens_are_routed_better_than_by_uniform_merge_and_half_way_to_the_oracle() -> None:
+    shipped = shipped_bed()
+    mine = statistics.mean(shipped.means(NAME, held_in=True))
+    assert mine < statistics.mean(shipped.means("base", held_in=True))
+    assert mine < statistics.mean(shipped.means("uniform", held_in=True))
+    assert statistics.mean(shipped.closed(NAME)) >= 0.5
+
+
+@pytest.mark.slow
+def test_the_own_expert_is_among_the_two_far_more_often_than_by_chance() -> None:
+    shipped = shipped_bed()
+    shares = own_expert_share(shipped).values()
+    assert statistics.mean(shares) > 2 * 2 / len(shipped.bank.names)
+
+
+@pytest.mark.slow
+def test_routing_by_token_beats_the_better_expert_of_documents_of_two_kinds() -> None:
+    shipped = shipped_bed()
+    batch, texts = documents(shipped, 4)
+    found = nll_B(shipped, batch, NAME, texts)
+    assert float(found.mean()) < float(best_choice(shipped, batch).mean())
+
+
+@pytest.mark.slow
+def test_votes_change_where_a_document_changes_its_kind() -> None:
+    shipped = shipped_bed()
+    batch, texts = documents(shipped, 4)
+    assert batch.ids_BT.shape == (4, 2 * HALF)
+    assert len(texts) == 4
+    found = votes(shipped, batch)
+    assert found["first half"]["python"] > found["second half"]["python"]
+    assert found["second half"]["shakespeare"] > found["first half"]["shakespeare"]

@@ -1,0 +1,70 @@
+"""TIES: against PEFT's, and against what it promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from crossroads.adapters.bank import AdapterBank, Expert, LoRA, ModuleBank
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.routers import build_router
+from crossroads.adapters.routers.ties import Ties
+from crossroads.core.errors import InputError, UsageError
+from tests.adapters.routers.test_arrow import as_peft, base
+from tests.adapters.strangers import strangers, tiny_llama, tokens
+
+
+def logits(spec: str, experts: list[Expert]) -> Tensor:
+    model = tiny_llama()
+    RoutedModel(model, AdapterBank(experts), build_router(spec))
+    found: Tensor = model(tokens()).logits
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's use of transformers
+@pytest.mark.parametrize(
+    ("spec", "theirs"),
+    [
+        ("ties:density=0.5", {"combination_type": "ties", "density": 0.5}),
+        (
+            "ties:density=0.3:weight=0.5:elect=frequency",
+            {"combination_type": "ties", "density": 0.3, "majority_sign_method": "frequency"},
+        ),
+        ("ties:density=0.5:on=delta", {"combination_type": "ties_svd", "density": 0.5}),
+    ],
+)
+def test_logits_equal_peft_s(spec: str, theirs: dict[str, Any], tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    experts = strangers(tiny_llama(), 3)
+    paths = [as_peft(peft, expert, tmp_path) for expert in experts]
+    model = peft.PeftModel.from_pretrained(tiny_llama(), paths[0], adapter_name="e0")
+    model.load_adapter(paths[1], "e1")
+    model.load_adapter(paths[2], "e2")
+    weight = 0.5 if "weight" in spec else 1.0
+    model.add_weighted_adapter(["e0", "e1", "e2"], [weight] * 3, "merged", **theirs)
+    model.set_adapter("merged")
+    ours = logits(spec, experts)
+    torch.testing.assert_close(model(tokens()).logits, ours, atol=1e-4, rtol=0)
+    assert (ours - base(tokens())).abs().max() > 0.01
+
+
+def test_electing_keeps_what_agrees_in_sign() -> None:
+    def lora(*values: float) -> LoRA:
+        return LoRA(a_RI=torch.tensor([values]), b_OR=torch.ones(1, 1), scale=1.0)
+
+    bank = ModuleBank("layer", [lora(3.0, 1.0, 0.1), lora(-1.0, 2.0, 0.2)])
+    found = Ties(density=0.67, on="delta").merged(bank).delta_OI()
+    # Places 1 and 2 are kept of each; at place 1 the sign of 3 wins over that of -1.
+    torch.testing.assert_close(found, torch.tensor([[3.0, 1.5, 0.0]]))
+
+
+@pytest.mark.parametrize("spec", ["ties:density=0", "dare:density=1.5", "ties:on=sum"])
+def test_settings_that_mean_nothing_are_refused(spec: str) -> None:
+    with pytest.raises(InputError, match="expected"):
+        build_router(spec)
+    with pytest.raises(UsageError):
+        build_router("ties:densty=1")

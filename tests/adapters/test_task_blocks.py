@@ -1,0 +1,131 @@
+"""Whole blocks as experts: outputs of blocks are mixed, not outputs of linear layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from crossroads.adapters.bank import AdapterBank, Expert
+from crossroads.adapters.calls import calling
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.routers.phatgoose import Phatgoose
+from crossroads.adapters.routers.task_moe import TaskMoE
+from crossroads.adapters.task_blocks import RoutedBlocks
+from crossroads.core.errors import InputError
+from tests.adapters import toys
+
+Tensor = torch.Tensor
+TASKS = torch.tensor([0, 2, 1])
+
+
+def router(select: str = "softmax") -> TaskMoE:
+    made = TaskMoE(tasks=3, width=8, hidden=8, select=select, distance=0.5)
+    made.set_vectors(20 * made.vectors_TD)
+    return made
+
+
+def logits(routed: RoutedModel, **call: Any) -> Tensor:
+    with calling(task_ids=TASKS, **call):
+        found: Tensor = routed.model(toys.ids(3, 5), use_cache=False).logits
+    return found
+
+
+def test_one_hot_routes_agree_with_mixing_in_the_layers_and_dense_ones_do_not() -> None:
+    model = toys.tiny_llama()
+    bank = toys.bank_for(model, 3)
+    for select, agree in (("straight-through", True), ("softmax", False)):
+        made = router(select)
+        linear = RoutedModel(model, bank, made)
+        wanted = logits(linear)
+        linear.unwrap()
+        blocks = RoutedBlocks(model, bank, made)
+        found = logits(blocks)
+        blocks.unwrap()
+        assert torch.allclose(found, wanted, atol=1e-5) == agree
+
+
+def test_a_block_returns_the_weighted_outputs_of_the_block_with_each_expert() -> None:
+    model = toys.tiny_llama(num_hidden_layers=1)
+    bank = toys.bank_for(model, 2)
+    made = router()
+    inputs: dict[str, Any] = {}
+    block = model.model.layers[0]
+    hook = block.register_forward_pre_hook(
+        lambda _, args, more: inputs.update(args=args, more=more), with_kwargs=True
+    )
+    model(toys.ids(3, 5), use_cache=False)
+    hook.remove()
+    weights_BE = []
+    outputs = []
+    for name in bank.names:
+        alone = RoutedModel(model, bank.subset([name]), TaskMoE(select="average"))
+        with torch.no_grad(), calling(task_ids=TASKS * 0):
+            logits(alone)  # a pass of its own begins; the block is then run inside it
+            outputs.append(model.model.layers[0](*inputs["args"], **inputs["more"]))
+        alone.unwrap()
+    blocks = RoutedBlocks(model, bank, made)
+    found: dict[str, Tensor] = {}
+    model.model.layers[0].register_forward_hook(lambda *seen: found.update(out=seen[-1]))
+    with torch.no_grad():
+        logits(blocks)
+    weights_BE = blocks.current.decided["model.layers.0"].dense(2)[:, 0, 0]
+    wanted = sum(weights_BE[:, e, None, None] * outputs[e] for e in range(2))
+    assert not torch.allclose(weights_BE[0], weights_BE[1])
+    torch.testing.assert_close(found["out"], wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_taking_out_puts_the_very_same_blocks_back() -> None:
+    model = toys.tiny_llama()
+    before = dict(model.named_modules())
+    bank = toys.bank_for(model, 2)
+    blocks = RoutedBlocks(model, bank, router())
+    with torch.no_grad():
+        plain = blocks.unwrap()(toys.ids(3, 5)).logits
+        assert dict(model.named_modules()) == before
+        blocks = RoutedBlocks(model, bank, router())
+        with blocks.disabled():
+            assert torch.equal(model(toys.ids(3, 5)).logits, plain)
+        bank.remove("e0")  # noticed by the next pass
+        logits(blocks)
+    assert blocks.current.decided["model.layers.1"].weights.shape[-1] == 1
+    blocks.unwrap()
+    assert dict(model.named_modules()) == before
+
+
+def test_gradient_and_auxiliary_losses_reach_experts_and_router() -> None:
+    model = toys.tiny_llama()
+    blocks = RoutedBlocks(model, toys.bank_for(model, 2), router("straight-through"))
+    trained = [*blocks.bank.parameters(), *blocks.deciding.parameters()]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    loss = logits(blocks, training=True).square().mean() + blocks.aux_loss()
+    assert float(blocks.aux_loss()) > 0
+    loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
+    assert blocks.deciding.vectors_TD.grad.any()  # type: ignore[union-attr]
+
+
+def test_generation_goes_without_a_cache() -> None:
+    model = toys.tiny_llama()
+    bank, made = toys.bank_for(model, 2), router("straight-through")
+    blocks = RoutedBlocks(model, bank, made)
+    told = {"max_new_tokens": 4, "do_sample": False, "num_beams": 2}
+    with calling(task_ids=TASKS):
+        found = model.generate(toys.ids(3, 4), use_cache=False, **told)
+        with pytest.raises(InputError, match="use_cache=False"):
+            model.generate(toys.ids(3, 4), **told)
+    blocks.unwrap()
+    RoutedModel(model, bank, made)
+    with calling(task_ids=TASKS):
+        assert torch.equal(model.generate(toys.ids(3, 4), **told), found)
+
+
+def test_routers_of_other_scopes_and_layers_outside_of_blocks_are_refused() -> None:
+    model = toys.tiny_llama()
+    with pytest.raises(InputError, match="its scope is 'module'; use RoutedModel"):
+        RoutedBlocks(model, toys.bank_for(model, 2), Phatgoose())
+    head = Expert(name="a", modules={"lm_head": toys.lora(1, 16, 32)})
+    with pytest.raises(InputError, match="lm_head: lies in no block"):
+        RoutedBlocks(model, AdapterBank([head]), router())
