@@ -1,10 +1,11 @@
 """What routing among adapters costs a whole model: SmolLM2-135M beside itself without adapters.
 
-12 random experts of the form of the shipped ones (r = 2 on q, v, o, up and down of every block, with
-gates). Methods: two experts for every token and layer, one of them hard by name, a uniform merge
-(static), and the first with telemetry or a trace. Forward of 8 x 128 tokens with all logits, and
-one decoding step after 128 tokens. CPU time of the process on one thread, all methods interleaved
-in random order on new tokens. Writes ``benchmarks/results/adapters-forward.json``.
+12 random experts of the form of the shipped ones (r = 2 on q, v, o, up and down of every block,
+with gates). Methods: two experts for every token and layer, one expert hard by name, a uniform
+merge (static), and the first with telemetry or a trace. Forward of 8 x 128 tokens with all logits,
+and one decoding step after 128 tokens. CPU time of the process on one thread, all methods
+interleaved in random order on new tokens. Takes two minutes on a machine of its own. Writes
+``benchmarks/results/adapters-forward.json``.
 
     python benchmarks/adapters/forward.py [--seconds 60] [--out FILE]
 """

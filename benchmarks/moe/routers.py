@@ -45,7 +45,8 @@ BATCH, LENGTH, WIDTH, HIDDEN, EXPERTS, HEADS = 8, 512, 256, 512, 8, 4
 WARM_UP, LEAST_ROUNDS = 2, 5
 # What makes a token run two experts, of the settings a router has. ``tokens`` sizes soft slots.
 TWO_ACTIVE = {"k": 2, "cf": 2.0, "k_min": 2, "k_max": 2, "tokens": LENGTH}
-# These run two as they are: 16 of 24 places null; a code beside the gate; a shared expert.
+# As they are. The first three run two: null experts, a code beside the gate, a shared expert;
+# da-moe runs as many as the attention asks for, here nearly all.
 ITS_OWN = ("adamoe", "vqmoe", "promoe", "da-moe")
 
 

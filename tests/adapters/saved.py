@@ -43,7 +43,9 @@ def bank(names: Sequence[str] = EXPERTS) -> AdapterBank:
     return AdapterBank(experts(tiny_llama(), names))
 
 
-def save_adapters(folder: Path, names: Sequence[str] = EXPERTS, router: Router | None = None) -> Path:
+def save_adapters(
+    folder: Path, names: Sequence[str] = EXPERTS, router: Router | None = None
+) -> Path:
     """Write a bank whose experts have gates."""
     made = bank(names)
     if router is not None:

@@ -100,9 +100,11 @@ def test_gradient_and_auxiliary_losses_reach_experts_and_router() -> None:
     trained = [*blocks.bank.parameters(), *blocks.deciding.parameters()]
     for parameter in trained:
         parameter.requires_grad_(True)
-    loss = logits(blocks, training=True).square().mean() + blocks.aux_loss()
-    assert float(blocks.aux_loss()) > 0
-    loss.backward()
+    output = logits(blocks, training=True)
+    charged = blocks.aux_loss()
+    assert isinstance(charged, Tensor)
+    assert charged.item() > 0
+    (output.square().mean() + charged).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
     assert blocks.deciding.vectors_TD.grad.any()  # type: ignore[union-attr]
 

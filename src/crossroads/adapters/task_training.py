@@ -94,6 +94,18 @@ def second_stage(router: TaskMoE, *, steps: int) -> TaskMoE:
     return made
 
 
+def settled(router: TaskMoE) -> TaskMoE:
+    """Return a router with the routes of ``router`` at the temperature it has reached.
+
+    For what comes after training, few-shot fine-tuning above all: steps are counted from 0 again,
+    and the temperature would fall once more.
+    """
+    tau = router.temperature(int(router.reached))
+    made = TaskMoE(**{**router.settings(), "tau": tau, "rate": 0.0, "explore": 0.0})
+    made.take_routes(router)
+    return made
+
+
 def two_stages(
     model: nn.Module,
     bank: AdapterBank,

@@ -210,7 +210,7 @@ def test_a_batch_of_several_tasks_is_each_task_alone() -> None:
             [r.dense(3)[0, 0, 0] for r in put_in.last_routings.values()]
         )
         torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-4)
-    assert not torch.equal(chosen[0], chosen[3])
+    assert len(torch.stack(list(chosen.values())).unique(dim=0)) > 1
 
 
 def test_average_routing_over_experts_that_change_nothing_is_the_base_model() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ import torch
 
 from crossroads.adapters.activations import record_activation
 from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.collection.arms import arm_name, facts_of
 from crossroads.adapters.collection.batches import training_batches
 from crossroads.adapters.collection.evaluation import evaluate
 from crossroads.adapters.collection.rows import Row
+from crossroads.adapters.collection.scoring import Facts
 from crossroads.adapters.collection.shipped import shipped_folder
 from crossroads.adapters.collection.tasks import Task, get_task, task_names
 from crossroads.adapters.contract import Router
-from crossroads.adapters.embedding import embed
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.layout import load_bank
 from crossroads.adapters.routers import build_router
@@ -66,7 +67,7 @@ class CollectionBed:
         self.rows = rows
         self.bank = load_bank(shipped_folder()) if bank is None else bank
         self.held_in = tuple(held_in or self.bank.names)
-        self._model, self._key = model, _hash(self.bank)
+        self._model = model
         self._cache = cache or cache_folder() / "adapters" / f"scores-{_code_hash()}"
         self._scores: dict[tuple[str, bool], dict[str, tuple[float, ...]]] = {}
 
@@ -85,9 +86,8 @@ class CollectionBed:
     def description(self) -> str:
         held_in, held_out = (len(self.tasks(held_in=h)) for h in (True, False))
         return (
-            f"{len(self.bank.names)} LoRA experts on SmolLM2-135M ({self._key}); test rows of "
-            f"their {held_in} tasks and of {held_out} tasks without expert, {self.rows} a task "
-            "and seed"
+            f"{len(self.bank.names)} LoRA experts on SmolLM2-135M; test rows of their {held_in} "
+            f"tasks and of {held_out} tasks without expert, {self.rows} a task and seed"
         )
 
     def tasks(self, *, held_in: bool) -> list[Task]:
@@ -146,18 +146,16 @@ class CollectionBed:
     ) -> dict[str, tuple[float, ...]]:
         tasks = self.tasks(held_in=held_in)
         routed = None if arm == BASE else self.routed(build_router(arm))
-        needs = frozenset() if routed is None else routed.router.call_data
-        facts = {task.name: self._facts(task, needs, queries) for task in tasks}
         try:
             with progress_bar(f"{key} on {'held-in' if held_in else 'held-out'} tasks") as progress:
                 scores = evaluate(
                     self.model,
                     self.tokenizer,
                     tasks,
-                    arm=f"{key} {self._key}",
+                    arm=key if routed is None else f"{key} {arm_name(routed.router, self.bank)}",
                     rows=self.rows,
                     seeds=SEEDS,
-                    facts=facts,
+                    facts={} if routed is None else self._facts(routed.router, tasks, queries),
                     cache=self._cache,
                     progress=progress,
                 )
@@ -170,32 +168,15 @@ class CollectionBed:
         return {task: tuple(by_seed[s] for s in SEEDS) for task, by_seed in found.items()}
 
     def _facts(
-        self, task: Task, needs: frozenset[str], queries: Queries | None
-    ) -> Callable[[Sequence[Row]], Mapping[str, Any]]:
-        label = self.bank.names.index(task.name) if task.name in self.bank.names else -1
-
-        def told(rows: Sequence[Row]) -> dict[str, Any]:
-            found: dict[str, Any] = {}
-            if "labels_B" in needs:
-                found["labels"] = torch.full((len(rows),), label)
-            if "embedding_BG" in needs:
-                found["embedding"] = (
-                    queries(task, rows) if queries else embed([row.prompt for row in rows])
-                )
-            return found
-
-        return told
+        self, router: Router, tasks: Sequence[Task], queries: Queries | None
+    ) -> dict[str, Facts]:
+        if queries is None:
+            return {task.name: facts_of(router, self.bank, task) for task in tasks}
+        return {task.name: partial(_told, queries, task) for task in tasks}
 
 
-def _hash(bank: AdapterBank) -> str:
-    digest = hashlib.blake2b(" ".join(bank.names).encode(), digest_size=4)
-    for name, values in bank.state_dict().items():
-        digest.update(name.encode())
-        digest.update(values.contiguous().numpy().tobytes())
-    for card in bank.cards:
-        if card.embedding_G is not None:
-            digest.update(card.embedding_G.numpy().tobytes())
-    return digest.hexdigest()
+def _told(queries: Queries, task: Task, rows: Sequence[Row]) -> Mapping[str, Any]:
+    return {"embedding": queries(task, rows)}
 
 
 def _code_hash() -> str:

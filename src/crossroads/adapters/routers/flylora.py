@@ -9,8 +9,9 @@ balance: inside the absolute value, a falling d makes |z + d| larger once it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.gating import top_k
+
+if TYPE_CHECKING:
+    from crossroads.adapters.insertion import RoutedModel
+    from crossroads.adapters.passes import Pass
 
 _SELECTIONS = ("abs_biased", "magnitude", "signed")
 
@@ -34,6 +39,7 @@ class FlyLoRA(Router):
     select : "abs_biased" |z + d| (the paper), "magnitude" |z| + d, "signed" z + d (the authors'
         fork of PEFT)
     rate : of d, per optimiser step; 0 = d stays
+    share : weight of a rank that fires: 1 / n averages n adapters side by side
     """
 
     name: ClassVar[str] = "flylora"
