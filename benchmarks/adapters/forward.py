@@ -2,7 +2,7 @@
 
 12 random experts of the form of the shipped ones (r = 2 on q, v, o, up and down of every block,
 with gates). Methods: two experts for every token and layer, one expert hard by name, a uniform
-merge (static), and the first with telemetry or a trace. Forward of 8 x 128 tokens with all logits,
+merge (static), and the first with telemetry or a trace. Forward of 4 x 128 tokens with all logits,
 and one decoding step after 128 tokens. CPU time of the process on one thread, all methods
 interleaved in random order on new tokens. Takes two minutes on a machine of its own. Writes
 ``benchmarks/results/adapters-forward.json``.
@@ -88,7 +88,7 @@ def forward(base: Any, arms: dict[str, RoutedModel], seconds: float) -> dict[str
     watchers = {"telemetry": Telemetry(top_2), "trace": Recorder(top_2)}
 
     def draw(seed: int) -> Tensor:
-        return torch.randint(100, 40_000, (8, 128), generator=_rng(seed))
+        return torch.randint(100, 40_000, (4, 128), generator=_rng(seed))
 
     def watched(watcher: Telemetry | Recorder) -> Run:
         def run(ids: Tensor) -> Any:
@@ -100,7 +100,7 @@ def forward(base: Any, arms: dict[str, RoutedModel], seconds: float) -> dict[str
     methods: dict[str, Run] = {BASE: lambda ids: base(ids, use_cache=False)}
     methods |= {arm: partial(routed.model, use_cache=False) for arm, routed in arms.items()}
     methods |= {f"top-2 per token, with {name}": watched(w) for name, w in watchers.items()}
-    return _over_base(interleaved(methods, draw, seconds=seconds, limit=BASE, least=5))
+    return _over_base(interleaved(methods, draw, seconds=seconds, limit=BASE, least=5, warm_up=1))
 
 
 def decode(base: Any, arms: dict[str, RoutedModel], seconds: float) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def decode(base: Any, arms: dict[str, RoutedModel], seconds: float) -> dict[str,
 
         def step(ids: Tensor) -> Any:
             found = model(ids, past_key_values=cache, use_cache=True)
-            cache.crop(128)  # as it was, for the next round
+            cache.crop(-1)  # as it was, for the next round
             return found
 
         return step
@@ -156,7 +156,7 @@ def main() -> None:
             print(f"{part} ...", file=sys.stderr)
             body[part] = measure(base, arms, options.seconds)
             body["load"][part] = load()
-    write_atomically(options.out, json.dumps(body, indent=1) + "\n")
+            write_atomically(options.out, json.dumps(body, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def interleaved(
     seconds: float,
     limit: str,
     least: int = LEAST_ROUNDS,
+    warm_up: int = WARM_UP,
 ) -> dict[str, dict[str, float]]:
     """Return figures by method: every round runs each once, in random order, on one new input.
 
@@ -34,15 +35,15 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in methods}
     began, rounds = time.monotonic(), 0
     with torch.no_grad():
-        while rounds < WARM_UP + least or (
-            rounds < WARM_UP + MOST_ROUNDS and time.monotonic() - began < seconds
+        while rounds < warm_up + least or (
+            rounds < warm_up + MOST_ROUNDS and time.monotonic() - began < seconds
         ):
             given = draw(rounds)
             for name in order.sample(list(methods), len(methods)):
                 start = time.process_time_ns()
                 methods[name](given)
                 spent = (time.process_time_ns() - start) / 1e3
-                if rounds >= WARM_UP:
+                if rounds >= warm_up:
                     times[name].append(spent)
             rounds += 1
     return {name: _figures(spent, times[limit]) for name, spent in times.items()}

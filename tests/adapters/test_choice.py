@@ -38,7 +38,7 @@ def test_without_a_choice_it_is_the_saved_one_or_what_the_bank_has_data_for(tmp_
 
 
 def test_what_the_bank_lacks_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="saved: .* holds none; name one"):
+    with pytest.raises(UsageError, match=r"saved: .* holds none; name one"):
         choose_router("saved", bank(), save_adapters(tmp_path / "bank"))
     with pytest.raises(InputError, match="'gate'"):
         choose_router("phatgoose", _without_gates())
@@ -48,7 +48,7 @@ def test_what_the_bank_lacks_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x-lora", "dynmole", "lora-mixer", "lorahub"])
 def test_a_router_that_nobody_trained_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=f"router {name}: .* nobody trained"):
+    with pytest.raises(UsageError, match=f"router {name}: nobody trained its"):
         choose_router(name, bank())
 
 
@@ -63,7 +63,7 @@ def test_a_router_is_told_what_it_asks_for_about_prompts(monkeypatch: pytest.Mon
 
 
 def test_what_a_prompt_cannot_tell_is_refused() -> None:
-    with pytest.raises(UsageError, match="named: does not choose.*letters, words, lines"):
+    with pytest.raises(UsageError, match=r"named: does not choose.*letters, words, lines"):
         told(build_router("named"), bank(), ["a"])
     with pytest.raises(UsageError, match="unknown expert 'word'; did you mean 'words'"):
         told(build_router("oracle"), bank(), ["a"], expert="word")

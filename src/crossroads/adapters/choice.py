@@ -54,13 +54,12 @@ def _default(bank: AdapterBank) -> str:
 
 
 def check_trained(router: Router) -> None:
-    """Raise UsageError for a router whose own numbers nobody trained."""
-    count = sum(p.numel() for p in router.parameters() if p.requires_grad)
-    if count or router.name == "lorahub":
-        what = f"{count:,} parameters that" if count else "weights that"
+    """Raise UsageError for a router that has numbers of its own, which nobody trained."""
+    count = sum(values.numel() for values in router.state_dict().values())
+    if count:
         raise UsageError(
-            f"router {router.name}: has {what} nobody trained; train it, write it with save_bank, "
-            "and use it as --router saved"
+            f"router {router.name}: nobody trained its {count:,} numbers; train it, write it with "
+            "save_bank, and use it as 'saved'"
         )
 
 

@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
 from crossroads.adapters.linear_gates import LinearGates
-from crossroads.core.gating import softmax, tsallis_entropy
+from crossroads.adapters.survey.schema import Cells
+from crossroads.core.errors import UsageError
+from crossroads.core.gating import renyi_entropy, softmax, tsallis_entropy
 from crossroads.core.losses import masked_mean
 from crossroads.core.routed import AuxTerm
 
+_ENTROPIES = {"tsallis": tsallis_entropy, "renyi": renyi_entropy}
+_EPS_MODES = ("clamp", "add")
 _EPS = 1e-5  # what the published code adds to every probability
 
 
@@ -30,7 +34,8 @@ class DynMoLE(Router):
     Parameters
     ----------
     top_p, keep, broadcast : the selection; ``broadcast >= 1`` never broadcasts
-    q : order of the Tsallis entropy
+    q : order of the entropy, above 0 and at most 2; 1 is Shannon's
+    kind : of the entropy, "tsallis" or "renyi"
     entropy, balance : coefficients of the losses: mean entropy, and E * sum of kept mass f and mean
         probability P over the tokens of all layers together
     eps_mode : "clamp" bounds probabilities below at 1e-9; "add" is the published code, whose
@@ -40,6 +45,17 @@ class DynMoLE(Router):
 
     name: ClassVar[str] = "dynmole"
     survey_row: ClassVar[str | None] = "DynMoLE"
+    cells: ClassVar[Cells | None] = Cells(
+        expert_training="Custom",
+        expert_data="Shared",
+        routing_dataset="Expert",
+        input_granularity="Step",
+        depth_granularity="Module",
+        expert_selection="Sparse",
+        expert_aggregation="Output",
+        generalization="In-Distribution",
+        user_dataset="Full",
+    )
 
     def __init__(
         self,
@@ -48,13 +64,25 @@ class DynMoLE(Router):
         keep: int = 2,
         broadcast: float = 0.9,
         q: float = 1.1,
+        kind: str = "tsallis",
         entropy: float = 0.01,
         balance: float = 0.001,
         eps_mode: str = "clamp",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if kind not in _ENTROPIES or eps_mode not in _EPS_MODES:
+            raise UsageError(
+                f"dynmole: kind is {' or '.join(_ENTROPIES)} and eps_mode {' or '.join(_EPS_MODES)}"
+                f"; got {kind!r} and {eps_mode!r}"
+            )
+        if not (0 < q <= 2 and keep >= 1 and 0 <= top_p <= 1):
+            raise UsageError(
+                "dynmole: expected 0 < q <= 2, keep of at least 1 and top_p in [0, 1]; got "
+                f"q={q}, keep={keep}, top_p={top_p}"
+            )
         self.top_p, self.keep, self.broadcast, self.q = top_p, keep, broadcast, q
+        self.kind = kind
         self.entropy, self.balance, self.eps_mode, self.seed = entropy, balance, eps_mode, seed
         self.gates = LinearGates(
             "module", lambda gate: nn.init.kaiming_uniform_(gate, math.sqrt(5))
@@ -88,33 +116,62 @@ class DynMoLE(Router):
     def uncertainty(self, probs: Tensor, n_alive: int) -> Tensor:
         """Return the entropy of the last axis, 0 for one expert and 1 for all alike."""
         told = probs + _EPS if self.eps_mode == "add" else probs
-        return tsallis_entropy(told, self.q, n=n_alive)
+        return _ENTROPIES[self.kind](told, self.q, n=n_alive)
 
     def losses(self, decided: Mapping[str, Routing], call: Call) -> Mapping[str, AuxTerm]:
         """Return entropy and balance over the real tokens of all layers together."""
         if not call.training or not decided:
             return {}
-        probs_NE, mass_NE, mask_N = (torch.cat(parts) for parts in self._tokens(decided, call))
-        n_alive = probs_NE.shape[-1]
-        unsure = masked_mean(self.uncertainty(probs_NE, n_alive), mask_N)
-        shares = masked_mean(mass_NE, mask_N) * masked_mean(probs_NE, mask_N)
+        parts = zip(*(_tokens(routing, call) for routing in decided.values()), strict=True)
+        unsure, unbalanced = self._terms(*(torch.cat(part) for part in parts))
         return {
             "entropy": AuxTerm(unsure, self.entropy),
-            "balance": AuxTerm(n_alive * shares.sum(), self.balance),
+            "balance": AuxTerm(unbalanced, self.balance),
         }
 
+    @torch.no_grad()
+    def by_layer(self, decided: Mapping[str, Routing], call: Call) -> dict[str, dict[str, float]]:
+        """Return mean entropy, balance and the share of tokens with every expert, by layer.
+
+        The balance of all layers together hides layers that lean to different experts.
+        """
+        found = {}
+        for layer, routing in decided.items():
+            probs_NE, mass_NE, mask_N = _tokens(routing, call)
+            unsure, unbalanced = self._terms(probs_NE, mass_NE, mask_N)
+            has_all_N = (mass_NE > 0).sum(-1) == (probs_NE > 0).sum(-1)
+            found[layer] = {
+                "entropy": float(unsure),
+                "balance": float(unbalanced),
+                "broadcast": float(masked_mean(has_all_N.float(), mask_N)),
+            }
+        return found
+
     def settings(self) -> Mapping[str, Any]:
-        names = ("top_p", "keep", "broadcast", "q", "entropy", "balance", "eps_mode", "seed")
+        names = (
+            "top_p",
+            "keep",
+            "broadcast",
+            "q",
+            "kind",
+            "entropy",
+            "balance",
+            "eps_mode",
+            "seed",
+        )
         return {name: getattr(self, name) for name in names}
 
-    @staticmethod
-    def _tokens(decided: Mapping[str, Routing], call: Call) -> tuple[list[Tensor], ...]:
-        probs, mass, masks = [], [], []
-        for routing in decided.values():
-            assert routing.logits is not None
-            probs.append(softmax(routing.logits).flatten(0, 2))
-            mass.append(routing.weights.flatten(0, 2))
-            real = call.mask_BT
-            tokens = routing.logits.shape[:2]
-            masks.append((torch.ones(tokens, dtype=torch.bool) if real is None else real).flatten())
-        return probs, mass, masks
+    def _terms(self, probs_NE: Tensor, mass_NE: Tensor, mask_N: Tensor) -> tuple[Tensor, Tensor]:
+        n_experts = probs_NE.shape[-1]
+        unsure = masked_mean(self.uncertainty(probs_NE, n_experts), mask_N)
+        shares_E = masked_mean(mass_NE, mask_N) * masked_mean(probs_NE, mask_N)
+        return unsure, n_experts * shares_E.sum()
+
+
+def _tokens(routing: Routing, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Return probabilities and kept mass (N, E) of a decision, and which tokens are real."""
+    assert routing.logits is not None
+    real_BT = call.mask_BT
+    if real_BT is None:
+        real_BT = torch.ones(routing.logits.shape[:2], dtype=torch.bool)
+    return softmax(routing.logits).flatten(0, 2), routing.weights.flatten(0, 2), real_BT.flatten()

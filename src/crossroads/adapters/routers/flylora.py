@@ -2,7 +2,8 @@
 
 z = A x with A frozen, sparse and random; S = the k largest of |z + d|; y = W x + s sum_S B_i z_i.
 d, one number a rank, balances the ranks without gradient: after each optimiser step
-d_i += rate * sign(mean(c) - c_i), c_i the tokens that used rank i. As printed that rule does not
+d_i += rate * sign(mean(c) - c_i), c_i the tokens that used rank i (``counting`` counts them, as
+``adapters.joint`` does). As printed that rule does not
 balance: inside the absolute value, a falling d makes |z + d| larger once it is negative.
 ``select="magnitude"`` ranks by |z| + d, which does. Source: FlyLoRA (NeurIPS 2025).
 """
@@ -46,12 +47,19 @@ class FlyLoRA(Router):
     survey_row: ClassVar[str | None] = "FlyLoRA"
 
     def __init__(
-        self, *, k: int = 8, ranks: int = 0, select: str = "abs_biased", rate: float = 1e-3
+        self,
+        *,
+        k: int = 8,
+        ranks: int = 0,
+        select: str = "abs_biased",
+        rate: float = 1e-3,
+        share: float = 1.0,
     ) -> None:
         super().__init__()
         if select not in _SELECTIONS:
             raise UsageError(f"flylora: select is {', '.join(_SELECTIONS)}; got {select!r}")
         self.k, self.ranks, self.select, self.rate = k, ranks, select, rate
+        self.share = share
         self._places: dict[str, int] = {}
         self._counts: dict[str, Tensor] = {}
         self.register_buffer("bias_LE", torch.zeros(0, 0))
@@ -88,12 +96,20 @@ class FlyLoRA(Router):
         scores_BTE = self._scores(z_BTE, self.bias_LE[self._places[given.module]])
         best_BTGK = top_k(scores_BTE.unflatten(-1, (-1, ranks)), self.k)
         fires_BTE = torch.zeros_like(scores_BTE).unflatten(-1, (-1, ranks))
-        fires_BTE = fires_BTE.scatter(-1, best_BTGK, 1.0).flatten(-2)
-        if given.call.training and self.rate:
-            self._count(given, fires_BTE)
+        fires_BTE = fires_BTE.scatter(-1, best_BTGK, self.share).flatten(-2)
         return Routing(
             weights=fires_BTE.unsqueeze(2), normalised=False, logits=scores_BTE.unsqueeze(2)
         )
+
+    @contextmanager
+    def counting(self, routed: RoutedModel) -> Iterator[None]:
+        """Count inside which ranks fire in training passes, for ``update``.
+
+        Every pass counts once: blocks that gradient checkpointing computes a second time do not
+        count again.
+        """
+        with routed.watched(self._count):
+            yield
 
     def update(self, step: int = 0) -> None:
         """Move d by what fired since the last update; call it once per optimiser step."""
@@ -106,7 +122,7 @@ class FlyLoRA(Router):
         self._counts.clear()
 
     def settings(self) -> Mapping[str, Any]:
-        names = ("k", "ranks", "select", "rate")
+        names = ("k", "ranks", "select", "rate", "share")
         return {name: getattr(self, name) for name in names}
 
     def _scores(self, z_BTE: Tensor, bias_E: Tensor) -> Tensor:
@@ -116,8 +132,12 @@ class FlyLoRA(Router):
             return z_BTE.abs() + bias_E
         return z_BTE + bias_E
 
-    def _count(self, given: RouteInput, fires_BTE: Tensor) -> None:
-        mask_BT = given.call.mask_BT
-        real = fires_BTE if mask_BT is None else fires_BTE * mask_BT.unsqueeze(-1)
-        count_E = real.sum((0, 1))
-        self._counts[given.module] = self._counts.get(given.module, 0.0) + count_E
+    def _count(self, ended: Pass) -> None:
+        if not ended.call.training:
+            return
+        for layer, seen in ended.seen.items():
+            fires_BTE = (seen.routing.weights[:, :, 0] != 0).float()
+            if seen.mask_BT is not None:
+                fires_BTE = fires_BTE * seen.mask_BT.unsqueeze(-1)
+            count_E = fires_BTE.sum((0, 1))
+            self._counts[layer] = self._counts.get(layer, 0.0) + count_E

@@ -1,0 +1,94 @@
+"""FlyLoRA adapters as files: B, the biases d, and the seed from which A is made again.
+
+A file of safetensors with a tensor "<layer>.b" (outputs, ranks) for every layer and, where given,
+"<layer>.d" (ranks,); its metadata hold the numbers of ``fly.fly_bank``. A is not stored, so a file
+takes about half of a LoRA's of the same rank.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.fly import fly_bank
+from crossroads.adapters.routers.flylora import FlyLoRA
+from crossroads.core.errors import InputError
+from crossroads.core.files import replacing
+
+_FORMAT = "crossroads-flylora 1"
+
+
+def save_fly(
+    path: Path,
+    bank: AdapterBank,
+    router: FlyLoRA | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write one adapter of ``fly_bank``, and the biases of the router that was trained with it.
+
+    Raises InputError for a bank that was not made by ``fly_bank`` or whose A is not that of its
+    seed any more.
+    """
+    from safetensors.torch import save_file
+
+    about = _about(bank)
+    tensors: dict[str, Tensor] = {}
+    for place, (layer, module) in enumerate(bank.layers.items()):
+        tensors[f"{layer}.b"] = module.b_EOR.detach()[:, :, 0].T.to(dtype).contiguous()
+        if router is not None:
+            tensors[f"{layer}.d"] = router.bias_LE[place].clone()
+    sizes = {layer: (module.inputs, module.outputs) for layer, module in bank.layers.items()}
+    again = _made(about, sizes)
+    for layer, module in bank.layers.items():
+        if not torch.equal(again.layers[layer].a_ERI, module.a_ERI):
+            raise InputError(f"flylora: A of {layer} is not the one of its seed; save it as a LoRA")
+    metadata = {
+        "format": _FORMAT,
+        "adapter": json.dumps(about),
+        "inputs": json.dumps({layer: size[0] for layer, size in sizes.items()}),
+    }
+    with replacing(path) as draft:
+        save_file(tensors, draft, metadata=metadata)
+
+
+def load_fly(path: Path) -> tuple[AdapterBank, dict[str, Tensor]]:
+    """Return the adapter and the biases by layer, empty where none were saved.
+
+    Raises InputError for a file that ``save_fly`` did not write.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read: {error}; save the adapter again") from error
+    if metadata.get("format") != _FORMAT:
+        raise InputError(f"{path}: is no FlyLoRA adapter; write one with save_fly")
+    inputs: dict[str, int] = json.loads(metadata["inputs"])
+    sizes = {layer: (width, len(tensors[f"{layer}.b"])) for layer, width in inputs.items()}
+    bank = _made(json.loads(metadata["adapter"]), sizes)
+    for layer, module in bank.layers.items():
+        module.b_EOR.data[:, :, 0] = tensors[f"{layer}.b"].T.to(module.b_EOR.dtype)
+    return bank, {layer: tensors[f"{layer}.d"] for layer in inputs if f"{layer}.d" in tensors}
+
+
+def _about(bank: AdapterBank) -> dict[str, Any]:
+    first = bank.cards[0]
+    found: dict[str, Any] = dict(first.info.get("flylora") or {})
+    if not found or found["ranks"] != bank.n_experts:
+        raise InputError("flylora: expected one adapter as fly_bank makes it; take one of a union")
+    scale = float(next(iter(bank.layers.values())).scale_E[0])
+    name = first.name.rpartition("-")[0]
+    return {**found, "alpha": scale * found["ranks"], "name": name}
+
+
+def _made(about: dict[str, Any], sizes: dict[str, tuple[int, int]]) -> AdapterBank:
+    return fly_bank(sizes, **about)

@@ -1,0 +1,54 @@
+"""The claim about task-level mixtures: its rules and its parts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from crossroads.adapters.claims import task_level_moe as claim
+from crossroads.adapters.claims.skill_bed import base_model
+
+
+def runs(gains: list[float], gaps: list[float]) -> list[dict[str, float]]:
+    return [{"few-shot ARG": gain, "route gap": gap} for gain, gap in zip(gains, gaps, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("gains", "gaps", "outcome"),
+    [
+        ([0.02, 0.021, 0.019], [0.4, 0.41, 0.39], "holds"),
+        ([0.02, 0.021, 0.019], [0.9, 0.1, -0.1], "holds in direction"),
+        ([0.05, -0.01, 0.01], [0.4, 0.41, 0.39], "holds in direction"),
+        ([0.02, 0.021, 0.019], [-0.4, -0.41, -0.39], "null"),
+        ([-0.05, -0.01, 0.01], [0.4, 0.41, 0.39], "null"),
+        ([-0.02, -0.021, -0.019], [0.4, 0.41, 0.39], "fails"),
+    ],
+)
+def test_the_rules(gains: list[float], gaps: list[float], outcome: str) -> None:
+    assert claim.judge(runs(gains, gaps)) == outcome
+
+
+def test_figures_have_a_value_a_seed_and_intervals() -> None:
+    found = claim.figures(runs([0.01, 0.02, 0.03], [0.1, 0.2, 0.3]))
+    assert found["few-shot ARG"] == [0.01, 0.02, 0.03]
+    assert found["intervals"]["route gap"]["mean"] == pytest.approx(0.2)
+
+
+def test_vectors_are_of_trained_tasks_and_new_ones_and_kin_lie_nearer() -> None:
+    vectors_TD = claim.task_vectors(base_model(0), 0)
+    assert vectors_TD.shape == (9, 8)
+    torch.testing.assert_close(vectors_TD.norm(dim=-1), torch.ones(9))
+    alike_TT = vectors_TD @ vectors_TD.T
+    own = [alike_TT[6 + f, 2 * f : 2 * f + 2].mean() for f in range(3)]
+    other = [alike_TT[6 + f, [t for t in range(6) if t // 2 != f]].mean() for f in range(3)]
+    assert torch.isfinite(vectors_TD).all()
+    assert len(own) == len(other) == 3
+
+
+def test_arms_have_the_same_numbers() -> None:
+    model = base_model(0)
+    sizes = {
+        sum(p.numel() for p in claim._bank(model, experts, 0).parameters())
+        for experts in (1, claim._EXPERTS)
+    }
+    assert len(sizes) == 1
