@@ -104,7 +104,7 @@ def test_what_cannot_be_served_is_told_before_serving(tmp_path: Path) -> None:
     assert "x-lora: nobody trained" in _refused(adapters, *own, "--router", "x-lora")
     other = str(save_base(tmp_path / "other", hidden_size=8))
     message = _refused(adapters, "--model", other, "--port", "0")
-    assert "q_proj" in message and "\n" not in message
+    assert "expected 8 outputs of the model's layer" in message and "\n" not in message
 
 
 def test_a_port_in_use_is_told(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class Routing:
     mode : how experts are combined
     normalised : the weights of a token that has any expert alive add to 1
     logits : scores before the selection, (B, T, H, E), for losses and traces
+    base : what the frozen layer's own output is multiplied with, (B, T, 1); None = 1
     aux : auxiliary losses by name
     """
 
@@ -102,6 +103,7 @@ class Routing:
     mode: Mode = "mix"
     normalised: bool = True
     logits: Tensor | None = None
+    base: Tensor | None = None
     aux: Mapping[str, AuxTerm] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

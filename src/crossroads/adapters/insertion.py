@@ -86,6 +86,8 @@ class RoutedLinear(nn.Module):
             y_BTO = self.base_layer(x_BTI)
             if self.base_layer._forward_hooks:
                 y_BTO = y_BTO.clone()  # a hook may keep it, and it is written to
+            if routing.base is not None:
+                y_BTO = y_BTO * routing.base.to(y_BTO.dtype)
             y_BTO = combine(x_BTI, bank, routing, model.kernel, y_BTO)
         return y_BTO
 

@@ -6,9 +6,10 @@ import pytest
 
 from crossroads.adapters.claims import mhr
 from crossroads.adapters.claims.skill_bed import base_model
-from crossroads.adapters.claims.text_tasks import TARGETS, TextTasks
+from crossroads.adapters.claims.text_tasks import TextTasks
 from crossroads.adapters.routers.poly import Poly
 from crossroads.adapters.skills import new_skills
+from crossroads.core.errors import UnavailableError
 
 
 def runs(gaps: list[float], mean: float) -> list[dict[str, float]]:
@@ -78,13 +79,13 @@ def test_gradients_of_one_task_agree_fully(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_real_tasks_take_turns_and_say_which_they_are() -> None:
-    texts = TextTasks(rows=2)
+    texts = TextTasks(rows=2, names=("clinc-a", "clinc-b"))
     try:
         batch_of = texts.training(0)
-    except FileNotFoundError as missing:
-        pytest.skip(str(missing))
+    except UnavailableError as error:
+        pytest.skip(str(error))
     for step in (0, 1, 5):
         batch = batch_of(step)
         assert batch.task_ids_B is not None
-        assert (batch.task_ids_B == step % 4).all()
-    assert "q_proj" in TARGETS
+        assert (batch.task_ids_B == step % 2).all()
+        assert batch.n_answer_tokens > 0

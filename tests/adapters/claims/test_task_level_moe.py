@@ -34,15 +34,14 @@ def test_figures_have_a_value_a_seed_and_intervals() -> None:
     assert found["intervals"]["route gap"]["mean"] == pytest.approx(0.2)
 
 
-def test_vectors_are_of_trained_tasks_and_new_ones_and_kin_lie_nearer() -> None:
+def test_vectors_of_new_tasks_lie_nearest_those_of_their_family() -> None:
     vectors_TD = claim.task_vectors(base_model(0), 0)
     assert vectors_TD.shape == (9, 8)
     torch.testing.assert_close(vectors_TD.norm(dim=-1), torch.ones(9))
     alike_TT = vectors_TD @ vectors_TD.T
     own = [alike_TT[6 + f, 2 * f : 2 * f + 2].mean() for f in range(3)]
     other = [alike_TT[6 + f, [t for t in range(6) if t // 2 != f]].mean() for f in range(3)]
-    assert torch.isfinite(vectors_TD).all()
-    assert len(own) == len(other) == 3
+    assert min(own) > max(other)
 
 
 def test_arms_have_the_same_numbers() -> None:

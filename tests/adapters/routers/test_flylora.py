@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
+from crossroads.adapters.calls import calling
 from crossroads.adapters.combine import mix
-from crossroads.adapters.contract import Call, RouteInput
+from crossroads.adapters.contract import Call, RouteInput, Routing
 from crossroads.adapters.fly import (
     delta_average,
     factor_average,
@@ -19,6 +24,8 @@ from crossroads.adapters.fly import (
     sparse_projection,
     union,
 )
+from crossroads.adapters.fly_files import load_fly, save_fly
+from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers.flylora import FlyLoRA
 from crossroads.core.errors import InputError, UsageError
 
@@ -35,9 +42,39 @@ def trained(seed: int = 0, ranks: int = 8, name: str = "fly") -> AdapterBank:
     return bank
 
 
-def routed(bank: AdapterBank, router: FlyLoRA, x_BTI: Tensor, *, training: bool = False):  # type: ignore[no-untyped-def]
-    call = Call(training=training)
-    return router.route(RouteInput(module=LAYER, x_BTI=x_BTI, bank=bank.layers[LAYER], call=call))
+def routed(bank: AdapterBank, router: FlyLoRA, x_BTI: Tensor) -> Routing:
+    module = bank.layers[LAYER]
+    return router.route(RouteInput(module=LAYER, x_BTI=x_BTI, bank=module, call=Call()))
+
+
+class Stack(nn.Module):
+    """One adapted layer, called like a model; computed again in the backward pass on wish."""
+
+    def __init__(self, inputs: int = INPUTS, outputs: int = OUTPUTS) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(inputs, outputs)})])
+        self.again = False
+        self.requires_grad_(False)
+
+    def forward(self, x_BTI: Tensor) -> Tensor:
+        layer = self.get_submodule(LAYER)
+        if self.again:
+            found: Tensor = checkpoint(layer, x_BTI, use_reentrant=False)
+            return found
+        found = layer(x_BTI)
+        return found
+
+
+def counted(
+    bank: AdapterBank, router: FlyLoRA, *batches: Tensor, training: bool = True, **facts: Any
+) -> None:
+    """Run batches as one optimiser step's passes and update the biases."""
+    module = bank.layers[LAYER]
+    model = RoutedModel(Stack(module.inputs, module.outputs), bank, router)
+    with torch.no_grad(), router.counting(model), calling(training=training, **facts):
+        for x_BTI in batches:
+            model.model(x_BTI)
+    router.update()
 
 
 def inputs(seed: int, *shape: int) -> Tensor:
@@ -112,7 +149,7 @@ def test_only_the_columns_of_ranks_that_fired_get_gradient() -> None:
     module = bank.layers[LAYER]
     module.b_EOR.requires_grad_(True)
     x_BTI = inputs(3, 1, 1, INPUTS)
-    routing = routed(bank, router, x_BTI, training=True)
+    routing = routed(bank, router, x_BTI)
     mix(x_BTI, module, routing.dense(8)).square().sum().backward()
     assert module.b_EOR.grad is not None
     assert (module.b_EOR.grad.abs().sum((1, 2)) > 0).tolist() == (
@@ -129,14 +166,19 @@ def coefficient_of_variation(select: str, rate: float, shift: float, seed: int) 
     router.prepare(bank)
     draw = torch.Generator().manual_seed(seed)
     x_BTI = torch.randn(1, 512, 576, generator=draw) + shift * torch.randn(576, generator=draw)
-    for _ in range(200):
-        routed(bank, router, x_BTI, training=True)
-        router.update()
+    model = RoutedModel(Stack(576, 4), bank, router)
+    with torch.no_grad(), router.counting(model), calling(training=True):
+        for _ in range(200):
+            model.model(x_BTI)
+            router.update()
     count_E = routed(bank, router, x_BTI).weights.sum((0, 1, 2))
     return (count_E.std(unbiased=False) / count_E.mean()).item()
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(
+    "seed",
+    [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)],
+)
 def test_selection_by_magnitude_is_balanced_by_its_bias_where_inputs_have_a_mean(seed: int) -> None:
     plain = coefficient_of_variation("magnitude", 0.0, 1.0, seed)
     assert coefficient_of_variation("magnitude", 1e-2, 1.0, seed) <= 0.25 * plain
@@ -147,16 +189,30 @@ def test_selection_by_magnitude_is_balanced_by_its_bias_where_inputs_have_a_mean
 def test_the_bias_moves_once_an_update_in_training_alone() -> None:
     bank, router = trained(), FlyLoRA(k=2, rate=0.5)
     router.prepare(bank)
-    routed(bank, router, inputs(4, 1, 7, INPUTS))
-    router.update()
+    counted(bank, router, inputs(4, 1, 7, INPUTS), training=False)
     assert not router.bias_LE.any()
-    counts = torch.zeros(8)
-    for micro in range(2):  # one optimiser step of two batches
-        counts += routed(bank, router, inputs(micro, 1, 7, INPUTS), training=True).weights.sum(
-            (0, 1, 2)
-        )
-    router.update()
+    micro = [inputs(seed, 1, 7, INPUTS) for seed in range(2)]  # one optimiser step of two batches
+    counts = sum(routed(bank, router, x).weights.sum((0, 1, 2)) for x in micro)
+    assert isinstance(counts, Tensor)
+    counted(bank, router, *micro)
     assert torch.equal(router.bias_LE[0], 0.5 * torch.sign(counts.mean() - counts))
+
+
+def test_a_block_that_is_computed_again_in_the_backward_pass_counts_once() -> None:
+    bank, x_BTI = trained(), inputs(4, 1, 7, INPUTS)
+    found = []
+    for again in (False, True):
+        router = FlyLoRA(k=2)
+        base = Stack()
+        base.again = again
+        model = RoutedModel(base, bank, router)
+        bank.layers[LAYER].b_EOR.requires_grad_(True)
+        with router.counting(model), calling(training=True):
+            model.model(x_BTI).square().sum().backward()
+        found.append(router._counts[LAYER])
+        model.unwrap()
+    assert torch.equal(*found)
+    assert found[0].sum() == 2 * 7
 
 
 def test_padding_is_not_counted() -> None:
@@ -164,14 +220,64 @@ def test_padding_is_not_counted() -> None:
     router.prepare(bank)
     x_BTI = inputs(5, 1, 6, INPUTS)
     mask_BT = torch.tensor([[True, True, True, False, False, False]])
-    call = Call(training=True, mask_BT=mask_BT)
-    router.route(RouteInput(module=LAYER, x_BTI=x_BTI, bank=bank.layers[LAYER], call=call))
-    router.update()
+    counted(bank, router, x_BTI, mask=mask_BT)
     padded = router.bias_LE.clone()
     router.bias_LE.zero_()
-    routed(bank, router, x_BTI[:, :3], training=True)
-    router.update()
+    counted(bank, router, x_BTI[:, :3])
     assert torch.equal(router.bias_LE, padded)
+
+
+@given(seed=st.integers(0, 50), factor=st.floats(-2.0, 2.0))
+@settings(deadline=None, max_examples=10)
+def test_the_output_is_linear_in_b(seed: int, factor: float) -> None:
+    first, second, both = trained(seed), trained(seed), trained(seed)
+    b_EOR = second.layers[LAYER].b_EOR
+    b_EOR.data = torch.randn(b_EOR.shape, generator=torch.Generator().manual_seed(seed + 900))
+    both.layers[LAYER].b_EOR.data += factor * b_EOR
+    x_BTI, router = inputs(seed, 1, 4, INPUTS), FlyLoRA(k=3)
+    router.prepare(first)
+    weights = routed(first, router, x_BTI).dense(8)
+    one, other, sum_of = (mix(x_BTI, bank.layers[LAYER], weights) for bank in (first, second, both))
+    torch.testing.assert_close(sum_of, one + factor * other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_file_holds_b_and_the_seed_and_is_about_half_of_a_loras(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    bank = fly_bank({LAYER: (256, 256)}, ranks=32, k=8, seed=7, alpha=16.0, name="mine")
+    module = bank.layers[LAYER]
+    module.b_EOR.data.normal_()
+    router = FlyLoRA(k=8)
+    router.prepare(bank)
+    router.bias_LE.normal_()
+    save_fly(tmp_path / "fly.safetensors", bank, router)
+    again, biases = load_fly(tmp_path / "fly.safetensors")
+    for name, values in bank.state_dict().items():
+        assert torch.equal(again.state_dict()[name], values), name
+    assert again.names == bank.names
+    assert torch.equal(biases[LAYER], router.bias_LE[0])
+    save_file({"a": module.a_ERI[:, 0].detach().contiguous(),
+               "b": module.b_EOR[:, :, 0].T.detach().contiguous()},
+              tmp_path / "lora.safetensors")  # fmt: skip
+    fly, whole = ((tmp_path / f"{n}.safetensors").stat().st_size for n in ("fly", "lora"))
+    assert fly < 0.55 * whole
+
+
+def test_what_is_no_flylora_adapter_is_neither_saved_nor_loaded(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    both = union([trained(1, name="a"), trained(2, name="b")])
+    with pytest.raises(InputError, match="one adapter as fly_bank makes it"):
+        save_fly(tmp_path / "x.safetensors", both)
+    changed = trained()
+    changed.layers[LAYER].a_ERI.data += 1.0
+    with pytest.raises(InputError, match="not the one of its seed"):
+        save_fly(tmp_path / "x.safetensors", changed)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_fly(tmp_path / "x.safetensors")
+    save_file({"a": torch.ones(2)}, tmp_path / "y.safetensors")
+    with pytest.raises(InputError, match="is no FlyLoRA adapter"):
+        load_fly(tmp_path / "y.safetensors")
 
 
 def test_a_union_lets_every_adapter_fire_its_own_ranks() -> None:
@@ -186,6 +292,15 @@ def test_a_union_lets_every_adapter_fire_its_own_ranks() -> None:
         alone.prepare(bank)
         apart += mix(x_BTI, bank.layers[LAYER], routed(bank, alone, x_BTI).dense(8))
     torch.testing.assert_close(whole, apart, atol=1e-5, rtol=1e-5)
+
+
+def test_shares_average_the_adapters_of_a_union() -> None:
+    both, x_BTI = union([trained(1, name="a"), trained(2, name="b")]), inputs(6, 2, 3, INPUTS)
+    router, half = FlyLoRA(k=2, ranks=8), FlyLoRA(k=2, ranks=8, share=0.5)
+    router.prepare(both)
+    half.prepare(both)
+    whole = routed(both, router, x_BTI).weights
+    torch.testing.assert_close(2 * routed(both, half, x_BTI).weights, whole)
 
 
 def test_merges_are_the_average_of_deltas_and_the_average_of_factors() -> None:

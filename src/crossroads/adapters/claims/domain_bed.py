@@ -71,10 +71,11 @@ class DomainBed(Protocol):
 class ToyBed:
     """Four ways to shift symbols."""
 
-    names = ("three on", "mixed 1", "mixed 2", "mixed 3")
+    names: tuple[str, ...] = ("three on", "mixed 1", "mixed 2", "mixed 3")
     description = "a toy of two blocks that copies symbols, and four ways to shift them"
-    lr, gate_lr = 1e-2, 3e-2
-    steps = (150, 400, 60)
+    lr: float = 1e-2
+    gate_lr: float = 3e-2
+    steps: tuple[int, int, int] = (150, 400, 60)
     rows = 32
 
     @cached_property
@@ -107,13 +108,14 @@ class ToyBed:
 class SmolBed:
     """Four tasks with short rows; adapters in the last blocks of SmolLM2-135M."""
 
-    names = _TASKS
+    names: tuple[str, ...] = _TASKS
     description = (
         f"SmolLM2-135M, adapters in its last {_LAST_BLOCKS} blocks; test rows of "
         + ", ".join(_TASKS)
     )
-    lr, gate_lr = 3e-3, 3e-2
-    steps = (30, 60, 30)
+    lr: float = 3e-3
+    gate_lr: float = 3e-2
+    steps: tuple[int, int, int] = (30, 60, 30)
     rows, test_rows = 12, 48
 
     @cached_property
@@ -166,7 +168,6 @@ class SmolBed:
         return replace(whole, modules=kept)
 
 
-@torch.no_grad()
 def domain_nll(
     bed: DomainBed,
     seed: int,
@@ -187,7 +188,7 @@ def domain_nll(
         for domain in domains if domains is not None else range(len(bed.names)):
             nlls = []
             for batch in bed.test(domain, seed):
-                with calling(mask=batch.mask_BT):
+                with torch.no_grad(), calling(mask=batch.mask_BT):
                     nlls.append(answer_nll(model, batch))
                     if watch and routed:
                         watch(routed.current)

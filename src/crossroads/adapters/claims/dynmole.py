@@ -139,12 +139,14 @@ def _measure_mixture(
     router = DynMoLE(seed=seed, **settings)
     router.prepare(bank)
     if arm == "dynmole":
-        _note(bed, seed, bank, router, found, "before")
+        _keep(found, "before", layers_of(bed, seed, bank, router))
     _train(bed, seed, bank, router)
     found.nll[arm].append(statistics.mean(domain_nll(bed, seed, bank, router)))
     found.parameters[arm] = _size(bank, router)
     if arm == "dynmole":
-        found.by_layer.update(_note(bed, seed, bank, router, found, "after"))
+        layers = layers_of(bed, seed, bank, router)
+        _keep(found, "after", layers)
+        found.by_layer.update({name: round(f["broadcast"], 3) for name, f in layers.items()})
 
 
 def _measure_lora(bed: DomainBed, seed: int, found: Figures) -> None:
@@ -172,10 +174,10 @@ def _train(bed: DomainBed, seed: int, bank: AdapterBank, router: Router) -> None
     )
 
 
-def _note(
-    bed: DomainBed, seed: int, bank: AdapterBank, router: DynMoLE, found: Figures, when: str
-) -> dict[str, float]:
-    """Keep the mean entropy and share of broadcast tokens; return the shares by layer."""
+def layers_of(
+    bed: DomainBed, seed: int, bank: AdapterBank, router: DynMoLE
+) -> dict[str, dict[str, float]]:
+    """Return entropy, balance and share of broadcast test tokens, by layer."""
     seen: dict[str, list[dict[str, float]]] = {}
 
     def watch(ended: Pass) -> None:
@@ -183,13 +185,15 @@ def _note(
             seen.setdefault(layer, []).append(figures)
 
     domain_nll(bed, seed, bank, router, watch=watch)
-    every = [figures for layers in seen.values() for figures in layers]
-    found.entropy[when].append(statistics.mean(f["entropy"] for f in every))
-    found.broadcast[when].append(statistics.mean(f["broadcast"] for f in every))
     return {
-        layer: round(statistics.mean(f["broadcast"] for f in figures), 3)
+        layer: {name: statistics.mean(f[name] for f in figures) for name in figures[0]}
         for layer, figures in seen.items()
     }
+
+
+def _keep(found: Figures, when: str, layers: dict[str, dict[str, float]]) -> None:
+    found.entropy[when].append(statistics.mean(f["entropy"] for f in layers.values()))
+    found.broadcast[when].append(statistics.mean(f["broadcast"] for f in layers.values()))
 
 
 def _size(bank: AdapterBank, router: Router) -> int:

@@ -195,7 +195,9 @@ def _run(routed: RoutedModel, x_BTI: Tensor) -> tuple[dict[str, Tensor], dict[st
         ) -> None:
             base = layer.base_layer
             assert isinstance(base, nn.Linear)
-            given[name], added[name] = inputs[0], y_BTO - base(inputs[0])
+            share = routed.last_routings[name].base if name in routed.last_routings else None
+            given[name] = inputs[0]
+            added[name] = y_BTO - base(inputs[0]) * (1.0 if share is None else share)
 
         handles.append(routed.model.get_submodule(name).register_forward_hook(keep))
     routed.model(x_BTI)

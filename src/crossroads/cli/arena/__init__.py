@@ -10,6 +10,10 @@ from crossroads.core.errors import UsageError
 _COMMANDS = {
     "prompts": ("crossroads.cli.arena.prompts", "Prompts to language models, on an outcome table."),
     "moe": ("crossroads.cli.arena.moe", "Tokens to experts: small models trained side by side."),
+    "adapters": (
+        "crossroads.cli.arena.adapters",
+        "Inputs to LoRA adapters: routers over one bank of experts.",
+    ),
     "submit": (
         "crossroads.cli.arena.submit",
         "Judge a submission to a RouterArena leaderboard.",

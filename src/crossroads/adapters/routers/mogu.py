@@ -1,0 +1,136 @@
+"""MoGU: every token blends variants of one model, such as a usable and a safe one.
+
+Per layer and variant e a small net without hidden non-linearity gives a weight
+w_e = sigmoid(v_e . (U_e D_e x + b_e) + c_e), and the layer's output is sum_e w_e (W x + s_e B_e A_e
+x): the weights multiply the frozen layer too and are not forced to add to 1. In training they are
+pulled towards the variant that a sequence's label names. Source: MoGU (NeurIPS 2024) and its code,
+where x is the input of the attention's output projection, the one layer that is adapted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.contract import Call, RouteInput, Router, Routing
+from crossroads.adapters.survey.schema import Cells
+from crossroads.core.errors import UsageError
+from crossroads.core.losses import masked_mean
+from crossroads.core.routed import AuxTerm
+
+_TOTALS = ("free", "one")
+
+
+class MoGU(Router):
+    """A weight for every variant from nets of their own.
+
+    ``Call.labels_B`` names the variant that should answer a sequence by its place in the bank, -1 =
+    none is named. ``crossroads.adapters.handoff`` lets it decide the first tokens of an answer
+    alone, as the authors do.
+
+    Parameters
+    ----------
+    width : of the nets' middle; the authors' is 512 at 4,096 inputs
+    pull : coefficient of sum_e mean (w_e - target_e)^2 over layers and labelled tokens
+    total : "free", or "one": weights are divided by their sum (ours)
+    seed : of the nets' start, that of torch's linear layers
+    """
+
+    name: ClassVar[str] = "mogu"
+    survey_row: ClassVar[str | None] = "MoGU"
+    cells: ClassVar[Cells | None] = Cells(
+        expert_training="Custom",
+        expert_data="Shared",
+        routing_dataset="Expert",
+        input_granularity="Step",
+        depth_granularity="Module",
+        expert_selection="Dense",
+        expert_aggregation="Output",
+        generalization="In-Distribution",
+        user_dataset="Full",
+    )
+
+    def __init__(
+        self, *, width: int = 64, pull: float = 2.0, total: str = "free", seed: int = 0
+    ) -> None:
+        super().__init__()
+        if total not in _TOTALS or width < 1:
+            raise UsageError(
+                f"mogu: total is {' or '.join(_TOTALS)} and width at least 1; got {total!r} and "
+                f"{width}"
+            )
+        self.width, self.pull, self.total, self.seed = width, pull, total, seed
+        self._places: dict[str, int] = {}
+        self.nets = nn.ModuleList()
+
+    def prepare(self, bank: AdapterBank) -> None:
+        """Make the nets of every layer; those of the same layer and size stay."""
+        kept = {layer: self.nets[place] for layer, place in self._places.items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            made = [
+                self._nets(kept.get(layer), module.n_experts, module.inputs)
+                for layer, module in bank.layers.items()
+            ]
+        self._places = {layer: place for place, layer in enumerate(bank.layers)}
+        self.nets = nn.ModuleList(made)
+
+    def route(self, given: RouteInput) -> Routing:
+        nets = self.nets[self._places[given.module]]
+        assert isinstance(nets, nn.ModuleList)
+        x_BTI = given.x_BTI.float()  # weights in float32 whatever the model's type
+        logits_BTE = torch.cat([net(x_BTI) for net in nets], -1)
+        weights_BTE = torch.sigmoid(logits_BTE)
+        base_BT1 = weights_BTE.sum(-1, keepdim=True)
+        if self.total == "one":
+            weights_BTE, base_BT1 = weights_BTE / base_BT1, None
+        # A variant that does not adapt the layer is the frozen layer there: it counts in the base.
+        alone_BTE = weights_BTE.masked_fill(~given.bank.alive_E, 0.0)
+        return Routing(
+            weights=alone_BTE.unsqueeze(2),
+            normalised=False,
+            logits=logits_BTE.unsqueeze(2),
+            base=base_BT1,
+        )
+
+    def losses(self, decided: Mapping[str, Routing], call: Call) -> Mapping[str, AuxTerm]:
+        """Return the squared distance from the labels' weights, over layers and real tokens."""
+        if not call.training or call.labels_B is None or not decided:
+            return {}
+        parts = [self._distances(routing, call, call.labels_B) for routing in decided.values()]
+        distance_NE, mask_N = (torch.cat(part) for part in zip(*parts, strict=True))
+        return {"pull": AuxTerm(masked_mean(distance_NE, mask_N).sum(), self.pull)}
+
+    def settings(self) -> Mapping[str, Any]:
+        return {name: getattr(self, name) for name in ("width", "pull", "total", "seed")}
+
+    def _distances(self, routing: Routing, call: Call, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (w - target)^2, (N, E), and which tokens are real and labelled."""
+        assert routing.logits is not None
+        weights_BTE = torch.sigmoid(routing.logits[:, :, 0])
+        if self.total == "one":
+            weights_BTE = weights_BTE / weights_BTE.sum(-1, keepdim=True)
+        target_BE = nn.functional.one_hot(labels_B.clamp_min(0), weights_BTE.shape[-1]).float()
+        counts_BT = (labels_B >= 0).unsqueeze(-1).expand(weights_BTE.shape[:2])
+        if call.mask_BT is not None:
+            counts_BT = counts_BT & call.mask_BT
+        distance_BTE = (weights_BTE - target_BE.unsqueeze(1)).square()
+        return distance_BTE.flatten(0, 1), counts_BT.flatten()
+
+    def _nets(self, kept: nn.Module | None, n_experts: int, inputs: int) -> nn.Module:
+        made = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(inputs, self.width, bias=False),
+                nn.Linear(self.width, inputs),
+                nn.Linear(inputs, 1),
+            ).requires_grad_(False)
+            for _ in range(n_experts)
+        )
+        if kept is None:
+            return made
+        sizes = ([p.shape for p in module.parameters()] for module in (kept, made))
+        return kept if next(sizes) == next(sizes) else made

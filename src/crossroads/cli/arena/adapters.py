@@ -1,0 +1,122 @@
+"""``crossroads arena adapters``: every router over one bank of adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from crossroads.cli.adapters.loading import neural
+from crossroads.cli.arena.showing import show
+from crossroads.cli.options import comma_separated
+from crossroads.core.errors import InputError
+
+if TYPE_CHECKING:
+    from crossroads.adapters.tasks import AdaptersTask
+
+FAMILY = "adapters"
+TASKS = ("held-in", "held-out")
+ALL = "all"
+
+
+@click.command("adapters")
+@click.option(
+    "--task",
+    "name",
+    type=click.Choice([*TASKS, ALL]),
+    default="held-in",
+    show_default=True,
+    help="Tasks that the experts were trained on (other rows of them), or that none was.",
+)
+@click.option(
+    "--bank",
+    "folder",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Experts named after tasks of the collection; those that ship by default.",
+)
+@click.option(
+    "--model",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Folder of their base model; SmolLM2-135M-Instruct by default.",
+)
+@click.option(
+    "--routers",
+    metavar="A,B",
+    help="As NAME, NAME:setting=value, package.module.Class or saved; all that the bank has data "
+    "for. Baselines run along.",
+)
+@click.option("--tasks", metavar="A,B", help="Some of the side's tasks alone.")
+@click.option(
+    "--rows", type=click.IntRange(1), default=8, show_default=True, help="Test rows of every task."
+)
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Paired seeds.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option(
+    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Processes, 1.5 GB each."
+)
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="runs/arena-adapters")
+@click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON only.")
+def command(
+    *,
+    name: str,
+    folder: Path | None,
+    model: Path | None,
+    routers: str | None,
+    tasks: str | None,
+    rows: int,
+    seeds: int,
+    engine: str,
+    jobs: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare routers over one bank of adapters, on tasks its experts know or on others.
+
+    The base model, the uniform mix and, held in, the oracle run along. Prints the leaderboard and
+    writes report.html and leaderboard.json; the report tells below each name what a router must be
+    given. A run that was stopped continues: finished cells are kept in the output folder. Exit code
+    1 when a router named in --routers could not be run. JSON: see
+    crossroads.core.arena.leaderboard_schema(); one document a task under --task all.
+    """
+    from crossroads.core.arena import run_arena
+
+    with neural():
+        from crossroads.adapters.collection.shipped import shipped_folder
+        from crossroads.adapters.comparing import candidates
+        from crossroads.adapters.layout import load_bank
+
+        bank = folder or shipped_folder()
+        wanted = comma_separated(routers, "--routers")
+        names = wanted or candidates(load_bank(bank), bank)[0]
+        chosen = comma_separated(tasks, "--tasks")
+        boards = [
+            _task(one, bank, model, rows, chosen) for one in (TASKS if name == ALL else (name,))
+        ]
+    failed = False
+    for task in boards:
+        place = (out or Path("runs") / f"arena-{FAMILY}") / task.name
+        board = run_arena(task, names, seeds=seeds, out=place, engine=engine, jobs=jobs)
+        if all(row.error is not None for row in board.rows):
+            raise InputError(f"no router could be run: {board.rows[0].error}")
+        show(task, board, place, as_json=as_json)
+        failed |= any(board[router].error is not None for router in wanted or ())
+    if failed:
+        click.get_current_context().exit(1)
+
+
+def _task(
+    name: str, folder: Path, model: Path | None, rows: int, tasks: list[str] | None
+) -> AdaptersTask:
+    from crossroads.adapters.tasks import AdaptersTask
+
+    side: Literal["held_in", "held_out"] = "held_in" if name == "held-in" else "held_out"
+    return AdaptersTask(
+        folder=folder.resolve(),
+        side=side,
+        model=model and model.resolve(),
+        rows=rows,
+        tasks=tuple(tasks) if tasks else None,
+    )

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from crossroads.cli import cli
+from crossroads.core.errors import CrossroadsError, InputError, UsageError
+from tests.adapters.saved import save_adapters, save_base
+
+ROWS = [
+    {"task": name, "prompt": f"{letter} q", "answer": f" {letter}", "options": [" a", " b", " c"]}
+    for name in ("words", "new")
+    for letter in "abc"
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    save_base(folder / "base")
+    save_adapters(folder / "bank")
+    lines = "\n".join(json.dumps(row) for row in ROWS)
+    (folder / "rows.jsonl").write_text(lines, "utf-8")
+    return folder
+
+
+def _invoke(place: Path, *arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(
+        cli,
+        ["adapters", "compare", str(place / "bank"), "--model", str(place / "base"), *arguments],
+        env={"CROSSROADS_CACHE": str(place / "cache"), **environment},
+        catch_exceptions=False,
+    )
+
+
+def _rows(place: Path) -> tuple[str, ...]:
+    return "--rows-file", str(place / "rows.jsonl"), "--rows", "2", "--seeds", "2"
+
+
+def test_json_is_all_of_stdout_and_has_what_help_says(place: Path) -> None:
+    out = place / "told.json"
+    result = _invoke(
+        place, *_rows(place), "--routers", "phatgoose,arrow", "--json", "--out", str(out)
+    )
+    told: dict[str, Any] = json.loads(result.stdout)
+    assert json.loads(out.read_text("utf-8")) == told
+    assert {"model", "experts", "tasks", "rows", "seeds", "threads", "groups", "left_out",
+            "machine", "version", "created"} == set(told)  # fmt: skip
+    arms = {arm["router"]: arm for group in told["groups"] for arm in group["arms"]}
+    assert set(arms) == {"base", "uniform", "oracle", "phatgoose", "arrow"}
+    assert set(arms["arrow"]) == {
+        "router", "settings", "needs", "axes", "held_in", "held_out", "gap_closed", "tasks",
+        "parameters", "held_bytes", "prepare_seconds", "tokens_per_s", "decode_tokens_per_s",
+        "speed_ratio", "error",
+    }  # fmt: skip
+    assert set(arms["arrow"]["held_in"]["nll"]) == {"mean", "low", "high", "per_seed"}
+
+
+def test_tables_are_by_group_and_tell_what_was_left_out(place: Path) -> None:
+    result = _invoke(place, *_rows(place))
+    assert result.stdout.startswith("3 adapters of base; 1 held-in task, 1 held out; 2 rows")
+    for line in ("adapters: reads the adapters alone", "contributors: needs what contributors"):
+        assert f"\n{line}" in result.stdout
+    assert "left out retrieval: " in result.stderr
+    assert "left out x-lora: " in result.stderr
+
+
+def test_a_named_router_that_cannot_run_is_exit_code_one_after_the_table(place: Path) -> None:
+    with pytest.raises(InputError, match="router retrieval could not be run: .* no embeddings"):
+        _invoke(place, *_rows(place), "--routers", "retrieval")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--rows-file", "nowhere"], InputError, "nowhere: cannot be read"),
+        (["--rows-file", "x", "--tasks", "gsm8k"], UsageError, "--rows-file gives others"),
+        ([], UsageError, "no adapter is named after a task of the collection"),
+        (["--tasks", "gsm9k"], UsageError, "did you mean 'gsm8k'"),
+        (["--tasks", ","], UsageError, "--tasks: expected names"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    place: Path, arguments: list[str], error: type[CrossroadsError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as found:
+        _invoke(place, *arguments)
+    assert "\n" not in str(found.value)
+
+
+def test_an_unknown_router_is_refused_before_anything_is_measured(place: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'arrow'"):
+        _invoke(place, *_rows(place), "--routers", "arrw")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from crossroads.cli import cli
+from crossroads.core.errors import CrossroadsError, InputError, UsageError
+from tests.adapters.saved import save_adapters, save_base
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The arguments that name a bank and its base model."""
+    place = tmp_path_factory.mktemp("route")
+    base = save_base(
+        place / "base", template="{% for m in messages %}{{ m.content }} q{% endfor %}"
+    )
+    return str(save_adapters(place / "bank")), "--model", str(base)
+
+
+def _run(*arguments: str, **more: Any) -> str:
+    result = CliRunner().invoke(
+        cli, ["adapters", "route", *arguments], catch_exceptions=False, **more
+    )
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def test_json_tells_answer_and_shares(folders: tuple[str, ...]) -> None:
+    told = json.loads(_run(*folders, "--prompt", "a b", "--prompt", "c", "--tokens", "3", "--json"))
+    assert (told["router"], told["model"]) == ("phatgoose", "base")
+    assert told["experts"] == ["letters", "words", "lines"]
+    assert [row["prompt"] for row in told["prompts"]] == ["a b", "c"]
+    first = told["prompts"][0]
+    assert first["tokens"] == 2 and first["answer_tokens"] == 3 and first["answer"]
+    assert sum(first["shares"].values()) == pytest.approx(1, abs=1e-5)
+    assert "layers" not in first
+
+
+def test_the_table_names_the_best_adapters_and_explains_layers(folders: tuple[str, ...]) -> None:
+    shown = _run(*folders, "--prompt", "a b", "--router", "arrow", "--explain")
+    assert shown.startswith("3 adapters of base, router arrow\n\na b\n-> ")
+    assert shown.count("model.layers.") == 10
+    assert " %" in shown
+
+
+def test_a_told_router_is_told(folders: tuple[str, ...]) -> None:
+    arguments = (*folders, "--prompt", "a", "--router", "named", "--json", "--tokens", "0")
+    told = json.loads(_run(*arguments, "--expert", "words"))
+    assert told["prompts"][0]["shares"] == {"words": 1.0}
+    assert told["prompts"][0]["answer"] == ""
+    with pytest.raises(UsageError, match="named: does not choose"):
+        _run(*arguments)
+
+
+def test_merges_have_no_shares(folders: tuple[str, ...]) -> None:
+    assert "no weights: merged" in _run(*folders, "--prompt", "a", "--router", "ties")
+
+
+def test_a_prompt_is_read_from_standard_input_and_put_into_a_chat(folders: tuple[str, ...]) -> None:
+    told = json.loads(_run(*folders, "--prompt", "-", "--chat", "--json", input="a b"))
+    assert told["prompts"][0]["prompt"] == "a b" and told["prompts"][0]["tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (["--prompt", " "], UsageError, "--prompt is empty"),
+        (["--prompt", "a", "--router", "phatgose"], UsageError, "did you mean 'phatgoose'"),
+        (["--prompt", "a", "--router", "phatgoose:q=1"], UsageError, "setting of adapter router"),
+        (["--prompt", "a", "--router", "saved"], UsageError, "holds none; name one"),
+        (["--prompt", "a", "--router", "glider"], InputError, "has no embedding"),
+        (["--prompt", "a " * 70], InputError, "70 tokens, the model reads 64"),
+        (["--prompt", "a", "--model", "nowhere"], InputError, "nowhere: holds no config.json"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    folders: tuple[str, ...], change: list[str], error: type[CrossroadsError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as found:
+        _run(*folders, *change)
+    assert "\n" not in str(found.value)
+
+
+def test_a_prompt_that_is_no_text_is_refused(folders: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="standard input: not UTF-8"):
+        _run(*folders, "--prompt", "-", input=b"\xff\xfe")
+
+
+def test_a_folder_without_adapters_is_refused(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match="holds no adapters"):
+        _run(str(tmp_path), *folders[1:], "--prompt", "a")
