@@ -9,7 +9,14 @@ import pytest
 from crossroads.adapters.collection.arms import share_closed
 from crossroads.adapters.collection.evaluation import TaskScore
 from crossroads.adapters.collection.tasks import Task
-from crossroads.adapters.comparing import Arm, Comparison, candidates, compare
+from crossroads.adapters.comparing import (
+    Arm,
+    Comparison,
+    best_expert,
+    candidates,
+    compare,
+    measure_router,
+)
 from crossroads.adapters.needs import GROUPS
 from crossroads.core.errors import InputError, UsageError
 from tests.adapters.collection.toys import easy_rows, task
@@ -150,8 +157,35 @@ def test_candidates_are_what_the_bank_has_data_for() -> None:
     able, left_out = candidates(bank())
     assert {"phatgoose", "arrow", "uniform", "ties", "task-arithmetic"} <= set(able)
     assert "named" not in able and "poly" not in able
+    assert "best-single" in left_out and "best-single" in candidates(bank(), None, TASKS)[0]
     assert "no embeddings" in left_out["retrieval"] and "nobody trained" in left_out["x-lora"]
     assert not set(able) & set(left_out)
+
+
+def test_the_best_single_expert_is_chosen_by_validation_rows_alone() -> None:
+    base, made = base_model(), bank()
+    asked = replace(TASKS[0], rows={**TASKS[0].rows, "test": TASKS[0].rows["validation"]})
+    losses = {
+        name: measure_router(f"best-single:expert={name}", base, made, [asked], rows=3, seeds=(0,))
+        .scores[0].nll
+        for name in made.names
+    }  # fmt: skip
+    best = best_expert(base, made, TASKS)
+    assert losses[best] == min(losses.values())
+    assert best_expert(base, made, [without_test(TASKS[0])]) == best
+    board = compare(base, made, ["best-single"], TASKS, rows=1, seeds=(0,))
+    assert board["best-single"].settings == {"expert": best}
+    assert board["best-single"].group == "examples"
+
+
+def without_test(one: Task) -> Task:
+    return replace(one, rows={**one.rows, "test": ()})
+
+
+def test_an_expert_cannot_be_chosen_without_validation_rows() -> None:
+    bare = replace(TASKS[0], rows={**TASKS[0].rows, "validation": ()})
+    board = compare(base_model(), bank(), ["best-single"], [bare], rows=1, seeds=(0,))
+    assert "no validation rows" in str(board["best-single"].error)
 
 
 def test_wrong_rows_are_the_evaluations_errors() -> None:

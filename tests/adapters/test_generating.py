@@ -76,7 +76,7 @@ def test_prompts_the_model_cannot_read_are_refused() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -0.1}, {"temperature": 3}, {"top_p": 0.0}])
-def test_sampling_out_of_range_is_refused(wrong: dict[str, float]) -> None:
+def test_sampling_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(wrong))}: expected a number in"):
         Sampling(**wrong)
 

@@ -70,7 +70,7 @@ def test_tables_are_by_group_and_tell_what_was_left_out(place: Path) -> None:
 
 
 def test_a_named_router_that_cannot_run_is_exit_code_one_after_the_table(place: Path) -> None:
-    with pytest.raises(InputError, match="router retrieval could not be run: .* no embeddings"):
+    with pytest.raises(InputError, match=r"router retrieval could not be run: .* no embeddings"):
         _invoke(place, *_rows(place), "--routers", "retrieval")
 
 

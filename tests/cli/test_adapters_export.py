@@ -54,7 +54,7 @@ def test_a_static_router_becomes_one_adapter(
     folder: str, tmp_path: Path, router: str, form: tuple[str, ...]
 ) -> None:
     told = _run(folder, str(tmp_path / "merged"), "--router", router, *form)
-    assert told["router"] == router.split(":")[0]
+    assert told["router"] == router.split(":", maxsplit=1)[0]
     torch.testing.assert_close(
         _logits(load_bank(tmp_path / "merged"), "uniform"), _logits(bank(), router),
         atol=1e-4, rtol=1e-4,
@@ -121,7 +121,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(
 def test_what_is_there_is_replaced_only_on_demand(folder: str, tmp_path: Path) -> None:
     out = str(tmp_path / "words")
     _run(folder, out, "--expert", "words")
-    with pytest.raises(InputError, match="exists|overwrite"):
+    with pytest.raises(InputError, match="exists"):
         _run(folder, out, "--expert", "lines")
     _run(folder, out, "--expert", "lines", "--overwrite")
     torch.testing.assert_close(

@@ -86,7 +86,7 @@ class ModuleBank(nn.Module):
     ----------
     a_ERI, b_EOR : factors, parameters without gradient until somebody trains them; of the widest
         type among the experts' unless ``dtype`` says
-    scale_E, rank_E : float32 and int64; alive_E : bool, which experts adapt this layer
+    scale_E, rank_E : float32 and int64; alive_E : bool, which experts adapt this layer, ``n_alive`` of them
     artifacts : side data by name, (E, I); rows of experts without it are NaN. These and the scales
         stay float32 when the bank is cast to another type
     heads : 1, or the number of blocks multi-head routing cuts inputs and outputs into
@@ -136,6 +136,7 @@ class ModuleBank(nn.Module):
         }
         for field_name, values in buffers.items():
             self.register_buffer(field_name, values.to(a_ERI.device))
+        self.n_alive = len(given)
         self.artifacts = nn.Module()
 
     @property
@@ -347,7 +348,9 @@ class AdapterBank(nn.Module):
     def _changed(self, layer: str, keep: Sequence[int], new: Sequence[Expert]) -> ModuleBank | None:
         old, found = self.layers.get(layer), [expert.modules.get(layer) for expert in new]
         if old is None:
-            bank = ModuleBank(layer, [*(None for _ in keep), *found], heads=self.heads)
+            others = iter(self.layers.values())
+            dtype = next((bank.a_ERI.dtype for bank in others), None)
+            bank = ModuleBank(layer, [*(None for _ in keep), *found], heads=self.heads, dtype=dtype)
         elif (changed := old.changed(keep, found)) is not None:
             bank = changed
         else:

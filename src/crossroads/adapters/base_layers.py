@@ -14,7 +14,12 @@ def layer_size(layer: nn.Module) -> tuple[int, int] | None:
     inputs, outputs = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
     if isinstance(inputs, int) and isinstance(outputs, int):
         return inputs, outputs
-    if type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers."):
+    if is_conv1d(layer):
         inputs, outputs = layer.weight.shape
         return int(inputs), int(outputs)
     return None
+
+
+def is_conv1d(layer: nn.Module) -> bool:
+    """Return whether a layer is GPT-2's kind of linear layer."""
+    return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")

@@ -8,6 +8,7 @@ The value is a context variable: every thread and every asynchronous task has it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossroads.adapters.contract import Call
+from crossroads.adapters.contract import Call, Router
 from crossroads.core.errors import InputError
 
 _CALL: ContextVar[Call] = ContextVar("crossroads_adapter_call", default=Call())  # noqa: B039 - frozen
@@ -74,6 +75,17 @@ def adding(**changes: Any) -> Iterator[Call]:
         _CALL.reset(token)
 
 
+def check_call(router: Router, call: Call) -> None:
+    """Raise InputError where a call lacks what the router must be told."""
+    for name in sorted(router.call_data):
+        if getattr(call, name) is None:
+            argument = re.sub(r"_[A-Z]+$", "", name)
+            raise InputError(
+                f"router {router.name}: needs {argument!r} of every batch; run the model inside "
+                f"'with calling({argument}=...)'"
+            )
+
+
 def for_rows(call: Call, rows: int) -> Call:
     """Return the call with every sequence repeated to make ``rows``: beams, several answers.
 
@@ -115,7 +127,7 @@ def fitted_mask(mask_BT: Tensor | None, rows: int, positions: int) -> Tensor | N
 
 
 def _times(field: str, sequences: int, rows: int) -> int:
-    if rows % sequences:
+    if not sequences or rows % sequences:
         raise InputError(
             f"call: {field} speaks of {sequences} sequences, the batch has {rows}, which is no "
             "multiple of it"

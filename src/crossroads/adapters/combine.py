@@ -98,9 +98,9 @@ def concatenated(bank: ModuleBank, weights_E: Tensor) -> LoRA:
 def merged_factors(bank: ModuleBank, weights_E: Tensor, weighting: Weighting = "root") -> LoRA:
     """Return the average of the factors, a LoRA of the same rank.
 
-    ``root`` puts sqrt(s_e) into both factors where scales differ, and s beside them where they
-    agree; ``peft`` is what PEFT's "linear" combination does, sqrt(|w s|) on B and with its sign
-    on A, of degree one in the weights.
+    ``root`` puts sqrt(|s_e|) into both factors where scales differ, the sign into A, and s beside
+    them where they agree; ``peft`` is what PEFT's "linear" combination does, sqrt(|w s|) on B and
+    with its sign on A, of degree one in the weights.
 
     Raises InputError where ranks differ. Factors of experts trained apart are known up to a
     rotation each (A -> R A, B -> B R^-1 changes nothing but this average): prefer ``merge_delta``
@@ -116,8 +116,8 @@ def merged_factors(bank: ModuleBank, weights_E: Tensor, weighting: Weighting = "
         left_E = right_E = weights_E
         scale = float(scale_E[alive_E][0]) if bool(alive_E.any()) else 1.0
     else:
-        left_E = right_E = weights_E * scale_E.sqrt()
-        scale = 1.0
+        left_E = weights_E * scale_E.abs().sqrt()
+        right_E, scale = left_E * scale_E.sign(), 1.0
     a_RI = torch.einsum("e,eri->ri", right_E.to(bank.a_ERI.dtype), bank.a_ERI)
     b_OR = torch.einsum("e,eor->or", left_E.to(bank.b_EOR.dtype), bank.b_EOR)
     return LoRA(a_RI=a_RI, b_OR=b_OR, scale=scale)
@@ -127,7 +127,7 @@ def averaged(bank: ModuleBank, weights_BTHE: Tensor) -> Factors:
     """Return the average of the factors for every sequence, each head for its own slices.
 
     Head h averages the h-th slice of the inputs of A and of the outputs of B. Scales as in
-    ``merged_factors``: sqrt(s_e) goes into both factors where scales differ.
+    ``merged_factors``: sqrt(|s_e|) goes into both factors where scales differ, the sign into A.
 
     Raises InputError where the bank was not made for these heads, or ranks differ.
     """
@@ -139,14 +139,15 @@ def averaged(bank: ModuleBank, weights_BTHE: Tensor) -> Factors:
         _check_ranks(bank, bank.alive_E & (weights_BTHE != 0).flatten(0, 2).any(0))
     scales = bank.scale_E[bank.alive_E]
     same = bool((scales == scales[0]).all())
-    weights_BHE = weights_BTHE[:, 0].to(bank.a_ERI.dtype)
+    left_BHE = right_BHE = weights_BTHE[:, 0].to(bank.a_ERI.dtype)
     if not same:
-        weights_BHE = weights_BHE * bank.scale_E.sqrt().to(bank.a_ERI.dtype)
+        left_BHE = left_BHE * bank.scale_E.abs().sqrt().to(bank.a_ERI.dtype)
+        right_BHE = left_BHE * bank.scale_E.sign().to(bank.a_ERI.dtype)
     cut_ERHI = bank.a_ERI.reshape(n_experts, rank, heads, inputs // heads)
     cut_EHOR = bank.b_EOR.reshape(n_experts, heads, bank.outputs // heads, rank)
     return Factors(
-        a_BRI=torch.einsum("bhe,erhi->brhi", weights_BHE, cut_ERHI).flatten(2),
-        b_BOR=torch.einsum("bhe,ehor->bhor", weights_BHE, cut_EHOR).flatten(1, 2),
+        a_BRI=torch.einsum("bhe,erhi->brhi", right_BHE, cut_ERHI).flatten(2),
+        b_BOR=torch.einsum("bhe,ehor->bhor", left_BHE, cut_EHOR).flatten(1, 2),
         scale=float(scales[0]) if same else 1.0,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
@@ -29,15 +29,18 @@ from crossroads.adapters.footprint import Speed, held_bytes, measure_speed, rout
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.needs import GROUPS, Group, group_of, needs_of
 from crossroads.adapters.routers import router_class, router_names
+from crossroads.adapters.routers.best_single import BestSingle, best_of
 from crossroads.core.errors import CrossroadsError, UsageError
 from crossroads.core.progress import Progress
 from crossroads.core.provenance import machine
 from crossroads.core.statistics import Summary, summarise
 
 BASE, UNIFORM, ORACLE = "base", "uniform", "oracle"
+BEST_SINGLE = "best-single"  # its expert is chosen here where none is named
 Side = Literal["held_in", "held_out"]
 SIDES: tuple[Side, ...] = ("held_in", "held_out")
 _TWIN = "named"  # the oracle by another way to say it
+_VALIDATION_ROWS = 4  # of every task, by which the best expert is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,12 +182,16 @@ class Comparison:
         }
 
 
-def candidates(bank: AdapterBank, folder: Path | None = None) -> tuple[list[str], dict[str, str]]:
-    """Return the routers that a bank has all data for, and why the others were left out."""
+def candidates(
+    bank: AdapterBank, folder: Path | None = None, tasks: Sequence[Task] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Return the routers that there is all data for, and why the others were left out."""
     found, left_out = [], {}
     for name in router_names():
         try:
-            if name != _TWIN and "task_ids_B" not in router_class(name).call_data:
+            if name == BEST_SINGLE and _validation(tasks, bank):
+                found.append(name)
+            elif name != _TWIN and "task_ids_B" not in router_class(name).call_data:
                 choose_router(name, bank, folder)
                 found.append(name)
         except CrossroadsError as error:
@@ -296,7 +303,10 @@ def measure_router(
     Raises CrossroadsError where the bank lacks what it needs, or nobody trained it.
     """
     started = time.perf_counter()
-    router = choose_router(name, bank, folder)
+    chosen = name
+    if name == BEST_SINGLE:
+        chosen += f":expert={best_expert(base, bank, tasks, cache=cache)}"
+    router = choose_router(chosen, bank, folder)
     routed = RoutedModel(base.model, bank, router)
     prepared = time.perf_counter() - started
     try:
@@ -320,6 +330,39 @@ def measure_router(
         prepare_seconds=prepared,
         speed=speed,
     )
+
+
+def best_expert(
+    base: BaseModel, bank: AdapterBank, tasks: Sequence[Task], *, cache: Path | None = None
+) -> str:
+    """Return the expert with the lowest mean loss on validation rows of the held-in tasks.
+
+    Of all tasks where none is held in. Raises UsageError where they have no validation rows.
+    """
+    asked = _validation(tasks, bank)
+    if not asked:
+        raise UsageError(
+            f"router {BEST_SINGLE}: the tasks have no validation rows to choose an expert by; name "
+            f"one, {BEST_SINGLE}:expert={bank.names[0]}"
+        )
+    losses = {}
+    for name in bank.names:
+        scores = measure(
+            base.model, base.tokenizer, bank, BestSingle(expert=name), asked,
+            rows=_VALIDATION_ROWS, seeds=(0,), cache=cache,
+        )  # fmt: skip
+        losses[name] = [score.nll for score in scores]
+    return best_of(losses)
+
+
+def _validation(tasks: Sequence[Task], bank: AdapterBank) -> list[Task]:
+    """Return the tasks to choose by, with their validation rows in the place of the test rows."""
+    mine = [task for task in tasks if task.name in bank.names] or list(tasks)
+    return [
+        replace(task, rows={**task.rows, "test": task.rows["validation"]})
+        for task in mine
+        if task.rows["validation"]
+    ]
 
 
 def axes_of(router: Router) -> dict[str, str] | None:

@@ -17,7 +17,7 @@ inputs and outputs of the layer, G width of a sentence embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -74,6 +74,7 @@ class RouteInput:
     module : full name of the linear layer in the base model
     x_BTI : its input exactly as the frozen layer receives it; a (B, I) input has T = 1
     bank : the layer's experts; ``bank.alive_E`` tells which of them adapt it at all
+    any_alive_E : bool, which adapt any of the layers that share the decision; None = ``bank`` tells
     call : the batch, its rows repeated where a search runs several beams
     """
 
@@ -81,6 +82,12 @@ class RouteInput:
     x_BTI: Tensor
     bank: ModuleBank
     call: Call
+    any_alive_E: Tensor | None = None
+
+    @property
+    def alive_E(self) -> Tensor:
+        """Which experts may be chosen, bool; every layer leaves out those that do not adapt it."""
+        return self.bank.alive_E if self.any_alive_E is None else self.any_alive_E
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +135,16 @@ class Routing:
         if self.index is None:
             return self.weights
         empty = self.weights.new_zeros((*self.weights.shape[:-1], n_experts))
-        return empty.scatter_add(-1, self.index, self.weights)
+        return empty.scatter_add_(-1, self.index, self.weights)
+
+    def among(self, alive_E: Tensor) -> Routing:
+        """Take weight from experts that do not adapt a layer; renormalise what was normalised."""
+        is_alive = alive_E if self.index is None else alive_E[self.index]
+        kept = torch.where(is_alive, self.weights, self.weights.new_zeros(()))
+        if self.normalised:
+            total = kept.sum(-1, keepdim=True)
+            kept = kept / total.masked_fill(total == 0, 1.0)
+        return replace(self, weights=kept)
 
     def check(self, bank: ModuleBank) -> None:
         """Raise InputError where weights are not finite, dead experts have some, or sums are off.

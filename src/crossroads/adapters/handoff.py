@@ -56,7 +56,7 @@ def _continued(routed: RoutedModel, ids_BT: Tensor, mask_BT: Tensor, most: int) 
     if not most:
         return ids_BT
     with calling():  # what is said about the batch outside is not about prompts that grow
-        found: Tensor = routed.model.generate(  # type: ignore[operator]
+        found: Tensor = routed.model.generate(
             input_ids=ids_BT,
             attention_mask=mask_BT.long(),
             max_new_tokens=most,

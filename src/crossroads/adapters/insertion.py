@@ -12,7 +12,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,9 +20,9 @@ from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank, ModuleBank
 from crossroads.adapters.base_layers import layer_size
-from crossroads.adapters.calls import current_call
+from crossroads.adapters.calls import check_call, current_call
 from crossroads.adapters.combine import combine
-from crossroads.adapters.contract import Call, RouteInput, Router, Routing
+from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.adapters.kernels import Kernel
 from crossroads.adapters.passes import Pass, Passes, Seen, begun
 from crossroads.adapters.scopes import owner, reads_encoder
@@ -72,38 +71,48 @@ class RoutedLinear(nn.Module):
         if not model.is_enabled:
             y: Tensor = self.base_layer(x)
             return y
-        x_BTI = x if x.ndim == 3 else x.reshape(len(x), -1, x.shape[-1])
+        if x.ndim == 3:
+            return self._routed(x, bank, model)
+        x_BTI = x.reshape(len(x), -1, x.shape[-1])
         return self._routed(x_BTI, bank, model).reshape(*x.shape[:-1], bank.outputs)
 
     def _routed(self, x_BTI: Tensor, bank: ModuleBank, model: RoutedModel) -> Tensor:
+        base = self.base_layer
         if self._one is not None:
-            return self._static.forward_one(x_BTI, self.base_layer, self._one)
-        routing = self._routing(x_BTI, bank, model)
-        y_BTO: Tensor | None = None
-        if model.kernel == "auto" and model.router.is_static(model.current.call):
-            y_BTO = self._static.forward(x_BTI, self.base_layer, bank, routing)
-        if y_BTO is None:
-            y_BTO = self.base_layer(x_BTI)
-            if self.base_layer._forward_hooks:
-                y_BTO = y_BTO.clone()  # a hook may keep it, and it is written to
-            if routing.base is not None:
-                y_BTO = y_BTO * routing.base.to(y_BTO.dtype)
-            y_BTO = combine(x_BTI, bank, routing, model.kernel, y_BTO)
-        return y_BTO
-
-    def _routing(self, x_BTI: Tensor, bank: ModuleBank, model: RoutedModel) -> Routing:
-        """Return the layer's decision for its input, made once for all layers that share it."""
+            return self._static.forward_one(x_BTI, base, self._one)
         current = model.current
-        rows, positions = x_BTI.shape[:2]
+        routing = self._routing(x_BTI, bank, model, current)
+        if model.kernel == "auto" and model.router.is_static(current.call):
+            y_BTO = self._static.forward(x_BTI, base, bank, routing)
+            if y_BTO is not None:
+                return y_BTO
+        y_BTO = base(x_BTI)
+        if base._forward_hooks:
+            y_BTO = y_BTO.clone()  # a hook may keep it, and it is written to
+        if routing.base is not None:
+            y_BTO = y_BTO * routing.base.to(y_BTO.dtype)
+        return combine(x_BTI, bank, routing, model.kernel, y_BTO)
+
+    def _routing(
+        self, x_BTI: Tensor, bank: ModuleBank, model: RoutedModel, current: Pass
+    ) -> Routing:
+        """Return the layer's decision for its input, made once for all layers that share it."""
+        rows, positions, _ = x_BTI.shape
         call = current.call_for(rows, positions, encoder=self.reads_encoder)
         found = current.shared(self.owner, bank.name, call)
         if found is None:
             found = model.router.route(
-                RouteInput(module=bank.name, x_BTI=x_BTI, bank=bank, call=call)
+                RouteInput(
+                    module=bank.name,
+                    x_BTI=x_BTI,
+                    bank=bank,
+                    call=call,
+                    any_alive_E=model.alive_by_owner[self.owner],
+                )
             )
             current.share(self.owner, bank.name, call, found)
         if not self._is_full:
-            found = _alive_only(found, bank)
+            found = found.among(bank.alive_E)
         if model.checks:
             found.check(bank)
         current.seen[bank.name] = Seen(routing=found, shape=(rows, positions), mask_BT=call.mask_BT)
@@ -147,6 +156,7 @@ class RoutedModel:
         self._passes = Passes()
         self._latest = Pass()  # of any thread: backward passes may run in one of their own
         self._layers: dict[str, RoutedLinear] = {}
+        self.alive_by_owner: dict[str, Tensor] = {}  # of all layers that share a decision
         self._watchers: list[Watcher] = []
         _warn_of_apart(router)
         router.prepare(bank)
@@ -251,7 +261,7 @@ class RoutedModel:
         if module is self._backbone:
             hidden = partial(self._base_hidden, module, more)
             current.say(self.router.ahead(current.call, hidden))
-        _check_call(self.router, current.call)
+        check_call(self.router, current.call)
 
     def _end(self, module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         current = self._passes.current
@@ -291,11 +301,15 @@ class RoutedModel:
             layer = RoutedLinear(found[name], bank, self)
             _replace(self.model, name, layer)
             self._layers[name] = layer
+            known_E = self.alive_by_owner.get(layer.owner)
+            alive_E = bank.alive_E if known_E is None else known_E | bank.alive_E
+            self.alive_by_owner[layer.owner] = alive_E
 
     def _take_out(self) -> None:
         for name, layer in self._layers.items():
             _replace(self.model, name, layer.base_layer)
         self._layers.clear()
+        self.alive_by_owner.clear()
 
 
 def _check_layer(name: str, bank: ModuleBank, found: Mapping[str, nn.Module]) -> None:
@@ -338,16 +352,6 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent), last, layer)
 
 
-def _check_call(router: Router, call: Call) -> None:
-    for name in sorted(router.call_data):
-        if getattr(call, name) is None:
-            argument = re.sub(r"_[A-Z]+$", "", name)
-            raise InputError(
-                f"router {router.name}: needs {argument!r} of every batch; run the model inside "
-                f"'with calling({argument}=...)'"
-            )
-
-
 def _warn_of_apart(router: Router) -> None:
     """Warn where factors are averaged of experts that nobody trained together."""
     apart = router.cells is not None and router.cells.expert_data == "Private"
@@ -357,15 +361,3 @@ def _warn_of_apart(router: Router) -> None:
             "only up to a rotation each; mode 'merge_delta' has no such freedom",
             router.name,
         )
-
-
-def _alive_only(routing: Routing, bank: ModuleBank) -> Routing:
-    """Take weight from experts that do not adapt this layer; renormalise what was normalised."""
-    alive_E = bank.alive_E
-    index = routing.index
-    is_alive = alive_E if index is None else alive_E[index]
-    kept = torch.where(is_alive, routing.weights, routing.weights.new_zeros(()))
-    if routing.normalised:
-        total = kept.sum(-1, keepdim=True)
-        kept = kept / total.masked_fill(total == 0, 1.0)
-    return replace(routing, weights=kept)

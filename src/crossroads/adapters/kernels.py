@@ -195,6 +195,8 @@ def gathered(
 
 def _spread(values: Tensor, x_BTI: Tensor) -> Tensor:
     """Return values of sequences or positions for every token, (N, ...)."""
+    if values.shape[:2] == x_BTI.shape[:2]:
+        return values.flatten(0, 1)
     if values.shape[:2].numel() == 1:
         return values.flatten(0, 1).expand(x_BTI.shape[:2].numel(), -1)
     return values.expand(*x_BTI.shape[:2], -1).flatten(0, 1)

@@ -104,9 +104,9 @@ class RouteTable:
             "order": [self.tasks[t] for t in self._order()],
         }
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path | str) -> None:
         """Write ``to_dict`` as JSON, all at once."""
-        write_atomically(path, json.dumps(self.to_dict()) + "\n")
+        write_atomically(Path(path), json.dumps(self.to_dict()) + "\n")
 
     def plots(self) -> list[HeatMap]:
         """Return the similarities and the routes as plots of a report, tasks by cluster."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.adapters.bank import LoRA, ModuleBank
+from crossroads.adapters.base_layers import is_conv1d
 from crossroads.adapters.combine import Factors, averaged, concatenated
 from crossroads.adapters.contract import Routing
 from crossroads.adapters.kernels import identity
@@ -28,6 +29,7 @@ class _Kept:
     """Merged experts: a whole weight or factors, and what they were made of."""
 
     key: tuple[Any, ...]
+    given: tuple[Tensor, Tensor | None]  # weights and index as the router gave them
     weights: Tensor | None
     made: Tensor | Factors
 
@@ -44,38 +46,59 @@ class Static:
         """Return the layer's output with the experts in, (B, T, O); None where nothing is merged.
 
         That is where a mix differs between the sequences of the call, which merging does not make
-        cheaper, and where something that would be merged is being trained.
+        cheaper, where the base's own output has a weight, and where something that would be merged
+        is being trained.
         """
-        weights = routing.dense(bank.n_experts)
         parts = (base.weight, bank.a_ERI, bank.b_EOR, bank.scale_E)
-        if weights.shape[1] != 1 or _is_trained(*parts, weights):
+        if routing.base is not None or _is_trained(*parts, routing.weights):
             return None
+        key = (routing.mode, _is_plain(base), *map(identity, parts))
+        kept = self._kept
+        if kept is not None and kept.key == key:
+            # First as given: a step of decoding has few operations to spend on a layer.
+            weights, index = kept.given
+            if _are_equal(weights, routing.weights) and _are_equal(index, routing.index):
+                return _applied(x_BTI, base, kept.made)
+        weights = routing.dense(bank.n_experts)
         if len(weights) > 1 and bool((weights == weights[:1]).all()):
             weights = weights[:1]
-        if len(weights) > 1 and routing.mode != "merge_factors":
+        if weights.shape[1] != 1 or (len(weights) > 1 and routing.mode != "merge_factors"):
             return None
-        key = (routing.mode, *map(identity, parts))
-        kept = self._kept
-        if kept is None or kept.key != key or not _are_equal(kept.weights, weights):
+        index = None if routing.index is None else routing.index.clone()
+        given = (routing.weights.clone(), index)
+        if kept is not None and kept.key == key and _are_equal(kept.weights, weights):
+            made = kept.made
+        else:
             made = _merged(base, bank, weights, routing)
-            kept = self._kept = _Kept(key, weights.clone(), made)
-        return _applied(x_BTI, base, kept.made)
+        self._kept = _Kept(key, given, weights.clone(), made)
+        return _applied(x_BTI, base, made)
 
     def forward_one(self, x_BTI: Tensor, base: nn.Module, one: LoRA) -> Tensor:
         """Return the layer's output with one adapter in, whatever the routing."""
-        key = (id(one), identity(base.weight))
+        key = (id(one), _is_plain(base), identity(base.weight))
         kept = self._kept
         if kept is None or kept.key != key:
-            kept = self._kept = _Kept(key, None, _whole(base, Factors.of(one)))
+            given = (one.a_RI, None)
+            kept = self._kept = _Kept(key, given, None, _whole(base, Factors.of(one)))
         return _applied(x_BTI, base, kept.made)
 
 
 def weight_OI(base: nn.Module) -> Tensor | None:
-    """Return a layer's weight as (outputs, inputs); None where it is no matrix of floats."""
+    """Return a layer's weight as (outputs, inputs), where it is all that the layer computes with.
+
+    None for layers with a product of their own or hooks, and for weights that are no floats.
+    """
     weight: Tensor = base.weight
-    if not weight.is_floating_point() or weight.ndim != 2:
+    if not _is_plain(base) or not weight.is_floating_point():
         return None
-    return weight if isinstance(base, nn.Linear) else weight.T  # Conv1D of transformers
+    return weight.T if is_conv1d(base) else weight
+
+
+def _is_plain(base: nn.Module) -> bool:
+    """Return whether a layer's output is the product with its weight, plus its bias."""
+    if base._forward_hooks or base._forward_pre_hooks:
+        return False
+    return type(base).forward is nn.Linear.forward or is_conv1d(base)
 
 
 @torch.no_grad()
@@ -113,5 +136,7 @@ def _is_trained(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _are_equal(one: Tensor | None, other: Tensor) -> bool:
-    return one is not None and one.shape == other.shape and torch.equal(one, other)
+def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one is other or torch.equal(one, other)  # False for other shapes

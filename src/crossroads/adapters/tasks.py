@@ -149,10 +149,15 @@ class AdaptersTask:
             return self.tasks
         if not mine:
             raise UsageError(
-                f"{self.folder}: no expert is named after a task of the collection; compare your "
-                "own rows with crossroads adapters compare --rows-file"
+                f"{self.folder}: there is no {self.name} task: the collection's are held in where "
+                "an expert has their name; compare your own rows with crossroads adapters compare "
+                "--rows-file"
             )
         return tuple(mine)
+
+    def loaded(self) -> list[Task]:
+        """Return the tasks with their rows."""
+        return [get_task(name) for name in self.task_names]
 
     @property
     def description(self) -> str:
@@ -165,8 +170,7 @@ class AdaptersTask:
     @property
     def notes(self) -> Sequence[str]:
         return (
-            "routers differ in what they must be given, see the line below each name: those of "
-            "different kinds are no rivals",
+            "routers differ in what they must be given: those of different groups are no rivals",
             *self.remarks,
         )
 
@@ -185,14 +189,14 @@ class AdaptersTask:
     def identify(self, router: str) -> str:
         """Return the router with a digest of its module. Raises UsageError for an unknown one."""
         if router in {BASE, SAVED}:
-            return router
+            return f"{router} {code_fingerprint()}"
         build_router(router)
         source = Path(inspect.getfile(router_class(router.split(":", 1)[0]))).read_bytes()
         return f"{router} {hashlib.blake2b(source, digest_size=10).hexdigest()}"
 
     def run(self, router: str, seed: int) -> Cell:
         """Measure one router on the rows of one seed."""
-        base, tasks = _base(self.model), [get_task(name) for name in self.task_names]
+        base, tasks = _base(self.model), self.loaded()
         started = time.perf_counter()
         arm = self._arm(router, seed, base, tasks)
         seconds = time.perf_counter() - started

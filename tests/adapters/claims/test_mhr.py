@@ -9,7 +9,6 @@ from crossroads.adapters.claims.skill_bed import base_model
 from crossroads.adapters.claims.text_tasks import TextTasks
 from crossroads.adapters.routers.poly import Poly
 from crossroads.adapters.skills import new_skills
-from crossroads.core.errors import UnavailableError
 
 
 def runs(gaps: list[float], mean: float) -> list[dict[str, float]]:
@@ -78,14 +77,21 @@ def test_gradients_of_one_task_agree_fully(monkeypatch: pytest.MonkeyPatch) -> N
     assert mhr.agreement(model, bank, router, 0) == pytest.approx(1, abs=1e-5)
 
 
-def test_real_tasks_take_turns_and_say_which_they_are() -> None:
-    texts = TextTasks(rows=2, names=("clinc-a", "clinc-b"))
-    try:
-        batch_of = texts.training(0)
-    except UnavailableError as error:
-        pytest.skip(str(error))
+def test_real_tasks_take_turns_and_say_which_they_are(texts: TextTasks) -> None:
+    batch_of = texts.training(0)
     for step in (0, 1, 5):
         batch = batch_of(step)
         assert batch.task_ids_B is not None
-        assert (batch.task_ids_B == step % 2).all()
+        assert (batch.task_ids_B == step % 3).all()
         assert batch.n_answer_tokens > 0
+
+
+@pytest.mark.slow
+def test_arms_on_real_tasks_are_measured_and_the_model_given_back(texts: TextTasks) -> None:
+    before = dict(texts.model.named_modules())
+    found = mhr.on_texts(texts, seeds=(0,), steps=2)
+    assert set(found) == {
+        "steps", "shared", "poly", "mhr", "poly entropy of routing", "mhr entropy of routing"
+    }  # fmt: skip
+    assert all(9 < found[arm][0] < 13 for arm in ("shared", "poly", "mhr"))  # ln 49152 = 10.8
+    assert dict(texts.model.named_modules()) == before

@@ -7,6 +7,8 @@ import torch
 
 from crossroads.adapters.claims import task_level_moe as claim
 from crossroads.adapters.claims.skill_bed import base_model
+from crossroads.adapters.claims.text_tasks import TextTasks
+from tests.adapters import toys
 
 
 def runs(gains: list[float], gaps: list[float]) -> list[dict[str, float]]:
@@ -51,3 +53,14 @@ def test_arms_have_the_same_numbers() -> None:
         for experts in (1, claim._EXPERTS)
     }
     assert len(sizes) == 1
+
+
+@pytest.mark.slow
+def test_arms_on_real_tasks_are_measured(texts: TextTasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "FAMILIES", dict(zip(texts.names, "aab", strict=True)))
+    monkeypatch.setattr(texts, "vectors", lambda: torch.randn(3, 5, generator=toys.rng(0)))
+    found = claim.on_texts(texts, seeds=(0,), steps=2)
+    arms = ("multi-task", "one stage", "two stages")
+    assert all(9 < found[arm][0] < 13 for arm in arms)  # ln 49152 = 10.8
+    assert -1 <= found["route gap"][0] <= 1
+    assert found["routes"]["tasks"] == list(texts.names)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
 from crossroads.adapters.contract import Call, RouteInput, Routing
 from crossroads.adapters.routers.dynmole import DynMoLE
+from crossroads.core.errors import UsageError
 from crossroads.core.gating import renyi_entropy, tsallis_entropy
 
 LAYER, INPUTS = "layers.0.proj", 12
@@ -162,3 +163,47 @@ def test_dead_experts_are_never_kept() -> None:
     x_BTI = torch.ones(1, 1, INPUTS)
     routing = router.route(RouteInput(module=LAYER, x_BTI=x_BTI, bank=module, call=Call()))
     assert routing.weights.flatten().tolist() == [0.0, 1.0]
+
+
+def test_unbalanced_layers_are_seen_though_together_they_are_balanced() -> None:
+    experts, router = bank(experts=2, layers=("a.0.p", "a.1.p")), DynMoLE(keep=1)
+    router.prepare(experts)
+    call, x_BTI = Call(training=True), torch.ones(1, 4, INPUTS)
+    for gate, lean in zip(router.gates.weights, (1.0, -1.0), strict=True):
+        gate.data = torch.stack([torch.full((INPUTS,), lean), torch.full((INPUTS,), -lean)]) / 4
+    found = {
+        layer: router.route(RouteInput(module=layer, x_BTI=x_BTI, bank=module, call=call))
+        for layer, module in experts.layers.items()
+    }
+    layers = router.by_layer(found, call)
+    together = router.losses(found, call)["balance"].value.item()
+    assert all(figures["balance"] > 1.5 * together for figures in layers.values())
+    assert {figures["broadcast"] for figures in layers.values()} == {0.0}
+
+
+def test_the_share_of_broadcast_tokens_counts_real_tokens() -> None:
+    experts, router = bank(), DynMoLE()
+    router.prepare(experts)
+    router.gates.weights[0].data.copy_(torch.eye(6, INPUTS))
+    x_BTI = torch.zeros(1, 4, INPUTS)  # equal probabilities, but for one sure token
+    x_BTI[0, 1, 2] = 50.0
+    mask_BT = torch.tensor([[True, True, False, False]])
+    call = Call(mask_BT=mask_BT)
+    given_ = RouteInput(module=LAYER, x_BTI=x_BTI, bank=experts.layers[LAYER], call=call)
+    figures = router.by_layer({LAYER: router.route(given_)}, call)[LAYER]
+    assert figures["broadcast"] == 0.5
+    assert figures["entropy"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_entropy_may_be_renyis() -> None:
+    probs = torch.tensor([0.5, 0.3, 0.2])
+    found = DynMoLE(kind="renyi", q=2.0).uncertainty(probs, 3)
+    assert float(found) == pytest.approx(-math.log(0.25 + 0.09 + 0.04) / math.log(3))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "shannon"}, {"eps_mode": "drop"}, {"q": 0.0}, {"keep": 0}, {"top_p": 1.5}]
+)
+def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="dynmole:"):
+        DynMoLE(**wrong)  # type: ignore[arg-type]

@@ -3,9 +3,9 @@
 The paper trains BART-base on tasks of the Natural Instructions kind and reports the average
 relative gain (ARG) over multi-task training, on tasks not seen, after few-shot fine-tuning and
 without any. Here a small language model learns six tasks of three families, each family a way to
-shift symbols (``skill_bed``), and then one new task of every family from 32 examples. Three experts
+shift symbols (``skill_bed``), and then one new task of every family from 8 examples. Three experts
 of rank 4 face one shared LoRA of rank 12. Task vectors are Fisher information of the base model's
-last layer on 32 examples. Scores are shares of symbols that are right.
+last layer on 8 examples. Scores are shares of symbols that are right.
 
 Rules, set before measuring, for seeds that no setting was chosen on. Let g be the few-shot ARG of
 two-stage routing over the shared LoRA, fine-tuned likewise, and c the similarity of learnt routes
@@ -56,7 +56,7 @@ SEEN = ShiftTasks(
 NEW = ShiftTasks(shift_TK=torch.tensor([[1, 2, 3, 7], [5, 7, 2, 6], [3, 4, 6, 5]]), first=len(SEEN))
 _EXPERTS, _RANK, _WIDTH = 3, 4, 8
 _STEPS, _ROWS = 200, 32
-_FEW_STEPS, _FEW_BATCHES, _FEW_ROWS = 60, 2, 16
+_FEW_STEPS, _FEW_BATCHES, _FEW_ROWS = 20, 1, 8
 _TEST_ROWS = 256
 _RATES = Rates(experts=1e-2, network=1e-2, vectors=1e-2)
 # The temperature reaches its floor at the share of the steps where the paper's run does.
@@ -131,7 +131,7 @@ def run(seed: int) -> Values:
 
 
 def task_vectors(model: nn.Module, seed: int) -> Tensor:
-    """Return vectors of trained tasks and, behind them, of new ones, from 32 examples each."""
+    """Return vectors of trained tasks and, behind them, of new ones, from 8 examples each."""
     last = model.get_output_embeddings()
 
     def batches(tasks: ShiftTasks, place: int) -> list[Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA, ModuleBank
+from crossroads.adapters.calls import check_call
 from crossroads.adapters.combine import averaged, concatenated
 from crossroads.adapters.contract import Call, RouteInput, Router
 from crossroads.core.errors import InputError
@@ -54,9 +55,10 @@ def merged_by_router(
 
     ``call`` says what such a router reads, such as the task; it speaks of one sequence.
 
-    Raises InputError for a router that decides by token.
+    Raises InputError for a router that decides by token, or a call that lacks what it must be told.
     """
     call = call or Call()
+    check_call(router, call)
     router.prepare(bank)
     found = {layer: _decided(module, router, call) for layer, module in bank.layers.items()}
     return _as_expert(bank, found, name, form)
@@ -74,7 +76,7 @@ def _decided(bank: ModuleBank, router: Router, call: Call) -> LoRA | None:
         )
     nothing_BTI = bank.a_ERI.new_zeros(1, 1, bank.inputs)
     given = RouteInput(module=bank.name, x_BTI=nothing_BTI, bank=bank, call=call)
-    routing = router.route(given)
+    routing = router.route(given).among(bank.alive_E)  # as a layer of a model does
     weights_BTHE = routing.dense(bank.n_experts)
     if weights_BTHE.shape[0] != 1:
         raise InputError(f"router {router.name}: expected a call about one sequence, got several")

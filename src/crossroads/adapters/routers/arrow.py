@@ -16,7 +16,7 @@ from torch import Tensor
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.adapters.prototypes import prototypes_EI
-from crossroads.adapters.selection import select
+from crossroads.adapters.selection import check_settings, select
 from crossroads.adapters.survey.schema import Cells
 
 
@@ -43,6 +43,7 @@ class Arrow(Router):
 
     def __init__(self, *, k: int = 3, temperature: float = 1.0) -> None:
         super().__init__()
+        check_settings(self.name, least=0, k=k, temperature=temperature)
         self.k, self.temperature = k, temperature
         self._prototypes: dict[str, Tensor] = {}
 

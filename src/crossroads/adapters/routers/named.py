@@ -8,6 +8,7 @@ import torch
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
+from crossroads.adapters.scopes import Scope
 from crossroads.core.errors import unknown_name
 
 BASE = "__base__"  # PEFT's name of the base model in a list of adapters
@@ -17,6 +18,7 @@ class Named(Router):
     """Weight 1 for each sequence's own expert; None or "__base__" = the base model."""
 
     name: ClassVar[str] = "named"
+    scope: ClassVar[Scope] = "model"
     call_data: ClassVar[frozenset[str]] = frozenset({"experts"})
 
     def __init__(self) -> None:
@@ -28,11 +30,8 @@ class Named(Router):
 
     def route(self, given: RouteInput) -> Routing:
         index_B = torch.tensor([self._place(name) for name in given.call.experts or ()])
-        weights_B = (index_B >= 0).float() * given.bank.alive_E[index_B.clamp_min(0)]
-        return Routing(
-            weights=weights_B[:, None, None, None],
-            index=index_B.clamp_min(0)[:, None, None, None],
-        )
+        index_B111 = index_B[:, None, None, None]
+        return Routing(weights=(index_B111 >= 0).float(), index=index_B111.clamp_min(0))
 
     def is_static(self, call: Call) -> bool:
         return True

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import RouteInput, Router, Routing
-from crossroads.adapters.selection import select
+from crossroads.adapters.selection import check_settings, select
 from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import InputError
 
@@ -51,6 +51,7 @@ class Phatgoose(Router):
 
     def __init__(self, *, k: int = 2, temperature: float = 1.0, untrained: bool = False) -> None:
         super().__init__()
+        check_settings(self.name, least=1, k=k, temperature=temperature)
         self.k, self.temperature, self.untrained = k, temperature, untrained
         self._gates: dict[str, Tensor] = {}
 
@@ -61,7 +62,8 @@ class Phatgoose(Router):
         for layer, module in bank.layers.items():
             gate_EI = module.artifact(self.artifact).float()
             spread_E = gate_EI.std(-1, unbiased=False)
-            constant = (spread_E == 0) & module.alive_E
+            # Not by the spread, which rounding keeps from 0.
+            constant = (gate_EI.amax(-1) == gate_EI.amin(-1)) & module.alive_E
             if bool(constant.any()) and not self.untrained:
                 who = bank.names[int(constant.nonzero()[0, 0])]
                 raise InputError(
@@ -71,9 +73,8 @@ class Phatgoose(Router):
             if bool((spread_E[module.alive_E] < _FLAT).any()):
                 flat.append(layer)
             spare = -len(gate_EI) % _COLUMNS
-            self._gates[layer] = nn.functional.pad(
-                normalised(gate_EI).nan_to_num(), (0, 0, 0, spare)
-            )
+            unit_EI = normalised(gate_EI).nan_to_num() * module.inputs**-0.5
+            self._gates[layer] = nn.functional.pad(unit_EI, (0, 0, 0, spare))
         if flat:
             _LOG.warning(
                 "router %s: %d of %d layers have a %s with a standard deviation below %g, where "
@@ -83,14 +84,18 @@ class Phatgoose(Router):
 
     def scores(self, given: RouteInput) -> Tensor:
         """Return LN(x) . LN(v_e) / sqrt(d) of every token and expert, (B, T, 1, E), float32."""
-        scores_BTE = (normalised(given.x_BTI) @ self._gates[given.module].T)[
-            ..., : given.bank.n_experts
-        ]
-        return (scores_BTE * given.bank.inputs**-0.5).unsqueeze(2)
+        scores_BTE = nn.functional.linear(normalised(given.x_BTI), self._gates[given.module])
+        return scores_BTE[..., None, : given.bank.n_experts]
 
     def route(self, given: RouteInput) -> Routing:
-        alive_E = given.bank.alive_E
-        return select(self.scores(given), alive_E, k=self.k, temperature=self.temperature)
+        bank = given.bank
+        return select(
+            self.scores(given),
+            bank.alive_E,
+            k=self.k,
+            temperature=self.temperature,
+            n_alive=bank.n_alive,
+        )
 
     def settings(self) -> Mapping[str, Any]:
         return {"k": self.k, "temperature": self.temperature, "untrained": self.untrained}

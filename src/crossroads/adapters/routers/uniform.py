@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import ClassVar
 
 from crossroads.adapters.contract import Call, Mode, RouteInput, Router, Routing
-from crossroads.core.gating import softmax
 
 
 class Uniform(Router):
@@ -15,8 +14,8 @@ class Uniform(Router):
     mode: ClassVar[Mode] = "merge_delta"
 
     def route(self, given: RouteInput) -> Routing:
-        zeros_E = given.bank.scale_E.new_zeros(given.bank.n_experts)
-        weights_E = softmax(zeros_E.masked_fill(~given.bank.alive_E, float("-inf")))
+        alive_E = given.bank.alive_E.float()
+        weights_E = alive_E / alive_E.sum()
         return Routing(weights=weights_E[None, None, None], mode="merge_delta")
 
     def is_static(self, call: Call) -> bool:

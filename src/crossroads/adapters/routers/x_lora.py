@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.selection import check_settings
 from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import InputError
 from crossroads.core.gating import softmax, top_k
@@ -68,6 +69,7 @@ class XLora(Router):
         super().__init__()
         if depth < 1:
             raise InputError(f"router x-lora: depth: expected 1 or more, got {depth}")
+        check_settings(self.name, least=0, k=k, temperature=temperature)
         self.depth, self.hidden, self.temperature = depth, hidden, temperature
         self.k, self.by_layer, self.width, self.seed = k, by_layer, width, seed
         self.head = nn.ModuleList()

@@ -96,7 +96,7 @@ def command(
         base, bank = load(folder, model)
         chosen = _tasks(tasks, rows_file, bank.names, base)
         wanted = comma_separated(routers, "--routers")
-        able, left_out = (wanted, {}) if wanted else candidates(bank, folder)
+        able, left_out = (wanted, {}) if wanted else candidates(bank, folder, chosen)
         made = f"{code_fingerprint()}-{model_fingerprint(base.model)}"
         with progress_bar("Comparing routers") as moved:
             found = compare(

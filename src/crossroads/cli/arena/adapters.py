@@ -14,6 +14,7 @@ from crossroads.core.errors import InputError
 
 if TYPE_CHECKING:
     from crossroads.adapters.tasks import AdaptersTask
+    from crossroads.core.arena import Leaderboard
 
 FAMILY = "adapters"
 TASKS = ("held-in", "held-out")
@@ -90,11 +91,11 @@ def command(
 
         bank = folder or shipped_folder()
         wanted = comma_separated(routers, "--routers")
-        names = wanted or candidates(load_bank(bank), bank)[0]
         chosen = comma_separated(tasks, "--tasks")
         boards = [
             _task(one, bank, model, rows, chosen) for one in (TASKS if name == ALL else (name,))
         ]
+        names = wanted or candidates(load_bank(bank), bank, boards[0].loaded())[0]
     failed = False
     for task in boards:
         place = (out or Path("runs") / f"arena-{FAMILY}") / task.name
@@ -102,9 +103,21 @@ def command(
         if all(row.error is not None for row in board.rows):
             raise InputError(f"no router could be run: {board.rows[0].error}")
         show(task, board, place, as_json=as_json)
+        if not as_json:
+            _show_groups(board)
         failed |= any(board[router].error is not None for router in wanted or ())
     if failed:
         click.get_current_context().exit(1)
+
+
+def _show_groups(board: Leaderboard) -> None:
+    """Say which of the rows are rivals."""
+    from crossroads.adapters.needs import GROUPS
+
+    for group, about in GROUPS.items():
+        names = [r.router for r in board.rows if r.cells and r.cells[0].notes["group"] == group]
+        if names:
+            click.echo(f"{group}, {about}: {', '.join(names)}")
 
 
 def _task(

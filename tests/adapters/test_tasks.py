@@ -1,0 +1,112 @@
+"""The arena of adapters on a tiny model."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crossroads.adapters import tasks
+from crossroads.adapters.tasks import AdaptersTask
+from crossroads.core.arena import run_arena
+from crossroads.core.errors import UsageError
+from crossroads.core.report import HeatMap, role_of
+from tests.adapters.collection.toys import easy_rows, task
+from tests.adapters.saved import save_adapters, save_base
+
+TASKS = {
+    "words": task("words"),
+    "lines": task("lines", easy_rows("z")),
+    "new": replace(task("new", easy_rows("y")), held_in=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def _toy_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    def names(*, held_in: bool | None = None) -> list[str]:
+        return [name for name, one in TASKS.items() if held_in in (None, one.held_in)]
+
+    monkeypatch.setattr(tasks, "get_task", TASKS.__getitem__)
+    monkeypatch.setattr(tasks, "task_names", names)
+    monkeypatch.setenv("CROSSROADS_CACHE", str(tmp_path / "cache"))
+    yield
+    tasks._bank.cache_clear()
+    tasks._base.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("arena")
+    save_base(folder / "base")
+    save_adapters(folder / "bank")
+    return folder
+
+
+def arena(place: Path, **changes: Any) -> AdaptersTask:
+    fields: dict[str, Any] = {"side": "held_in", "rows": 3, **changes}
+    return AdaptersTask(folder=place / "bank", model=place / "base", **fields)
+
+
+def test_routers_and_baselines_are_judged_on_the_same_rows(place: Path) -> None:
+    one = arena(place)
+    board = run_arena(one, ["phatgoose", "retrieval"], seeds=2, jobs=1)
+    assert {row.router for row in board.rows if row.error is None} == {
+        "base", "uniform", "oracle", "phatgoose",
+    }  # fmt: skip
+    assert "has no embeddings" in str(board["retrieval"].error)
+    mine = board["phatgoose"]
+    by_task = [mine.metrics[f"nll {name}"].per_seed for name in ("words", "lines")]
+    for seed, mean in enumerate(mine.metrics["nll"].per_seed):
+        assert mean == pytest.approx(sum(values[seed] or 0 for values in by_task) / 2)
+    assert mine.metrics["accuracy"].mean is not None
+    assert mine.metrics["parameters"].mean and mine.metrics["speed"].mean
+    assert "speed" not in board["base"].metrics
+    assert role_of(board["oracle"]) == "bound"
+    assert mine.cells[0].notes["group"] == "contributors"
+    plots = one.plots(board)
+    heat = next(plot for plot in plots if isinstance(plot, HeatMap))
+    assert heat.columns == ["words", "lines"] and "uniform" not in heat.rows
+
+
+def test_the_same_seed_gives_the_same_figures(place: Path, tmp_path: Path) -> None:
+    runs = []
+    for folder in ("one", "two"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CROSSROADS_CACHE", str(tmp_path / folder))
+            runs.append(arena(place).run("arrow", 1).metrics)
+    assert runs[0]["nll"] == runs[1]["nll"] and runs[0]["nll words"] == runs[1]["nll words"]
+    assert arena(place, rows=2).run("arrow", 0).metrics["nll"] != runs[0]["nll"]
+
+
+def test_held_out_tasks_have_no_oracle(place: Path) -> None:
+    one = arena(place, side="held_out")
+    assert one.task_names == ("new",) and one.name == "held-out"
+    assert "oracle" not in one.baselines
+    assert "accuracy" not in one.run("uniform", 0).metrics  # free answers
+
+
+def test_a_cell_is_made_anew_when_its_rows_experts_or_router_change(place: Path) -> None:
+    one = arena(place)
+    prints = {arena(place, **c).fingerprint for c in ({}, {"rows": 2}, {"side": "held_out"})}
+    assert len(prints) == 3 and one.fingerprint in prints
+    save_adapters(place / "other", names=["words"])
+    other = AdaptersTask(folder=place / "other", model=place / "base", side="held_in", rows=3)
+    assert other.fingerprint not in prints
+    assert one.identify("phatgoose:k=1") != one.identify("phatgoose")
+    with pytest.raises(UsageError, match="did you mean 'phatgoose'"):
+        one.identify("phatgose")
+    assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_some_tasks_can_be_chosen_on_their_side_alone(place: Path) -> None:
+    assert arena(place, tasks=("lines",)).task_names == ("lines",)
+    with pytest.raises(UsageError, match="task 'new' is not held-in; there is"):
+        arena(place, tasks=("new",)).task_names  # noqa: B018
+    save_adapters(place / "strangers", names=["mine"])
+    strangers = AdaptersTask(folder=place / "strangers", model=place / "base", side="held_in")
+    with pytest.raises(UsageError, match="there is no held-in task"):
+        strangers.task_names  # noqa: B018

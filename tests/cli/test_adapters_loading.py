@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from crossroads.cli.adapters.loading import neural
+from crossroads.core.errors import MissingExtraError
+
+
+def test_a_missing_library_is_told_with_the_extra_to_install() -> None:
+    with (
+        pytest.raises(MissingExtraError, match=r"nowhere_at_all is not .*crossroads\[neural\]"),
+        neural(),
+    ):
+        import nowhere_at_all  # type: ignore[import-not-found]  # noqa: F401
+
+
+def test_defects_of_our_own_imports_are_not_hidden() -> None:
+    with pytest.raises(ImportError, match="crossroads") as found, neural():
+        import crossroads.nowhere  # type: ignore[import-not-found]  # noqa: F401
+    assert not isinstance(found.value, MissingExtraError)
+
+
+@pytest.mark.parametrize("command", ["route", "compare", "export", "serve"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys\nfrom crossroads.cli import main\n"
+        f"try: main(['adapters', {command!r}, '--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
