@@ -60,6 +60,8 @@ def test_means_are_over_tasks_of_a_side_by_seed() -> None:
     accuracy = board.mean(mine, "held_in", "accuracy")
     assert accuracy is not None and accuracy.per_seed == (0.5, 0.0)  # tasks with options alone
     assert board.mean(Arm(router="none"), "held_in") is None
+    with pytest.raises(UsageError, match="did you mean 'mine'"):
+        board["mien"]
 
 
 def test_the_share_closed_is_the_collections() -> None:

@@ -73,6 +73,8 @@ def _asked_both_ways(client: openai.OpenAI, direct: str) -> None:
         model="mine", messages=[{"role": "user", "content": PROMPT}], max_tokens=5
     )
     assert whole.usage is not None and whole.usage.completion_tokens == 5
+    assert whole.model_extra is not None  # where the prompt went is handed on
+    assert set(whole.model_extra["crossroads"]["adapters"]) <= {"letters", "words", "lines"}
     stream = client.chat.completions.create(
         model="mine",
         messages=[{"role": "user", "content": PROMPT}],

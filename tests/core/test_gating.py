@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -11,10 +13,12 @@ from crossroads.core.errors import InputError  # noqa: E402
 from crossroads.core.gating import (  # noqa: E402
     entropy,
     first_maximum,
+    renyi_entropy,
     softmax,
     squared_cv,
     top_k,
     top_p,
+    tsallis_entropy,
 )
 
 few = settings(max_examples=30, deadline=None)
@@ -153,3 +157,32 @@ def test_the_softmax_and_its_gradient_are_those_of_torch(
         (gradient,) = torch.autograd.grad((probs * weight).sum(), x)
         found.append((probs.detach(), gradient))
     torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("n", [2, 6, 64])
+@pytest.mark.parametrize("q", [0.5, 1.0, 1.1, 2.0])
+def test_one_certain_choice_has_entropy_0_and_equal_ones_1(n: int, q: float) -> None:
+    certain = torch.nn.functional.one_hot(torch.tensor(0), n).float()
+    uniform = torch.full((n,), 1 / n)
+    tolerance = 1e-6 if q >= 1 else 1e-3 * n  # below 1 the clamp at 1e-9 itself weighs 3e-5 each
+    for uncertainty in (tsallis_entropy, renyi_entropy):
+        assert float(uncertainty(certain, q)) == pytest.approx(0.0, abs=tolerance)
+        assert float(uncertainty(uniform, q)) == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("n", [4, 16, 64])
+def test_near_order_1_tsallis_and_renyi_are_shannons(n: int) -> None:
+    probs = torch.randn(50, n, generator=torch.Generator().manual_seed(n)).softmax(-1)
+    shannon = -(probs * probs.log()).sum(-1) / math.log(n)
+    for uncertainty in (tsallis_entropy, renyi_entropy):
+        assert (uncertainty(probs, 1.001) - shannon).abs().max() < 2e-3
+        torch.testing.assert_close(uncertainty(probs, 1.0), shannon)
+    assert (tsallis_entropy(probs, 1.001) - shannon).abs().max() < 1e-3
+
+
+@few
+@given(seed=st.integers(0, 200), share=st.floats(0.05, 0.95))
+def test_mixing_with_equal_shares_raises_tsallis_entropy(seed: int, share: float) -> None:
+    probs = torch.randn(6, generator=torch.Generator().manual_seed(seed)).mul(2).softmax(-1)
+    mixed = (1 - share) * probs + share / 6
+    assert tsallis_entropy(mixed, 1.1) >= tsallis_entropy(probs, 1.1) - 1e-6

@@ -86,7 +86,10 @@ class ModuleBank(nn.Module):
     ----------
     a_ERI, b_EOR : factors, parameters without gradient until somebody trains them; of the widest
         type among the experts' unless ``dtype`` says
-    scale_E, rank_E : float32 and int64; alive_E : bool, which experts adapt this layer, ``n_alive`` of them
+    scale_E, rank_E : float32 and int64
+    alive_E : bool, which of the ``n_experts`` adapt this layer: ``n_alive`` of them
+    rank : R, the largest; lower ones are padded with zeros
+    inputs, outputs : of the layer
     artifacts : side data by name, (E, I); rows of experts without it are NaN. These and the scales
         stay float32 when the bank is cast to another type
     heads : 1, or the number of blocks multi-head routing cuts inputs and outputs into
@@ -120,7 +123,10 @@ class ModuleBank(nn.Module):
                 )
         _check_heads(name, heads, inputs, outputs)
         self.name, self.heads = name, heads
-        rank = max(lora.rank for lora in given)
+        # Plain numbers: a step of decoding asks for them at every layer.
+        self.n_experts, self.n_alive = len(found), len(given)
+        self.inputs, self.outputs = inputs, outputs
+        self.rank = rank = max(lora.rank for lora in given)
         dtype = dtype or reduce(torch.promote_types, (lora.a_RI.dtype for lora in given))
         a_ERI = first.a_RI.new_zeros(len(found), rank, inputs, dtype=dtype)
         b_EOR = first.b_OR.new_zeros(len(found), outputs, rank, dtype=dtype)
@@ -136,25 +142,7 @@ class ModuleBank(nn.Module):
         }
         for field_name, values in buffers.items():
             self.register_buffer(field_name, values.to(a_ERI.device))
-        self.n_alive = len(given)
         self.artifacts = nn.Module()
-
-    @property
-    def n_experts(self) -> int:
-        return len(self.a_ERI)
-
-    @property
-    def rank(self) -> int:
-        """R: the largest rank; lower ones are padded with zeros."""
-        return self.a_ERI.shape[1]
-
-    @property
-    def inputs(self) -> int:
-        return self.a_ERI.shape[2]
-
-    @property
-    def outputs(self) -> int:
-        return self.b_EOR.shape[1]
 
     def lora(self, expert: int) -> LoRA | None:
         """Return an expert's factors without the padding, or None where it is dead."""
@@ -227,6 +215,7 @@ class AdapterBank(nn.Module):
     def __init__(self, experts: Iterable[Expert], *, heads: int = 1) -> None:
         super().__init__()
         self.heads, self.version = heads, 0
+        self._earlier: dict[str, tuple[str, ...]] = {}  # of renamed experts, the latest first
         self._cards: list[Expert] = []
         self._modules_by_name: dict[str, ModuleBank] = {}
         self._change([], list(experts))
@@ -255,6 +244,18 @@ class AdapterBank(nn.Module):
         if name not in self.names:
             raise unknown_name("expert", name, self.names)
         return self.names.index(name)
+
+    def places_in(self, names: Sequence[str]) -> list[int | None]:
+        """Return where each expert stood in a former order of names; None = it was not in it.
+
+        Renamed experts are known by their earlier names: what a router learnt of them stays.
+        """
+        gone = {name: place for place, name in enumerate(names) if name not in self.names}
+        found = []
+        for name in self.names:
+            earlier = (gone[old] for old in self._earlier.get(name, ()) if old in gone)
+            found.append(names.index(name) if name in names else next(earlier, None))
+        return found
 
     def expert(self, name: str) -> Expert:
         """Return an expert with its factors and side data as they are now."""
@@ -302,6 +303,8 @@ class AdapterBank(nn.Module):
         if new != name and new in self.names:
             raise InputError(f"bank: there is an expert {new!r} already; choose another name")
         self._cards[place] = replace(self._cards[place], name=new)
+        if new != name:
+            self._earlier[new] = (name, *self._earlier.pop(name, ()))
         self.version += 1
 
     def describe(self, name: str, **facts: Any) -> None:
@@ -342,6 +345,8 @@ class AdapterBank(nn.Module):
         changed = {layer: self._changed(layer, keep, new) for layer in dict.fromkeys(wanted)}
         self._modules_by_name = {layer: bank for layer, bank in changed.items() if bank is not None}
         self.banks = nn.ModuleList(self._modules_by_name.values())
+        stay = {self._cards[place].name for place in keep}
+        self._earlier = {name: others for name, others in self._earlier.items() if name in stay}
         self._cards = [replace(card, modules={}, artifacts={}) for card in cards]
         self.version += 1
 

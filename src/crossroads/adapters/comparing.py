@@ -30,7 +30,7 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.needs import GROUPS, Group, group_of, needs_of
 from crossroads.adapters.routers import router_class, router_names
 from crossroads.adapters.routers.best_single import BestSingle, best_of
-from crossroads.core.errors import CrossroadsError, UsageError
+from crossroads.core.errors import CrossroadsError, UsageError, unknown_name
 from crossroads.core.progress import Progress
 from crossroads.core.provenance import machine
 from crossroads.core.statistics import Summary, summarise
@@ -84,7 +84,10 @@ class Comparison:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, router: str) -> Arm:
-        return next(arm for arm in self.arms if arm.router == router)
+        for arm in self.arms:
+            if arm.router == router:
+                return arm
+        raise unknown_name("router", router, [arm.router for arm in self.arms])
 
     def side(self, task: str) -> Side:
         return "held_in" if task in self.experts else "held_out"
@@ -109,10 +112,9 @@ class Comparison:
 
         None without the three of them, or where the oracle is not better than uniform.
         """
-        try:
-            worse, better = self[UNIFORM], self[ORACLE]
-        except StopIteration:
+        if not {UNIFORM, ORACLE} <= {one.router for one in self.arms}:
             return None
+        worse, better = self[UNIFORM], self[ORACLE]
         ends = [self.mean(one, "held_in") for one in (worse, better, arm)]
         shares = []
         for low, high, own in zip(*(end.per_seed if end else () for end in ends), strict=False):

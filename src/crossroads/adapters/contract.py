@@ -138,12 +138,16 @@ class Routing:
         return empty.scatter_add_(-1, self.index, self.weights)
 
     def among(self, alive_E: Tensor) -> Routing:
-        """Take weight from experts that do not adapt a layer; renormalise what was normalised."""
+        """Take weight from experts that do not adapt a layer; renormalise what was normalised.
+
+        Weights that lose nothing stay what they are, bit by bit.
+        """
         is_alive = alive_E if self.index is None else alive_E[self.index]
         kept = torch.where(is_alive, self.weights, self.weights.new_zeros(()))
         if self.normalised:
+            loses = (kept != self.weights).any(-1, keepdim=True)
             total = kept.sum(-1, keepdim=True)
-            kept = kept / total.masked_fill(total == 0, 1.0)
+            kept = kept / torch.where(loses & (total != 0), total, 1.0)
         return replace(self, weights=kept)
 
     def check(self, bank: ModuleBank) -> None:

@@ -74,12 +74,12 @@ def mixed(
     if routing.weights.shape[2] != 1:
         raise InputError(f"mix at {bank.name}: weights by head need mode 'merge_factors'")
     dtype = torch.promote_types(x_BTI.dtype, bank.a_ERI.dtype)
-    x_NI = x_BTI.to(dtype).flatten(0, 1)
+    x_NI = x_BTI.to(dtype).reshape(-1, bank.inputs)
     onto_NO = None
     if onto_BTO is not None and onto_BTO.dtype == dtype and onto_BTO.is_contiguous():
-        onto_NO = onto_BTO.flatten(0, 1)
+        onto_NO = onto_BTO.view(-1, bank.outputs)
     if kernel == "auto" and routing.index is not None:
-        kernel = choose(len(x_NI), routing.index.shape[-1], bank, dtype)
+        kernel = choose(x_NI.shape[0], routing.index.shape[-1], bank, dtype)
     if routing.index is None or kernel == "dense":
         dense_BTE = routing.dense(bank.n_experts)[:, :, 0]
         weights_NE = _spread(dense_BTE, x_BTI)
@@ -89,7 +89,9 @@ def mixed(
         weights_NK = _spread(routing.weights[:, :, 0], x_BTI)
         run = grouped if kernel == "grouped" else gathered
         y_NO = run(x_NI, bank, index_NK, weights_NK, onto_NO)
-    y_BTO = y_NO.unflatten(0, x_BTI.shape[:2])
+    if onto_NO is not None and y_NO is onto_NO and onto_BTO is not None:
+        return onto_BTO  # it was written to
+    y_BTO = y_NO.view(*x_BTI.shape[:2], bank.outputs)
     if onto_BTO is None or onto_NO is not None:
         return y_BTO
     return onto_BTO + y_BTO.to(onto_BTO.dtype)
@@ -99,9 +101,8 @@ def dense(
     x_NI: Tensor, bank: ModuleBank, weights_NE: Tensor, onto_NO: Tensor | None = None
 ) -> Tensor:
     """Return the mix by two products over all experts; one row of weights may stand for all."""
-    n_experts, rank, _ = bank.a_ERI.shape
     a_FI, b_FO = _flat(bank, x_NI.dtype)  # the scale is in b_FO
-    down_NER = (x_NI @ a_FI.T).view(-1, n_experts, rank)
+    down_NER = nn.functional.linear(x_NI, a_FI).view(-1, bank.n_experts, bank.rank)
     weights_NE1 = weights_NE.unsqueeze(-1)
     # Weights multiply in their own single precision, whatever the type of the products.
     if torch.is_grad_enabled():
@@ -124,7 +125,7 @@ def grouped(
     """
     scaled_NK = weights_NK * bank.scale_E[index_NK]
     a_ERI, b_EOR = bank.a_ERI.to(x_NI.dtype), bank.b_EOR.to(x_NI.dtype)
-    if not torch.is_grad_enabled() and len(x_NI):
+    if not torch.is_grad_enabled() and x_NI.shape[0]:
         if onto_NO is None:
             onto_NO = x_NI.new_zeros(len(x_NI), bank.outputs)
         rows_S, weights_S, ends_E = _sorted_rows(index_NK, scaled_NK, bank.n_experts, x_NI.dtype)

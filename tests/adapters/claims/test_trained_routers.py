@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
+from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.claims import dynmole, flylora, lora_mixer, mogu
-from crossroads.adapters.claims.domain_bed import ToyBed, domain_nll
+from crossroads.adapters.claims.domain_bed import SmolBed, ToyBed, domain_nll
+from crossroads.adapters.experts import Alone
 from crossroads.adapters.fly import fly_bank
+from crossroads.adapters.joint import train_jointly
+from crossroads.adapters.routers import build_router
+from crossroads.adapters.routers.flylora import FlyLoRA
+from crossroads.adapters.texts import answer_nll
+from crossroads.adapters.training import TrainSettings
 from crossroads.core.catalog import Outcome
+from crossroads.core.errors import UnavailableError
 
 Three = tuple[float, float, float]
 NEAR: Three = (1.0, 1.01, 0.99)
@@ -133,8 +144,6 @@ def test_experts_of_the_toy_beat_its_base_model_on_their_domain_and_on_no_other(
     bed = ToyBed()
     bank = lora_mixer.experts(bed, 0)
     base = domain_nll(bed, 0, None, None)
-    from crossroads.adapters.experts import Alone
-
     for domain, name in enumerate(bed.names):
         found = domain_nll(bed, 0, bank.subset([name]), Alone())
         assert found[domain] < base[domain]
@@ -146,3 +155,36 @@ def test_the_blend_refuses_what_is_restricted_and_answers_the_rest() -> None:
     found = mogu.measure(0, blocks=2)
     assert found["restricted refused"] >= 0.8
     assert found["others refused"] <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dynmole", "lora-mixer", "flylora", "mogu"])
+def test_a_step_on_the_real_model_is_finite_and_gives_it_back(name: str) -> None:
+    try:
+        bed = SmolBed()
+        bed.test_rows = 4
+        model, test = bed.model(0), bed.test(0, 0)[0]
+        batch_of = bed.training(0)
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
+    labels_B = torch.arange(len(batch_of(0).ids_BT)) % 2
+    experts = [bed.expert(0, f"e{e}", targets=["o_proj"], rank=2, draw=e) for e in range(2)]
+    bank, router = AdapterBank(experts), build_router(name)
+    if isinstance(router, FlyLoRA):
+        sizes = {layer: (m.inputs, m.outputs) for layer, m in bank.layers.items()}
+        bank = fly_bank(sizes)
+    assert {int(layer.split(".")[2]) for layer in bank.layers} == set(range(24, 30))
+    with torch.no_grad():
+        before = answer_nll(model, test)
+    losses = train_jointly(
+        model,
+        bank,
+        router,
+        lambda step: replace(batch_of(step), labels_B=labels_B),
+        TrainSettings(steps=2, warmup=1),
+        factors="up" if isinstance(router, FlyLoRA) else "all",
+    )
+    assert all(math.isfinite(loss) for loss in losses)
+    assert any(bool(module.b_EOR.any()) for module in bank.layers.values())
+    with torch.no_grad():
+        assert torch.equal(answer_nll(model, test), before)

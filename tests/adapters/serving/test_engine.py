@@ -7,13 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
+from crossroads.adapters import choice
 from crossroads.adapters.generating import Sampling, generate
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.serving.engine import Engine, Piece
 from crossroads.adapters.serving.wishes import Kind, RefusedError, Wish
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 from tests.adapters.saved import bank, base_model
 
 PROMPT = "a b c"
@@ -145,6 +147,15 @@ class _Held:
 def test_a_router_that_must_be_told_is_refused_at_the_start() -> None:
     with pytest.raises(UsageError, match="router oracle: does not choose"):
         Engine(base_model(), bank(), build_router("oracle"), name="mine")
+
+
+def test_a_router_that_cannot_run_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "embed", lambda texts, encoder: torch.ones(len(texts), 3))
+    made = bank()
+    for name in made.names:
+        made.describe(name, embedding_G=torch.ones(4))
+    with pytest.raises(InputError, match="embed both with the same encoder"):
+        Engine(base_model(), made, build_router("retrieval"), name="mine")
 
 
 def test_routers_that_merge_otherwise_serve_no_single_experts() -> None:

@@ -29,6 +29,7 @@ from crossroads.adapters.claims.domain_bed import (
     ToyBed,
     domain_nll,
 )
+from crossroads.adapters.claims.phatgoose import interval, rounded
 from crossroads.adapters.contract import Router
 from crossroads.adapters.experts import Alone
 from crossroads.adapters.joint import train_jointly
@@ -84,7 +85,7 @@ def verify(full: bool) -> Verdict:
         measured={
             "nll": {arm: rounded(values) for arm, values in found.nll.items()},
             "dynmole - other": {
-                arm: found.difference(arm).to_dict()
+                arm: interval(found.difference(arm))
                 for arm in found.nll
                 if arm not in {"base", "dynmole"}
             },
@@ -198,8 +199,3 @@ def _keep(found: Figures, when: str, layers: dict[str, dict[str, float]]) -> Non
 
 def _size(bank: AdapterBank, router: Router) -> int:
     return sum(e.n_parameters for e in bank.experts()) + sum(p.numel() for p in router.parameters())
-
-
-def rounded(values: list[float]) -> list[float]:
-    """Return numbers with four digits."""
-    return [round(value, 4) for value in values]

@@ -34,6 +34,7 @@ from crossroads.adapters.claims.domain_bed import (
     ToyBed,
     domain_nll,
 )
+from crossroads.adapters.claims.phatgoose import interval, rounded
 from crossroads.adapters.contract import Router
 from crossroads.adapters.experts import Alone
 from crossroads.adapters.fly import delta_average, factor_average, fly_bank, union
@@ -96,13 +97,13 @@ def verify(full: bool) -> Verdict:
         verdict=judge(found),
         paper=PAPER,
         measured={
-            "own": found.own,
-            "merged": found.merged,
-            "other_merges": found.others,
-            "cost - cost of lora": {arm: found.difference(arm).to_dict() for arm in arms},
-            "own - own of lora": {arm: found.own_difference(arm).to_dict() for arm in arms},
-            "spread_of_ranks": found.spread,
-            "largest_cosine_over_bound": found.cosine,
+            "own": _rounded(found.own),
+            "merged": _rounded(found.merged),
+            "other_merges": _rounded(found.others),
+            "cost - cost of lora": {arm: interval(found.difference(arm)) for arm in arms},
+            "own - own of lora": {arm: interval(found.own_difference(arm)) for arm in arms},
+            "spread_of_ranks": _rounded(found.spread),
+            "largest_cosine_over_bound": rounded(found.cosine),
         },
         seeds=SEEDS,
         data=bed.description,
@@ -246,3 +247,7 @@ def _own(bed: DomainBed, seed: int, banks: list[AdapterBank], routers: Any) -> f
 
 def _mean(bed: DomainBed, seed: int, bank: AdapterBank, router: Router) -> float:
     return statistics.mean(domain_nll(bed, seed, bank, router, domains=DOMAINS))
+
+
+def _rounded(figures: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {arm: rounded(values) for arm, values in figures.items()}

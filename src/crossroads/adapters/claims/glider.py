@@ -41,7 +41,7 @@ NAME, LOCAL = "glider", "phatgoose"
 PAPER = {"held_in": "clearly better than PHATGOOSE", "held_out": "similar or slightly better"}
 KNOWN = 0.9  # share of held-in prompts whose nearest expert is the own one
 _WORSE_IN, _WORSE_OUT = 0.005, 0.02  # nats
-_QUICK_ROWS, _FULL_ROWS = 6, 60
+_QUICK_ROWS, _FULL_ROWS = 4, 60
 _FIXED = ("glider:weight=3", "glider:weight=100")
 _DOCUMENTS = 6
 

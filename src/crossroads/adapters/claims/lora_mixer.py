@@ -31,6 +31,7 @@ from crossroads.adapters.claims.domain_bed import (
     ToyBed,
     domain_nll,
 )
+from crossroads.adapters.claims.phatgoose import interval, rounded
 from crossroads.adapters.contract import Router
 from crossroads.adapters.experts import Alone, train_expert
 from crossroads.adapters.joint import train_jointly
@@ -76,13 +77,11 @@ def verify(full: bool) -> Verdict:
         verdict=judge(found),
         paper=PAPER,
         measured={
-            "nll": {arm: [round(v, 4) for v in values] for arm, values in found.nll.items()},
+            "nll": {arm: rounded(values) for arm, values in found.nll.items()},
             "lora-mixer - other": {
-                arm: found.difference(arm).to_dict() for arm in found.nll if arm != MINE
+                arm: interval(found.difference(arm)) for arm in found.nll if arm != MINE
             },
-            "entropy": {
-                arm: [round(v, 4) for v in values] for arm, values in found.entropy.items()
-            },
+            "entropy": {arm: rounded(values) for arm, values in found.entropy.items()},
         },
         seeds=SEEDS,
         data=bed.description,

@@ -42,7 +42,7 @@ NAME = "phatgoose"
 EARLIER = ("uniform", "retrieval", "average-activation")
 PAPER = {"held_out_above": "retrieval, average activation, merged experts", "abstract": True}
 CLOSED, CLOSED_SOMEWHAT = 0.7, 0.5
-_QUICK_ROWS, _FULL_ROWS = 6, 60
+_QUICK_ROWS, _FULL_ROWS = 4, 60
 _DOCUMENTS = 6
 _VOTE_ROWS = 4
 

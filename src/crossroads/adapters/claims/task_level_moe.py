@@ -36,8 +36,8 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers.task_moe import TaskMoE
 from crossroads.adapters.routes import route_table
 from crossroads.adapters.skills import new_skills
-from crossroads.adapters.task_training import Rates, second_stage, settled, train_tasks
-from crossroads.adapters.task_vectors import fisher_vectors, reduced
+from crossroads.adapters.task_level.training import Rates, second_stage, settled, train_tasks
+from crossroads.adapters.task_level.vectors import fisher_vectors, reduced
 from crossroads.adapters.texts import TextBatch, answer_nll
 from crossroads.adapters.training import TrainSettings
 from crossroads.core.catalog import Outcome, Verdict

@@ -20,7 +20,7 @@ from crossroads.adapters.collection.recipe import RECIPE
 from crossroads.adapters.collection.tasks import Task, get_task
 from crossroads.adapters.contract import Router
 from crossroads.adapters.insertion import RoutedModel
-from crossroads.adapters.task_vectors import text_vectors
+from crossroads.adapters.task_level.vectors import text_vectors
 from crossroads.adapters.texts import TextBatch
 from crossroads.models.smollm2_torch import load_smollm2, smollm2_tokenizer
 

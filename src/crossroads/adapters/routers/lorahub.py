@@ -79,8 +79,8 @@ class LoraHub(Router):
 
     def prepare(self, bank: AdapterBank) -> None:
         """Keep the weights of experts that stay; new ones have weight 0 until the next ``fit``."""
-        known = dict(zip(self._names, self.weights_E.tolist(), strict=True))
-        self.weights_E = torch.tensor([known.get(name, 0.0) for name in bank.names])
+        known, places = self.weights_E.tolist(), bank.places_in(self._names)
+        self.weights_E = torch.tensor([0.0 if place is None else known[place] for place in places])
         self._names = bank.names
 
     def fit(self, loss: Callable[[], float], progress: Progress | None = None) -> float:

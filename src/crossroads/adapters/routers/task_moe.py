@@ -7,7 +7,7 @@ largest logit. Source: Eliciting and Understanding Cross-Task Skills with Task-L
 Mixture-of-Experts (Ye et al. 2022), section 3.
 
 Departures: experts are LoRAs on the linear layers of a block, the paper copies whole blocks;
-``crossroads.adapters.task_blocks`` averages outputs of whole blocks as the paper does. Gumbel noise
+``crossroads.adapters.task_level.blocks`` averages outputs of whole blocks as the paper does. Gumbel noise
 is drawn in training alone. Every sequence has its own route, so batches may mix tasks.
 
 Axes: T tasks, D width of a task vector, L blocks, E experts, B sequences.
@@ -28,8 +28,8 @@ from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
 from crossroads.adapters.scopes import Scope, owner
 from crossroads.adapters.survey.schema import Cells
-from crossroads.adapters.task_networks import Form, TaskNetwork
-from crossroads.adapters.task_vectors import random_vectors
+from crossroads.adapters.task_level.networks import Form, TaskNetwork
+from crossroads.adapters.task_level.vectors import random_vectors
 from crossroads.core.errors import InputError, UsageError, unknown_name
 from crossroads.core.gating import first_maximum, softmax
 from crossroads.core.routed import AuxTerm
@@ -45,7 +45,7 @@ class TaskMoE(Router):
     Parameters
     ----------
     tasks, width : T and D; ``set_vectors`` replaces the random vectors and sets both
-    form, hidden : of the network, see ``crossroads.adapters.task_networks``
+    form, hidden : of the network, see ``crossroads.adapters.task_level.networks``
     select : "straight-through" one-hot, "gumbel" soft samples, "softmax" no noise; as controls
         "average" (1 / E), "random" (one-hot by task, fixed) and "random-sequence" (drawn anew)
     tau, rate, floor : temperature max(tau * exp(-rate * step), floor), divides logits in every mode
@@ -113,7 +113,7 @@ class TaskMoE(Router):
         return tuple(self._places)
 
     def set_vectors(self, vectors_TD: Tensor) -> None:
-        """Start from given task vectors, (T, D); see ``crossroads.adapters.task_vectors``.
+        """Start from given task vectors, (T, D); see ``crossroads.adapters.task_level.vectors``.
 
         A network that was made for another width is made anew.
         """

@@ -10,6 +10,7 @@ generation may use its cache.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import InputError
 from crossroads.core.gating import softmax, top_k
 
+_LOG = logging.getLogger(__name__)
 _DROPOUT = 0.2  # between layers of a deep head, in training
 
 
@@ -77,17 +79,54 @@ class XLora(Router):
         self._places: dict[str, int] = {}
 
     def prepare(self, bank: AdapterBank) -> None:
-        """Make the head, unless there is one for these experts and layers."""
+        """Make the head, unless there is one for these experts and layers.
+
+        What it learnt of experts and layers that stay is kept; new ones start as drawn, and are
+        warned of where the head was there before: it has to be trained again.
+        """
         names, layers = bank.names, tuple(bank.layers)
         if names == self._names and layers == tuple(self._places):
             return
+        before, places = self.head, bank.places_in(self._names)
+        rows_ME = self._rows(layers, places)
         self._names, self._places = names, {layer: m for m, layer in enumerate(layers)}
         width = self.width or bank.layers[layers[0]].inputs
-        outputs = len(names) * (len(layers) if self.by_layer else 1)
-        sizes = [width, *[self.hidden] * (self.depth - 1), outputs]
+        sizes = [width, *[self.hidden] * (self.depth - 1), len(rows_ME)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.head = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
+        if len(before):
+            self._keep(before, rows_ME)
+
+    def _rows(self, layers: tuple[str, ...], places: list[int | None]) -> list[int | None]:
+        """Return which output of the head each output after a change was before, None = new."""
+        blocks = [self._places.get(layer) for layer in layers] if self.by_layer else [0]
+        return [
+            None if m is None or e is None else m * len(self._names) + e
+            for m in blocks
+            for e in places
+        ]
+
+    @torch.no_grad()
+    def _keep(self, before: nn.ModuleList, rows_ME: list[int | None]) -> None:
+        *inner, last = self.head
+        *inner_before, last_before = before
+        if last.weight.shape[1] == last_before.weight.shape[1]:
+            for layer, old in zip(inner, inner_before, strict=True):
+                layer.load_state_dict(old.state_dict())
+            for row, old_row in enumerate(rows_ME):
+                if old_row is not None:
+                    last.weight[row], last.bias[row] = (
+                        last_before.weight[old_row],
+                        last_before.bias[old_row],
+                    )
+        for parameter in self.head.parameters():
+            parameter.requires_grad_(last_before.weight.requires_grad)
+        if None in rows_ME:
+            _LOG.warning(
+                "router x-lora: experts or layers are new, and its head knows nothing of them; "
+                "train it again"
+            )
 
     def ahead(self, call: Call, hidden: Callable[[], Tensor]) -> Call:
         if call.scalings is not None:

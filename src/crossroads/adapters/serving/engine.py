@@ -53,7 +53,8 @@ class Engine:
     plain : messages are joined as text, not put into the model's chat form
     max_waiting : requests in line
 
-    Raises UsageError for a router that has to be told the expert or the task of every prompt.
+    Raises UsageError for a router that has to be told the expert or the task of every prompt,
+    InputError for one that cannot run, as where prompts are embedded by another encoder.
     """
 
     def __init__(
@@ -66,12 +67,15 @@ class Engine:
         plain: bool = False,
         max_waiting: int = 64,
     ) -> None:
-        told(router, bank, [name])  # a router that cannot be told fails here
+        facts = told(router, bank, [name])  # a router that cannot be told fails here
         self.base, self.bank, self.router, self.name = base, bank, router, name
         self._write = as_text if plain else base.chat
         self._max_waiting, self._waiting = max_waiting, 0
         self._can_choose = gives_way(router, bank)
         self._routed = RoutedModel(base.model, bank, openable(router, bank))
+        list(
+            generate(base, self._routed.router, [0], most=1, facts=facts)
+        )  # and one that cannot run
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
 
     @property

@@ -122,7 +122,7 @@ def _tasks(
     names: str | None, path: Path | None, experts: tuple[str, ...], base: BaseModel
 ) -> list[Task]:
     from crossroads.adapters.collection.tasks import get_task, task_names
-    from crossroads.adapters.task_files import read_tasks
+    from crossroads.adapters.task_level.files import read_tasks
 
     if path is not None:
         return read_tasks(path, experts, length=base.context)

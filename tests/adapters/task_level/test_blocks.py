@@ -12,7 +12,7 @@ from crossroads.adapters.calls import calling
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers.phatgoose import Phatgoose
 from crossroads.adapters.routers.task_moe import TaskMoE
-from crossroads.adapters.task_blocks import RoutedBlocks
+from crossroads.adapters.task_level.blocks import RoutedBlocks
 from crossroads.core.errors import InputError
 from tests.adapters import toys
 

@@ -10,7 +10,7 @@ from crossroads.adapters.contract import Call
 from crossroads.adapters.routers.task_moe import TaskMoE
 from crossroads.adapters.routes import route_table
 from crossroads.adapters.skills import factors, new_skills
-from crossroads.adapters.task_training import (
+from crossroads.adapters.task_level.training import (
     Rates,
     second_stage,
     settled,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from crossroads.adapters.embedding import embed
-from crossroads.adapters.task_vectors import (
+from crossroads.adapters.task_level.vectors import (
     fisher_vectors,
     random_vectors,
     reduced,

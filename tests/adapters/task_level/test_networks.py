@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crossroads.adapters.task_networks import TaskNetwork
+from crossroads.adapters.task_level.networks import TaskNetwork
 from crossroads.core.errors import UsageError
 from tests.adapters import toys
 
