@@ -7,8 +7,8 @@ largest logit. Source: Eliciting and Understanding Cross-Task Skills with Task-L
 Mixture-of-Experts (Ye et al. 2022), section 3.
 
 Departures: experts are LoRAs on the linear layers of a block, the paper copies whole blocks;
-``crossroads.adapters.task_level.blocks`` averages outputs of whole blocks as the paper does. Gumbel noise
-is drawn in training alone. Every sequence has its own route, so batches may mix tasks.
+``crossroads.adapters.task_level.blocks`` averages outputs of whole blocks as the paper does. Gumbel
+noise is drawn in training alone. Every sequence has its own route, so batches may mix tasks.
 
 Axes: T tasks, D width of a task vector, L blocks, E experts, B sequences.
 """
