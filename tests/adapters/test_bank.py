@@ -267,3 +267,23 @@ def test_heads_divide_inputs_and_outputs(heads: int, is_legal: bool) -> None:
 def test_factors_that_do_not_fit_each_other_are_refused(shapes: Any) -> None:
     with pytest.raises(InputError, match="LoRA factors: expected A"):
         LoRA(a_RI=torch.ones(shapes[0]), b_OR=torch.ones(shapes[1]), scale=1.0)
+
+
+def test_layers_that_come_later_have_the_banks_type() -> None:
+    bank = AdapterBank([half(expert("a", (1, 0, 0), 0))])
+    bank.add(expert("b", (1, 1, 0), 1))
+    assert bank.layers["up"].a_ERI.dtype == torch.float16
+
+
+def test_experts_are_known_again_by_their_earlier_names() -> None:
+    bank = AdapterBank([expert(name, (1, 0, 0), n) for n, name in enumerate("abc")])
+    before = bank.names
+    bank.rename("a", "y")
+    bank.rename("y", "z")
+    bank.remove("b")
+    bank.add(expert("d", (1, 0, 0), 3))
+    assert bank.names == ("z", "c", "d")
+    assert bank.places_in(before) == [0, 2, None]
+    assert bank.places_in(("y", "c")) == [0, 1, None]
+    bank.add(expert("a", (1, 0, 0), 4))  # another one of the old name
+    assert bank.places_in(before) == [None, 2, None, 0]

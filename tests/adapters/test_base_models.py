@@ -50,3 +50,12 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="tokenizer"):
         load_base(tmp_path)
+
+
+def test_a_folder_is_loaded_without_a_word_on_standard_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_base(tmp_path / "base")
+    capfd.readouterr()
+    load_base(folder)
+    assert capfd.readouterr().err == ""

@@ -114,3 +114,8 @@ def test_masks_follow_beams_caches_prompts_and_flat_tokens() -> None:
     flat = fitted_mask(mask, 6, 1)
     assert flat is not None
     assert torch.equal(flat, mask.reshape(6, 1))
+
+
+def test_facts_about_nobody_are_refused() -> None:
+    with pytest.raises(InputError, match="labels_B speaks of 0 sequences, the batch has 2"):
+        for_rows(Call(labels_B=torch.zeros(0)), 2)

@@ -40,8 +40,15 @@ def test_without_a_choice_it_is_the_saved_one_or_what_the_bank_has_data_for(tmp_
 def test_what_the_bank_lacks_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"saved: .* holds none; name one"):
         choose_router("saved", bank(), save_adapters(tmp_path / "bank"))
-    with pytest.raises(InputError, match="'gate'"):
+    with pytest.raises(
+        InputError, match=r"'gate' of every adapter, letters, words, lines have none"
+    ):
         choose_router("phatgoose", _without_gates())
+    mixed = bank()
+    mixed.remove("words")
+    mixed.add(_without_gates().expert("words"))
+    with pytest.raises(InputError, match=r"words has none; .*gates\.train_gate, .*arrow"):
+        choose_router("phatgoose", mixed)
     with pytest.raises(UsageError, match="did you mean 'phatgoose'"):
         choose_router("fatgoose", bank())
 

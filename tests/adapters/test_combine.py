@@ -199,3 +199,23 @@ class _Combining(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return combine(x, self.bank, self.routing)
+
+
+def test_peft_s_weighting_puts_the_sign_into_one_factor() -> None:
+    bank = module_bank([2, 2], scales=[1.0, 2.0])
+    minus = merged_factors(bank, torch.tensor([0.0, -0.5], dtype=torch.float64), "peft")
+    expected = bank.lora(1)
+    assert expected is not None
+    torch.testing.assert_close(minus.delta_OI(), -0.5 * expected.delta_OI().float())
+
+
+@pytest.mark.parametrize("expert", [0, 1])
+def test_negative_scales_are_averaged_too(expert: int) -> None:
+    bank = module_bank([2, 2], scales=[-1.0, 2.0])
+    one_hot = torch.eye(2, dtype=torch.float64)[expert]
+    one = bank.lora(expert)
+    assert one is not None
+    by_hand = one.scale * (X @ one.a_RI.T) @ one.b_OR.T
+    torch.testing.assert_close(combine(X, bank, constant(one_hot, "merge_factors")), by_hand)
+    merged = merged_factors(bank, one_hot).delta_OI()
+    torch.testing.assert_close(merged, one.delta_OI().float(), atol=1e-6, rtol=1e-6)

@@ -90,3 +90,21 @@ def test_a_router_without_opinions() -> None:
     given_ = RouteInput(module="layer", x_BTI=torch.zeros(1, 1, 6), bank=bank, call=call)
     with pytest.raises(NotImplementedError):
         router.route(given_)
+
+
+def test_experts_that_are_not_there_give_their_weight_to_the_others() -> None:
+    alive = torch.tensor([True, True, False])
+    assert routing([0.25, 0.25, 0.5]).among(alive).weights.flatten().tolist() == [0.5, 0.5, 0.0]
+    places = routing([0.75, 0.25], [2, 1]).among(alive)
+    assert places.dense(3).flatten().tolist() == [0.0, 1.0, 0.0]
+    loose = routing([0.25, 0.25, 0.5], normalised=False).among(alive)
+    assert loose.weights.flatten().tolist() == [0.25, 0.25, 0.0]
+    assert not routing([0.0, 0.0, 1.0]).among(alive).weights.any()
+
+
+@given(seed=st.integers(0, 99))
+def test_weights_that_lose_nothing_keep_every_bit(seed: int) -> None:
+    weights = torch.softmax(torch.randn(2, 3, 1, 4, generator=rng(seed)), -1)
+    weights = torch.nn.functional.pad(weights, (0, 1))
+    kept = Routing(weights=weights).among(torch.tensor([True, True, True, True, False]))
+    assert torch.equal(kept.weights, weights)

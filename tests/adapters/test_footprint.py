@@ -32,8 +32,9 @@ def test_a_merge_holds_a_copy_of_the_weights_it_is_in() -> None:
     routed = RoutedModel(base.model, made, build_router("uniform"))
     before = held_bytes(routed)
     measure_speed(base, routed, tokens=4, steps=1, turns=1)
-    chosen = 4 * made.n_experts * len(made.layers)  # by which they were merged
-    assert held_bytes(routed) == before + weights + chosen
+    chosen = 4 * made.n_experts * len(made.layers)
+    # The router's weights, and those by which experts were merged.
+    assert held_bytes(routed) == before + weights + 2 * chosen
 
 
 @pytest.mark.parametrize(("spec", "with_gates"), [("uniform", 0), ("arrow", 0), ("phatgoose", 1)])

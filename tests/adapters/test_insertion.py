@@ -524,3 +524,49 @@ def test_the_call_of_the_backbone_may_be_enriched_by_a_first_pass() -> None:
     assert routed.current.call.step == 6
     assert routed.current.call.task_ids_B is not None
     assert torch.equal(routed.current.call.task_ids_B, (hidden[:, -1, 0] > 0).long())
+
+
+def test_a_layer_may_be_left_to_experts_that_others_of_its_scope_lack() -> None:
+    class Told(Router):
+        name: ClassVar[str] = "told"
+        scope: ClassVar[Scope] = "input"
+
+        def route(self, given: RouteInput) -> Routing:
+            scores = torch.zeros(1, 1, 1, 2).masked_fill(~given.alive_E, -torch.inf)
+            return Routing(weights=softmax(scores))
+
+    model = tiny_llama()
+    first, second = experts(model, ["a", "b"], ends=("q_proj", "v_proj"))
+    values = {name: one for name, one in second.modules.items() if name.endswith("v_proj")}
+    bank = AdapterBank([first, Expert(name="b", modules=values)])
+    routed = RoutedModel(model, bank, Told())
+    with torch.no_grad():
+        model(ids(1, 4))
+    for name, routing in routed.last_routings.items():
+        expected = [1.0, 0.0] if name.endswith("q_proj") else [0.5, 0.5]
+        assert routing.weights.flatten().tolist() == expected, name
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_hooks_keep_what_the_base_layer_said_and_its_output_is_weighed(recorded: bool) -> None:
+    class Weighed(Router):
+        name: ClassVar[str] = "weighed"
+
+        def route(self, given: RouteInput) -> Routing:
+            base = torch.full((*given.x_BTI.shape[:2], 1), 0.25)
+            return Routing(weights=torch.ones(1, 1, 1, 1), normalised=False, base=base)
+
+    model = nn.Sequential(nn.Linear(6, 4))
+    one = lora(2, 6, 4)
+    x = torch.randn(2, 3, 6)
+    with torch.set_grad_enabled(recorded):
+        said, added = model(x), x @ one.delta_OI().T
+        bank = AdapterBank([Expert(name="a", modules={"0": one})])
+        routed = RoutedModel(model, bank, Weighed())
+        torch.testing.assert_close(model(x), 0.25 * said + added)
+        routed.unwrap()
+        RoutedModel(model, bank, Gated(experts=1))
+        seen: list[Tensor] = []
+        model[0].base_layer.register_forward_hook(lambda *hooked: seen.append(hooked[2]))
+        torch.testing.assert_close(model(x), said + added)
+        assert torch.equal(seen[0], said)

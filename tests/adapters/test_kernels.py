@@ -232,3 +232,49 @@ def test_the_choice_follows_rows_bank_and_type() -> None:
 def test_an_unknown_kernel_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown kernel 'groupd'; did you mean 'grouped'"):
         mixed(torch.zeros(1, 1, 6), module_bank([2]), sparse(1, 1, 1, 1, 0), "groupd")  # type: ignore[arg-type]
+
+
+def test_the_choice_at_its_limits() -> None:
+    large = module_bank([16] * 32)
+    assert choose(64, 2, large, torch.float32) == "dense"
+    assert choose(65, 2, large, torch.float32) == "grouped"
+    assert choose(1100, 1, large, torch.bfloat16) == "dense"
+    assert choose(1100, 2, large, torch.bfloat16) == "grouped"
+
+
+@pytest.mark.parametrize("part", ["a_ERI", "b_EOR", "scale_E"])
+@pytest.mark.parametrize("how", ["written", "exchanged"])
+def test_flat_factors_follow_every_part(part: str, how: str) -> None:
+    bank = module_bank([2, 2], dtype=torch.float32)
+    routing, x = sparse(1, 4, 2, 1, 0), torch.randn(1, 4, 6, generator=rng(1))
+    with torch.no_grad():
+        mixed(x, bank, routing, "dense")
+        values = getattr(bank, part)
+        if how == "written":
+            values.mul_(3.0)
+        else:
+            values.data = 3.0 * values.data
+        y = mixed(x, bank, routing, "dense")
+        expected = mix_by_hand(x, bank, routing).float()
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_flat_factors_are_kept_for_one_type_of_input() -> None:
+    bank = module_bank([2, 2], dtype=torch.float32)
+    routing, x = sparse(1, 4, 2, 1, 0), torch.randn(1, 4, 6, generator=rng(1))
+    with torch.no_grad():
+        mixed(x, bank, routing, "dense")
+        wide = mixed(x.double(), bank, routing, "dense")
+    assert wide.dtype == torch.float64
+    torch.testing.assert_close(wide, mix_by_hand(x, bank, routing), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_an_output_that_is_not_contiguous_is_added_to(kernel: Kernel) -> None:
+    bank = module_bank([2, 2], dtype=torch.float32)
+    routing, x = sparse(3, 5, 2, 1, 0), torch.randn(3, 5, 6, generator=rng(1))
+    onto = torch.randn(5, 3, 4, generator=rng(2)).transpose(0, 1)
+    expected = onto + mix_by_hand(x, bank, routing).float()
+    with torch.no_grad():
+        total = mixed(x, bank, routing, kernel, onto)
+    torch.testing.assert_close(total, expected, atol=1e-4, rtol=1e-4)

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crossroads.adapters.routers import build_router
 from crossroads.adapters.selection import one_hot, select
+from crossroads.core.errors import InputError
 from tests.adapters.toys import rng
 
 ALL = torch.ones(6, dtype=torch.bool)
@@ -72,3 +74,24 @@ def test_gradient_reaches_kept_scores_alone() -> None:
 def test_one_hot_gives_each_row_its_expert() -> None:
     dense = one_hot(torch.tensor([[[2]], [[0]]])).dense(3)
     assert dense.flatten(1).tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+
+
+@given(seed=st.integers(0, 99), k=st.integers(1, 5), levels=st.integers(1, 9))
+def test_few_tokens_are_chosen_for_as_many_are(seed: int, k: int, levels: int) -> None:
+    drawn = torch.randint(0, levels, (1, 40, 1, 6), generator=rng(seed)).float()  # with ties
+    many = select(drawn, ALL, k=k)
+    few = select(drawn[:, :3], ALL, k=k, n_alive=6)
+    assert many.index is not None
+    assert few.index is not None
+    assert torch.equal(few.index, many.index[:, :3])
+    torch.testing.assert_close(few.weights, many.weights[:, :3])
+
+
+@pytest.mark.parametrize("spec", ["phatgoose:k=0", "arrow:k=-1", "x-lora:temperature=0"])
+@pytest.mark.parametrize("temperature", ["0", "-1", "inf", "nan"])
+def test_settings_that_mean_nothing_are_refused(spec: str, temperature: str) -> None:
+    name = spec.partition(":")[0]
+    with pytest.raises(InputError, match=f"router {name}: expected k of at least . and a temp"):
+        build_router(spec)
+    with pytest.raises(InputError, match="temperature above 0"):
+        build_router(f"{name}:temperature={temperature}")

@@ -236,3 +236,92 @@ def test_the_call_decides_whether_a_router_is_static(counted: Counted) -> None:
         assert counted.merges == 0
         model(ids(1, 4))
     assert counted.merges == len(bank.layers)
+
+
+class Doubled(nn.Module):
+    """A layer with a product of its own."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, 6, generator=rng(3)), requires_grad=False)
+        self.bias = None
+        self.in_features, self.out_features = 6, outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * (x @ self.weight.T)
+
+
+@pytest.mark.parametrize("outputs", [4, 6])
+def test_layers_of_other_kinds_keep_their_own_product(outputs: int) -> None:
+    model = nn.Sequential(Doubled(outputs))
+    one = lora(2, 6, outputs)
+    expected = model(X) + X @ one.delta_OI().T
+    RoutedModel(model, AdapterBank([_expert("0", one)]), build_router("uniform"))
+    with torch.no_grad():
+        torch.testing.assert_close(model(X), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_hooks_of_the_base_layer_run() -> None:
+    model = nn.Sequential(nn.Linear(6, 4))
+    RoutedModel(model, AdapterBank([_expert("0", lora(2, 6, 4))]), build_router("uniform"))
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        merged = model(X)
+        base = model[0].base_layer
+        base.register_forward_hook(lambda *hooked: seen.append(hooked[2]))
+        torch.testing.assert_close(model(X), merged, atol=1e-4, rtol=1e-4)
+        assert len(seen) == 1
+        torch.testing.assert_close(seen[0], nn.functional.linear(X, base.weight, base.bias))
+
+
+def test_what_is_kept_is_of_one_mode(counted: Counted) -> None:
+    bank = module_bank([2, 2, 2], dtype=torch.float32)
+    base, kernel = layer(bank), Static()
+    for mode in ("mix", "merge_factors"):
+        routing = of_sequences(SAME, mode)  # type: ignore[arg-type]
+        y = kernel.forward(X, base, bank, routing)
+        torch.testing.assert_close(y, base(X) + combine(X, bank, routing), atol=1e-4, rtol=1e-4)
+    assert counted.merges == 2
+
+
+def test_weights_that_a_router_writes_to_are_seen() -> None:
+    bank = module_bank([2, 2, 2], dtype=torch.float32)
+    base, kernel, weights = layer(bank), Static(), SAME.clone()
+    kernel.forward(X, base, bank, of_sequences(weights, "mix"))
+    weights += 1.0
+    routing = of_sequences(weights, "mix")
+    y = kernel.forward(X, base, bank, routing)
+    torch.testing.assert_close(y, base(X) + combine(X, bank, routing), atol=1e-4, rtol=1e-4)
+
+
+def test_one_merge_serves_batches_of_any_size(counted: Counted) -> None:
+    bank = module_bank([2, 2, 2], dtype=torch.float32)
+    base, kernel = layer(bank), Static()
+    for rows in (1, 2, 1):
+        index = torch.ones(rows, 1, 1, 1, dtype=torch.int64)
+        routing = Routing(weights=torch.ones(rows, 1, 1, 1), index=index)
+        y = kernel.forward(X[:rows], base, bank, routing)
+        added = combine(X[:rows], bank, routing)
+        torch.testing.assert_close(y, base(X[:rows]) + added, atol=1e-4, rtol=1e-4)
+    other = Routing(weights=torch.ones(1, 1, 1, 1), index=0 * index)
+    y = kernel.forward(X, base, bank, other)
+    torch.testing.assert_close(y, base(X) + combine(X, bank, other), atol=1e-4, rtol=1e-4)
+    assert counted.merges == 2
+
+
+def test_an_adapter_of_the_routers_own_follows_the_base() -> None:
+    model = nn.Sequential(nn.Linear(6, 4).requires_grad_(False))
+    one = lora(3, 6, 4)
+    RoutedModel(model, AdapterBank([_expert("0", lora(2, 6, 4))]), Fixed(one))
+    base = model[0].base_layer
+    model(X)
+    base.weight.mul_(2.0)
+    torch.testing.assert_close(model(X), base(X) + X @ one.delta_OI().T, atol=1e-4, rtol=1e-4)
+
+
+def test_a_weight_of_the_base_is_not_merged_away() -> None:
+    bank = module_bank([2, 2, 2], dtype=torch.float32)
+    routing = Routing(
+        weights=SAME[:, None, None], normalised=False, base=torch.full((1, 1, 1), 0.5)
+    )
+    assert Static().forward(X, layer(bank), bank, routing) is None

@@ -95,3 +95,8 @@ def test_wrong_input_is_one_line(
 def test_an_unknown_router_is_refused_before_anything_is_measured(place: Path) -> None:
     with pytest.raises(UsageError, match="did you mean 'arrow'"):
         _invoke(place, *_rows(place), "--routers", "arrw")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_loaded(place: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written: it is a folder"):
+        _invoke(place, "--rows-file", "nowhere", "--out", str(place))

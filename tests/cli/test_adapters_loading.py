@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from crossroads.cli.adapters.loading import neural
-from crossroads.core.errors import MissingExtraError
+from crossroads.adapters.collection.shipped import shipped_folder
+from crossroads.cli.adapters.loading import adapters_folder, neural
+from crossroads.core.errors import InputError, MissingExtraError
 
 
 def test_a_missing_library_is_told_with_the_extra_to_install() -> None:
@@ -31,3 +33,14 @@ def test_help_loads_nothing_heavy(command: str) -> None:
         "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_shipped_names_the_packages_own_adapters_unless_there_is_such_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert adapters_folder(Path("shipped")) == shipped_folder()
+    Path("shipped").mkdir()
+    assert adapters_folder(Path("shipped")) == Path("shipped")
+    with pytest.raises(InputError, match=r"nowhere: no such folder; .* the word shipped"):
+        adapters_folder(Path("nowhere"))

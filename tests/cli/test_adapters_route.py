@@ -94,3 +94,27 @@ def test_a_prompt_that_is_no_text_is_refused(folders: tuple[str, ...]) -> None:
 def test_a_folder_without_adapters_is_refused(tmp_path: Path, folders: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="holds no adapters"):
         _run(str(tmp_path), *folders[1:], "--prompt", "a")
+
+
+def test_a_told_expert_that_nobody_reads_is_refused(folders: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="--expert words: router arrow decides itself"):
+        _run(*folders, "--prompt", "a", "--router", "arrow", "--expert", "words")
+
+
+def test_one_adapter_is_one(folders: tuple[str, ...]) -> None:
+    shown = _run(
+        str(Path(folders[0]) / "words"), *folders[1:], "--prompt", "a", "--router", "arrow"
+    )
+    assert shown.startswith("1 adapter of base, ")
+
+
+def test_a_misspelt_router_does_not_wait_for_the_model(folders: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match="did you mean 'arrow'"):
+        _run(folders[0], "--model", "nowhere", "--prompt", "a", "--router", "arow:k=1")
+
+
+def test_a_file_is_no_folder_of_adapters(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    file = tmp_path / "adapter.bin"
+    file.touch()
+    with pytest.raises(InputError, match=r"adapter.bin: is a file; give a folder"):
+        _run(str(file), *folders[1:], "--prompt", "a")

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from crossroads.adapters.collection import making, shipped, tasks
 from crossroads.adapters.collection.making import Made
 from crossroads.cli import cli
+from crossroads.core.errors import InputError
 from tests.adapters.collection.toys import task
 from tests.adapters.toys import experts, tiny_llama
 
@@ -62,3 +63,13 @@ def test_the_cache_is_the_default_folder(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("CROSSROADS_CACHE", str(tmp_path))
     assert _run().exit_code == 0
     assert (tmp_path / "adapters" / "bank" / "manifest.json").is_file()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(making, "make_collection", lambda *_, **__: pytest.fail("it trained"))
+    (tmp_path / "file").touch()
+    result = _run("--out", str(tmp_path / "file"))
+    assert isinstance(result.exception, InputError)
+    assert "cannot be written" in str(result.exception)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from crossroads.core.errors import InputError
-from crossroads.core.files import replacing, write_atomically
+from crossroads.core.files import check_writable, replacing, write_atomically
 
 
 def test_writing_leaves_nothing_half_done(tmp_path: Path) -> None:
@@ -29,3 +29,15 @@ def test_a_failure_midway_leaves_the_old_file_and_no_other(tmp_path: Path) -> No
         raise RuntimeError("midway")
     assert target.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_a_file_that_cannot_be_written_is_told_ahead_and_nothing_is_left(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "file.json"
+    check_writable(target)
+    assert [*target.parent.iterdir()] == []
+    with pytest.raises(InputError, match="deep: cannot be written: it is a folder"):
+        check_writable(target.parent)
+    target.touch()
+    with pytest.raises(InputError, match="below: cannot be written"):
+        check_writable(target / "below")
+    assert [p.name for p in target.parent.iterdir()] == ["file.json"]

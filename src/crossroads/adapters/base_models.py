@@ -5,7 +5,8 @@ A folder is one of ``save_pretrained``: nothing is fetched, and code inside it i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def _of_folder(folder: Path) -> BaseModel:
             "wrote"
         )
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-        words = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with _without_bars():
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+            words = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokenizer = words.backend_tokenizer
     except (OSError, ValueError, AttributeError, KeyError) as error:
         why = str(error).split("\n", 1)[0]
@@ -101,6 +103,20 @@ def _of_folder(folder: Path) -> BaseModel:
         ends=_ends(model),
         context=int(getattr(model.config, "max_position_embeddings", 2048)),
     )
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers' progress bars off standard error: it draws them into pipes too."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
 
 
 def _ends(model: Any) -> frozenset[int]:

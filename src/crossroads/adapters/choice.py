@@ -20,6 +20,10 @@ from crossroads.adapters.routers import build_router
 from crossroads.core.errors import InputError, UsageError
 
 SAVED = "saved"
+_MAKERS = {
+    "gate": "crossroads.adapters.gates.train_gate",
+    "activation": "crossroads.adapters.activations.record_activation",
+}  # of side data, from an expert's own texts
 
 
 def choose_router(spec: str | None, bank: AdapterBank, folder: Path | None = None) -> Router:
@@ -39,18 +43,35 @@ def choose_router(spec: str | None, bank: AdapterBank, folder: Path | None = Non
     if folder is not None and is_saved and spec in {None, SAVED}:
         return load_router(folder, bank)
     router = build_router(spec or _default(bank))
+    for kind in sorted(router.artifacts):
+        _check_side_data(router, bank, kind)
     router.prepare(bank)
     check_trained(router)
     return router
 
 
 def _default(bank: AdapterBank) -> str:
-    try:
-        for layer in bank.layers.values():
-            layer.artifact("gate")
-    except InputError:
-        return "arrow"
-    return "phatgoose"
+    return "arrow" if _without(bank, "gate") else "phatgoose"
+
+
+def _check_side_data(router: Router, bank: AdapterBank, kind: str) -> None:
+    if without := _without(bank, kind):
+        maker = f" with {_MAKERS[kind]}" if kind in _MAKERS else ""
+        raise InputError(
+            f"router {router.name}: needs a {kind!r} of every adapter, {', '.join(without)} "
+            f"{'has' if len(without) == 1 else 'have'} none; make it from the adapter's own "
+            f"texts{maker}, or choose a router that reads weights alone, as arrow"
+        )
+
+
+def _without(bank: AdapterBank, kind: str) -> list[str]:
+    """Return the experts that have no such side data at some layer they adapt."""
+    lacking_E = torch.zeros(bank.n_experts, dtype=torch.bool)
+    for layer in bank.layers.values():
+        found_EI = getattr(layer.artifacts, kind, None)
+        alive_E = layer.alive_E.cpu()
+        lacking_E |= alive_E if found_EI is None else alive_E & found_EI.isnan().any(1).cpu()
+    return [name for name, is_lacking in zip(bank.names, lacking_E, strict=True) if is_lacking]
 
 
 def check_trained(router: Router) -> None:
@@ -82,8 +103,8 @@ def told(
     if asked & {"experts", "labels_B"}:
         if expert is None:
             raise UsageError(
-                f"router {router.name}: does not choose, it is told; name an expert: "
-                + ", ".join(bank.names)
+                f"router {router.name}: does not choose, it is told the prompt's own expert (route "
+                f"--expert); there is: {', '.join(bank.names)}"
             )
         place = bank.position(expert)
         if "experts" in asked:

@@ -287,11 +287,8 @@ class RoutedModel:
         return found
 
     def _aux_terms(self) -> Iterator[AuxTerm]:
-        counted: set[int] = set()
-        for routing in self.current.decided.values():
-            if id(routing) not in counted:
-                counted.add(id(routing))
-                yield from routing.aux.values()
+        for routing in self.current.decided.values():  # shared ones are there once
+            yield from routing.aux.values()
 
     def _insert(self) -> None:
         found = dict(self.model.named_modules())

@@ -29,7 +29,7 @@ class _Kept:
     """Merged experts: a whole weight or factors, and what they were made of."""
 
     key: tuple[Any, ...]
-    given: tuple[Tensor, Tensor | None]  # weights and index as the router gave them
+    given: tuple[Tensor | None, Tensor | None]  # weights and index as the router gave them
     weights: Tensor | None
     made: Tensor | Factors
 
@@ -64,13 +64,13 @@ class Static:
             weights = weights[:1]
         if weights.shape[1] != 1 or (len(weights) > 1 and routing.mode != "merge_factors"):
             return None
-        index = None if routing.index is None else routing.index.clone()
-        given = (routing.weights.clone(), index)
+        given = (routing.weights.clone(), _copied(routing.index))
         if kept is not None and kept.key == key and _are_equal(kept.weights, weights):
             made = kept.made
         else:
             made = _merged(base, bank, weights, routing)
-        self._kept = _Kept(key, given, weights.clone(), made)
+        weights = given[0] if weights is routing.weights else weights.clone()
+        self._kept = _Kept(key, given, weights, made)
         return _applied(x_BTI, base, made)
 
     def forward_one(self, x_BTI: Tensor, base: nn.Module, one: LoRA) -> Tensor:
@@ -78,8 +78,7 @@ class Static:
         key = (id(one), _is_plain(base), identity(base.weight))
         kept = self._kept
         if kept is None or kept.key != key:
-            given = (one.a_RI, None)
-            kept = self._kept = _Kept(key, given, None, _whole(base, Factors.of(one)))
+            kept = self._kept = _Kept(key, (None, None), None, _whole(base, Factors.of(one)))
         return _applied(x_BTI, base, kept.made)
 
 
@@ -140,3 +139,7 @@ def _are_equal(one: Tensor | None, other: Tensor | None) -> bool:
     if one is None or other is None:
         return one is other
     return one is other or torch.equal(one, other)  # False for other shapes
+
+
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

@@ -142,17 +142,18 @@ class AdaptersTask:
             if self.side == "held_in"
             else [name for name in task_names(held_in=False) if name not in experts]
         )
-        if self.tasks is not None:
-            for name in self.tasks:
-                if name not in mine:
-                    raise UsageError(f"task {name!r} is not {self.name}; there is: {mine}")
-            return self.tasks
         if not mine:
             raise UsageError(
                 f"{self.folder}: there is no {self.name} task: the collection's are held in where "
                 "an expert has their name; compare your own rows with crossroads adapters compare "
                 "--rows-file"
             )
+        if self.tasks is not None:
+            for name in self.tasks:
+                if name not in mine:
+                    known = ", ".join(mine)
+                    raise UsageError(f"task {name!r} is not {self.name}; there is: {known}")
+            return self.tasks
         return tuple(mine)
 
     def loaded(self) -> list[Task]:

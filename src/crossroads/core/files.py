@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from errno import EISDIR
 from pathlib import Path
 
 from crossroads.core.errors import InputError
@@ -17,16 +18,13 @@ def replacing(path: Path) -> Iterator[Path]:
     When the body fails the temporary file is removed and ``path`` stays as it was. An OSError
     becomes an InputError that names the file.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"{path}: cannot be written: {reason}; choose another folder or free the disk"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -36,3 +34,32 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is never seen half-written. Raises InputError."""
     with replacing(path) as temporary:
         temporary.write_text(text, "utf-8")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written, before long work is done for it; its folder is made.
+
+    Raises InputError.
+    """
+    temporary = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder")
+        temporary.touch()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    reason = error.strerror or str(error)
+    return InputError(
+        f"{path}: cannot be written: {reason}; choose another folder or free the disk"
+    )

@@ -169,3 +169,32 @@ def test_a_router_by_token_cannot_be_exported(bank: AdapterBank) -> None:
 
     with pytest.raises(InputError, match="by-token: its weights vary by token"):
         merged_by_router(bank, ByToken())
+
+
+class Alike(Router):
+    """Half the weight for each of two experts, whether or not they adapt a layer."""
+
+    def route(self, given: RouteInput) -> Routing:
+        return Routing(weights=torch.tensor([0.5, 0.5])[None, None, None], mode="merge_delta")
+
+    def is_static(self, call: Call) -> bool:
+        return True
+
+
+def test_an_export_renormalises_where_experts_are_missing_as_the_model_does(
+    bank: AdapterBank,
+) -> None:
+    two = bank.subset(["root", "mixed"])  # the first adapts two kinds of layers alone
+    routed = RoutedModel(base(), two, Alike())
+    expected = logits(routed.model)
+    merged = AdapterBank([merged_by_router(two, Alike())])
+    found = logits(RoutedModel(base(), merged, build_router("uniform")).model)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "asked"), [("poly", "task_ids"), ("named", "experts"), ("oracle", "labels")]
+)
+def test_what_a_router_must_be_told_is_asked_for(bank: AdapterBank, spec: str, asked: str) -> None:
+    with pytest.raises(InputError, match=f"router {spec}: needs '{asked}'"):
+        merged_by_router(bank, build_router(spec))

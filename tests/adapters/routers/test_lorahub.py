@@ -109,3 +109,14 @@ def test_settings_are_checked_and_kept() -> None:
         LoraHub(search="grid")
     router = build_router("lorahub:budget=10:seed=3")
     assert build_router("lorahub", **router.settings()).settings() == router.settings()
+
+
+def test_weights_stay_with_renamed_experts() -> None:
+    bank = AdapterBank(strangers(tiny_llama(), 3))
+    router = LoraHub()
+    router.prepare(bank)
+    router.weights_E = torch.tensor([0.5, -1.0, 0.25])
+    bank.rename("e1", "new")
+    bank.remove("e0")
+    router.prepare(bank)
+    assert router.weights_E.tolist() == [-1.0, 0.25]

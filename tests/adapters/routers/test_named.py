@@ -109,3 +109,10 @@ def test_names_follow_the_bank(folder: Path) -> None:
     assert torch.equal(answer(model, tokens, ["code", "code"]), before)
     with pytest.raises(UsageError, match="unknown expert 'german'"):
         answer(model, tokens, ["code", "german"])
+
+
+def test_one_decision_serves_all_layers(folder: Path) -> None:
+    model = routed(folder)
+    answer(model, inputs()["input_ids"], ["german", "python"])
+    assert len(model.current.decided) == 1
+    assert len(model.current.seen) == len(model.bank.layers)

@@ -209,3 +209,11 @@ def losing_gates(bank: AdapterBank, inputs: dict[str, Tensor]) -> dict[str, Tens
         assert (score_N < second_N).all(), layer
         found[layer] = gate_I
     return found
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.7])
+def test_a_constant_gate_of_any_value_is_refused(value: float) -> None:
+    # The spread of a constant is not 0 once it is rounded.
+    gates_EI = torch.stack([drawn(0, 576), torch.full((576,), value)])
+    with pytest.raises(InputError, match="'e1' at layer is constant"):
+        Phatgoose().prepare(bank_of(gates_EI))

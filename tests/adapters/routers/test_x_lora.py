@@ -116,3 +116,27 @@ def test_wrong_use_is_named() -> None:
         XLora(depth=0)
     router = build_router("x-lora:k=2:by_layer=true")
     assert build_router("x-lora", **router.settings()).settings() == router.settings()
+
+
+@pytest.mark.parametrize("settings", [{}, {"depth": 2, "hidden": 8}, {"by_layer": True}])
+def test_what_the_head_learnt_stays_with_its_experts(
+    settings: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = routed(**settings)
+    ids = tokens()
+    with torch.no_grad():
+        found.model(ids)
+        before = weights(found)
+        found.bank.rename("e0", "z")
+        found.bank.add(found.bank.remove("e1"))  # e1 comes last
+        found.model(ids)
+        after = weights(found)
+        assert not caplog.text
+        for one, other in zip(before, after, strict=True):
+            torch.testing.assert_close(other, one[..., [0, 2, 1]])
+        found.bank.add(strangers(tiny_llama(), 4)[3])
+        found.model(ids)
+    assert "train it again" in caplog.text
+    kept = [w[..., :3] / w[..., :3].sum(-1, keepdim=True) for w in weights(found)]
+    for one, other in zip(after, kept, strict=True):
+        torch.testing.assert_close(other, one)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.adapters.loading import load, neural, on_a_folder
+from crossroads.cli.adapters.loading import adapters_folder, load, neural, on_a_folder
 from crossroads.cli.options import comma_separated
 from crossroads.cli.words import counted
 from crossroads.core.errors import InputError, UsageError
@@ -82,8 +82,11 @@ def command(
     """
     if tasks is not None and rows_file is not None:
         raise UsageError("compare: --tasks names the collection's, --rows-file gives others")
+    from crossroads.core.files import check_writable, write_atomically
     from crossroads.core.progress import progress_bar
 
+    if out is not None:
+        check_writable(out)
     with neural():
         import torch
 
@@ -93,9 +96,10 @@ def command(
 
         if threads is not None:
             torch.set_num_threads(threads)
-        base, bank = load(folder, model)
-        chosen = _tasks(tasks, rows_file, bank.names, base)
         wanted = comma_separated(routers, "--routers")
+        folder = adapters_folder(folder)
+        base, bank = load(folder, model, wanted or ())
+        chosen = _tasks(tasks, rows_file, bank.names, base)
         able, left_out = (wanted, {}) if wanted else candidates(bank, folder, chosen)
         made = f"{code_fingerprint()}-{model_fingerprint(base.model)}"
         with progress_bar("Comparing routers") as moved:
@@ -106,8 +110,6 @@ def command(
             )  # fmt: skip
     told = json.dumps(found.to_dict(), indent=2, allow_nan=False)
     if out is not None:
-        from crossroads.core.files import write_atomically
-
         write_atomically(out, told + "\n")
     if as_json:
         click.echo(told)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.adapters.loading import facts_of_bank, neural
+from crossroads.cli.adapters.loading import adapters_folder, facts_of_bank, neural
 from crossroads.cli.options import comma_separated
 from crossroads.core.errors import UsageError
 
@@ -78,6 +78,7 @@ def command(
         from crossroads.adapters.layout import export_expert, load_bank, save_bank
 
         kind = None if dtype is None else getattr(torch, dtype)
+        folder = adapters_folder(folder)
         bank = load_bank(folder, dtype="auto")
         names = comma_separated(only, "--only")
         if names is not None:

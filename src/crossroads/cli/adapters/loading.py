@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.core.errors import MissingExtraError
+from crossroads.core.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from crossroads.adapters.bank import AdapterBank
     from crossroads.adapters.base_models import BaseModel
 
 Command = Callable[..., None]
+SHIPPED = "shipped"
+_WORDS = {"base", "saved"}  # taken as routers, names of none
 
 
 def on_a_folder(function: Command) -> Command:
@@ -40,11 +42,35 @@ def neural() -> Iterator[None]:
         raise MissingExtraError(error.name or "torch", extra="neural") from None
 
 
-def load(folder: Path, model: Path | None) -> tuple[BaseModel, AdapterBank]:
-    """Return the base model, and the adapters of a folder after a look at whether they fit it."""
+def adapters_folder(folder: Path) -> Path:
+    """Return the folder of a bank; ``shipped`` is the package's own where no folder is so called.
+
+    Raises InputError where there is no such folder.
+    """
+    if folder == Path(SHIPPED) and not folder.exists():
+        from crossroads.adapters.collection.shipped import shipped_folder
+
+        return shipped_folder()
+    if not folder.is_dir():
+        what = "is a file" if folder.is_file() else "no such folder"
+        raise InputError(f"{folder}: {what}; give a folder of adapters, or the word {SHIPPED}")
+    return folder
+
+
+def load(
+    folder: Path, model: Path | None, routers: Iterable[str] = ()
+) -> tuple[BaseModel, AdapterBank]:
+    """Return the base model, and the adapters of a folder after a look at whether they fit it.
+
+    Names of ``routers`` are looked up first: a misspelt one need not wait for the model.
+    """
     from crossroads.adapters.base_models import load_base
     from crossroads.adapters.layout import load_bank
+    from crossroads.adapters.routers import router_class
 
+    for spec in routers:
+        if spec not in _WORDS:
+            router_class(spec.split(":", 1)[0])
     base = load_base(model)
     return base, load_bank(folder, model=base.model)
 

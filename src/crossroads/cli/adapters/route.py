@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.adapters.loading import load, neural, on_a_folder, percent
+from crossroads.cli.adapters.loading import adapters_folder, load, neural, on_a_folder, percent
+from crossroads.cli.words import counted
 from crossroads.core.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -50,10 +51,12 @@ def command(
     explain: bool,
     as_json: bool,
 ) -> None:
-    """Route prompts among the adapters in DIR, in PEFT's layout, and answer them.
+    """Route prompts among the adapters in DIR, in PEFT's layout, and answer them; the word shipped
+    for DIR names the twelve that come with the package.
 
     Shows each expert's share of the routing weights over all tokens of the prompt, mean over
-    layers, and the likeliest answer. JSON: {router, settings, model, experts: [names], prompts:
+    layers, and the likeliest answer; where only some experts adapt a layer, its weights are theirs
+    alone. JSON: {router, settings, model, experts: [names], prompts:
     [{prompt, tokens, shares: {expert: share}, answer, answer_tokens, seconds}]}, with --explain
     also layers: {layer: {expert: share}}. shares is empty for routers that merge adapters by other
     means than weights (ties, dare).
@@ -64,8 +67,14 @@ def command(
         from crossroads.adapters.insertion import RoutedModel
         from crossroads.core.progress import progress_bar
 
-        base, bank = load(folder, model)
+        folder = adapters_folder(folder)
+        base, bank = load(folder, model, [router] if router else ())
         chosen = choose_router(router, bank, folder)
+        if expert is not None and not chosen.call_data & {"experts", "labels_B"}:
+            raise UsageError(
+                f"--expert {expert}: router {chosen.name} decides itself and is not told; leave it "
+                "out, or choose --router named"
+            )
         routed = RoutedModel(base.model, bank, chosen)
         rows: list[dict[str, Any]] = []
         with progress_bar("Answering") as moved:
@@ -87,7 +96,7 @@ def command(
         }
         click.echo(json.dumps(board, indent=2))
         return
-    click.echo(f"{len(bank.names)} adapters of {base.name}, router {chosen.name}")
+    click.echo(f"{counted(len(bank.names), 'adapter')} of {base.name}, router {chosen.name}")
     for row in rows:
         _show(row)
 
@@ -117,7 +126,8 @@ def _answer(
 def _show(row: dict[str, Any]) -> None:
     click.echo(f"\n{row['prompt']}")
     if row["answer_tokens"]:
-        click.echo(f"-> {row['answer'].strip()}")
+        said = row["answer"].strip().replace("\n", "\n   ")
+        click.echo(f"-> {said}")
     shown = [f"{name} {percent(share)}" for name, share in [*row["shares"].items()][:_SHOWN]]
     more = len(row["shares"]) - len(shown)
     rest = f", {more} more" if more > 0 else ""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.adapters.loading import load, neural, on_a_folder
+from crossroads.cli.adapters.loading import adapters_folder, load, neural, on_a_folder
+from crossroads.cli.words import counted
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -73,7 +74,8 @@ def command(
 
             if threads is not None:
                 torch.set_num_threads(threads)
-            base, bank = load(folder, model)
+            folder = adapters_folder(folder)
+            base, bank = load(folder, model, [router] if router else ())
             engine = Engine(
                 base,
                 bank,
@@ -109,9 +111,7 @@ class _Served:
 
 
 def _greet(url: str, engine: Engine) -> None:
-    click.echo(
-        f"{len(engine.bank.names)} adapters of {engine.base.name}, router {engine.router.name}, "
-        f"on {url}"
-    )
+    adapters = counted(len(engine.bank.names), "adapter")
+    click.echo(f"{adapters} of {engine.base.name}, router {engine.router.name}, on {url}")
     card = f"name: {json.dumps(engine.name)}, endpoint: {url}/v1"
     click.echo(f"pool.yaml: - {{{card}, speaks: [chat, completions], max_parallel: 1}}")

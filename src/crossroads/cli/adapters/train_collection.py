@@ -29,6 +29,7 @@ def command(*, out: Path | None, only: str | None, threads: int | None, as_json:
     holds the finished collection in PEFT's layout, written once all twelve are there. JSON:
     {folder, complete, experts: {name: {first_loss, last_loss, gate_spread, cpu_seconds}}}.
     """
+    from crossroads.core.files import check_writable
     from crossroads.core.progress import progress_bar
 
     try:
@@ -46,6 +47,7 @@ def command(*, out: Path | None, only: str | None, threads: int | None, as_json:
     if threads is not None:
         torch.set_num_threads(threads)
     folder = out or cache_folder() / "adapters"
+    check_writable(folder / "parts" / "any")
     names = comma_separated(only, "--only")
     with progress_bar("Training experts") as moved:
         made = make_collection(
