@@ -5,6 +5,7 @@ Axes: E experts, I inputs of the layer that decides, B sequences, T positions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -13,14 +14,16 @@ from torch import Tensor, nn
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.scopes import Scope, owner
 
+_LOG = logging.getLogger(__name__)
 Init = Callable[[Tensor], object]
 
 
 class LinearGates(nn.Module):
     """Gates without bias, kept by the key of ``scopes.owner``.
 
-    ``follow`` makes them for a bank. Gates of the same size stay, so a router that was trained
-    survives an insertion into another model; of another size they start anew.
+    ``follow`` makes them for a bank. What was learnt of experts that stay is kept, wherever they
+    stand now, so a router that was trained survives an insertion into another model; experts that
+    come later start as drawn.
     """
 
     def __init__(self, scope: Scope, init: Init) -> None:
@@ -28,6 +31,7 @@ class LinearGates(nn.Module):
         self.scope: Scope = scope
         self._init = init
         self._places: dict[str, int] = {}
+        self._names: tuple[str, ...] = ()
         self.weights = nn.ParameterList()
 
     def follow(self, bank: AdapterBank, *, seed: int = 0) -> None:
@@ -36,9 +40,13 @@ class LinearGates(nn.Module):
         for layer, module in bank.layers.items():
             sizes.setdefault(owner(self.scope, layer), (module.n_experts, module.inputs))
         kept = {key: self.weights[place] for key, place in self._places.items()}
+        places = bank.places_in(self._names)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = [self._gate(kept.get(key), size) for key, size in sizes.items()]
+            made = [self._gate(kept.get(key), size, places) for key, size in sizes.items()]
+        if kept and None in places:
+            _LOG.warning("gates: experts are new, and know nothing yet; train the router again")
+        self._names = bank.names
         self._places = {key: place for place, key in enumerate(sizes)}
         self.weights = nn.ParameterList(made)
 
@@ -47,10 +55,18 @@ class LinearGates(nn.Module):
         gate_EI = self.weights[self._places[owner(self.scope, module)]]
         return x_BTI.float() @ gate_EI.float().T
 
-    def _gate(self, kept: nn.Parameter | None, size: tuple[int, int]) -> nn.Parameter:
-        if kept is not None and tuple(kept.shape) == size:
+    def _gate(
+        self, kept: nn.Parameter | None, size: tuple[int, int], places: list[int | None]
+    ) -> nn.Parameter:
+        """Return a gate with the rows of experts that were there before, by where they stood."""
+        if kept is not None and tuple(kept.shape) == size and places == list(range(size[0])):
             return kept
         gate = nn.Parameter(torch.empty(size), requires_grad=False)
         with torch.no_grad():
             self._init(gate)
+            if kept is not None and kept.shape[1] == size[1]:
+                for row, place in enumerate(places):
+                    if place is not None:
+                        gate[row] = kept[place]
+                gate.requires_grad_(kept.requires_grad)
         return gate

@@ -80,7 +80,7 @@ class LoRAMixer(Router):
 
     def route(self, given: RouteInput) -> Routing:
         scores_BTHE = self.gates.scores(given.module, given.x_BTI).unsqueeze(2)
-        soft = select(scores_BTHE, given.bank.alive_E, k=None if given.call.training else self.k)
+        soft = select(scores_BTHE, given.alive_E, k=None if given.call.training else self.k)
         if self.hard and given.call.training and given.call.labels_B is not None:
             return _by_label(soft, given.call.labels_B, given.bank.n_experts)
         return soft
