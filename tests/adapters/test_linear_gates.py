@@ -15,7 +15,7 @@ from tests.adapters.toys import LLAMA_LAYERS, experts, tiny_llama
 
 def made(count: int = 3) -> tuple[AdapterBank, LinearGates]:
     bank = AdapterBank(experts(tiny_llama(), [f"e{i}" for i in range(count)]))
-    gates = LinearGates("input", lambda gate: nn.init.normal_(gate))
+    gates = LinearGates("input", nn.init.normal_)
     gates.follow(bank)
     return bank, gates
 
@@ -23,7 +23,7 @@ def made(count: int = 3) -> tuple[AdapterBank, LinearGates]:
 def test_layers_of_one_input_share_a_gate() -> None:
     bank, gates = made()
     assert len(gates.weights) == 2 * 4  # queries and values, out, up, down of two blocks
-    assert all(tuple(w.shape)[0] == 3 for w in gates.weights)
+    assert all(len(w) == 3 for w in gates.weights)
     layer = next(iter(bank.layers))
     x = torch.randn(1, 2, 16)
     expected = x @ gates.weights[0].T

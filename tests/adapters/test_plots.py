@@ -43,3 +43,10 @@ def test_rows_that_did_not_run_are_not_drawn() -> None:
     failed = Row(router="bad", baseline=False, error="why")
     assert adapter_plots(_board(failed), ["new"]) == []
     assert adapter_plots(_board(failed, _row("uniform", 1.0, 1.0)), ["new"]) == []
+
+
+def test_the_base_model_is_drawn_at_its_own_speed() -> None:
+    board = _board(_row("base", 3.0, 5.0), _row("arrow", 1.0, 1.0, speed=0.5))
+    (curve,) = adapter_plots(board, ["new"])
+    assert isinstance(curve, CurvePlot)
+    assert [(one.name, one.x) for one in curve.series] == [("base", [1.0]), ("arrow", [0.5])]

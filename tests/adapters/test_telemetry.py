@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.calls import calling
 from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
@@ -165,3 +167,18 @@ def test_other_experts_need_another_telemetry() -> None:
     refused = pytest.raises(InputError, match="telemetry: the experts changed; begin another")
     with refused, telemetry.on():
         model(ids(1, 4))
+
+
+def test_all_living_experts_are_everybody() -> None:
+    model = tiny_llama()
+    first, second = experts(model, ["a", "b"])
+    layers = list(first.modules)
+    partial_one = replace(second, modules={layers[0]: second.modules[layers[0]]}, artifacts={})
+    routed = RoutedModel(model, AdapterBank([first, partial_one]), build_router("uniform"))
+    telemetry = Telemetry(routed)
+    with torch.no_grad(), telemetry.on():
+        model(ids(1, 4))
+    found = telemetry.report()["layers"]
+    assert {found[layer]["broadcast"] for layer in layers} == {1.0}
+    assert found[layers[0]]["mean_share"] == {"a": 0.5, "b": 0.5}
+    assert found[layers[1]]["mean_share"] == {"a": 1.0, "b": 0.0}

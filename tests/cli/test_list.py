@@ -140,6 +140,28 @@ def test_a_token_router_that_cannot_be_loaded_is_named_on_stderr(
     assert "added by another package" in result.stdout
 
 
+def test_routers_among_adapters_are_listed_with_what_they_must_be_given() -> None:
+    from crossroads.adapters.needs import GROUPS
+    from crossroads.adapters.routers import router_names as adapter_router_names
+
+    rows: list[dict[str, Any]] = listed("adapter-routers")
+    assert [row["name"] for row in rows] == adapter_router_names()
+    for row in rows:
+        assert row.keys() == KEYS | {"group", "mode", "needs", "settings"}
+        assert row["title"] and row["group"] in GROUPS
+    found = {row["name"]: row for row in rows}
+    assert found["phatgoose"]["needs"] == ["gate of every expert"]
+    assert found["phatgoose"]["settings"]["k"] == 2
+    assert found["arrow"]["needs"] == [] and found["arrow"]["group"] == "adapters"
+
+
+def test_the_table_of_adapter_routers_explains_its_groups() -> None:
+    result = CliRunner().invoke(command, ["adapter-routers"], catch_exceptions=False)
+    said = {line.split()[0]: line for line in result.stdout.splitlines()[1:]}
+    assert said["glider"].rstrip().endswith("gate of every expert, the prompt's embedding")
+    assert "contributors: needs what contributors add" in result.stderr
+
+
 def test_only_routers_are_grouped() -> None:
     with pytest.raises(UsageError, match="crossroads list routers --by method"):
         CliRunner().invoke(command, ["--by", "method"], catch_exceptions=False)

@@ -43,7 +43,7 @@ def group_of(router: Router | type[Router]) -> Group:
     return "adapters" if cells is None or cells.expert_training == "Standard" else "contributors"
 
 
-def needs_of(router: Router) -> tuple[str, ...]:
+def needs_of(router: Router | type[Router]) -> tuple[str, ...]:
     """Return what a router asks for by name: side data of the experts, facts of a call."""
     facts = {
         "experts": "the expert's name",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crossroads.adapters.comparing import UNIFORM
+from crossroads.adapters.comparing import BASE, UNIFORM
 from crossroads.core.arena import Leaderboard, Row
 from crossroads.core.report import Bar, BarPlot, CurvePlot, HeatMap, Plot, Series, role_of
 
@@ -34,7 +34,7 @@ def _against_uniform(board: Leaderboard, rows: Sequence[Row]) -> BarPlot:
             "Difference seed by seed, with its 95 % interval; better is to the left. An interval "
             "that holds 0 shows no difference."
         ),
-        x_label="nats per answer token, minus the uniform mix's",
+        x_label="nats a token, minus uniform's",
         bars=bars,
         from_zero=False,
     )
@@ -69,14 +69,14 @@ def _loss_and_speed(rows: Sequence[Row]) -> CurvePlot:
     series = [
         Series(
             name=row.router,
-            x=[row.metrics["speed"].mean or 0.0],
+            x=[1.0 if row.router == BASE else row.metrics["speed"].mean or 0.0],
             y=[row.metrics["nll"].mean or 0.0],
             role=role_of(row),
             line=False,
             marks=True,
         )
         for row in rows
-        if "speed" in row.metrics
+        if row.router == BASE or "speed" in row.metrics
     ]
     return CurvePlot(
         title="Loss and speed",

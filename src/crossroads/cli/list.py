@@ -1,9 +1,10 @@
-"""``crossroads list``: the systems of the catalogue, the prompt routers, or the token routers."""
+"""``crossroads list``: the systems of the catalogue, or the routers of a room."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from crossroads.core.catalog import families, load_cards
 from crossroads.core.errors import CrossroadsError, MissingExtraError, UsageError, unknown_name
 
 ROUTERS = "routers"  # the family under which prompt routers are listed
-MOE_ROUTERS = "moe-routers"  # and the one of routers of tokens
+MOE_ROUTERS = "moe-routers"  # the one of routers of tokens
+ADAPTER_ROUTERS = "adapter-routers"  # and the one of routers among adapters
 _COLUMNS = {
     "name": "name",
     "family": "family",
@@ -34,6 +36,13 @@ _ROUTER_COLUMNS = {
 }
 _MOE_COLUMNS = {"name": "name", "about": "what it does", "decoder": "decoder", "reads": "reads"}
 _MOE_KEYS = ("causal", "needs", "settings")
+_ADAPTER_COLUMNS = {
+    "name": "name",
+    "about": "what it does",
+    "group": "group",
+    "reads": "must be given",
+}
+_ADAPTER_KEYS = ("group", "mode", "needs", "settings")
 _WHOLE = {"name", "family", "arxiv", "status"}  # columns that are never wrapped
 _WIDTH, _EXPERTS = 8, 8  # of the routers that are built to be asked what they need
 _PLACES = ("timing", "method", "axis", "needs", "adding_a_model")
@@ -49,14 +58,15 @@ _BY["adding-a-model"] = "adding_a_model"
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(family: str | None, by: str | None, as_json: bool) -> None:
     """Show the published systems, or those of one FAMILY; "routers" shows the prompt routers,
-    "moe-routers" those of tokens in a layer.
+    "moe-routers" those of tokens in a layer, "adapter-routers" those among LoRA adapters.
 
     A system is "verified" when `crossroads verify` can measure its claim, else "planned"; a router
     is "available", or "broken" where it cannot be loaded. JSON: a list of {name, family, title,
     arxiv, status, verify}; of routers also {timing, method, axis, needs, adding_a_model, knowledge,
-    hindsight}, null where broken; of routers of tokens also {causal, needs, settings}.
+    hindsight}, null where broken; of routers of tokens also {causal, needs, settings};
+    of routers among adapters also {group, mode, needs, settings}.
     """
-    known = [*families(), ROUTERS, MOE_ROUTERS]
+    known = [*families(), ROUTERS, MOE_ROUTERS, ADAPTER_ROUTERS]
     if family is not None and family not in known:
         raise unknown_name("family", family, known)
     if by is not None and family != ROUTERS:
@@ -67,6 +77,9 @@ def command(family: str | None, by: str | None, as_json: bool) -> None:
     if family == MOE_ROUTERS:
         _list_moe_routers(as_json=as_json)
         return
+    if family == ADAPTER_ROUTERS:
+        _list_adapter_routers(as_json=as_json)
+        return
     rows = [row for row in _systems() if family in (None, row["family"])]
     if as_json:
         click.echo(json.dumps([{key: row[key] for key in _KEYS} for row in rows], indent=2))
@@ -75,6 +88,7 @@ def command(family: str | None, by: str | None, as_json: bool) -> None:
     if family is None:
         click.echo("\nPrompt routers to fit and serve today: crossroads list routers", err=True)
         click.echo("Routers of tokens to train with: crossroads list moe-routers", err=True)
+        click.echo("Routers among LoRA adapters: crossroads list adapter-routers", err=True)
 
 
 def _list_moe_routers(*, as_json: bool) -> None:
@@ -89,6 +103,26 @@ def _list_moe_routers(*, as_json: bool) -> None:
         "\ndecoder: no = looks at later tokens, so a decoder refuses it; reads: what it needs "
         "besides the tokens\nCompare them: crossroads arena moe --routers NAME:setting=value   "
         "Their settings: crossroads list moe-routers --json",
+        err=True,
+    )
+
+
+def _list_adapter_routers(*, as_json: bool) -> None:
+    rows = _adapter_routers()
+    if as_json:
+        keys = (*_KEYS, *_ADAPTER_KEYS)
+        click.echo(json.dumps([{key: row[key] for key in keys} for row in rows], indent=2))
+        return
+    from crossroads.adapters.needs import GROUPS
+
+    _print_table(rows, _ADAPTER_COLUMNS)
+    _tell_broken(rows)
+    click.echo("", err=True)
+    for group, about in GROUPS.items():
+        click.echo(f"{group}: {about}", err=True)
+    click.echo(
+        "Use one: crossroads adapters route DIR --router NAME:setting=value   "
+        "Their settings: crossroads list adapter-routers --json",
         err=True,
     )
 
@@ -177,6 +211,39 @@ def _moe_routers() -> list[dict[str, Any]]:
                 "settings": {k: _plain(v) for k, v in settings.items() if k != "kinds"},
                 "decoder": "yes" if router.causal_safe else "no",
                 "reads": ", ".join(sorted(router.needs)),
+            }
+        rows.append(row)
+    return rows
+
+
+def _adapter_routers() -> list[dict[str, Any]]:
+    """Return one row a router among adapters, with the defaults of its settings."""
+    try:
+        from crossroads.adapters.needs import group_of, needs_of
+        from crossroads.adapters.routers import router_class, router_names
+    except ImportError as error:
+        if error.name is not None and error.name.startswith("crossroads"):
+            raise
+        raise MissingExtraError(error.name or "torch", extra="neural") from None
+
+    rows = []
+    for name in router_names():
+        about = _first_line("crossroads.adapters.routers", name)
+        row = _router_row(ADAPTER_ROUTERS, name, about, _ADAPTER_KEYS)
+        try:
+            cls = router_class(name)
+        except (ImportError, AttributeError, CrossroadsError) as error:
+            row |= {"status": "broken", "problem": " ".join(str(error).split())}
+        else:
+            parameters = inspect.signature(cls).parameters.values()
+            row |= {
+                "group": group_of(cls),
+                "mode": cls.mode,
+                "needs": list(needs_of(cls)),
+                "settings": {
+                    p.name: _plain(p.default) for p in parameters if p.default is not p.empty
+                },
+                "reads": ", ".join(needs_of(cls)),
             }
         rows.append(row)
     return rows

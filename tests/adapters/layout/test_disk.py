@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from crossroads.adapters.bank import AdapterBank, Expert
+from crossroads.adapters.bank import AdapterBank, Expert, LoRA
 from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.layout import (
@@ -331,6 +331,35 @@ def test_folders_without_adapters_are_refused(tmp_path: Path) -> None:
         load_bank(tmp_path)
     with pytest.raises(InputError, match="no such folder"):
         load_bank(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: is a file; give a folder"):
+        load_bank(tmp_path / "file")
+
+
+def test_weights_that_lost_their_configuration_are_not_passed_over(
+    tmp_path: Path, bank: AdapterBank
+) -> None:
+    for name in ("kept", "lost"):
+        export_expert(bank.experts()[0], tmp_path / name)
+    (tmp_path / "lost" / "adapter_config.json").unlink()
+    with pytest.raises(InputError, match=r"lost/adapter_config\.json: cannot be read"):
+        load_bank(tmp_path)
+    rest, reports = read_bank(tmp_path, partial=True)
+    assert rest.names == ("kept",)
+    assert [report.expert for report in reports if report.left] == ["lost"]
+
+
+def test_another_base_model_is_the_first_suspect(tmp_path: Path) -> None:
+    modules = {
+        layer: LoRA(a_RI=torch.ones(1, inputs), b_OR=torch.ones(16, 1), scale=1.0)
+        for layer, inputs in ((Q0, 5), (Q0.replace(".0.", ".1."), 16))
+    }
+    expert = Expert(name="stranger", modules=modules, base_model="somebody/else")
+    export_expert(expert, tmp_path / "stranger")
+    with pytest.raises(InputError, match=r"found 5; is it the base .* on, 'somebody/else'\?"):
+        load_bank(tmp_path, model=base())
+    _, (report,) = read_bank(tmp_path, model=base(), partial=True)
+    assert report.left[0].kind == "size" and report.mismatched == (report.left[0].what,)
 
 
 def test_heads_are_kept(tmp_path: Path, bank: AdapterBank) -> None:

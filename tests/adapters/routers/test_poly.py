@@ -259,3 +259,12 @@ def test_gates_that_are_all_shut_give_weights_that_are_finite() -> None:
     x_BTI = drawn(4, 1, 3, INPUTS)
     found = added(skills, router(skills, torch.full((1, 1, SKILLS), -200.0)), x_BTI, [0])
     assert torch.isfinite(found).all()
+
+
+def test_a_renamed_skill_keeps_its_logits() -> None:
+    skills = bank()
+    poly = router(skills, drawn(1, 2, 1, SKILLS))
+    before_THE = poly.logits[0].detach().clone()
+    skills.rename("s1", "other")
+    poly.prepare(skills)
+    assert torch.equal(poly.logits[0], before_THE)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from crossroads.core.errors import InputError
 
 CONFIG_FILE = "adapter_config.json"
-Kind = Literal["adapter", "setting", "tensor", "missing", "shape"]
+Kind = Literal["adapter", "setting", "tensor", "missing", "shape", "size"]
 
 _READ = frozenset(
     {
@@ -67,8 +67,8 @@ class Left:
 
     Attributes
     ----------
-    kind : a "setting", a "tensor", a layer "missing" in the model, a tensor of wrong "shape", or in
-        a folder of many a whole "adapter"
+    kind : a "setting", a "tensor", a layer "missing" in the model, a tensor of wrong "shape" or
+        of another "size" than the model's layer, or in a folder of many a whole "adapter"
     what, why : its name; what was expected and found
     """
 

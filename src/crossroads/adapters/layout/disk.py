@@ -29,7 +29,7 @@ from crossroads.adapters.contract import Router
 from crossroads.adapters.layout.configuration import CONFIG_FILE, Left, read_json
 from crossroads.adapters.layout.folders import replacing_folder
 from crossroads.adapters.layout.reading import Dtype, Report, open_adapter
-from crossroads.adapters.layout.tensors import TensorFile, save_tensors
+from crossroads.adapters.layout.tensors import WEIGHTS_FILES, TensorFile, save_tensors
 from crossroads.adapters.layout.writing import write_expert
 from crossroads.adapters.routers import build_router, router_class, router_names
 from crossroads.core.errors import InputError
@@ -222,8 +222,11 @@ def _adapters(folder: Path) -> Iterable[_Found]:
     if (folder / BANK_FILE).is_file():
         return _listed(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a folder of adapters")
-    inside = sorted(file.parent for file in folder.glob(f"*/{CONFIG_FILE}"))
+        what = "is a file" if folder.is_file() else "no such folder"
+        raise InputError(f"{folder}: {what}; give a folder of adapters")
+    # Weights alone are an adapter that lost its configuration: named when it is opened.
+    marks = (CONFIG_FILE, *WEIGHTS_FILES)
+    inside = sorted({file.parent for mark in marks for file in folder.glob(f"*/{mark}")})
     found = [_Found(name=one.name, folder=one, card={}) for one in inside]
     if (folder / CONFIG_FILE).is_file():  # PEFT puts its adapter "default" beside others' folders
         name = "default" if inside else folder.resolve().name

@@ -65,7 +65,7 @@ class Report:
     @property
     def mismatched(self) -> tuple[str, ...]:
         """Tensors of another shape than the model's layer or the settings ask for."""
-        return tuple(left.what for left in self.left if left.kind == "shape")
+        return tuple(left.what for left in self.left if left.kind in {"shape", "size"})
 
 
 class LazyModules(Mapping[str, LoRA]):
@@ -261,7 +261,7 @@ def _against_model(
     side = 0 if expected[0] != size[0] else 1
     what = f"{('inputs', 'outputs')[side]} of the model's layer"
     return Left(
-        kind="shape", what=(a, b)[side], why=f"expected {expected[side]} {what}, found {size[side]}"
+        kind="size", what=(a, b)[side], why=f"expected {expected[side]} {what}, found {size[side]}"
     )
 
 
@@ -269,10 +269,13 @@ def _refusal(settings: Configuration, file: Path, left: Sequence[Left]) -> str:
     first = left[0]
     where = settings.file if first.kind == "setting" else file
     more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-    hint = "; is it the base model the adapter was trained on?" if first.kind == "missing" else ";"
+    hint = ";"
+    if first.kind in {"missing", "size"}:
+        named = f", {settings.base_model!r}" if settings.base_model else ""
+        hint = f"; is it the base model that the adapter was trained on{named}?"
     return (
-        f"{where}: {first.what}: {first.why}{more}{hint} partial loading leaves such things out "
-        "and reports them"
+        f"{where}: {first.what}: {first.why}{more}{hint} partial=True leaves such things out and "
+        "reports them"
     )
 
 

@@ -105,7 +105,7 @@ def command(
     rank = f", rank up to {told['rank']}" if told["rank"] else ""
     click.echo(
         f"{told['kind']} in {out}: {told['layers']} layers, {told['parameters']:,} parameters"
-        f"{rank}, {told['bytes'] / 2**20:.1f} MiB"
+        f"{rank}, {_size(told['bytes'])}"
     )
 
 
@@ -138,6 +138,15 @@ def _router(spec: str | None, bank: AdapterBank, folder: Path) -> Any:
     from crossroads.adapters.choice import choose_router
 
     return choose_router(spec, bank, folder)
+
+
+def _size(count: int) -> str:
+    """Return bytes as text.
+
+    >>> _size(13_330), _size(14_660_000)
+    ('13.0 KiB', '14.0 MiB')
+    """
+    return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
 def _weights(text: str) -> dict[str, float]:

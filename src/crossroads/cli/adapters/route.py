@@ -30,7 +30,8 @@ _SHOWN = 5  # experts of a line
     "--router",
     metavar="R",
     help="As NAME, NAME:setting=value, package.module.Class, or saved. By default the saved one, "
-    "else phatgoose where all adapters have gates, else arrow.",
+    "else phatgoose where all adapters have gates, else arrow. Names: crossroads list "
+    "adapter-routers.",
 )
 @click.option("--expert", metavar="NAME", help="The prompts' own expert, for routers that are told")
 @click.option("--chat", is_flag=True, help="Put the prompt into the model's chat form.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from crossroads.cli.adapters.loading import neural
+from crossroads.cli.adapters.loading import adapters_folder, neural
 from crossroads.cli.arena.showing import show
 from crossroads.cli.options import comma_separated
 from crossroads.core.errors import InputError
@@ -89,7 +89,7 @@ def command(
         from crossroads.adapters.comparing import candidates
         from crossroads.adapters.layout import load_bank
 
-        bank = folder or shipped_folder()
+        bank = shipped_folder() if folder is None else adapters_folder(folder)
         wanted = comma_separated(routers, "--routers")
         chosen = comma_separated(tasks, "--tasks")
         boards = [
