@@ -9,7 +9,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test check docs bench clean browser services
+.PHONY: setup demo test acceptance check docs bench clean browser services
 .DEFAULT_GOAL := demo
 
 setup: $(READY)
@@ -33,6 +33,10 @@ demo: $(READY)
 
 test: $(READY) browser services
 	@$(BIN)/pytest -n 2 --dist loadgroup
+
+# Tests that take minutes of a real model each; their subject is also what `crossroads verify` measures.
+acceptance: $(READY)
+	@$(BIN)/pytest -m acceptance
 
 # Browser tests use Debian's Chromium. Without it they are skipped and say so.
 browser:

@@ -17,6 +17,7 @@ import datetime
 import hashlib
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def main() -> None:
         "arms": {arm: figures(scores) for arm, scores in found.items()},
         "mean_nll": means(found, every),
         "share_closed": closed(found, every),
+        "share_closed_by_frame": by_frame(found, every),
         "levels": levels(closed(found, every)),
     }
     write_atomically(options.out, json.dumps(body, indent=1) + "\n")
@@ -163,6 +165,24 @@ def closed(
     return {
         arm: [round(share, 4) for share in share_closed(scores, **ends).values()]
         for arm, scores in group.items()
+    }
+
+
+def by_frame(
+    found: Mapping[str, Sequence[TaskScore]], every: Sequence[Task]
+) -> dict[str, dict[str, list[float]]]:
+    """Return the shares over held-in tasks of each frame that several of them have, and the rest.
+
+    Where a frame is a task's own, the router may tell the task by it.
+    """
+    frames = Counter(task.frame for task in every if task.held_in)
+    groups: dict[str, list[Task]] = {}
+    for task in every:
+        title = task.frame if frames[task.frame] > 1 else "a frame of its own"
+        groups.setdefault(title, []).append(task)
+    return {
+        title: closed(of_group(found, members, held_in=True), members)
+        for title, members in groups.items()
     }
 
 

@@ -41,7 +41,7 @@ def test_the_rules(
     assert judge(made) == verdict
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_prompts_of_known_tasks_gain() -> None:
     shipped = shipped_bed()
     means = [statistics.mean(shipped.means(a, held_in=True)) for a in ("glider", "phatgoose")]
@@ -49,11 +49,11 @@ def test_prompts_of_known_tasks_gain() -> None:
     assert off_oracle(shipped, "glider") < off_oracle(shipped, "phatgoose")
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_the_nearest_expert_is_the_own_one_for_nine_prompts_in_ten() -> None:
     assert nearest_share(shipped_bed())["all"] >= 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_documents_of_two_kinds_count_as_unknown() -> None:
     assert mixed(shipped_bed())["counted_as_known"] == 0

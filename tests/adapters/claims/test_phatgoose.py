@@ -43,7 +43,7 @@ def test_the_rules(made: HandBed, verdict: Outcome) -> None:
     assert judge(made) == verdict
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_routing_beats_the_base_model_and_the_uniform_merge() -> None:
     shipped = shipped_bed()
     mine = statistics.mean(shipped.means(NAME, held_in=True))
@@ -51,14 +51,14 @@ def test_routing_beats_the_base_model_and_the_uniform_merge() -> None:
     assert mine < statistics.mean(shipped.means("uniform", held_in=True))
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_the_own_expert_is_among_the_two_more_often_than_by_chance() -> None:
     shipped = shipped_bed()
     shares = own_expert_share(shipped).values()
     assert statistics.mean(shares) > 2 * 2 / len(shipped.bank.names)  # twice as often
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_votes_change_where_a_document_changes_its_kind() -> None:
     shipped = shipped_bed()
     batch, texts = documents(shipped, 4)
