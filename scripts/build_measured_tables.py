@@ -21,6 +21,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "prompts" / "routers.md",
     ROOT / "docs" / "prompts" / "measured.md",
+    ROOT / "docs" / "adapters" / "collection.md",
 )
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GROUPS = {"held_in": "held-in task", "held_out": "held-out task"}
