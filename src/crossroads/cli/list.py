@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import inspect
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ _WIDTH, _EXPERTS = 8, 8  # of the routers that are built to be asked what they n
 _PLACES = ("timing", "method", "axis", "needs", "adding_a_model")
 _BY = {"timing": "timing", "method": "method", "axis": "axis", "needs": "needs"}
 _BY["adding-a-model"] = "adding_a_model"
+Facts = Callable[[str], dict[str, Any]]  # a router's name -> what its class says
 
 
 @click.command("list")
@@ -171,91 +173,84 @@ def _routers() -> list[dict[str, Any]]:
     from crossroads.prompts.routers import router_names
     from crossroads.prompts.taxonomy import place
 
-    rows = []
-    for name in router_names():
-        about = _first_line("crossroads.prompts.routers", name)
-        row = _router_row(ROUTERS, name, about, (*_PLACES, "knowledge", "hindsight"))
-        try:
-            at = place(name)
-        except (ImportError, AttributeError, CrossroadsError) as error:
-            row |= {"status": "broken", "problem": " ".join(str(error).split())}
-        else:
-            row |= {key: getattr(at, key) for key in (*_PLACES, "knowledge", "hindsight")}
-            row["about"] = at.summary or about
-        rows.append(row)
-    return rows
+    def facts(name: str) -> dict[str, Any]:
+        at = place(name)
+        told = {key: getattr(at, key) for key in unknown}
+        return told | ({"about": at.summary} if at.summary else {})
+
+    unknown = (*_PLACES, "knowledge", "hindsight")
+    return [
+        _router_row(ROUTERS, "crossroads.prompts.routers", name, unknown, facts)
+        for name in router_names()
+    ]
 
 
 def _moe_routers() -> list[dict[str, Any]]:
     """Return one row a router of tokens, as it is with its default settings."""
-    try:
+    with _torch_wanted():
         from crossroads.moe.routers import build_router, known_settings, router_class, router_names
-    except ImportError as error:
-        if error.name is not None and error.name.startswith("crossroads"):
-            raise
-        raise MissingExtraError(error.name or "torch", extra="neural") from None
 
-    rows = []
-    for name in router_names():
-        row = _router_row(MOE_ROUTERS, name, _first_line("crossroads.moe.routers", name), _MOE_KEYS)
-        try:
-            router = build_router(name, _WIDTH, _EXPERTS)
-            settings = known_settings(router_class(name))
-        except (ImportError, AttributeError, CrossroadsError) as error:
-            row |= {"status": "broken", "problem": " ".join(str(error).split()), "decoder": ""}
-        else:
-            row |= {
-                "causal": router.causal_safe,
-                "needs": sorted(router.needs),
-                # What a model builder fills in is no setting of the text form.
-                "settings": {k: _plain(v) for k, v in settings.items() if k != "kinds"},
-                "decoder": "yes" if router.causal_safe else "no",
-                "reads": ", ".join(sorted(router.needs)),
-            }
-        rows.append(row)
-    return rows
+    def facts(name: str) -> dict[str, Any]:
+        router = build_router(name, _WIDTH, _EXPERTS)
+        settings = known_settings(router_class(name))
+        return {
+            "causal": router.causal_safe,
+            "needs": sorted(router.needs),
+            # What a model builder fills in is no setting of the text form.
+            "settings": {k: _plain(v) for k, v in settings.items() if k != "kinds"},
+            "decoder": "yes" if router.causal_safe else "no",
+            "reads": ", ".join(sorted(router.needs)),
+        }
+
+    return [
+        _router_row(MOE_ROUTERS, "crossroads.moe.routers", name, _MOE_KEYS, facts)
+        for name in router_names()
+    ]
 
 
 def _adapter_routers() -> list[dict[str, Any]]:
     """Return one row a router among adapters, with the defaults of its settings."""
-    try:
+    with _torch_wanted():
         from crossroads.adapters.needs import group_of, needs_of
-        from crossroads.adapters.routers import router_class, router_names
+        from crossroads.adapters.routers import known_settings, router_class, router_names
+
+    def facts(name: str) -> dict[str, Any]:
+        cls = router_class(name)
+        return {
+            "group": group_of(cls),
+            "mode": cls.mode,
+            "needs": list(needs_of(cls)),
+            "settings": {k: _plain(v) for k, v in known_settings(cls).items()},
+            "reads": ", ".join(needs_of(cls)),
+        }
+
+    return [
+        _router_row(ADAPTER_ROUTERS, "crossroads.adapters.routers", name, _ADAPTER_KEYS, facts)
+        for name in router_names()
+    ]
+
+
+@contextmanager
+def _torch_wanted() -> Iterator[None]:
+    """Tell which extra is missing where an import inside fails for another package's absence."""
+    try:
+        yield
     except ImportError as error:
         if error.name is not None and error.name.startswith("crossroads"):
             raise
         raise MissingExtraError(error.name or "torch", extra="neural") from None
-
-    rows = []
-    for name in router_names():
-        about = _first_line("crossroads.adapters.routers", name)
-        row = _router_row(ADAPTER_ROUTERS, name, about, _ADAPTER_KEYS)
-        try:
-            cls = router_class(name)
-        except (ImportError, AttributeError, CrossroadsError) as error:
-            row |= {"status": "broken", "problem": " ".join(str(error).split())}
-        else:
-            parameters = inspect.signature(cls).parameters.values()
-            row |= {
-                "group": group_of(cls),
-                "mode": cls.mode,
-                "needs": list(needs_of(cls)),
-                "settings": {
-                    p.name: _plain(p.default) for p in parameters if p.default is not p.empty
-                },
-                "reads": ", ".join(needs_of(cls)),
-            }
-        rows.append(row)
-    return rows
 
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
-def _router_row(family: str, name: str, about: str, unknown: tuple[str, ...]) -> dict[str, Any]:
-    """Return the row of a router of which nothing but its module is known."""
-    return {
+def _router_row(
+    family: str, package: str, name: str, unknown: tuple[str, ...], facts: Facts
+) -> dict[str, Any]:
+    """Return a router's row; one that cannot be loaded is listed by what its module says."""
+    about = _first_line(package, name)
+    row = {
         **dict.fromkeys(unknown),
         "name": name,
         "family": family,
@@ -265,7 +260,12 @@ def _router_row(family: str, name: str, about: str, unknown: tuple[str, ...]) ->
         "status": "available",
         "verify": "",
         "reads": "",
+        "decoder": "",
     }
+    try:
+        return row | facts(name)
+    except (ImportError, AttributeError, CrossroadsError) as error:
+        return row | {"status": "broken", "problem": " ".join(str(error).split())}
 
 
 def _first_line(package: str, router: str) -> str:

@@ -27,12 +27,17 @@ def router_class(name: str) -> type[Router]:
     return REGISTRY.find(name)
 
 
+def known_settings(cls: type[Router]) -> dict[str, Any]:
+    """Return the settings of a router class with their defaults."""
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
 def build_router(spec: str, **settings: Any) -> Router:
     """Return a router of ``name`` or ``name:setting=value``; ``settings`` go before the text's.
 
     Raises UsageError for an unknown name or setting, or a value of another type.
     """
     cls = router_class(spec.split(":", maxsplit=1)[0])
-    parameters = inspect.signature(cls).parameters.values()
-    known = {p.name: p.default for p in parameters if p.default is not p.empty}
-    return cls(**{**settings, **parse_settings(spec, known, what="adapter router")})
+    told = parse_settings(spec, known_settings(cls), what="adapter router")
+    return cls(**{**settings, **told})
