@@ -28,6 +28,7 @@ from crossroads.core.errors import (
     unknown_name,
 )
 from crossroads.core.files import write_atomically
+from crossroads.core.processes import unordered
 from crossroads.core.progress import progress_bar
 from crossroads.core.provenance import machine
 from crossroads.core.statistics import Summary, paired_difference, summarise
@@ -292,21 +293,7 @@ def _execute(
     if engine == "ray":
         yield from _execute_on_ray(task, places, jobs)
         return
-    import joblib
-
-    jobs = min(jobs or joblib.cpu_count(), max(len(places), 1))
-    if jobs == 1:
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-
-        # The same number of threads as in a worker, so that figures agree to the last digit.
-        with threadpool_limits(1):
-            for router, seed in places:
-                yield _attempt(task, router, seed)
-        return
-    # Batches of one: a batch would hold finished cells back from the disk.
-    with joblib.parallel_config("loky", inner_max_num_threads=1):
-        run = joblib.Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-        yield from run(joblib.delayed(_attempt)(task, *place) for place in places)
+    yield from unordered(_attempt, [(task, *place) for place in places], jobs)
 
 
 def _execute_on_ray(

@@ -17,6 +17,7 @@ from torch import nn
 
 from crossroads.core.errors import CrossroadsError
 from crossroads.core.files import write_atomically
+from crossroads.core.processes import unordered
 from crossroads.core.progress import progress_bar
 from crossroads.core.routed import routed_layers
 from crossroads.core.statistics import Summary, paired_difference
@@ -86,8 +87,6 @@ def run_arms(
     logged step) and what ``inspect`` returns. ``keep`` names a folder under runs/verify in which
     finished runs stay, so that a stopped job continues. Raises what training raises.
     """
-    import joblib
-
     seeds = tuple(seeds)
     places = [(name, seed) for name in arms for seed in seeds]
     found: dict[tuple[str, int], dict[str, float]] = {}
@@ -98,18 +97,12 @@ def run_arms(
     todo = [p for p in places if p not in found]
     with progress_bar(f"train {bed.name}: {len(arms)} arms") as report:
         report(len(found), len(places))
-        with joblib.parallel_config("loky", inner_max_num_threads=1):
-            run = joblib.Parallel(
-                n_jobs=min(jobs or joblib.cpu_count(), max(len(todo), 1)),
-                batch_size=1,
-                return_as="generator_unordered",
-            )
-            calls = (joblib.delayed(_run)(bed, p, arms[p[0]], config, inspect) for p in todo)
-            for place, figures_of_run in run(calls):
-                found[place] = figures_of_run
-                if (file := files[place]) is not None:
-                    write_atomically(file, json.dumps(_plain(figures_of_run)) + "\n")
-                report(len(found), len(places))
+        calls = [(bed, place, arms[place[0]], config, inspect) for place in todo]
+        for place, figures_of_run in unordered(_run, calls, jobs):
+            found[place] = figures_of_run
+            if (file := files[place]) is not None:
+                write_atomically(file, json.dumps(_plain(figures_of_run)) + "\n")
+            report(len(found), len(places))
     names = {name: list(found[name, seeds[0]]) for name in arms}
     return Arms(
         seeds=seeds,
