@@ -18,6 +18,7 @@ text { font: 12px system-ui, sans-serif; fill: #333 } .title { font-weight: 600 
 .cell { fill: #00796b } polyline { fill: none; stroke-width: 1.8 } .axis { stroke: #90a4ae }
 @media (prefers-color-scheme: dark) { text { fill: #ddd } .cell { fill: #4db6ac } }
 """
+_LINE = 15.0  # from one line of words to the next
 Line = tuple[Sequence[float], Sequence[float]]
 
 
@@ -54,8 +55,9 @@ def lines_svg(title: str, lines: Mapping[str, Line]) -> str:
     )
     ends = sorted((place(x[-1], y[-1])[1], name) for name, (x, y) in lines.items())
     at = -np.inf
-    for wanted, name in ends:
-        at = max(wanted, at + 15)
+    for number, (wanted, name) in enumerate(ends):
+        lowest = top + deep - 8 - _LINE * (len(ends) - 1 - number)  # above the axis's numbers
+        at = max(min(wanted, lowest), at + _LINE)
         colour = COLOURS[list(lines).index(name) % len(COLOURS)]
         points = " ".join(
             f"{a:.1f},{b:.1f}" for a, b in (place(*p) for p in zip(*lines[name], strict=True))
@@ -77,7 +79,7 @@ def cells_svg(
     size: float = 64.0,
 ) -> str:
     """Return a table of words on squares, shaded by a share in [0, 1]."""
-    left = 12 + 6.6 * max(len(row) for row in rows)
+    left = 16 + 7.4 * max(len(row) for row in rows)
     top = 54.0 if columns else 34.0
     parts = [text(8, 20, title, cls="title")]
     parts += [text(left + (i + 0.5) * size, 44, name, "middle") for i, name in enumerate(columns)]
