@@ -287,3 +287,34 @@ def test_experts_are_known_again_by_their_earlier_names() -> None:
     assert bank.places_in(("y", "c")) == [0, 1, None]
     bank.add(expert("a", (1, 0, 0), 4))  # another one of the old name
     assert bank.places_in(before) == [None, 2, None, 0]
+
+
+@given(st.permutations("abcdef"), st.sets(st.sampled_from("abcdef")), st.sampled_from([0, 1, -1]))
+def test_what_was_learnt_of_experts_is_carried_to_where_they_stand_now(
+    now: list[str], known: set[str], axis: int
+) -> None:
+    names = sorted(known)
+    bank = AdapterBank([expert(name, (1, 0, 0), n) for n, name in enumerate(now)])
+    before = torch.arange(len(names) * 2.0).view(-1, 2).movedim(0, axis)
+    fresh = -torch.ones(len(now), 2).movedim(0, axis)
+    found = bank.carried(names, before, fresh, axis=axis).movedim(axis, 0)
+    for row, name in zip(found.tolist(), now, strict=True):
+        place = names.index(name) if name in names else None
+        assert row == ([-1.0, -1.0] if place is None else [2.0 * place, 2.0 * place + 1])
+    assert (fresh == -1).all()
+
+
+def test_a_bank_can_be_read_with_its_layers_in_another_order() -> None:
+    bank = AdapterBank([expert("a", (1, 1, 1), 0), expert("b", (1, 0, 1), 1)])
+    other = bank.arranged(["down", "q", "up"])
+    assert list(other.layers) == ["down", "q", "up"] and list(bank.layers) == ["q", "up", "down"]
+    assert all(other.layers[layer] is bank.layers[layer] for layer in bank.layers)
+    assert other.names == bank.names
+
+
+def test_layers_that_share_a_decision_have_the_experts_of_any_of_them() -> None:
+    bank = AdapterBank([expert("a", (1, 1, 1), 0), expert("b", (1, 0, 0), 1)])
+    by_layer = {key: alive.tolist() for key, alive in bank.alive_by_owner("module").items()}
+    assert by_layer == {"q": [True, True], "up": [True, False], "down": [True, False]}
+    assert {k: v.tolist() for k, v in bank.alive_by_owner("model").items()} == {"": [True, True]}
+    assert bank.layers["up"].alive_E.tolist() == [True, False]

@@ -28,6 +28,12 @@ def test_a_call_holds_inside_alone_and_nests() -> None:
     assert current_call() == Call()
 
 
+def test_a_single_name_is_no_list_of_letters() -> None:
+    with calling(experts="german") as call:
+        assert call.experts == ("german",)
+        assert for_rows(call, 3).experts == ("german",)  # one for all
+
+
 def test_a_call_ends_with_an_error() -> None:
     with pytest.raises(RuntimeError), calling(step=1):
         raise RuntimeError
@@ -96,6 +102,23 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         for_rows(Call(task_ids_B=torch.zeros(2)), 5)
     with pytest.raises(InputError, match="mask speaks of 2 sequences, the batch has 5"):
         fitted_mask(torch.ones(2, 3, dtype=torch.bool), 5, 3)
+
+
+def test_a_step_of_as_many_beams_as_the_mask_has_numbers_is_no_flat_batch() -> None:
+    mask = torch.tensor([[False, False, True], [True, True, True]])
+    step = fitted_mask(mask, 6, 1, read=(6, 1), n_cached=3)
+    assert step is not None and step.tolist() == [[True]] * 6
+    flat = fitted_mask(mask, 12, 1, read=(4, 3))  # two beams of flattened tokens
+    assert flat is not None
+    assert torch.equal(flat.view(4, 3), mask.repeat_interleave(2, 0))
+
+
+def test_what_comes_after_the_prompts_mask_is_real_whatever_the_padding() -> None:
+    right = torch.tensor([[True, True, False]])
+    step = fitted_mask(right, 1, 1, read=(1, 1), n_cached=3)
+    assert step is not None and step.tolist() == [[True]]
+    two = fitted_mask(right, 1, 2, read=(1, 2), n_cached=2)  # the prompt's last and one more
+    assert two is not None and two.tolist() == [[False, True]]
 
 
 def test_masks_follow_beams_caches_prompts_and_flat_tokens() -> None:

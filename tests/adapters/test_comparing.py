@@ -18,6 +18,7 @@ from crossroads.adapters.comparing import (
     measure_router,
 )
 from crossroads.adapters.needs import GROUPS
+from crossroads.adapters.routers import router_names
 from crossroads.core.errors import InputError, UsageError
 from tests.adapters.collection.toys import easy_rows, task
 from tests.adapters.saved import EXPERTS, bank, base_model
@@ -158,7 +159,10 @@ def test_unknown_routers_and_missing_tasks_are_refused_at_once() -> None:
 def test_candidates_are_what_the_bank_has_data_for() -> None:
     able, left_out = candidates(bank())
     assert {"phatgoose", "arrow", "uniform", "ties", "task-arithmetic"} <= set(able)
-    assert "named" not in able and "poly" not in able
+    assert {"named", "poly", "task-moe"} <= set(left_out)  # nobody disappears
+    assert "told the task of every prompt by a number" in left_out["poly"]
+    assert "which is the oracle" in left_out["named"]
+    assert {*able, *left_out} == {*router_names()}
     assert "best-single" in left_out and "best-single" in candidates(bank(), None, TASKS)[0]
     assert "no embeddings" in left_out["retrieval"] and "nobody trained" in left_out["x-lora"]
     assert not set(able) & set(left_out)

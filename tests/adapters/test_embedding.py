@@ -12,7 +12,7 @@ from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.embedding import default_encoder, embed, embed_experts, unit
 from crossroads.core.errors import InputError, MissingExtraError
 from crossroads.models.encoders import get_encoder
-from tests.adapters.strangers import strangers, tiny_llama
+from tests.adapters import toys
 
 EXAMPLES = {
     "e0": ["Translate: der Hund", "Translate: die Katze"],
@@ -22,7 +22,7 @@ ENCODER = "static"
 
 
 def bank() -> AdapterBank:
-    return AdapterBank(strangers(tiny_llama(), 2))
+    return AdapterBank(toys.strangers(toys.tiny_llama(), 2))
 
 
 def test_rows_have_length_one_and_empty_texts_are_zero() -> None:

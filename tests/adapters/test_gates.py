@@ -16,14 +16,14 @@ from crossroads.adapters.routers.phatgoose import GateTraining
 from crossroads.adapters.texts import answer_nll
 from crossroads.adapters.training import TrainSettings
 from crossroads.core.errors import InputError
-from tests.adapters.strangers import batch, strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 
 def test_training_a_gate_changes_no_other_number() -> None:
-    model = tiny_llama()
-    expert = strangers(model, 1)[0]
+    model = toys.tiny_llama()
+    expert = toys.strangers(model, 1)[0]
     before = hashes(model), hashes(AdapterBank([expert]))
-    data = batch(tokens(8, 12))
+    data = toys.batch(toys.ids(8, 12))
     trained = train_gate(model, expert, lambda step: data, TrainSettings(steps=12))
     bare = replace(trained, artifacts={})
     assert (hashes(model), hashes(AdapterBank([bare]))) == before
@@ -33,9 +33,11 @@ def test_training_a_gate_changes_no_other_number() -> None:
 
 
 def test_a_gate_starts_at_one_half_and_training_lowers_the_loss() -> None:
-    model = tiny_llama()
-    expert = strangers(model, 1, scale=8.0)[0]  # random factors do harm: the gate learns to close
-    data = batch(tokens(8, 12))
+    model = toys.tiny_llama()
+    expert = toys.strangers(model, 1, scale=8.0)[
+        0
+    ]  # random factors do harm: the gate learns to close
+    data = toys.batch(toys.ids(8, 12))
     bank, router = AdapterBank([expert]), GateTraining()
     routed = RoutedModel(model, bank, router)
     start = answer_nll(model, data).mean().item()
@@ -53,7 +55,7 @@ def test_a_gate_starts_at_one_half_and_training_lowers_the_loss() -> None:
 
 
 def test_gates_are_trained_with_one_expert_at_a_time() -> None:
-    bank = AdapterBank(strangers(tiny_llama(), 2))
+    bank = AdapterBank(toys.strangers(toys.tiny_llama(), 2))
     with pytest.raises(InputError, match="a bank of one expert, got 2"):
         GateTraining().prepare(bank)
 

@@ -411,3 +411,27 @@ def test_hooks_keep_what_the_base_layer_said_and_its_output_is_weighed(recorded:
         model[0].base_layer.register_forward_hook(lambda *hooked: seen.append(hooked[2]))
         torch.testing.assert_close(model(x), said + added)
         assert torch.equal(seen[0], said)
+
+
+@pytest.mark.parametrize("spec", ["lora-mixer", "dynmole"])
+def test_padding_is_left_out_of_losses_whoever_tells_of_it(spec: str) -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    found = []
+    for told, given in (({"mask": mask}, {}), ({}, {"attention_mask": mask}), ({}, {})):
+        model = tiny_llama()
+        routed = RoutedModel(model, bank_for(model, 3), build_router(spec))
+        with torch.no_grad(), calling(training=True, **told):
+            # The same hidden states: who tells of the mask must not change what is routed.
+            sight = given or {"attention_mask": _sight(mask)}
+            model(ids(2, 5), position_ids=torch.arange(5).expand(2, -1), **sight)
+        found.append(float(routed.aux_loss()))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0] != pytest.approx(found[2], rel=1e-5)
+
+
+def _sight(mask_BT: Tensor) -> Tensor:
+    """Return which positions see which, (B, 1, T, T): it says nothing about single tokens."""
+    length = mask_BT.shape[1]
+    is_earlier_TT = torch.ones(length, length, dtype=torch.bool).tril()
+    seen = is_earlier_TT & mask_BT.bool()[:, None, :] | torch.eye(length, dtype=torch.bool)
+    return seen[:, None]

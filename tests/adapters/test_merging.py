@@ -10,8 +10,8 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.merging import merge
 from crossroads.adapters.routers import build_router
 from crossroads.core.errors import InputError
+from tests.adapters import toys
 from tests.adapters.routers.test_ties import logits
-from tests.adapters.strangers import stranger, strangers, tiny_llama, tokens
 
 MERGES = ("ties", "ties:on=delta", "dare", "dare:elect=true", "dare:on=delta")
 
@@ -26,19 +26,19 @@ def test_a_merge_of_one_expert_with_everything_kept_is_that_expert() -> None:
 
 @pytest.mark.parametrize("spec", MERGES)
 def test_merges_are_the_same_for_all_tokens_and_follow_the_bank(spec: str) -> None:
-    model = tiny_llama()
-    bank = AdapterBank(strangers(model, 3))
+    model = toys.tiny_llama()
+    bank = AdapterBank(toys.strangers(model, 3))
     RoutedModel(model, bank, build_router(spec))
-    before = model(tokens()).logits
+    before = model(toys.ids()).logits
     last = bank.remove("e2")
-    assert not torch.equal(model(tokens()).logits, before)
+    assert not torch.equal(model(toys.ids()).logits, before)
     bank.add(last)
-    assert torch.equal(model(tokens()).logits, before)
+    assert torch.equal(model(toys.ids()).logits, before)
 
 
 def test_unequal_ranks_are_merged_as_deltas_only() -> None:
-    model = tiny_llama()
-    experts = [stranger(model, "a", seed=0, rank=1), stranger(model, "b", seed=1, rank=3)]
+    model = toys.tiny_llama()
+    experts = [*toys.experts(model, ["a"], rank=1), *toys.experts(model, ["b"], rank=3)]
     with pytest.raises(InputError, match="use on=delta"):
         logits("ties", experts)
     assert torch.isfinite(logits("ties:on=delta", experts)).all()

@@ -121,6 +121,29 @@ def test_sums_go_on_over_passes_of_any_shape() -> None:
     torch.testing.assert_close(matrix, matrix.T)
 
 
+@pytest.mark.parametrize("how", ["attention_mask", "calling", "both"])
+@pytest.mark.parametrize(
+    ("search", "rows"),
+    [({"num_beams": 3}, 3), ({"num_return_sequences": 3, "do_sample": True}, 3), ({}, 1)],
+)
+@pytest.mark.parametrize("width", [3, 5])  # with 3, a step has as many rows as the mask numbers
+def test_tokens_of_beams_and_of_several_answers_count_each(
+    search: dict[str, Any], rows: int, how: str, width: int
+) -> None:
+    model = tiny_llama()
+    telemetry = Telemetry(RoutedModel(model, bank_for(model, 4), build_router("phatgoose")))
+    mask = MASK[:, -width:].clone()
+    mask[0, 0] = 0
+    told = {} if how == "attention_mask" else {"mask": mask}
+    given = {} if how == "calling" else {"attention_mask": mask}
+    with telemetry.on(), calling(**told):
+        model.generate(ids(2, width), max_new_tokens=4, **{"do_sample": False, **search}, **given)
+    tokens = rows * (int(mask.sum()) + 3 * 2)  # the last token of an answer is not read again
+    for layer in telemetry.report()["layers"].values():
+        assert layer["tokens"] == tokens
+        assert sum(layer["counts"].values()) == 2 * tokens
+
+
 def test_encoder_and_decoder_are_counted_over_their_own_tokens() -> None:
     model = tiny_t5()
     bank = bank_for(model, 3, ends=("q", "k"))

@@ -82,6 +82,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
               groups(layer), SETTINGS)  # fmt: skip
 
 
+def test_a_run_that_ends_in_an_error_leaves_everything_frozen(tmp_path: Path) -> None:
+    layer, kept = problem(), tmp_path / "state.pt"
+    with pytest.raises(StoppedError):
+        train(loss_of(layer, 5), groups(layer), SETTINGS, checkpoint=kept, every=2)
+    assert not any(p.requires_grad or p.grad is not None for p in layer.parameters())
+    with pytest.raises(InputError):
+        train(loss_of(layer), groups(layer), SETTINGS, checkpoint=kept, identity="more data")
+    assert not any(p.requires_grad for p in layer.parameters())
+
+
 def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
     linear = [SETTINGS.factor(step) for step in range(12)]
     assert linear[:4] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA, ModuleBank
 from crossroads.adapters.contract import Routing
+from crossroads.adapters.texts import TextBatch
 
 LLAMA_LAYERS = ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
@@ -132,15 +133,18 @@ def experts(
     rank: int = 2,
     size: float = 0.3,
     scale: float = 2.0,
+    kinds: Sequence[str] = ("gate",),
+    seed: int = 1000,
 ) -> list[Expert]:
-    """Return random experts with random gates for some layers of a model."""
+    """Return random experts for some layers of a model, with random side data of some kinds."""
     from crossroads.adapters.base_layers import layer_size
 
     layers = dict(model.named_modules())
     made = []
     for e, name in enumerate(names):
-        draw = rng(1000 + e)
-        modules, gates = {}, {}
+        draw = rng(seed + e)
+        modules: dict[str, LoRA] = {}
+        artifacts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for layer in linear_layers(model, ends):
             found = layer_size(layers[layer])
             assert found is not None
@@ -150,14 +154,26 @@ def experts(
                 b_OR=size * torch.randn(outputs, rank, generator=draw),
                 scale=scale,
             )
-            gates[layer] = torch.randn(inputs, generator=draw)
-        made.append(Expert(name=name, modules=modules, artifacts={"gate": gates}))
+            for kind in kinds:
+                artifacts[kind][layer] = torch.randn(inputs, generator=draw)
+        made.append(Expert(name=name, modules=modules, artifacts=artifacts))
     return made
+
+
+def strangers(model: nn.Module, count: int, **options: Any) -> list[Expert]:
+    """Return the experts e0, e1, ... without side data, as strangers hand them out."""
+    return experts(model, [f"e{i}" for i in range(count)], **{"kinds": (), **options})
 
 
 def bank_for(model: nn.Module, count: int = 4, **options: Any) -> AdapterBank:
     return AdapterBank(experts(model, [f"e{i}" for i in range(count)], **options))
 
 
-def ids(rows: int, positions: int, seed: int = 0) -> Tensor:
+def ids(rows: int = 3, positions: int = 7, seed: int = 0) -> Tensor:
     return torch.randint(2, 32, (rows, positions), generator=rng(seed))
+
+
+def batch(ids_BT: Tensor) -> TextBatch:
+    """All tokens real and scored."""
+    real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    return TextBatch(ids_BT=ids_BT, mask_BT=real_BT, answer_BT=real_BT)

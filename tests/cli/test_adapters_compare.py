@@ -67,6 +67,7 @@ def test_tables_are_by_group_and_tell_what_was_left_out(place: Path) -> None:
         assert f"\n{line}" in result.stdout
     assert "left out retrieval: " in result.stderr
     assert "left out x-lora: " in result.stderr
+    assert "left out poly: is told the task of every prompt by a number" in result.stderr
 
 
 def test_a_named_router_that_cannot_run_is_exit_code_one_after_the_table(place: Path) -> None:

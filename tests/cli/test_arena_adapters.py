@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,12 @@ def test_by_default_all_routers_run_that_the_bank_has_data_for(place: Path) -> N
     ran = {row["router"] for row in board["rows"] if row["error"] is None}
     assert {"phatgoose", "arrow", "ties", "uniform"} <= ran
     assert not ran & {"x-lora", "retrieval", "named"}
+    page = (place / "out" / "held-in" / "report.html").read_text("utf-8")
+    for name in ("x-lora", "retrieval", "poly", "task-moe"):
+        assert any(note.startswith(f"left out {name}: ") for note in board["notes"]), name
+        assert f"<li>left out {name}: " in page
+    for group, best in (("adapters", r"[a-z-]+"), ("contributors", "phatgoose")):
+        assert re.search(f"Best router of the group {group}</span> <strong>{best}</strong>", page)
 
 
 def test_a_named_router_that_cannot_run_is_exit_code_one(place: Path) -> None:

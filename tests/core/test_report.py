@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from crossroads.core.arena import Leaderboard, Metric, run_arena
+from crossroads.core.arena import Leaderboard, Metric, Row, run_arena
 from crossroads.core.errors import InputError
 from crossroads.core.report import (
     format_figure,
@@ -92,6 +92,23 @@ def test_a_winner_behind_a_baseline_is_told_so(board: Leaderboard, page: str) ->
     order = {"base": 0, "better": 1, "steady": 2, "bound": 3, "refused": 4}
     rows = tuple(sorted(board.rows, key=lambda row: order[row.router]))
     assert "behind baseline base</span>" in visible(render_report(replace(board, rows=rows), ()))
+
+
+def test_every_group_of_rivals_has_a_best_router_of_its_own(board: Leaderboard, page: str) -> None:
+    assert page.count("<span>Best router</span>") == 1  # without groups all are rivals
+    assert visible(page).count('class="best"') < 2 * len(board.metrics)
+
+    def grouped(row: Row) -> Row:
+        group = "told" if row.router == "steady" else "alone"
+        cells = [replace(cell, notes={**cell.notes, "group": group}) for cell in row.cells]
+        return replace(row, cells=tuple(cells))
+
+    rows = tuple(grouped(row) for row in board.rows)
+    found = visible(render_report(replace(board, rows=rows), ()))
+    best = re.findall(r"Best router of the group (\w+)</span> <strong>(\w+)</strong>", found)
+    assert best == [("alone", "better"), ("told", "steady")]
+    assert found.count('class="best"') == 2 * len(board.metrics)
+    assert "one for each group of rivals" in found and "group of rivals" not in visible(page)
 
 
 def test_only_headline_metrics_are_in_the_table(board: Leaderboard) -> None:

@@ -8,6 +8,7 @@ Axes: E experts, R the largest rank, I inputs, O outputs of a layer, G width of 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crossroads.adapters.scopes import Scope, owner
 from crossroads.core.errors import InputError, unknown_name
 
 
@@ -201,8 +203,8 @@ class ModuleBank(nn.Module):
         kept = [(self, "scale_E", self.scale_E)]
         kept += [(self.artifacts, kind, rows) for kind, rows in self.artifacts.named_buffers()]
         super()._apply(fn, recurse)
-        for owner, name, values in kept:
-            setattr(owner, name, values.to(getattr(owner, name).device))
+        for holder, name, values in kept:
+            setattr(holder, name, values.to(getattr(holder, name).device))
         return self
 
 
@@ -257,6 +259,19 @@ class AdapterBank(nn.Module):
             found.append(names.index(name) if name in names else next(earlier, None))
         return found
 
+    def carried(
+        self, names: Sequence[str], before: Tensor, fresh: Tensor, *, axis: int = 0
+    ) -> Tensor:
+        """Return ``fresh``, which has the experts of this bank on an axis, with what is known.
+
+        Slices of experts that stood in the former order ``names`` come from ``before``.
+        """
+        pairs = [(now, was) for now, was in enumerate(self.places_in(names)) if was is not None]
+        if not pairs:
+            return fresh
+        now_P, was_P = torch.tensor(pairs, device=before.device).unbind(1)
+        return fresh.to(before).index_copy(axis, now_P, before.index_select(axis, was_P))
+
     def expert(self, name: str) -> Expert:
         """Return an expert with its factors and side data as they are now."""
         place = self.position(name)
@@ -268,6 +283,17 @@ class AdapterBank(nn.Module):
                 if not torch.isnan(values_EI[place]).any():
                     artifacts.setdefault(kind, {})[layer] = values_EI[place].clone()
         return replace(self._cards[place], modules=alive, artifacts=artifacts)
+
+    def alive_by_owner(self, scope: Scope) -> dict[str, Tensor]:
+        """Return which experts adapt any of the layers that share a decision, by ``scopes.owner``.
+
+        bool (E,) each, in the order of the first layers.
+        """
+        found: dict[str, Tensor] = {}
+        for layer, bank in self.layers.items():
+            key = owner(scope, layer)
+            found[key] = found[key] | bank.alive_E if key in found else bank.alive_E
+        return found
 
     def experts(self) -> list[Expert]:
         return [self.expert(name) for name in self.names]
@@ -331,6 +357,15 @@ class AdapterBank(nn.Module):
     def subset(self, names: Sequence[str]) -> AdapterBank:
         """Return a new bank of some experts, in the order given."""
         return AdapterBank([self.expert(name) for name in names], heads=self.heads)
+
+    def arranged(self, layers: Sequence[str]) -> AdapterBank:
+        """Return this bank, with the same numbers in memory, and its layers in another order.
+
+        For reading; ``layers`` are its own, each once.
+        """
+        other = copy.copy(self)
+        other._modules_by_name = {layer: self.layers[layer] for layer in layers}
+        return other
 
     def _change(self, keep: Sequence[int], new: Sequence[Expert]) -> None:
         """Keep the experts at some places and put others behind them."""

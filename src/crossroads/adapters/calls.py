@@ -38,13 +38,18 @@ def calling(
     task_ids: Tensor | None = None,
     embedding: Tensor | None = None,
     labels: Tensor | None = None,
-    experts: Sequence[str | None] | None = None,
+    experts: str | Sequence[str | None] | None = None,
     scalings: Tensor | None = None,
     training: bool = False,
     step: int = 0,
     seed: int = 0,
 ) -> Iterator[Call]:
-    """Say what holds for the batches run inside; the fields are those of ``Call``."""
+    """Say what holds for the batches run inside; the fields are those of ``Call``.
+
+    A single name for ``experts`` holds for every sequence.
+    """
+    if isinstance(experts, str):
+        experts = (experts,)
     call = Call(
         mask_BT=None if mask is None else mask.bool(),
         encoder_mask_BT=None if encoder_mask is None else encoder_mask.bool(),
@@ -105,22 +110,38 @@ def for_rows(call: Call, rows: int) -> Call:
     return replace(call, **changes) if changes else call  # type: ignore[arg-type]
 
 
-def fitted_mask(mask_BT: Tensor | None, rows: int, positions: int) -> Tensor | None:
+def fitted_mask(
+    mask_BT: Tensor | None,
+    rows: int,
+    positions: int,
+    *,
+    read: tuple[int, int] | None = None,
+    n_cached: int = 0,
+) -> Tensor | None:
     """Return the mask of an input of ``rows`` x ``positions`` tokens.
 
     A mask of more positions speaks of tokens in the cache too: its last ones are taken. One of
     fewer was given for the prompt: what came after it is real. Models that flatten tokens into rows
     get it flattened. Raises InputError where the rows are no multiple of the mask's.
+
+    Parameters
+    ----------
+    read : sequences and positions that the pass reads; None = not known, and an input of as many
+        rows as the mask has numbers is taken for flattened tokens
+    n_cached : positions in the cache before them
     """
     if mask_BT is None:
         return None
-    if positions == 1 and len(mask_BT) != rows and mask_BT.numel() == rows:
-        return mask_BT.reshape(rows, 1)
+    if read is None and len(mask_BT) != rows and mask_BT.numel() == rows:
+        read = (len(mask_BT), mask_BT.shape[1])
+    if read is not None and positions == 1 < read[1] and rows == read[0] * read[1]:
+        flat = fitted_mask(mask_BT, *read, read=read, n_cached=n_cached)
+        return None if flat is None else flat.reshape(rows, 1)
     width = mask_BT.shape[1]
-    if width > positions:
-        mask_BT = mask_BT[:, width - positions :]
-    elif width < positions:
-        mask_BT = nn.functional.pad(mask_BT, (0, positions - width), value=True)
+    if width != positions:
+        whole = max(width, n_cached + positions) if width > positions else positions
+        mask_BT = nn.functional.pad(mask_BT, (0, whole - width), value=True)
+        mask_BT = mask_BT[:, whole - positions :]
     if len(mask_BT) == rows:
         return mask_BT
     return torch.repeat_interleave(mask_BT, _times("mask", len(mask_BT), rows), 0)

@@ -39,7 +39,12 @@ BASE, UNIFORM, ORACLE = "base", "uniform", "oracle"
 BEST_SINGLE = "best-single"  # its expert is chosen here where none is named
 Side = Literal["held_in", "held_out"]
 SIDES: tuple[Side, ...] = ("held_in", "held_out")
-_TWIN = "named"  # the oracle by another way to say it
+_TWIN = "named"
+_AS_ORACLE = "is told every prompt's expert by name, which is the oracle; name that one"
+_BY_TASK = (
+    "is told the task of every prompt by a number that only its training gave, and knows none of "
+    "the tasks held out; train it, write it with save_bank and name 'saved'"
+)
 _VALIDATION_ROWS = 4  # of every task, by which the best expert is chosen
 
 
@@ -188,14 +193,15 @@ def candidates(
     bank: AdapterBank, folder: Path | None = None, tasks: Sequence[Task] = ()
 ) -> tuple[list[str], dict[str, str]]:
     """Return the routers that there is all data for, and why the others were left out."""
-    found, left_out = [], {}
-    for name in router_names():
+    found, left_out = [], {_TWIN: _AS_ORACLE}
+    for name in sorted({*router_names()} - {_TWIN}):
         try:
-            if name == BEST_SINGLE and _validation(tasks, bank):
-                found.append(name)
-            elif name != _TWIN and "task_ids_B" not in router_class(name).call_data:
+            if "task_ids_B" in router_class(name).call_data:
+                left_out[name] = _BY_TASK
+                continue
+            if name != BEST_SINGLE or not _validation(tasks, bank):
                 choose_router(name, bank, folder)
-                found.append(name)
+            found.append(name)
         except CrossroadsError as error:
             left_out[name] = str(error)
     return found, left_out

@@ -227,6 +227,11 @@ class Router(nn.Module):
         """
         return call
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether ``ahead`` may need its first pass, which reads all tokens and has no cache."""
+        return type(self).ahead is not Router.ahead
+
     def is_static(self, call: Call) -> bool:
         """Return whether weights are the same for all tokens of each sequence of this call.
 

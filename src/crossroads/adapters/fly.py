@@ -49,10 +49,13 @@ def fly_bank(
     InputError where k is not between 1 and ``ranks`` or the density not in (0, 1].
     """
     if not 1 <= k <= ranks:
-        raise InputError(f"flylora: k is {k}, expected between 1 and {ranks}, the ranks")
+        raise InputError(f"flylora: k is {k}, expected between 1 and {ranks}, the ranks; lower it")
     share = k / ranks if density is None else density
     if not 0 < share <= 1:
-        raise InputError(f"flylora: density is {share}, expected above 0 and at most 1")
+        raise InputError(
+            f"flylora: density is {share}, expected above 0 and at most 1; without it, it is "
+            f"k / ranks = {k / ranks:g}"
+        )
     scale = (2 * ranks if alpha is None else alpha) / ranks
     projections = {
         layer: sparse_projection(
@@ -88,7 +91,7 @@ def delta_average(banks: Sequence[AdapterBank], name: str = "merged") -> Expert:
     Deltas of different seeds hardly interfere: their projections are nearly orthogonal.
     """
     if not banks:
-        raise InputError("flylora: no adapters to average")
+        raise InputError("flylora: no adapters to average; give one or more")
     modules = {}
     for layer in banks[0].layers:
         a_RI = torch.cat([bank.layers[layer].a_ERI.detach()[:, 0] for bank in banks])
@@ -104,7 +107,7 @@ def factor_average(banks: Sequence[AdapterBank], name: str = "merged") -> Adapte
     Sensible only where all adapters share the seed of A.
     """
     if not banks:
-        raise InputError("flylora: no adapters to average")
+        raise InputError("flylora: no adapters to average; give one or more")
     experts = []
     for rank, expert in enumerate(banks[0].experts()):
         modules = {}

@@ -33,16 +33,16 @@ def save_fly(
     """Write one adapter of ``fly_bank``, and the biases of the router that was trained with it.
 
     Raises InputError for a bank that was not made by ``fly_bank`` or whose A is not that of its
-    seed any more.
+    seed any more, and for a router that was prepared for another bank.
     """
     from safetensors.torch import save_file
 
     about = _about(bank)
     tensors: dict[str, Tensor] = {}
-    for place, (layer, module) in enumerate(bank.layers.items()):
+    for layer, module in bank.layers.items():
         tensors[f"{layer}.b"] = module.b_EOR.detach()[:, :, 0].T.to(dtype).contiguous()
         if router is not None:
-            tensors[f"{layer}.d"] = router.bias_LE[place].clone()
+            tensors[f"{layer}.d"] = _bias(router, layer, bank.n_experts)
     sizes = {layer: (module.inputs, module.outputs) for layer, module in bank.layers.items()}
     again = _made(about, sizes)
     for layer, module in bank.layers.items():
@@ -78,6 +78,16 @@ def load_fly(path: Path) -> tuple[AdapterBank, dict[str, Tensor]]:
     for layer, module in bank.layers.items():
         module.b_EOR.data[:, :, 0] = tensors[f"{layer}.b"].T.to(module.b_EOR.dtype)
     return bank, {layer: tensors[f"{layer}.d"] for layer in inputs if f"{layer}.d" in tensors}
+
+
+def _bias(router: FlyLoRA, layer: str, ranks: int) -> Tensor:
+    bias_R = router.bias_of(layer)
+    if bias_R.shape != (ranks,):
+        raise InputError(
+            f"flylora: the router has biases of {len(bias_R)} ranks, the adapter has {ranks}; "
+            "prepare a router for the adapter alone"
+        )
+    return bias_R.clone()
 
 
 def _about(bank: AdapterBank) -> dict[str, Any]:

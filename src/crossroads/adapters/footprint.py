@@ -23,7 +23,7 @@ from crossroads.adapters.generating import generate
 from crossroads.adapters.insertion import RoutedLinear, RoutedModel
 
 _TURNS = 3
-_TEXT = "It was a bright cold day in April, and the clocks were striking thirteen. "
+_TEXT = "A lorry full of apples crossed the old bridge at noon and stopped at the market. "
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

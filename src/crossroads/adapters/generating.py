@@ -74,7 +74,7 @@ def generate(
     ends = base.ends if ends is None else ends
     draw = torch.Generator()
     draw.manual_seed(torch.seed() if sampling.seed is None else sampling.seed)
-    uses_cache = type(router).ahead is Router.ahead
+    uses_cache = not router.looks_ahead
     read, cache = list(ids), None
     new = read
     model: Any = base.model

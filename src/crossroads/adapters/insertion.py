@@ -22,7 +22,7 @@ from crossroads.adapters.bank import AdapterBank, ModuleBank
 from crossroads.adapters.base_layers import layer_size
 from crossroads.adapters.calls import check_call, current_call
 from crossroads.adapters.combine import combine
-from crossroads.adapters.contract import RouteInput, Router, Routing
+from crossroads.adapters.contract import Call, RouteInput, Router, Routing
 from crossroads.adapters.kernels import Kernel
 from crossroads.adapters.passes import Pass, Passes, Seen, begun
 from crossroads.adapters.scopes import owner, reads_encoder
@@ -190,9 +190,10 @@ class RoutedModel:
     def aux_loss(self) -> Tensor | float:
         """Return coefficient * value over all layers and auxiliary terms of the last pass.
 
-        Decisions that several layers share count once.
+        Decisions that several layers share count once. Padding is left out, whether the call or the
+        model was told of it.
         """
-        together = self.router.losses(self.current.decided, self.current.call)
+        together = self.router.losses(self.current.decided, self._call_of_losses())
         terms = [term.weighted for term in (*self._aux_terms(), *together.values())]
         return sum(terms[1:], terms[0]) if terms else 0.0
 
@@ -285,6 +286,14 @@ class RoutedModel:
         with torch.no_grad(), self.disabled():
             found: Tensor = backbone(**{**more, **uncached}).last_hidden_state
         return found
+
+    def _call_of_losses(self) -> Call:
+        """Return the call with the mask of the tokens that were routed."""
+        current = self.current
+        if self.has_two_stacks or not current.seen:
+            return current.call  # two masks: routers take what the caller gave
+        first = next(iter(current.seen.values()))
+        return current.call_for(*first.shape, encoder=False)
 
     def _aux_terms(self) -> Iterator[AuxTerm]:
         for routing in self.current.decided.values():  # shared ones are there once

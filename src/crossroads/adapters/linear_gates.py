@@ -40,11 +40,10 @@ class LinearGates(nn.Module):
         for layer, module in bank.layers.items():
             sizes.setdefault(owner(self.scope, layer), (module.n_experts, module.inputs))
         kept = {key: self.weights[place] for key, place in self._places.items()}
-        places = bank.places_in(self._names)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            made = [self._gate(kept.get(key), size, places) for key, size in sizes.items()]
-        if kept and None in places:
+            made = [self._gate(kept.get(key), size, bank) for key, size in sizes.items()]
+        if kept and None in bank.places_in(self._names):
             _LOG.warning("gates: experts are new, and know nothing yet; train the router again")
         self._names = bank.names
         self._places = {key: place for place, key in enumerate(sizes)}
@@ -56,17 +55,15 @@ class LinearGates(nn.Module):
         return x_BTI.float() @ gate_EI.float().T
 
     def _gate(
-        self, kept: nn.Parameter | None, size: tuple[int, int], places: list[int | None]
+        self, kept: nn.Parameter | None, size: tuple[int, int], bank: AdapterBank
     ) -> nn.Parameter:
-        """Return a gate with the rows of experts that were there before, by where they stood."""
-        if kept is not None and tuple(kept.shape) == size and places == list(range(size[0])):
+        """Return a gate with the rows of experts that were there before."""
+        in_place = bank.places_in(self._names) == list(range(size[0]))
+        if kept is not None and tuple(kept.shape) == size and in_place:
             return kept
-        gate = nn.Parameter(torch.empty(size), requires_grad=False)
-        with torch.no_grad():
-            self._init(gate)
-            if kept is not None and kept.shape[1] == size[1]:
-                for row, place in enumerate(places):
-                    if place is not None:
-                        gate[row] = kept[place]
-                gate.requires_grad_(kept.requires_grad)
-        return gate
+        fresh_EI = torch.empty(size)
+        self._init(fresh_EI)
+        if kept is None or kept.shape[1] != size[1]:
+            return nn.Parameter(fresh_EI, requires_grad=False)
+        carried_EI = bank.carried(self._names, kept.detach(), fresh_EI)
+        return nn.Parameter(carried_EI, requires_grad=kept.requires_grad)

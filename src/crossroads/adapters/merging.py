@@ -9,13 +9,13 @@ experts trained apart are known up to a rotation of their ranks only, which delt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from crossroads.adapters.bank import LoRA, ModuleBank
-from crossroads.core.errors import InputError, MissingExtraError
+from crossroads.core.errors import InputError, MissingExtraError, unknown_name
 
 On = Literal["factors", "delta"]
 Combination = Callable[[Sequence[Tensor], Tensor], Tensor]  # (tensors, a weight each) -> one
@@ -30,12 +30,19 @@ def peft_merges(router: str) -> Any:
     return merge_utils
 
 
-def check_merge(router: str, *, on: str, density: float) -> None:
-    """Raise InputError for a place or a density there is not."""
-    if on not in ("factors", "delta"):
-        raise InputError(f"router {router}: on: expected factors or delta, got {on!r}")
+def check_merge(router: str, *, on: str, density: float, rank: int) -> None:
+    """Raise UsageError for an unknown place, InputError for a density or a rank that cannot be."""
+    if on not in get_args(On):
+        raise unknown_name(f"place that router {router} merges on", on, get_args(On))
     if not 0 < density <= 1:
-        raise InputError(f"router {router}: density: expected above 0 and at most 1, got {density}")
+        raise InputError(
+            f"router {router}: density: expected above 0 and at most 1, got {density}; it is the "
+            "share of numbers that is kept, 1 keeps all"
+        )
+    if rank < 0:
+        raise InputError(
+            f"router {router}: rank: expected 0 or more, got {rank}; 0 takes the experts' largest"
+        )
 
 
 def merge(

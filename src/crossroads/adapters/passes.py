@@ -56,6 +56,7 @@ class Pass:
     call : what holds for it
     masks : the model's own, used where the call gives none
     ids_BT : token ids it was called with, of the decoder where there are two stacks
+    read : sequences and positions it was called with, of the same stack; None = not known
     n_cached : positions that were in the cache before it
     entered : the modules that were started in it; ``is_open`` until the first of them has returned
     decided : decisions by the layer or the scope that shares them
@@ -65,6 +66,7 @@ class Pass:
     call: Call = field(default_factory=Call)
     masks: Masks = field(default_factory=Masks)
     ids_BT: Tensor | None = None
+    read: tuple[int, int] | None = None
     n_cached: int = 0
     entered: list[nn.Module] = field(default_factory=list)
     is_open: bool = False
@@ -92,7 +94,8 @@ class Pass:
                 )
             else:
                 mask = call.mask_BT if call.mask_BT is not None else self.masks.main_BT
-            mask = fitted_mask(mask, rows, positions)
+            read, n_cached = (None, 0) if encoder else (self.read, self.n_cached)
+            mask = fitted_mask(mask, rows, positions, read=read, n_cached=n_cached)
             found = call if mask is call.mask_BT else replace(call, mask_BT=mask)
             self._calls[key] = found
         return found
@@ -137,13 +140,15 @@ def begun(call: Call, more: Mapping[str, Any], *, is_encoder: bool, has_two_stac
         masks = Masks(encoder_BT=main)
     else:
         masks = Masks(main_BT=decoder, encoder_BT=main) if has_two_stacks else Masks(main_BT=main)
-    of_decoder = has_two_stacks and not is_encoder
-    ids_BT = more.get("decoder_input_ids" if of_decoder else "input_ids")
+    stack = "decoder_" if has_two_stacks and not is_encoder else ""
+    ids_BT = more.get(f"{stack}input_ids")
+    told = ids_BT if ids_BT is not None else more.get(f"{stack}inputs_embeds")
     cache = more.get("past_key_values")
     return Pass(
         call=call,
         masks=masks,
         ids_BT=ids_BT,
+        read=(told.shape[0], told.shape[1]) if isinstance(told, Tensor) and told.ndim > 1 else None,
         n_cached=0 if cache is None else int(cache.get_seq_length()),
         is_open=True,
     )

@@ -177,14 +177,20 @@ def route_table(router: Router, bank: AdapterBank, tasks: Sequence[str]) -> Rout
     call = Call(task_ids_B=torch.arange(len(tasks)))
     places: list[str] = []
     found: list[_Floats] = []
-    decided: set[str] = set()
+    alive = bank.alive_by_owner(router.scope)
     for layer, module in bank.layers.items():
         place = owner(router.scope, layer)
-        if place in decided:
-            continue
-        decided.add(place)
-        nothing_BTI = module.a_ERI.new_zeros(len(tasks), 1, module.inputs)
-        routing = router.route(RouteInput(module=layer, x_BTI=nothing_BTI, bank=module, call=call))
+        alive_E = alive.pop(place, None)
+        if alive_E is None:
+            continue  # decided for an earlier layer
+        given = RouteInput(
+            module=layer,
+            x_BTI=module.a_ERI.new_zeros(len(tasks), 1, module.inputs),
+            bank=module,
+            call=call,
+            any_alive_E=alive_E,
+        )
+        routing = router.route(given)
         dense = routing.dense(bank.n_experts)[:, 0].double()
         weights_THE = dense.expand(len(tasks), -1, -1).cpu().numpy()
         heads = weights_THE.shape[1]

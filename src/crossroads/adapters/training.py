@@ -110,31 +110,43 @@ def train(
     )
     rates = [group.lr for group in groups]
     key = _key(settings, rates, identity)
-    first, losses = _resume(checkpoint, key, modules, optimiser)
-    for step in range(first, settings.steps):
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate * settings.factor(step)
-        optimiser.zero_grad(set_to_none=True)
-        loss = loss_of(step)
-        loss.backward()
-        size = nn.utils.clip_grad_norm_(parameters, settings.clip or math.inf)
-        if not (math.isfinite(loss.item()) and math.isfinite(size.item())):
-            raise DivergedError(
-                f"training: loss {loss.item():.4g}, gradient {size.item():.4g} at step {step}; "
-                "lower the rate"
-            )
-        optimiser.step()
-        losses.append(loss.item())
-        if after is not None:
-            after(step)
-        if progress is not None:
-            progress(step + 1, settings.steps)
-        if checkpoint is not None and (step + 1) % every == 0:
-            _keep(checkpoint, key, modules, optimiser, losses)
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-        parameter.grad = None
+    try:
+        first, losses = _resume(checkpoint, key, modules, optimiser)
+        for step in range(first, settings.steps):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * settings.factor(step)
+            losses.append(_step(loss_of, step, optimiser, parameters, settings.clip))
+            if after is not None:
+                after(step)
+            if progress is not None:
+                progress(step + 1, settings.steps)
+            if checkpoint is not None and (step + 1) % every == 0:
+                _keep(checkpoint, key, modules, optimiser, losses)
+    finally:  # also where it is stopped or diverges
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
     return tuple(losses)
+
+
+def _step(
+    loss_of: StepLoss,
+    step: int,
+    optimiser: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    clip: float | None,
+) -> float:
+    optimiser.zero_grad(set_to_none=True)
+    loss = loss_of(step)
+    loss.backward()
+    value = loss.item()
+    size = nn.utils.clip_grad_norm_(parameters, clip or math.inf).item()
+    if not (math.isfinite(value) and math.isfinite(size)):
+        raise DivergedError(
+            f"training: loss {value:.4g}, gradient {size:.4g} at step {step}; lower the rate"
+        )
+    optimiser.step()
+    return value
 
 
 def batch_loss(routed: RoutedModel, batch: TextBatch, *, step: int, seed: int) -> Tensor:

@@ -55,6 +55,7 @@ def test_the_claim_does_not_fail_here(verdict: Verdict) -> None:
 def test_every_router_with_cells_was_run_or_is_said_not_to_be(verdict: Verdict) -> None:
     stated = {name for name in router_names() if router_class(name).cells is not None}
     assert {*verdict.measured["seen"], *verdict.measured["not_run"]} == stated
+    assert "flylora" in verdict.measured["seen"]  # on experts of rank one
 
 
 def test_few_methods_share_a_setting(verdict: Verdict) -> None:

@@ -17,6 +17,7 @@ from crossroads.adapters.collection.arms import (
     share_closed,
 )
 from crossroads.adapters.collection.evaluation import TaskScore, evaluate
+from crossroads.adapters.collection.tasks import task_names
 from crossroads.adapters.contract import Router
 from crossroads.adapters.routers.named import Named
 from crossroads.adapters.routers.oracle import Oracle
@@ -59,6 +60,18 @@ def test_a_router_is_told_what_it_asks_for_and_nothing_else(
     other = facts_of(Greedy(), bank, TASKS[1])(ROWS)
     assert other["experts"] == [None, None] and other["labels"].tolist() == [-1, -1]
     assert facts_of(Uniform(), bank, TASKS[0])(ROWS) == {}
+
+
+def test_only_tasks_that_are_trained_on_have_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arms, "embed", lambda texts, encoder: torch.ones(len(texts), 4))
+    bank, trained = bank_for(tiny_llama()), task_names(held_in=True)
+    unseen = task_names(held_in=False)
+    told = {
+        name: facts_of(Greedy(), bank, task(name))(ROWS)["task_ids"].tolist()
+        for name in (*trained, *unseen)
+    }
+    assert [told[name] for name in trained] == [[n, n] for n in range(len(trained))]
+    assert [told[name] for name in unseen] == [[-1, -1]] * len(unseen)
 
 
 def test_the_own_expert_is_the_same_by_name_and_by_label() -> None:

@@ -168,8 +168,18 @@ def test_a_router_that_learnt_of_other_experts_is_refused(
         load_router(tmp_path / "bank", bank)
     bank.rename("deutsch", "german")
     smaller = AdapterBank([replace(e, modules={Q0: e.modules[Q0]}) for e in bank.experts()])
-    with pytest.raises(InputError, match=r"expected shape None, found \(2, 24\)"):
+    with pytest.raises(InputError, match=r"learnt of other layers than the bank has, such as \S+;"):
         load_router(tmp_path / "bank", smaller)
+
+
+def test_a_router_whose_settings_do_not_fit_what_it_learnt_is_refused(
+    tmp_path: Path, bank: AdapterBank
+) -> None:
+    save_bank(tmp_path / "bank", bank, build_router("x-lora"))
+    file = tmp_path / "bank" / "router.json"
+    file.write_text(file.read_text("utf-8").replace('"depth": 1', '"depth": 2'), "utf-8")
+    with pytest.raises(InputError, match=r"head\.0\.bias: expected shape \(2048,\), found \(2,\)"):
+        load_router(tmp_path / "bank", bank)
 
 
 def test_a_router_that_is_not_there_is_an_error(tmp_path: Path, bank: AdapterBank) -> None:

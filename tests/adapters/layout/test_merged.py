@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from crossroads.adapters.bank import AdapterBank, Expert, LoRA
 from crossroads.adapters.calls import calling
 from crossroads.adapters.combine import merged_delta_OI
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
+from crossroads.adapters.experts import Alone
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.layout import (
     export_expert,
@@ -23,7 +25,9 @@ from crossroads.adapters.layout import (
     read_adapter,
 )
 from crossroads.adapters.routers import build_router
+from crossroads.adapters.routers.task_moe import TaskMoE
 from crossroads.core.errors import InputError, UsageError
+from tests.adapters import toys
 from tests.adapters.layout.tiny import base, load_with_peft, logits, save_with_peft
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -198,3 +202,24 @@ def test_an_export_renormalises_where_experts_are_missing_as_the_model_does(
 def test_what_a_router_must_be_told_is_asked_for(bank: AdapterBank, spec: str, asked: str) -> None:
     with pytest.raises(InputError, match=f"router {spec}: needs '{asked}'"):
         merged_by_router(bank, build_router(spec))
+
+
+@pytest.mark.parametrize("select", ["straight-through", "softmax", "average", "random"])
+def test_a_route_by_block_is_exported_as_the_model_runs_it(select: str) -> None:
+    """Also where the expert of a block leaves some of its layers alone."""
+    model = toys.tiny_llama()
+    first, second = toys.strangers(model, 2)
+    partial = {layer: lora for layer, lora in second.modules.items() if "down_proj" in layer}
+    bank = AdapterBank([first, replace(second, modules=partial)])
+    for task in range(6):
+        router, call = TaskMoE(tasks=6, select=select), {"task_ids": torch.tensor([task])}
+        alone = merged_by_router(bank, router, call=Call(task_ids_B=call["task_ids"]))
+        routed = RoutedModel(model, bank, router)
+        with torch.no_grad(), calling(**call):
+            wanted = model(toys.ids(1, 5)).logits
+        routed.unwrap()
+        exported = RoutedModel(model, AdapterBank([alone]), Alone())
+        with torch.no_grad():
+            found = model(toys.ids(1, 5)).logits
+        exported.unwrap()
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

@@ -14,7 +14,7 @@ from crossroads.adapters.contract import Call, RouteInput
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.arrow import Arrow
-from tests.adapters.strangers import QUERY, strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 LAYER = "layer"
 
@@ -60,8 +60,8 @@ def test_an_expert_without_effect_gets_no_weight() -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's use of transformers
 def test_logits_equal_peft_s(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    model, ids, rank = tiny_llama(), tokens(), 2
-    experts = [pointed(expert) for expert in strangers(model, 4, rank=rank)]
+    model, ids, rank = toys.tiny_llama(), toys.ids(), 2
+    experts = [pointed(expert) for expert in toys.strangers(model, 4, rank=rank)]
     paths = [as_peft(peft, expert, tmp_path) for expert in experts]
     routed = RoutedModel(model, AdapterBank(experts), build_router("arrow:k=2"))
     ours = model(ids).logits
@@ -85,7 +85,7 @@ def pointed(expert: Expert) -> Expert:
 
 
 def base(ids: Tensor) -> Tensor:
-    found: Tensor = tiny_llama()(ids).logits
+    found: Tensor = toys.tiny_llama()(ids).logits
     return found
 
 
@@ -93,9 +93,9 @@ def as_peft(peft: object, expert: Expert, folder: Path) -> str:
     """Write an expert with PEFT itself."""
     rank = next(iter(expert.modules.values())).rank
     config = peft.LoraConfig(  # type: ignore[attr-defined]
-        r=rank, lora_alpha=int(2 * rank), target_modules=list(QUERY)
+        r=rank, lora_alpha=int(2 * rank), target_modules=list(toys.LLAMA_LAYERS)
     )
-    wrapped: nn.Module = peft.get_peft_model(tiny_llama(), config)  # type: ignore[attr-defined]
+    wrapped: nn.Module = peft.get_peft_model(toys.tiny_llama(), config)  # type: ignore[attr-defined]
     with torch.no_grad():
         for layer, lora in expert.modules.items():
             target = wrapped.get_submodule(f"base_model.model.{layer}")

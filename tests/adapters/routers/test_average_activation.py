@@ -13,12 +13,12 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.phatgoose import Phatgoose
 from crossroads.core.errors import InputError
-from tests.adapters.strangers import batch, strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 
 def test_it_is_phatgoose_with_means_for_gates() -> None:
-    model, ids = tiny_llama(), tokens()
-    experts = strangers(model, 4, kinds=("activation",))
+    model, ids = toys.tiny_llama(), toys.ids()
+    experts = toys.strangers(model, 4, kinds=("activation",))
     bank = AdapterBank(experts)
     routed = RoutedModel(model, bank, build_router("average-activation:k=2"))
     found = model(ids).logits
@@ -29,11 +29,11 @@ def test_it_is_phatgoose_with_means_for_gates() -> None:
 
 
 def test_tokens_like_an_expert_s_own_go_to_it() -> None:
-    model = tiny_llama()
-    own = [tokens(4, 6, seed=seed) % 10 + 10 * seed for seed in range(3)]  # words of their own
+    model = toys.tiny_llama()
+    own = [toys.ids(4, 6, seed=seed) % 10 + 10 * seed for seed in range(3)]  # words of their own
     experts = [
-        record_activation(model, expert, [batch(ids)])
-        for expert, ids in zip(strangers(model, 3), own, strict=True)
+        record_activation(model, expert, [toys.batch(ids)])
+        for expert, ids in zip(toys.strangers(model, 3), own, strict=True)
     ]
     routed = RoutedModel(model, AdapterBank(experts), build_router("average-activation:k=1"))
     for place, ids in enumerate(own):
@@ -43,6 +43,8 @@ def test_tokens_like_an_expert_s_own_go_to_it() -> None:
 
 
 def test_experts_without_recorded_means_are_refused() -> None:
-    model = tiny_llama()
+    model = toys.tiny_llama()
     with pytest.raises(InputError, match="no 'activation'"):
-        RoutedModel(model, AdapterBank(strangers(model, 2)), build_router("average-activation"))
+        RoutedModel(
+            model, AdapterBank(toys.strangers(model, 2)), build_router("average-activation")
+        )

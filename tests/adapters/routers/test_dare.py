@@ -7,12 +7,12 @@ import torch
 
 from crossroads.adapters.bank import AdapterBank, LoRA, ModuleBank
 from crossroads.adapters.routers.dare import Dare
+from tests.adapters import toys
 from tests.adapters.routers.test_ties import logits
-from tests.adapters.strangers import strangers, tiny_llama
 
 
 def test_draws_depend_on_the_seed_and_the_layer_alone() -> None:
-    experts = strangers(tiny_llama(), 3)
+    experts = toys.strangers(toys.tiny_llama(), 3)
     torch.manual_seed(1)
     first = logits("dare", experts)
     torch.manual_seed(2)

@@ -26,6 +26,7 @@ from crossroads.adapters.fly import (
 )
 from crossroads.adapters.fly_files import load_fly, save_fly
 from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.layout import load_bank, load_router, save_bank
 from crossroads.adapters.routers.flylora import FlyLoRA
 from crossroads.core.errors import InputError, UsageError
 
@@ -317,10 +318,79 @@ def test_merges_are_the_average_of_deltas_and_the_average_of_factors() -> None:
     torch.testing.assert_close(delta(factor_average([banks[0]] * 2)), delta(banks[0]))
 
 
+def numbered(bank: AdapterBank, **settings: Any) -> FlyLoRA:
+    """Return a router whose d tells ranks and layers apart: place on axis E, and layer / 10."""
+    router = FlyLoRA(k=2, **settings)
+    router.prepare(bank)
+    for place, layer in enumerate(bank.layers):
+        router.bias_of(layer).copy_(torch.arange(bank.n_experts) + place / 10)
+    return router
+
+
+def test_biases_follow_the_names_of_ranks_that_are_removed_added_and_renamed() -> None:
+    bank = trained()
+    router = numbered(bank)
+    gone = bank.remove("fly-2")
+    bank.rename("fly-5", "other")
+    router.prepare(bank)
+    assert router.bias_of(LAYER).tolist() == [0, 1, 3, 4, 5, 6, 7]
+    bank.add(gone)
+    router.prepare(bank)
+    assert router.bias_of(LAYER).tolist() == [0, 1, 3, 4, 5, 6, 7, 0]  # a newcomer starts at 0
+
+
+def test_biases_follow_the_names_of_layers() -> None:
+    sizes = {f"layers.{n}.proj": (INPUTS, OUTPUTS) for n in range(3)}
+    router = numbered(fly_bank(sizes, ranks=4, k=2))
+    fewer = fly_bank({layer: sizes[layer] for layer in reversed(list(sizes)[1:])}, ranks=4, k=2)
+    router.prepare(fewer)
+    assert [router.bias_of(layer)[0].item() for layer in fewer.layers] == pytest.approx([0.2, 0.1])
+    with pytest.raises(UsageError, match=r"unknown layer of router flylora 'layers\.0\.proj'"):
+        router.bias_of("layers.0.proj")
+
+
+def test_ranks_of_two_adapters_never_compete_after_a_change() -> None:
+    both = union([trained(1, name="a"), trained(2, name="b")])
+    router = numbered(both, ranks=8)
+    first = both.remove("a-0")
+    with pytest.raises(InputError, match=r"15 experts are no multiple of 8 ranks; add and remove"):
+        router.prepare(both)
+    both.add(first)
+    with pytest.raises(InputError, match=r"a-1 to b-0 are ranks of different adapters now; add"):
+        router.prepare(both)
+    for rank in range(1, 8):  # the first adapter whole at the end
+        both.add(both.remove(f"a-{rank}"))
+    router.prepare(both)
+    assert router.bias_of(LAYER).tolist() == [*range(8, 16), *range(8)]
+
+
+def test_biases_come_back_with_a_bank_whose_files_order_layers_otherwise(tmp_path: Path) -> None:
+    layers = ["layers.1.proj", "layers.0.proj", "layers.10.proj"]
+    bank = fly_bank(dict.fromkeys(layers, (INPUTS, OUTPUTS)), ranks=4, k=2)
+    router = numbered(bank)
+    save_bank(tmp_path / "bank", bank, router)
+    again = load_bank(tmp_path / "bank")
+    assert list(again.layers) != layers
+    found = load_router(tmp_path / "bank", again)
+    assert isinstance(found, FlyLoRA)
+    for layer in layers:
+        assert torch.equal(found.bias_of(layer), router.bias_of(layer)), layer
+
+
+def test_an_adapter_is_not_saved_with_the_biases_of_another_bank(tmp_path: Path) -> None:
+    router = numbered(union([trained(1, name="a"), trained(2, name="b")]), ranks=8)
+    with pytest.raises(InputError, match="biases of 16 ranks, the adapter has 8; prepare a router"):
+        save_fly(tmp_path / "x.safetensors", trained(1, name="a"), router)
+
+
 def test_wrong_settings_and_banks_are_refused_by_name() -> None:
-    with pytest.raises(UsageError, match="select is abs_biased"):
+    with pytest.raises(
+        UsageError, match="unknown selection of router flylora 'loudest'; Known: abs_biased"
+    ):
         FlyLoRA(select="loudest")
-    with pytest.raises(InputError, match="k = 9"):
+    with pytest.raises(
+        InputError, match="k = 9 is not between 1 and 8, the ranks of an adapter; set k so"
+    ):
         FlyLoRA(k=9).prepare(trained())
     with pytest.raises(InputError, match="k is 0"):
         fly_bank(SIZES, ranks=8, k=0)

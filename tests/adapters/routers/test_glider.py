@@ -19,14 +19,14 @@ from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.glider import Glider, calibrated_tau
 from crossroads.adapters.routers.phatgoose import Phatgoose
 from crossroads.core.errors import InputError
-from tests.adapters.strangers import strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 AXES = torch.eye(4)
 
 
 def experts(n: int = 4) -> list[Expert]:
     """Experts of tasks at right angles."""
-    found = strangers(tiny_llama(), n, kinds=("gate",))
+    found = toys.strangers(toys.tiny_llama(), n, kinds=("gate",))
     return [
         replace(e, embedding_G=axis, examples_JG=axis[None])
         for e, axis in zip(found, AXES, strict=False)
@@ -40,10 +40,10 @@ def unit(seed: int, rows: int = 3) -> Tensor:
 
 def routed(router: Phatgoose, query_BG: Tensor | None = None) -> tuple[Tensor, RoutedModel]:
     """Logits of three sequences, and the routed model."""
-    model = tiny_llama()
+    model = toys.tiny_llama()
     found = RoutedModel(model, AdapterBank(experts()), router)
     with torch.no_grad(), calling(embedding=query_BG):
-        return model(tokens()).logits, found
+        return model(toys.ids()).logits, found
 
 
 def test_lambda_0_is_phatgoose_bit_for_bit() -> None:
@@ -135,21 +135,21 @@ def test_top_p_keeps_the_smallest_prefix_above_p(seed: int, p: float) -> None:
 
 
 def test_experts_that_come_and_go_are_followed() -> None:
-    model = tiny_llama()
+    model = toys.tiny_llama()
     bank = AdapterBank(experts(3))
     RoutedModel(model, bank, Glider())
     with calling(embedding=unit(0)):
-        before = model(tokens()).logits
+        before = model(toys.ids()).logits
         bank.add(experts(4)[3])
-        changed = model(tokens()).logits
+        changed = model(toys.ids()).logits
         bank.remove("e3")
-        assert torch.equal(model(tokens()).logits, before)
+        assert torch.equal(model(toys.ids()).logits, before)
     assert not torch.equal(changed, before)
 
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(InputError, match="'e0' has no embedding"):
-        Glider().prepare(AdapterBank(strangers(tiny_llama(), 2, kinds=("gate",))))
+        Glider().prepare(AdapterBank(toys.strangers(toys.tiny_llama(), 2, kinds=("gate",))))
     with pytest.raises(InputError, match="needs 'embedding'"):
         routed(Glider())
     with pytest.raises(InputError, match="same encoder"):

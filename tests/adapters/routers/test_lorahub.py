@@ -12,13 +12,13 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.lorahub import LoraHub
 from crossroads.core.errors import InputError, MissingExtraError
-from tests.adapters.strangers import stranger, strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 WANTED = torch.tensor([0.9, -0.6, 0.0, 0.3])
 
 
 def prepared(**settings: object) -> tuple[LoraHub, AdapterBank]:
-    bank = AdapterBank(strangers(tiny_llama(), 4))
+    bank = AdapterBank(toys.strangers(toys.tiny_llama(), 4))
     router = LoraHub(**settings)  # type: ignore[arg-type]
     router.prepare(bank)
     return router, bank
@@ -60,8 +60,8 @@ def test_the_same_seed_finds_the_same() -> None:
 
 
 def test_factors_are_averaged_so_the_effect_is_of_degree_two() -> None:
-    model = tiny_llama()
-    bank = AdapterBank(strangers(model, 1))
+    model = toys.tiny_llama()
+    bank = AdapterBank(toys.strangers(model, 1))
     router = LoraHub()
     RoutedModel(model, bank, router)
     layer, module = next(iter(bank.layers.items()))
@@ -69,10 +69,10 @@ def test_factors_are_averaged_so_the_effect_is_of_degree_two() -> None:
     linear = model.get_submodule(layer)
     plain = linear(x)
     router.weights_E = torch.tensor([1.0])
-    model(tokens())
+    model(toys.ids())
     once = linear(x) - plain
     router.weights_E = torch.tensor([-2.0])
-    model(tokens())
+    model(toys.ids())
     torch.testing.assert_close(linear(x) - plain, 4 * once, atol=1e-4, rtol=0)
 
 
@@ -80,19 +80,19 @@ def test_weights_stay_with_their_experts() -> None:
     router, bank = prepared()
     router.weights_E = WANTED.clone()
     bank.remove("e1")
-    bank.add(stranger(tiny_llama(), "new", seed=9))
+    bank.add(*toys.experts(toys.tiny_llama(), ["new"]))
     router.prepare(bank)
     torch.testing.assert_close(router.weights_E, torch.tensor([0.9, 0.0, 0.3, 0.0]))
 
 
 def test_unequal_ranks_are_refused() -> None:
-    model = tiny_llama()
-    bank = AdapterBank([stranger(model, "a", seed=0, rank=1), stranger(model, "b", seed=1)])
+    model = toys.tiny_llama()
+    bank = AdapterBank([*toys.experts(model, ["a"], rank=1), *toys.experts(model, ["b"], rank=2)])
     router = LoraHub()
     RoutedModel(model, bank, router)
     router.weights_E = torch.ones(2)
     with pytest.raises(InputError, match="ranks differ"):
-        model(tokens())
+        model(toys.ids())
 
 
 def test_a_missing_library_is_named_or_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_settings_are_checked_and_kept() -> None:
 
 
 def test_weights_stay_with_renamed_experts() -> None:
-    bank = AdapterBank(strangers(tiny_llama(), 3))
+    bank = AdapterBank(toys.strangers(toys.tiny_llama(), 3))
     router = LoraHub()
     router.prepare(bank)
     router.weights_E = torch.tensor([0.5, -1.0, 0.25])

@@ -175,6 +175,34 @@ def test_nets_that_were_trained_stay_where_sizes_do_and_start_alike_from_a_seed(
     assert len(router.nets[0]) == 3  # type: ignore[arg-type]
 
 
+def told(router: MoGU, bank: AdapterBank) -> dict[str, Tensor]:
+    """Return the weights of every variant by name, (B, T)."""
+    (routing, *_) = decided(router, bank, Call()).values()
+    weights_BTE = torch.sigmoid(routing.logits[:, :, 0])  # type: ignore[index]
+    return dict(zip(bank.names, weights_BTE.unbind(-1), strict=True))
+
+
+def test_nets_follow_the_names_of_variants(caplog: pytest.LogCaptureFixture) -> None:
+    _, bank = variants(3)
+    router = MoGU()
+    router.prepare(bank)
+    router.requires_grad_(True)
+    before = told(router, bank)
+    gone = bank.remove("v0")
+    bank.rename("v2", "safe")
+    router.prepare(bank)
+    after = told(router, bank)
+    assert torch.equal(after["v1"], before["v1"])
+    assert torch.equal(after["safe"], before["v2"])
+    assert "variants are new" not in caplog.text
+    kept = {id(parameter) for parameter in router.parameters()}
+    bank.add(gone)
+    router.prepare(bank)
+    assert kept < {id(parameter) for parameter in router.parameters()}  # an optimiser keeps them
+    assert torch.equal(told(router, bank)["safe"], before["v2"])
+    assert "variants are new, and have no say yet; train it again" in caplog.text
+
+
 def test_threads_may_share_it_since_it_keeps_no_weights() -> None:
     model, bank = variants()
     router = MoGU()

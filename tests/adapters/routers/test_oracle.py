@@ -10,15 +10,15 @@ from crossroads.adapters.calls import calling
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.core.errors import InputError
+from tests.adapters import toys
 from tests.adapters.routers.test_best_single import alone, experts
-from tests.adapters.strangers import tiny_llama, tokens
 
 
 def test_the_oracle_gives_every_sequence_its_own_expert() -> None:
-    model = tiny_llama()
+    model = toys.tiny_llama()
     routed = RoutedModel(model, AdapterBank(experts()), build_router("oracle"))
     routed.checks = True
-    ids = tokens(4)
+    ids = toys.ids(4)
     with calling(labels=torch.tensor([2, -1, 1, 0])):
         found = model(ids).logits
     for row, name in enumerate(["e2", None, "e1", "e0"]):
@@ -27,9 +27,9 @@ def test_the_oracle_gives_every_sequence_its_own_expert() -> None:
 
 
 def test_labels_out_of_range_are_named() -> None:
-    model = tiny_llama()
+    model = toys.tiny_llama()
     RoutedModel(model, AdapterBank(experts()), build_router("oracle"))
     with pytest.raises(InputError, match="needs 'labels'"):
-        model(tokens())
+        model(toys.ids())
     with calling(labels=torch.tensor([0, 1, 3])), pytest.raises(InputError, match="one of 0"):
-        model(tokens())
+        model(toys.ids())

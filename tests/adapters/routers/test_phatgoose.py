@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.phatgoose import Phatgoose
 from crossroads.core.errors import InputError
-from tests.adapters.strangers import strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 LAYER = "layer"
 WIDTH = 16
@@ -144,12 +145,13 @@ def test_dead_experts_get_no_weight_and_more_places_than_experts_do_no_harm() ->
 
 def test_an_expert_that_never_wins_a_place_leaves_every_bit() -> None:
     # The dense kernel multiplies the newcomer by 0 instead of leaving it out, and rounds otherwise.
-    model, few = tiny_llama(), tokens(1, 4)
-    bank = AdapterBank(strangers(model, 3, kinds=("gate",)))
+    model, few = toys.tiny_llama(), toys.ids(1, 4)
+    few_layers: dict[str, Any] = {"ends": ("q_proj", "v_proj"), "kinds": ("gate",)}
+    bank = AdapterBank(toys.strangers(model, 3, **few_layers))
     inputs = layer_inputs(model, bank, few)
     routed = RoutedModel(model, bank, Phatgoose(), kernel="grouped")
     before = model(few).logits
-    newcomer = strangers(model, 4, kinds=("gate",))[3]
+    newcomer = toys.strangers(model, 4, **few_layers)[3]
     bank.add(replace(newcomer, artifacts={"gate": losing_gates(bank, inputs)}))
     after = model(few).logits
     for layer, routing in routed.last_routings.items():
@@ -160,15 +162,15 @@ def test_an_expert_that_never_wins_a_place_leaves_every_bit() -> None:
 
 
 def test_experts_that_leave_and_return_leave_every_bit() -> None:
-    model = tiny_llama()
-    bank = AdapterBank(strangers(model, 4, kinds=("gate",)))
+    model = toys.tiny_llama()
+    bank = AdapterBank(toys.strangers(model, 4, kinds=("gate",)))
     routed = RoutedModel(model, bank, Phatgoose())
-    before = model(tokens()).logits
+    before = model(toys.ids()).logits
     last = bank.remove("e3")
-    without = model(tokens()).logits
+    without = model(toys.ids()).logits
     assert not torch.equal(without, before)
     bank.add(last)
-    assert torch.equal(model(tokens()).logits, before)
+    assert torch.equal(model(toys.ids()).logits, before)
     routed.unwrap()
 
 

@@ -1,4 +1,4 @@
-"""Post-hoc routers that were saved with their bank decide as before when they are read again."""
+"""Routers that were saved with their bank decide as before when they are read again."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from crossroads.adapters.contract import Router
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.layout import load_bank, load_router, save_bank
 from crossroads.adapters.routers import build_router
-from tests.adapters.strangers import strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 AXES = torch.eye(4)
 SPECS = (
     "phatgoose", "average-activation", "arrow:k=2", "retrieval", "glider:k=1",
     "best-single:expert=e1", "x-lora:by_layer=true", "lorahub", "task-arithmetic:weight=0.3",
+    "poly:tasks=3", "task-moe:tasks=3", "task-moe:tasks=3:form=recurrent", "lora-mixer:k=2",
+    "dynmole", "mogu:width=4",
 )  # fmt: skip
 
 
 def experts() -> list[Expert]:
-    found = strangers(tiny_llama(), 4, kinds=("gate", "activation"))
+    found = toys.strangers(toys.tiny_llama(), 4, kinds=("gate", "activation"))
     return [
         replace(expert, embedding_G=axis, examples_JG=axis[None])
         for expert, axis in zip(found, AXES, strict=True)
@@ -34,10 +36,10 @@ def experts() -> list[Expert]:
 
 
 def logits(bank: AdapterBank, router: Router) -> Tensor:
-    model = tiny_llama()
+    model = toys.tiny_llama()
     RoutedModel(model, bank, router)
-    with torch.no_grad(), calling(embedding=AXES[:3]):
-        found: Tensor = model(tokens()).logits
+    with torch.no_grad(), calling(embedding=AXES[:3], task_ids=torch.tensor([0, 2, 1])):
+        found: Tensor = model(toys.ids()).logits
     return found
 
 

@@ -13,7 +13,7 @@ from crossroads.adapters.calls import calling
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.core.errors import InputError
-from tests.adapters.strangers import strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 X, Y, Z = torch.eye(3)
 BETWEEN = (X + Y) / 2**0.5
@@ -21,7 +21,7 @@ BETWEEN = (X + Y) / 2**0.5
 
 def experts() -> list[Expert]:
     """Examples along x and along y; the third has a description alone, along z."""
-    first, second, third = strangers(tiny_llama(), 3)
+    first, second, third = toys.strangers(toys.tiny_llama(), 3)
     return [
         replace(first, examples_JG=torch.stack([X, BETWEEN])),
         replace(second, examples_JG=Y[None]),
@@ -30,13 +30,13 @@ def experts() -> list[Expert]:
 
 
 def routed() -> RoutedModel:
-    return RoutedModel(tiny_llama(), AdapterBank(experts()), build_router("retrieval"))
+    return RoutedModel(toys.tiny_llama(), AdapterBank(experts()), build_router("retrieval"))
 
 
 def chosen(query_BG: Tensor) -> list[int]:
     model = routed()
     with calling(embedding=query_BG):
-        model.model(tokens(len(query_BG)))
+        model.model(toys.ids(len(query_BG)))
     found = {tuple(r.index.flatten().tolist()) for r in model.last_routings.values()}
     assert len(found) == 1  # all layers alike
     return [*found.pop()]
@@ -54,18 +54,18 @@ def test_ties_go_to_the_lower_expert() -> None:
 def test_the_output_is_that_of_the_expert_alone() -> None:
     model = routed()
     with calling(embedding=Y[None]):
-        found = model.model(tokens(1)).logits
-    alone = RoutedModel(tiny_llama(), AdapterBank(experts()), build_router("named"))
+        found = model.model(toys.ids(1)).logits
+    alone = RoutedModel(toys.tiny_llama(), AdapterBank(experts()), build_router("named"))
     with calling(experts=["e1"]):
-        torch.testing.assert_close(found, alone.model(tokens(1)).logits)
+        torch.testing.assert_close(found, alone.model(toys.ids(1)).logits)
 
 
 def test_what_is_missing_is_named() -> None:
     model = routed()
     with pytest.raises(InputError, match="needs 'embedding' of every batch"):
-        model.model(tokens(1))
+        model.model(toys.ids(1))
     with calling(embedding=torch.ones(1, 5)), pytest.raises(InputError, match="same encoder"):
-        model.model(tokens(1))
-    bank = AdapterBank(strangers(tiny_llama(), 2))
+        model.model(toys.ids(1))
+    bank = AdapterBank(toys.strangers(toys.tiny_llama(), 2))
     with pytest.raises(InputError, match="'e0' has no embeddings"):
-        RoutedModel(tiny_llama(), bank, build_router("retrieval"))
+        RoutedModel(toys.tiny_llama(), bank, build_router("retrieval"))

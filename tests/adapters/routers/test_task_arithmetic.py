@@ -9,12 +9,12 @@ import torch
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
-from tests.adapters.strangers import strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 
 def test_task_arithmetic_is_the_weighted_sum_of_what_experts_do() -> None:
-    model = tiny_llama()
-    experts = strangers(model, 3)
+    model = toys.tiny_llama()
+    experts = toys.strangers(model, 3)
     layer = next(iter(experts[0].modules))
     experts[1] = replace(
         experts[1], modules={k: v for k, v in experts[1].modules.items() if k != layer}
@@ -23,12 +23,12 @@ def test_task_arithmetic_is_the_weighted_sum_of_what_experts_do() -> None:
     router = build_router("task-arithmetic:weight=0.7")
     routed = RoutedModel(model, bank, router, kernel="dense")
     routed.checks = True
-    found = model(tokens()).logits
+    found = model(toys.ids()).logits
     weights = routed.last_routings[layer].weights.flatten()
     torch.testing.assert_close(weights, torch.tensor([0.7, 0.0, 0.7]))
-    merged = tiny_llama()
+    merged = toys.tiny_llama()
     with torch.no_grad():
         for expert in experts:
             for name, lora in expert.modules.items():
                 merged.get_submodule(name).weight += 0.7 * lora.delta_OI()
-    torch.testing.assert_close(found, merged(tokens()).logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found, merged(toys.ids()).logits, atol=1e-4, rtol=0)

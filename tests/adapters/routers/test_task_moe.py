@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -305,3 +306,50 @@ def test_wrong_settings_are_refused() -> None:
     for wrong in ({"tasks": 0}, {"floor": 0.0}, {"explore": 1.5}):
         with pytest.raises(UsageError, match="expected tasks >= 1, floor > 0 and explore"):
             TaskMoE(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_routes_follow_the_names_of_experts(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    experts = bank()
+    router = prepared(experts, form=form)
+    call = Call(task_ids_B=torch.tensor([0, 4]))
+    before_BLE = router.logits(call)
+    gone = experts.remove("b")
+    experts.rename("d", "new")
+    router.prepare(experts)
+    torch.testing.assert_close(router.logits(call), before_BLE[..., [0, 2, 3]])
+    assert not caplog.text
+    experts.add(gone)
+    router.prepare(experts)
+    torch.testing.assert_close(router.logits(call)[..., :3], before_BLE[..., [0, 2, 3]])
+    assert "experts or blocks are new" in caplog.text
+
+
+def test_blocks_stand_in_the_order_of_their_numbers_whatever_that_of_the_bank() -> None:
+    layers = [f"layers.{n}.q_proj" for n in (10, 0, 2)]
+    experts = AdapterBank(
+        [
+            Expert(name=name, modules={layer: toys.lora(2, 6, 4) for layer in layers})
+            for name in "ab"
+        ]
+    )
+    assert prepared(experts).blocks == ("layers.0", "layers.2", "layers.10")
+
+
+@pytest.mark.parametrize("select", ["softmax", "average", "random"])
+def test_an_expert_of_any_layer_of_the_block_may_be_chosen(select: str) -> None:
+    experts = bank("ab")
+    only_v = Expert(name="c", modules={layer: toys.lora(2, 6, 4) for layer in LAYERS[1::2]})
+    experts.add(only_v)
+    router = prepared(experts, select=select, tasks=40)
+    alive = experts.alive_by_owner("layer")
+    given_ = RouteInput(
+        module=LAYERS[0],
+        x_BTI=torch.zeros(40, 1, 6),
+        bank=experts.layers[LAYERS[0]],
+        call=Call(task_ids_B=torch.arange(40)),
+        any_alive_E=alive["layers.0"],
+    )
+    assert router.route(given_).dense(3)[..., 2].any()
+    alone = replace(given_, any_alive_E=None)
+    assert not router.route(alone).dense(3)[..., 2].any()

@@ -13,12 +13,12 @@ from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.x_lora import XLora, prompt_scalings
 from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
 from crossroads.core.errors import InputError
-from tests.adapters.strangers import batch, strangers, tiny_llama, tokens
+from tests.adapters import toys
 
 
 def routed(n: int = 3, **settings: object) -> RoutedModel:
-    model = tiny_llama()
-    found = RoutedModel(model, AdapterBank(strangers(model, n)), XLora(**settings))  # type: ignore[arg-type]
+    model = toys.tiny_llama()
+    found = RoutedModel(model, AdapterBank(toys.strangers(model, n)), XLora(**settings))  # type: ignore[arg-type]
     found.checks = True
     return found
 
@@ -31,8 +31,8 @@ def test_weights_are_those_of_the_base_model_s_last_hidden_states() -> None:
     found = routed(temperature=2.0)
     router = found.router
     assert isinstance(router, XLora)
-    found.model(tokens())
-    base = tiny_llama().model(tokens()).last_hidden_state
+    found.model(toys.ids())
+    base = toys.tiny_llama().model(toys.ids()).last_hidden_state
     wanted = torch.softmax(router.head[0](base) / 2.0, -1)
     for seen in weights(found):
         torch.testing.assert_close(seen[:, :, 0], wanted)
@@ -40,7 +40,7 @@ def test_weights_are_those_of_the_base_model_s_last_hidden_states() -> None:
 
 def test_layers_may_be_weighed_apart() -> None:
     found = routed(by_layer=True)
-    found.model(tokens())
+    found.model(toys.ids())
     first, second, *_ = weights(found)
     assert first.shape == second.shape == (3, 7, 1, 3)
     assert not torch.equal(first, second)
@@ -48,8 +48,8 @@ def test_layers_may_be_weighed_apart() -> None:
 
 def test_the_largest_weights_are_kept_as_they_are() -> None:
     dense, sparse = routed(), routed(k=2)
-    dense.model(tokens())
-    sparse.model(tokens())
+    dense.model(toys.ids())
+    sparse.model(toys.ids())
     for all_of_them, kept in zip(weights(dense), weights(sparse), strict=True):
         smallest = all_of_them.argmin(-1, keepdim=True)
         torch.testing.assert_close(kept, all_of_them.scatter(-1, smallest, 0.0))
@@ -57,7 +57,7 @@ def test_the_largest_weights_are_kept_as_they_are() -> None:
 
 def test_training_moves_the_head_alone_and_the_loss_falls() -> None:
     found = routed(depth=2, hidden=16)
-    data = batch(tokens(8, 12))
+    data = toys.batch(toys.ids(8, 12))
     frozen = {name: p.clone() for name, p in found.model.named_parameters()}
     losses = train(
         lambda step: batch_loss(found, data, step=step, seed=0),
@@ -71,7 +71,7 @@ def test_training_moves_the_head_alone_and_the_loss_falls() -> None:
 
 def test_weights_of_the_prompt_can_be_used_with_a_cache() -> None:
     found = routed()
-    prompt = tokens(2, 5)
+    prompt = toys.ids(2, 5)
     padded = torch.cat([prompt, torch.zeros(2, 2, dtype=torch.long)], 1)
     mask = torch.arange(7).expand(2, 7) < 5
     scalings = prompt_scalings(found, prompt)
@@ -88,7 +88,7 @@ def test_weights_of_the_prompt_can_be_used_with_a_cache() -> None:
 
 
 def test_two_passes_refuse_a_cache_and_do_without_one() -> None:
-    found, prompt = routed(), tokens(1, 5)
+    found, prompt = routed(), toys.ids(1, 5)
     with pytest.raises(InputError, match="use_cache=False"):
         found.model.generate(prompt, max_new_tokens=4, do_sample=False)
     written = found.model.generate(prompt, max_new_tokens=4, do_sample=False, use_cache=False)
@@ -103,15 +103,15 @@ def test_heads_are_the_same_for_the_same_seed_and_stay_with_their_experts() -> N
     first.refresh()
     assert first.router.head is head
     first.bank.remove("e2")
-    first.model(tokens())
+    first.model(toys.ids())
     assert first.router.head[0].out_features == 2
 
 
 def test_wrong_use_is_named() -> None:
-    model = tiny_llama()
-    uniform = RoutedModel(model, AdapterBank(strangers(model, 2)), build_router("uniform"))
+    model = toys.tiny_llama()
+    uniform = RoutedModel(model, AdapterBank(toys.strangers(model, 2)), build_router("uniform"))
     with pytest.raises(InputError, match="router is 'uniform', not 'x-lora'"):
-        prompt_scalings(uniform, tokens())
+        prompt_scalings(uniform, toys.ids())
     with pytest.raises(InputError, match="depth"):
         XLora(depth=0)
     router = build_router("x-lora:k=2:by_layer=true")
@@ -123,7 +123,7 @@ def test_what_the_head_learnt_stays_with_its_experts(
     settings: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     found = routed(**settings)
-    ids = tokens()
+    ids = toys.ids()
     with torch.no_grad():
         found.model(ids)
         before = weights(found)
@@ -134,7 +134,7 @@ def test_what_the_head_learnt_stays_with_its_experts(
         assert not caplog.text
         for one, other in zip(before, after, strict=True):
             torch.testing.assert_close(other, one[..., [0, 2, 1]])
-        found.bank.add(strangers(tiny_llama(), 4)[3])
+        found.bank.add(toys.strangers(toys.tiny_llama(), 4)[3])
         found.model(ids)
     assert "train it again" in caplog.text
     kept = [w[..., :3] / w[..., :3].sum(-1, keepdim=True) for w in weights(found)]

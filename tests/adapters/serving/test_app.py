@@ -7,6 +7,9 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -16,15 +19,17 @@ import uvicorn
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.serving.app import MOST_BYTES, build_app
 from crossroads.adapters.serving.engine import Engine
+from crossroads.adapters.serving.wishes import RefusedError, read_wish
 from crossroads.gateway.server import bind, url_of
 from tests.adapters.saved import bank, base_model
+from tests.adapters.serving.held import Held
 
 PROMPT = "a b c"
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    engine = Engine(base_model(), bank(), build_router("phatgoose"), name="mine")
+@contextmanager
+def served(engine: Engine) -> Iterator[str]:
+    """Serve an engine on a free port and yield its address; close it afterwards."""
     listener = bind("127.0.0.1", 0)
     ready = threading.Event()
 
@@ -37,11 +42,19 @@ def url() -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     assert ready.wait(60)
-    yield url_of(listener)
-    server.should_exit = True
-    thread.join(60)
-    listener.close()
-    engine.close()
+    try:
+        yield url_of(listener)
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        listener.close()
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with served(Engine(base_model(), bank(), build_router("phatgoose"), name="mine")) as found:
+        yield found
 
 
 @pytest.fixture
@@ -139,3 +152,41 @@ def test_wrong_requests_are_told_why(
 def test_health_names_the_router(url: str) -> None:
     with urllib.request.urlopen(f"{url}/health", timeout=60) as response:
         assert json.load(response) == {"status": "ok", "router": "phatgoose"}
+
+
+def test_a_second_request_waits_and_is_answered_and_health_answers_meanwhile() -> None:
+    held = Held(base_model().tokenizer)
+    base = replace(base_model(), tokenizer=held)
+    engine = Engine(base, bank(), build_router("phatgoose"), name="mine", max_waiting=1)
+    with served(engine) as at, ThreadPoolExecutor() as clients:
+        client = openai.OpenAI(base_url=f"{at}/v1", api_key="none", max_retries=0)
+
+        def ask() -> str:
+            return (
+                client.completions.create(model="mine", prompt=PROMPT, max_tokens=4).choices[0].text
+            )
+
+        def is_full() -> bool:
+            try:
+                engine.check(wish)
+            except RefusedError:
+                return True
+            return False
+
+        wish = read_wish({"model": "mine", "prompt": PROMPT}, "text")
+        first = clients.submit(ask)
+        assert held.has_begun.wait(60)
+        second = clients.submit(ask)
+        while not is_full():  # until the second stands in line
+            assert not second.done()
+            held.go_on.wait(0.01)
+        for path in ("/health", "/v1/models"):
+            with urllib.request.urlopen(f"{at}{path}", timeout=60) as response:
+                assert response.status == 200
+        with pytest.raises(openai.InternalServerError, match="the line is full") as refused:
+            ask()
+        assert refused.value.status_code == 503
+        assert not first.done() and not second.done()
+        held.go_on.set()
+        assert first.result(60) == second.result(60) != ""
+        client.close()

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from crossroads.adapters.serving.engine import Engine, Piece
 from crossroads.adapters.serving.wishes import Kind, RefusedError, Wish
 from crossroads.core.errors import InputError, UsageError
 from tests.adapters.saved import bank, base_model
+from tests.adapters.serving.held import Held
 
 PROMPT = "a b c"
 
@@ -100,10 +99,12 @@ def test_wrong_models_and_long_prompts_are_refused(engine: Engine) -> None:
 
 def test_a_line_that_is_full_refuses_and_empties(engine: Engine) -> None:
     async def run() -> None:
-        streams = [engine.answer(wish(most=40)) for _ in range(2)]
+        streams = [engine.answer(wish(most=40)) for _ in range(3)]  # one is answered, two wait
         firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
         await firsts[0]
-        with pytest.raises(RefusedError, match="2 requests wait already") as found:
+        with pytest.raises(
+            RefusedError, match="the line is full: at most 2 requests wait; try again"
+        ) as found:
             engine.check(wish())
         assert found.value.status == 503
         for stream, first in zip(streams, firsts, strict=True):
@@ -114,8 +115,23 @@ def test_a_line_that_is_full_refuses_and_empties(engine: Engine) -> None:
     asyncio.run(run())
 
 
+def test_without_a_line_one_request_is_answered_and_the_next_refused() -> None:
+    engine = Engine(base_model(), bank(), build_router("arrow"), name="mine", max_waiting=0)
+
+    async def run() -> None:
+        stream = engine.answer(wish(most=40))
+        await anext(stream)
+        with pytest.raises(RefusedError, match="at most 0 requests wait"):
+            engine.check(wish())
+        await stream.aclose()
+        engine.check(wish())
+
+    asyncio.run(run())
+    engine.close()
+
+
 def test_an_answer_that_is_given_up_stops_writing(engine: Engine) -> None:
-    held = _Held(engine.base.tokenizer)
+    held = Held(engine.base.tokenizer)
     object.__setattr__(engine.base, "tokenizer", held)
 
     async def run() -> None:
@@ -127,21 +143,6 @@ def test_an_answer_that_is_given_up_stops_writing(engine: Engine) -> None:
     held.go_on.set()
     engine._thread.submit(lambda: None).result()  # the line is empty again
     assert held.decoded <= 3
-
-
-class _Held:
-    """A tokenizer that waits before it decodes the second token."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner, self.encode = inner, inner.encode
-        self.decoded, self.go_on = 0, threading.Event()
-
-    def decode(self, ids: list[int]) -> str:
-        if len(ids) > 1:
-            self.decoded += 1
-            assert self.go_on.wait(60)
-        said: str = self._inner.decode(ids)
-        return said
 
 
 def test_a_router_that_must_be_told_is_refused_at_the_start() -> None:

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 
 from crossroads.adapters.calls import calling
+from crossroads.adapters.generating import generate
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.serving.openable import gives_way, openable
-from tests.adapters.saved import bank
+from tests.adapters.saved import bank, base_model
 from tests.adapters.toys import ids, tiny_llama
 
 PROMPT = ids(1, 6)
@@ -38,3 +39,16 @@ def test_routers_without_weights_do_not_give_way(spec: str, does: bool) -> None:
     router.prepare(made)
     assert gives_way(router, made) is does
     assert (openable(router, made) is router) is not does
+
+
+@pytest.mark.parametrize(("spec", "reads"), [("phatgoose", [3, 1, 1, 1]), ("x-lora", [3, 4, 5, 6])])
+def test_an_answer_is_written_with_a_cache_unless_the_router_looks_ahead(
+    spec: str, reads: list[int]
+) -> None:
+    base, made = base_model(), bank()
+    router = openable(build_router(spec), made)
+    routed = RoutedModel(base.model, made, router)
+    seen: list[int] = []
+    with routed.watched(lambda one: seen.append(one.read[1] if one.read else 0)):
+        list(generate(base, router, [5, 6, 7], most=4, ends=frozenset()))
+    assert seen == reads

@@ -173,10 +173,10 @@ def _measure_fly(bed: DomainBed, seed: int, arm: str, found: Figures) -> None:
 
 def _measure_one_seed(bed: DomainBed, seed: int, found: Figures) -> None:
     banks, routers = _fly_adapters(bed, seed, "abs_biased", [97 * seed] * len(DOMAINS))
-    together = FlyLoRA(k=K)
-    together.prepare(banks[0])
+    average, together = factor_average(banks), FlyLoRA(k=K)
+    together.prepare(average)
     together.bias_LE.copy_(torch.stack([router.bias_LE for router in routers]).mean(0))
-    loss = _mean(bed, seed, factor_average(banks), together)
+    loss = _mean(bed, seed, average, together)
     found.others["one seed of A, factors averaged"].append(loss)
 
 

@@ -42,9 +42,12 @@ MORE_SEEDS = tuple(range(10))
 # How a router is run where its defaults name no expert, or decide otherwise than its paper.
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "best-single": {"expert": NAMES[0]},
+    "flylora": {"k": 2},
     "poly": {"tasks": 2},
+    "task-moe": {"tasks": 2},
     "x-lora": {"by_layer": True},
 }
+RANKS: Mapping[str, int] = {"flylora": 1}  # its experts are single ranks; of all others 2
 
 
 def verify(full: bool) -> Verdict:
@@ -127,7 +130,12 @@ def run_routers(
     for name in stated:
         try:
             runs[name] = [
-                observe(build_router(name, **SETTINGS.get(name, {})), seed=seed) for seed in seeds
+                observe(
+                    build_router(name, **SETTINGS.get(name, {})),
+                    seed=seed,
+                    rank=RANKS.get(name, 2),
+                )
+                for seed in seeds
             ]
         except (CrossroadsError, TypeError) as error:
             not_run[name] = " ".join(str(error).split())

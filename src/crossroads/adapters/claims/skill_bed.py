@@ -22,6 +22,7 @@ from torch import Tensor
 
 from crossroads.adapters.texts import TextBatch, answer_nll
 from crossroads.adapters.training import Group, TrainSettings, train
+from crossroads.core.progress import progress_bar
 
 KINDS, OF_A_KIND = 4, 8
 SYMBOLS = KINDS * OF_A_KIND
@@ -91,6 +92,16 @@ class ShiftTasks:
     def test(self, rows: int, seed: int) -> TextBatch:
         """Return rows to measure on."""
         return self.batch(rows, _TEST_SEED + seed)
+
+
+def runs_of(run: Callable[[int], dict[str, float]], seeds: Sequence[int]) -> list[dict[str, float]]:
+    """Return the figures of every seed, with a progress bar."""
+    found: list[dict[str, float]] = []
+    with progress_bar("seeds of small tasks") as progress:
+        for seed in seeds:
+            found.append(run(seed))
+            progress(len(found), len(seeds))
+    return found
 
 
 @cache

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.calls import calling
-from crossroads.adapters.claims.skill_bed import TARGETS, ShiftTasks, accuracy, base_model
+from crossroads.adapters.claims.skill_bed import TARGETS, ShiftTasks, accuracy, base_model, runs_of
 from crossroads.adapters.claims.text_tasks import FAMILIES, TextTasks
 from crossroads.adapters.claims.text_tasks import TARGETS as TEXT_TARGETS
 from crossroads.adapters.insertion import RoutedModel
@@ -68,11 +68,7 @@ Values = dict[str, float]
 
 def verify(full: bool) -> Verdict:
     """Measure the arms and judge."""
-    with progress_bar("seeds of small tasks") as progress:
-        runs = []
-        for seed in SEEDS:
-            runs.append(run(seed))
-            progress(len(runs), len(SEEDS))
+    runs = runs_of(run, SEEDS)
     measured = figures(runs)
     data = f"{len(SEEN)} tasks of shifted symbols in 3 families, {len(NEW)} new ones"
     if full:

@@ -47,7 +47,8 @@ def measure(
     ----------
     model : base model; it is given back as it was
     router : is told of each row what it asks for: the task's own expert (the base model for tasks
-        without one), the task's number, the embedding of the prompt
+        without one), the task's number among those of the collection that are trained on (-1 for
+        all others, which no router knows), the embedding of the prompt
     encoder : of prompts, the one the bank's embeddings were made by
     """
     facts = {task.name: facts_of(router, bank, task, encoder) for task in tasks}
@@ -72,7 +73,8 @@ def facts_of(router: Router, bank: AdapterBank, task: Task, encoder: str | None 
     """Return what ``router`` asks to be told of rows of a task."""
     own = task.name if task.name in bank.names else None
     place = -1 if own is None else bank.position(own)
-    number = task_names().index(task.name) if task.name in task_names() else -1
+    known = task_names(held_in=True)
+    number = known.index(task.name) if task.name in known else -1
 
     def facts(rows: Sequence[Row]) -> Mapping[str, Any]:
         told: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 ::
 
     bank.json                      schema, names, descriptions, which side data there is
-    router.json                    the router's name and settings
+    router.json                    the router's name and settings; the experts and layers it knows
     router.safetensors             what the router learnt
     <expert>/adapter_config.json, adapter_model.safetensors
     artifacts/<expert>.safetensors gates and other side data, by kind and layer; embeddings
@@ -141,7 +141,6 @@ def load_router(folder: Path | str, bank: AdapterBank) -> Router:
     file = Path(folder) / ROUTER_FILE
     written = _of_schema(file)
     router = build_router(str(written["router"]), **written.get("settings", {}))
-    router.prepare(bank)
     weights = file.with_name(ROUTER_WEIGHTS)
     state = dict(TensorFile(weights)) if weights.is_file() else {}
     if state and tuple(written["experts"]) != bank.names:
@@ -149,6 +148,15 @@ def load_router(folder: Path | str, bank: AdapterBank) -> Router:
             f"{weights}: learnt of the experts {', '.join(written['experts'])}, the bank has "
             f"{', '.join(bank.names)}; load it with its own bank, or train it again"
         )
+    layers = written.get("layers", list(bank.layers))
+    if state and set(layers) != set(bank.layers):
+        other = sorted(set(layers) ^ set(bank.layers))[0]
+        raise InputError(
+            f"{weights}: learnt of other layers than the bank has, such as {other}; load it with "
+            "its own bank, or train it again"
+        )
+    # Files have their layers in an order of their own: the router learns it, then follows.
+    router.prepare(bank.arranged(layers) if state else bank)
     wanted = {name: tuple(values.shape) for name, values in router.state_dict().items()}
     given = {name: tuple(values.shape) for name, values in state.items()}
     for name in sorted({*wanted, *given}):
@@ -157,7 +165,9 @@ def load_router(folder: Path | str, bank: AdapterBank) -> Router:
                 f"{weights}: {name}: expected shape {wanted.get(name)}, found {given.get(name)}; "
                 "it is of another version or another bank"
             )
-    router.load_state_dict(state)
+    if state:
+        router.load_state_dict(state)
+        router.prepare(bank)
     return router
 
 
@@ -195,8 +205,10 @@ def _write_router(folder: Path, bank: AdapterBank, router: Router) -> None:
         "router": router.name if is_listed else f"{cls.__module__}.{cls.__qualname__}",
         "settings": dict(router.settings()),
         "experts": list(bank.names),
+        "layers": list(bank.layers),
     }
     _write_json(folder / ROUTER_FILE, written)
+    router.prepare(bank)  # what it learnt stands in the order of these experts and layers
     if state := router.state_dict():
         save_tensors(folder / ROUTER_WEIGHTS, state)
 

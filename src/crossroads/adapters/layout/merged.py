@@ -18,6 +18,7 @@ from crossroads.adapters.bank import AdapterBank, Expert, LoRA, ModuleBank
 from crossroads.adapters.calls import check_call
 from crossroads.adapters.combine import averaged, concatenated
 from crossroads.adapters.contract import Call, RouteInput, Router
+from crossroads.adapters.scopes import owner
 from crossroads.core.errors import InputError
 
 Form = Literal["tight", "padded"]
@@ -60,12 +61,16 @@ def merged_by_router(
     call = call or Call()
     check_call(router, call)
     router.prepare(bank)
-    found = {layer: _decided(module, router, call) for layer, module in bank.layers.items()}
+    alive = bank.alive_by_owner(router.scope)
+    found = {
+        layer: _decided(module, router, call, alive[owner(router.scope, layer)])
+        for layer, module in bank.layers.items()
+    }
     return _as_expert(bank, found, name, form)
 
 
 @torch.no_grad()
-def _decided(bank: ModuleBank, router: Router, call: Call) -> LoRA | None:
+def _decided(bank: ModuleBank, router: Router, call: Call, alive_E: Tensor) -> LoRA | None:
     made = router.merged(bank)
     if made is not None:
         return made
@@ -75,7 +80,9 @@ def _decided(bank: ModuleBank, router: Router, call: Call) -> LoRA | None:
             "save the bank, or choose a router whose weights do not vary"
         )
     nothing_BTI = bank.a_ERI.new_zeros(1, 1, bank.inputs)
-    given = RouteInput(module=bank.name, x_BTI=nothing_BTI, bank=bank, call=call)
+    given = RouteInput(
+        module=bank.name, x_BTI=nothing_BTI, bank=bank, call=call, any_alive_E=alive_E
+    )
     routing = router.route(given).among(bank.alive_E)  # as a layer of a model does
     weights_BTHE = routing.dense(bank.n_experts)
     if weights_BTHE.shape[0] != 1:

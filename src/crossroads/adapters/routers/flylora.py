@@ -19,7 +19,8 @@ from torch import Tensor
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import RouteInput, Router, Routing
-from crossroads.core.errors import InputError, UsageError
+from crossroads.adapters.survey.schema import Cells
+from crossroads.core.errors import InputError, unknown_name
 from crossroads.core.gating import top_k
 
 if TYPE_CHECKING:
@@ -45,6 +46,17 @@ class FlyLoRA(Router):
 
     name: ClassVar[str] = "flylora"
     survey_row: ClassVar[str | None] = "FlyLoRA"
+    cells: ClassVar[Cells | None] = Cells(
+        expert_training="Custom",
+        expert_data="Shared",
+        routing_dataset="None",
+        input_granularity="Step",
+        depth_granularity="Module",
+        expert_selection="Sparse",
+        expert_aggregation="Output",
+        generalization="In-Distribution",
+        user_dataset="Full",
+    )
 
     def __init__(
         self,
@@ -57,25 +69,32 @@ class FlyLoRA(Router):
     ) -> None:
         super().__init__()
         if select not in _SELECTIONS:
-            raise UsageError(f"flylora: select is {', '.join(_SELECTIONS)}; got {select!r}")
+            raise unknown_name("selection of router flylora", select, _SELECTIONS)
         self.k, self.ranks, self.select, self.rate = k, ranks, select, rate
         self.share = share
         self._places: dict[str, int] = {}
+        self._names: tuple[str, ...] = ()
         self._counts: dict[str, Tensor] = {}
         self.register_buffer("bias_LE", torch.zeros(0, 0))
 
     bias_LE: Tensor
 
     def prepare(self, bank: AdapterBank) -> None:
-        """Make d for every layer; one of the same size stays.
+        """Make d for every layer; that of layers and ranks that stay is kept, by their names.
 
-        Raises InputError where experts are not of rank one or do not fill whole adapters.
+        Raises InputError where experts are not of rank one, do not fill whole adapters, or where
+        ranks of two adapters would compete after a change.
         """
         n_experts, ranks = bank.n_experts, self.ranks or bank.n_experts
-        if n_experts % ranks or not 1 <= self.k <= ranks:
+        if n_experts % ranks:
             raise InputError(
-                f"router flylora: {n_experts} experts are no multiple of {ranks} ranks, or k = "
-                f"{self.k} is not between 1 and {ranks}"
+                f"router flylora: {n_experts} experts are no multiple of {ranks} ranks; add and "
+                "remove whole adapters, or set ranks to what one of them has (0: all are one)"
+            )
+        if not 1 <= self.k <= ranks:
+            raise InputError(
+                f"router flylora: k = {self.k} is not between 1 and {ranks}, the ranks of an "
+                "adapter; set k so"
             )
         for layer, module in bank.layers.items():
             if module.rank != 1 or not bool(module.alive_E.all()):
@@ -83,17 +102,21 @@ class FlyLoRA(Router):
                     f"router flylora: {layer} has experts of rank {module.rank}, expected rank one "
                     "for all; crossroads.adapters.fly.fly_bank makes such banks"
                 )
-        self._places = {layer: place for place, layer in enumerate(bank.layers)}
+        self._check_adapters(bank)
+        self._follow(bank)
         self._counts = {}
-        size = (len(self._places), n_experts)
-        if self.bias_LE.shape != size:
-            self.bias_LE = torch.zeros(size)
+
+    def bias_of(self, layer: str) -> Tensor:
+        """Return d of a layer, (E,). Raises UsageError for a layer the router does not know."""
+        if layer not in self._places:
+            raise unknown_name("layer of router flylora", layer, self._places)
+        return self.bias_LE[self._places[layer]]
 
     def route(self, given: RouteInput) -> Routing:
         n_experts = given.bank.n_experts
         ranks = self.ranks or n_experts
         z_BTE = given.x_BTI.detach().float() @ given.bank.a_ERI[:, 0].detach().float().T
-        scores_BTE = self._scores(z_BTE, self.bias_LE[self._places[given.module]])
+        scores_BTE = self._scores(z_BTE, self.bias_of(given.module))
         best_BTGK = top_k(scores_BTE.unflatten(-1, (-1, ranks)), self.k)
         fires_BTE = torch.zeros_like(scores_BTE).unflatten(-1, (-1, ranks))
         fires_BTE = fires_BTE.scatter(-1, best_BTGK, self.share).flatten(-2)
@@ -116,14 +139,34 @@ class FlyLoRA(Router):
         for layer, count_E in self._counts.items():
             by_adapter = count_E.unflatten(0, (-1, self.ranks or len(count_E)))
             wanted = by_adapter.mean(-1, keepdim=True)
-            self.bias_LE[self._places[layer]] += (
-                self.rate * torch.sign(wanted - by_adapter).flatten()
-            )
+            self.bias_of(layer).add_(self.rate * torch.sign(wanted - by_adapter).flatten())
         self._counts.clear()
 
     def settings(self) -> Mapping[str, Any]:
         names = ("k", "ranks", "select", "rate", "share")
         return {name: getattr(self, name) for name in names}
+
+    def _check_adapters(self, bank: AdapterBank) -> None:
+        """Refuse ranks of two adapters side by side in what counts as one."""
+        places = bank.places_in(self._names) if self.ranks else []
+        for first in range(0, len(places), self.ranks or 1):
+            one = slice(first, first + self.ranks)
+            if len({place // self.ranks for place in places[one] if place is not None}) > 1:
+                raise InputError(
+                    f"router flylora: {bank.names[first]} to {bank.names[one][-1]} are ranks of "
+                    "different adapters now; add and remove whole adapters"
+                )
+
+    def _follow(self, bank: AdapterBank) -> None:
+        before_LE, rows = self.bias_LE, self._places
+        self._places = {layer: place for place, layer in enumerate(bank.layers)}
+        self.bias_LE = before_LE.new_zeros(len(self._places), bank.n_experts)
+        for layer, place in self._places.items():
+            if layer in rows:
+                self.bias_LE[place] = bank.carried(
+                    self._names, before_LE[rows[layer]], self.bias_LE[place]
+                )
+        self._names = bank.names
 
     def _scores(self, z_BTE: Tensor, bias_E: Tensor) -> Tensor:
         if self.select == "abs_biased":

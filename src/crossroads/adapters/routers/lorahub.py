@@ -79,8 +79,7 @@ class LoraHub(Router):
 
     def prepare(self, bank: AdapterBank) -> None:
         """Keep the weights of experts that stay; new ones have weight 0 until the next ``fit``."""
-        known, places = self.weights_E.tolist(), bank.places_in(self._names)
-        self.weights_E = torch.tensor([0.0 if place is None else known[place] for place in places])
+        self.weights_E = bank.carried(self._names, self.weights_E, torch.zeros(bank.n_experts))
         self._names = bank.names
 
     def fit(self, loss: Callable[[], float], progress: Progress | None = None) -> float:

@@ -9,8 +9,9 @@ where x is the input of the attention's output projection, the one layer that is
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from crossroads.core.errors import UsageError
 from crossroads.core.losses import masked_mean
 from crossroads.core.routed import AuxTerm
 
+_LOG = logging.getLogger(__name__)
 _TOTALS = ("free", "one")
 
 
@@ -65,18 +67,26 @@ class MoGU(Router):
             )
         self.width, self.pull, self.total, self.seed = width, pull, total, seed
         self._places: dict[str, int] = {}
+        self._names: tuple[str, ...] = ()
         self.nets = nn.ModuleList()
 
     def prepare(self, bank: AdapterBank) -> None:
-        """Make the nets of every layer; those of the same layer and size stay."""
-        kept = {layer: self.nets[place] for layer, place in self._places.items()}
+        """Make the nets of every layer; those of variants that stay are kept, by their names.
+
+        Variants that come later start as drawn, and are warned of.
+        """
+        kept = {layer: cast("nn.ModuleList", self.nets[p]) for layer, p in self._places.items()}
+        places = bank.places_in(self._names)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             made = [
-                self._nets(kept.get(layer), module.n_experts, module.inputs)
+                self._nets(kept.get(layer), places, module.inputs)
                 for layer, module in bank.layers.items()
             ]
+        if kept and None in places:
+            _LOG.warning("router mogu: variants are new, and have no say yet; train it again")
         self._places = {layer: place for place, layer in enumerate(bank.layers)}
+        self._names = bank.names
         self.nets = nn.ModuleList(made)
 
     def route(self, given: RouteInput) -> Routing:
@@ -121,16 +131,20 @@ class MoGU(Router):
         distance_BTE = (weights_BTE - target_BE.unsqueeze(1)).square()
         return distance_BTE.flatten(0, 1), counts_BT.flatten()
 
-    def _nets(self, kept: nn.Module | None, n_experts: int, inputs: int) -> nn.Module:
-        made = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(inputs, self.width, bias=False),
-                nn.Linear(self.width, inputs),
-                nn.Linear(inputs, 1),
-            ).requires_grad_(False)
-            for _ in range(n_experts)
+    def _nets(
+        self, kept: nn.ModuleList | None, places: list[int | None], inputs: int
+    ) -> nn.ModuleList:
+        """Return a layer's nets, drawn but for those of variants that were there before."""
+        drawn = [self._net(inputs) for _ in places]
+        if kept is None or kept[0][0].in_features != inputs:
+            return nn.ModuleList(drawn)
+        return nn.ModuleList(
+            net if place is None else kept[place] for net, place in zip(drawn, places, strict=True)
         )
-        if kept is None:
-            return made
-        sizes = ([p.shape for p in module.parameters()] for module in (kept, made))
-        return kept if next(sizes) == next(sizes) else made
+
+    def _net(self, inputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(inputs, self.width, bias=False),
+            nn.Linear(self.width, inputs),
+            nn.Linear(inputs, 1),
+        ).requires_grad_(False)

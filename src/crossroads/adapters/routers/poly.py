@@ -85,10 +85,10 @@ class Poly(Router):
         if same and all(z.shape == size for z in self.logits):
             return
         generator = torch.Generator().manual_seed(self.seed)
-        made, places = [], bank.places_in(self._names)
+        made = []
         for key in keys:
             z_THE = (torch.rand(size, generator=generator) * 2 - 1) * _START
-            made.append(nn.Parameter(self._kept(key, z_THE, places), requires_grad=False))
+            made.append(nn.Parameter(self._kept(key, z_THE, bank), requires_grad=False))
         self._places = {key: place for place, key in enumerate(keys)}
         self._names = bank.names
         self.logits = nn.ParameterList(made)
@@ -119,16 +119,12 @@ class Poly(Router):
     def _key(self, module: str) -> str:
         return owner(_GRAINS[self.grain], module)
 
-    def _kept(self, key: str, fresh_THE: Tensor, places: list[int | None]) -> Tensor:
+    def _kept(self, key: str, fresh_THE: Tensor, bank: AdapterBank) -> Tensor:
         """Return fresh logits with those of skills that were there before in their places."""
         place = self._places.get(key)
         if place is None or self.logits[place].shape[:2] != fresh_THE.shape[:2]:
             return fresh_THE
-        before_THE = self.logits[place].detach()
-        for e, earlier in enumerate(places):
-            if earlier is not None:
-                fresh_THE[..., e] = before_THE[..., earlier]
-        return fresh_THE.to(before_THE)
+        return bank.carried(self._names, self.logits[place].detach(), fresh_THE, axis=-1)
 
     def _of_tasks(self, given: RouteInput) -> Tensor:
         """Return the logits of every sequence's task, (B, H, E); zeros make every skill alike."""

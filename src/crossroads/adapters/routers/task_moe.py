@@ -17,8 +17,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import math
+import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
@@ -34,6 +37,7 @@ from crossroads.core.errors import InputError, UsageError, unknown_name
 from crossroads.core.gating import first_maximum, softmax
 from crossroads.core.routed import AuxTerm
 
+_LOG = logging.getLogger(__name__)
 Select = Literal["straight-through", "gumbel", "softmax", "average", "random", "random-sequence"]
 _CONTROLS = frozenset({"average", "random", "random-sequence"})
 UNKNOWN = -1  # a task without a vector: ``Call.embedding_BG`` is its vector
@@ -151,14 +155,29 @@ class TaskMoE(Router):
         return max(self.tau * math.exp(-self.rate * step), self.floor)
 
     def prepare(self, bank: AdapterBank) -> None:
-        """Make the network, unless there is one for these experts and blocks."""
+        """Make the network, unless there is one for these experts and blocks.
+
+        What it learnt of experts that stay is kept, by their names; new ones start as drawn, and
+        are warned of. Other blocks make a new network.
+        """
         self._bank = (bank,)
-        blocks = tuple(dict.fromkeys(owner(self.scope, layer) for layer in bank.layers))
-        if blocks == self.blocks and bank.names == self._names and self.network is not None:
+        blocks = sorted({owner(self.scope, layer) for layer in bank.layers}, key=_depth)
+        before, names = self.network, self._names
+        if tuple(blocks) == self.blocks and bank.names == names and before is not None:
             return
+        same_blocks = tuple(blocks) == self.blocks
         self._places = {block: place for place, block in enumerate(blocks)}
         self._names = bank.names
-        self._make_network(bank.n_experts)
+        network = self._make_network(bank.n_experts)
+        if before is None:
+            return
+        if same_blocks:
+            network.take_over(before, partial(bank.carried, names))
+        if not same_blocks or None in bank.places_in(names):
+            _LOG.warning(
+                "router task-moe: experts or blocks are new, and its network knows nothing of "
+                "them; train it again"
+            )
 
     def logits(self, call: Call) -> Tensor:
         """Return the logits of every sequence's task, (B, L, E), before the temperature.
@@ -176,7 +195,7 @@ class TaskMoE(Router):
         if not self.is_learnt:
             logits_BE = self._control(given, place)
             return _dense(softmax(logits_BE), logits_BE)
-        logits_BE = self.logits(call)[:, place].masked_fill(~given.bank.alive_E, -torch.inf)
+        logits_BE = self.logits(call)[:, place].masked_fill(~given.alive_E, -torch.inf)
         if self.select == "softmax" or call.training:
             return _dense(self._trained(logits_BE, call, place), logits_BE)
         index = first_maximum(logits_BE)[:, None, None, None]
@@ -209,7 +228,7 @@ class TaskMoE(Router):
                  "distance", "seed")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
-    def _make_network(self, experts: int) -> None:
+    def _make_network(self, experts: int) -> TaskNetwork:
         self.network = TaskNetwork(
             cast("Form", self.form),
             width=self.width,
@@ -218,6 +237,7 @@ class TaskMoE(Router):
             experts=experts,
             seed=self.seed,
         ).requires_grad_(False)
+        return self.network
 
     def _vectors(self, call: Call) -> Tensor:
         tasks_B = call.task_ids_B
@@ -263,7 +283,7 @@ class TaskMoE(Router):
         call, experts = given.call, given.bank.n_experts
         tasks_B = call.task_ids_B
         assert tasks_B is not None  # call_data promises it
-        zeros_BE = torch.zeros(len(tasks_B), experts).masked_fill(~given.bank.alive_E, -torch.inf)
+        zeros_BE = torch.zeros(len(tasks_B), experts).masked_fill(~given.alive_E, -torch.inf)
         if self.select == "average":
             return zeros_BE
         if self.select == "random-sequence":
@@ -277,6 +297,11 @@ class TaskMoE(Router):
             }
             odds_BE = torch.stack([draws[task] for task in tasks_B.tolist()])
         return zeros_BE.masked_fill(_one_hot(odds_BE + zeros_BE) == 0, -torch.inf)
+
+
+def _depth(block: str) -> list[str | int]:
+    """Return what puts blocks in the order of their numbers: 2 before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", block)]
 
 
 def _dense(weights_BE: Tensor, logits_BE: Tensor) -> Routing:

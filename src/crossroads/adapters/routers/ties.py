@@ -15,6 +15,9 @@ from crossroads.adapters.contract import Call, Mode, Router
 from crossroads.adapters.merging import check_merge, merge, peft_merges
 from crossroads.adapters.routers.task_arithmetic import TaskArithmetic
 from crossroads.adapters.survey.schema import Cells
+from crossroads.core.errors import unknown_name
+
+_ELECTIONS = ("total", "frequency")
 
 
 class Ties(Router):
@@ -42,7 +45,9 @@ class Ties(Router):
         rank: int = 0,
     ) -> None:
         super().__init__()
-        check_merge(self.name, on=on, density=density)
+        check_merge(self.name, on=on, density=density, rank=rank)
+        if elect not in _ELECTIONS:
+            raise unknown_name("election of signs of router ties", elect, _ELECTIONS)
         self.density, self.weight, self.elect = density, weight, elect
         self.on, self.rank = on, rank
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.scopes import owner
 from crossroads.adapters.selection import check_settings
 from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import InputError
@@ -39,7 +40,7 @@ class XLora(Router):
     temperature : of the softmax
     k : above 0, only the k largest weights are kept, as they are: they no longer add to 1
     by_layer : the head decides for every routed layer apart
-    width : D of the hidden states; 0 = the inputs of the bank's first layer
+    width : D of the hidden states; 0 = the inputs of a layer that reads them, such as queries
     seed : of the head's first numbers
     """
 
@@ -90,7 +91,7 @@ class XLora(Router):
         before, places = self.head, bank.places_in(self._names)
         rows_ME = self._rows(layers, places)
         self._names, self._places = names, {layer: m for m, layer in enumerate(layers)}
-        width = self.width or bank.layers[layers[0]].inputs
+        width = self.width or _width(bank)
         sizes = [width, *[self.hidden] * (self.depth - 1), len(rows_ME)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -162,6 +163,16 @@ class XLora(Router):
     def settings(self) -> Mapping[str, Any]:
         names = ("depth", "hidden", "temperature", "k", "by_layer", "width", "seed")
         return {name: getattr(self, name) for name in names}
+
+
+def _width(bank: AdapterBank) -> int:
+    """Return the inputs of the first layer that shares its input with others by its name.
+
+    Queries, keys, values, gates and up-projections read what has the width of the model; of a bank
+    without any of them the first layer is taken.
+    """
+    readers = [layer for layer in bank.layers if owner("input", layer) != layer]
+    return bank.layers[[*readers, *bank.layers][0]].inputs
 
 
 def prompt_scalings(routed: RoutedModel, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:

@@ -51,7 +51,7 @@ class Engine:
     name : of the routed model; ``name:base`` is the base model, ``name:EXPERT`` one expert alone
     router : decides where the request does not
     plain : messages are joined as text, not put into the model's chat form
-    max_waiting : requests in line
+    max_waiting : requests in line behind the one that is answered; further ones are refused
 
     Raises UsageError for a router that has to be told the expert or the task of every prompt,
     InputError for one that cannot run, as where prompts are embedded by another encoder.
@@ -70,7 +70,7 @@ class Engine:
         facts = told(router, bank, [name])  # a router that cannot be told fails here
         self.base, self.bank, self.router, self.name = base, bank, router, name
         self._write = as_text if plain else base.chat
-        self._max_waiting, self._waiting = max_waiting, 0
+        self._max_waiting, self._open = max_waiting, 0
         self._can_choose = gives_way(router, bank)
         self._routed = RoutedModel(base.model, bank, openable(router, bank))
         list(
@@ -91,9 +91,9 @@ class Engine:
                 f"model {wish.model!r} does not exist; there is: {', '.join(self.models)}",
                 param="model", code="model_not_found", status=404,
             )  # fmt: skip
-        if self._waiting >= self._max_waiting:
+        if self._open > self._max_waiting:  # one of them is being answered
             raise RefusedError(
-                f"{self._waiting} requests wait already; try again later",
+                f"the line is full: at most {self._max_waiting} requests wait; try again later",
                 code="overloaded", status=503,
             )  # fmt: skip
 
@@ -116,7 +116,7 @@ class Engine:
             else:
                 hand_over(None)
 
-        self._waiting += 1
+        self._open += 1
         task = self._thread.submit(work)
         try:
             while (item := await arrived.get()) is not None:
@@ -128,7 +128,7 @@ class Engine:
         finally:
             given_up.set()
             task.cancel()
-            self._waiting -= 1
+            self._open -= 1
 
     def close(self) -> None:
         """Wait for the request that is being written, and give the base model back."""

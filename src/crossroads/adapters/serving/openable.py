@@ -44,6 +44,10 @@ def openable(inner: Router, bank: AdapterBank) -> Router:
         def ahead(self, call: Call, hidden: Callable[[], Tensor]) -> Call:
             return self.inner.ahead(call, hidden) if call.experts is None else call
 
+        @property
+        def looks_ahead(self) -> bool:
+            return self.inner.looks_ahead
+
         def is_static(self, call: Call) -> bool:
             return call.experts is not None or self.inner.is_static(call)
 

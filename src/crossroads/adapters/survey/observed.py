@@ -24,7 +24,7 @@ from crossroads.adapters.contract import Mode, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.survey.schema import Cells, combining_modes
 
-_EXPERTS, _WIDTH, _RANK, _LENGTH, _SENTENCE = 6, 16, 2, 5, 8
+_EXPERTS, _WIDTH, _LENGTH, _SENTENCE = 6, 16, 5, 8
 NAMES = tuple(f"expert-{place}" for place in range(_EXPERTS))
 """The experts of the small bank."""
 _LAYERS = ("layers.0.q_proj", "layers.1.q_proj")
@@ -71,15 +71,17 @@ class Observation:
         return tuple(axes)
 
 
-def observe(router: Router, *, seed: int = 0) -> Observation:
+def observe(router: Router, *, seed: int = 0, rank: int = 2) -> Observation:
     """Run a router on the small bank and say what it did. Its parameters are overwritten.
+
+    ``rank`` is that of every expert.
 
     Raises what the router raises where it needs more than the bank and the call hold: side data
     "gate", "activation" and "prototype", embeddings, examples and descriptions of the experts, task
     ids, embeddings and labels of the sequences.
     """
     draw = torch.Generator().manual_seed(seed)
-    bank = _bank(draw)
+    bank = _bank(draw, rank)
     model = _Small()
     _randomise(model.parameters(), draw)
     routed = RoutedModel(model, bank, router)
@@ -144,13 +146,13 @@ class _Small(nn.Module):
         return SimpleNamespace(last_hidden_state=x_BTI)
 
 
-def _bank(draw: torch.Generator) -> AdapterBank:
+def _bank(draw: torch.Generator, rank: int) -> AdapterBank:
     def vectors() -> dict[str, Tensor]:
         return {name: torch.randn(_WIDTH, generator=draw) for name in _LAYERS}
 
     def lora() -> LoRA:
-        a_RI = torch.randn(_RANK, _WIDTH, generator=draw) / _WIDTH**0.5
-        return LoRA(a_RI=a_RI, b_OR=torch.randn(_WIDTH, _RANK, generator=draw), scale=0.5)
+        a_RI = torch.randn(rank, _WIDTH, generator=draw) / _WIDTH**0.5
+        return LoRA(a_RI=a_RI, b_OR=torch.randn(_WIDTH, rank, generator=draw), scale=0.5)
 
     return AdapterBank(
         Expert(

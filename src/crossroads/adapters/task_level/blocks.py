@@ -81,6 +81,7 @@ class _RoutedBlock(nn.Module):
     def __init__(self, block: nn.Module, name: str, layer: str, model: RoutedBlocks) -> None:
         super().__init__()
         self.block, self._name, self._layer = block, name, layer
+        self._alive_E = model.bank.alive_by_owner("layer")[name]
         self._model = (model,)  # a tuple: the model is no submodule of its block
 
     def __getattr__(self, name: str) -> Any:
@@ -103,6 +104,7 @@ class _RoutedBlock(nn.Module):
             x_BTI=h_BTD,
             bank=model.bank.layers[self._layer],
             call=current.call_for(rows, positions, encoder=False),
+            any_alive_E=self._alive_E,
         )
         routing = model.deciding.route(given)
         current.decided[self._name] = routing

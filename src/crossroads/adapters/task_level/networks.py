@@ -13,6 +13,7 @@ Source: Eliciting and Understanding Cross-Task Skills with Task-Level Mixture-of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -22,6 +23,7 @@ from crossroads.core.errors import unknown_name
 
 Form = Literal["layer", "joint", "recurrent", "transformer"]
 _HEADS = 4
+_BY_EXPERT = frozenset({"last_LEH", "bias_LE", "out"})  # what the logits of an expert come from
 
 
 class TaskNetwork(nn.Module):
@@ -55,6 +57,27 @@ class TaskNetwork(nn.Module):
             return logits_BLE + self.bias_LE
         over = self.over(each_BLH)
         return self.out(over[0] if self.form == "recurrent" else over)
+
+    @torch.no_grad()
+    def take_over(self, before: TaskNetwork, carried: Callable[..., Tensor]) -> None:
+        """Take what a network of the same form and layers learnt, and of its experts what fits.
+
+        ``carried(rows before, fresh rows, axis=...)`` says which experts stay, as
+        ``AdapterBank.carried`` does. Parameters stay trainable where they were.
+        """
+        for name, fresh in self.named_parameters():
+            old = before.get_parameter(name)
+            fresh.requires_grad_(old.requires_grad)
+            if name.partition(".")[0] not in _BY_EXPERT:
+                fresh.copy_(old)
+                continue
+            units = () if "bias" in name else fresh.shape[-1:]
+            rows = carried(
+                old.reshape(-1, before.experts, *units),
+                fresh.reshape(-1, self.experts, *units),
+                axis=1,
+            )
+            fresh.copy_(rows.reshape(fresh.shape))
 
     def _make(self, width: int, hidden: int) -> None:
         together = 1 if self.form == "joint" else self.layers

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     type=click.IntRange(0),
     default=64,
     show_default=True,
-    help="Requests in line; further ones are refused with 503.",
+    help="Requests in line behind the one that is answered; further ones are refused with 503.",
 )
 def command(
     *,

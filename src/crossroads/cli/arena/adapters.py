@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -79,7 +80,8 @@ def command(
     The base model, the uniform mix and, held in, the oracle run along. Prints the leaderboard and
     writes report.html and leaderboard.json; the report tells below each name what a router must be
     given. A run that was stopped continues: finished cells are kept in the output folder. Exit code
-    1 when a router named in --routers could not be run. JSON: see
+    1 when a router named in --routers could not be run. Notes of the board name the routers that
+    are left out, and why. JSON: see
     crossroads.core.arena.leaderboard_schema(); one document a task under --task all.
     """
     from crossroads.core.arena import run_arena
@@ -95,7 +97,11 @@ def command(
         boards = [
             _task(one, bank, model, rows, chosen) for one in (TASKS if name == ALL else (name,))
         ]
-        names = wanted or candidates(load_bank(bank), bank, boards[0].loaded())[0]
+        names, left_out = list(wanted or ()), dict[str, str]()
+        if not names:
+            names, left_out = candidates(load_bank(bank), bank, boards[0].loaded())
+        remarks = [f"left out {router}: {why}" for router, why in left_out.items()]
+        boards = [replace(task, remarks=remarks) for task in boards]
     failed = False
     for task in boards:
         place = (out or Path("runs") / f"arena-{FAMILY}") / task.name

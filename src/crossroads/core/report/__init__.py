@@ -34,6 +34,7 @@ __all__ = [
     "Role",
     "Series",
     "format_figure",
+    "group_of",
     "leaderboard_table",
     "render_report",
     "role_of",
@@ -129,6 +130,11 @@ def role_of(row: Row) -> Role:
     return "baseline" if row.baseline else "router"
 
 
+def group_of(row: Row) -> str | None:
+    """Return which rows are a router's rivals: those of its group. None: all of the board."""
+    return row.cells[0].notes.get("group") if row.cells else None
+
+
 def format_figure(metric: Metric, value: float | None) -> str:
     """Return a figure as text, ``-`` where it is undefined; points of gain carry their sign."""
     if value is None:
@@ -208,7 +214,7 @@ def render_report(board: Leaderboard, plots: Sequence[Plot]) -> str:
         board=board,
         rows=[_row_for_page(board, row) for row in board.rows],
         failed=[row for row in board.rows if row.error is not None],
-        winner=_winner(board),
+        winners=_winners(board),
         plots=[{"kind": plot.kind, "title": plot.title, "caption": plot.caption} for plot in plots],
         plot_data=_script_json([{"kind": plot.kind, **asdict(plot)} for plot in plots]),
         style=here.joinpath("report.css").read_text("utf-8"),
@@ -236,7 +242,7 @@ def _row_for_page(board: Leaderboard, row: Row) -> dict[str, Any]:
                 "half": None if half is None else f"{half:,.{metric.digits}f}",
                 "value": mean,
                 "headline": metric.headline,
-                "best": mean is not None and mean == _best_mean(board, metric),
+                "best": mean is not None and mean == _best_mean(board, metric, group_of(row)),
             }
         )
     told = row.cells[0].notes.get("told") if row.cells else None
@@ -245,17 +251,19 @@ def _row_for_page(board: Leaderboard, row: Row) -> dict[str, Any]:
         "router": row.router,
         "role": role,
         "told": told,
+        "group": group_of(row),
         "error": row.error,
         "figures": figures,
     }
 
 
-def _best_mean(board: Leaderboard, metric: Metric) -> float | None:
-    """The best figure among routers; baselines and bounds do not compete."""
+def _best_mean(board: Leaderboard, metric: Metric, group: str | None) -> float | None:
+    """The best figure among a group's routers; baselines and bounds do not compete."""
     means = [
         mean
         for row in board.rows
         if role_of(row) == "router"
+        and group_of(row) == group
         and metric.name in row.metrics
         and (mean := row.metrics[metric.name].mean) is not None
     ]
@@ -264,22 +272,25 @@ def _best_mean(board: Leaderboard, metric: Metric) -> float | None:
     return max(means) if metric.higher_is_better else min(means)
 
 
-def _winner(board: Leaderboard) -> dict[str, Any] | None:
-    """The first router of the board with its headline figures; None if every router failed.
+def _winners(board: Leaderboard) -> list[dict[str, Any]]:
+    """The first router of every group of rivals with its headline figures, in the board's order.
 
     ``ahead`` names the baselines that stand above it: the best router need not be worth its keep.
     """
     ahead: list[str] = []
+    found: dict[str | None, dict[str, Any]] = {}
     for row in board.rows:
-        if role_of(row) == "baseline" and row.error is None:
+        if row.error is not None:
+            continue
+        if role_of(row) == "baseline":
             ahead.append(row.router)
-        if role_of(row) == "router" and row.error is None:
+        if role_of(row) == "router" and group_of(row) not in found:
             page_row = _row_for_page(board, row)
-            page_row["ahead"] = ahead
+            page_row["ahead"] = list(ahead)
             pairs = zip(board.metrics, page_row["figures"], strict=True)
             page_row["tiles"] = [(metric, figure) for metric, figure in pairs if metric.headline]
-            return page_row
-    return None
+            found[group_of(row)] = page_row
+    return list(found.values())
 
 
 def _script_json(data: Any) -> str:
