@@ -52,6 +52,7 @@ def test_the_terminal_shows_estimates_with_intervals_and_the_page_is_written(
     for name in ("ips", "snips", "clipped_ips", "dm", "dr", "switch_dr"):
         assert name in out
     assert "300 judged calls" in out
+    assert "the served policy mostly chose otherwise on 0 calls" in out  # 0.5 is no twice 0.3
     assert "<svg" in (tmp_path / "evaluation.html").read_text("utf-8")
 
 
@@ -129,6 +130,17 @@ def test_a_model_that_the_ledger_lacks_is_failed_work(
     code, out, err = run_main(capsys, "evaluate", "--ledger", url, "--policy", "always:huge")
     assert (code, out) == (1, "")
     assert f"ledger {url}: unknown model in the ledger 'huge'" in err
+
+
+def test_a_router_of_other_models_is_told_so_and_not_to_explore(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router = tmp_path / "router"
+    run_main(capsys, "fit", "best-single", "--outcomes", "local", "--out", router)
+    code, out, err = run_main(capsys, "evaluate", "--ledger", url, "--router", router)
+    assert (code, out) == (1, "")
+    assert "none of the models of router router (" in err
+    assert "is in the ledger, which knows large, small; give a router fitted on these" in err
 
 
 def write_billed(path: Path, factor: float, *, small: int = 2) -> str:

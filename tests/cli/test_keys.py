@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 from crossroads.cli.keys import command
 from crossroads.core.errors import CrossroadsError, InputError, UsageError
 from crossroads.gateway.governance import GovernanceSettings, KeyFile, KeyGovernor, hash_secret
+from crossroads.prompts.fitted import fit_router, save_router
+from crossroads.prompts.readers import read_outcomes
 
 FIELDS = {
     *("name", "fingerprint", "team", "models", "tags", "residency", "created", "expires"),
@@ -112,6 +114,34 @@ def test_a_team_that_the_configuration_lacks_is_refused(path: Path) -> None:
     config.write_text("port: 0\n")
     with pytest.raises(InputError, match=r"no team 'research'; add it to governance\.teams"):
         run(path, "create", "bob", *named, "research")
+
+
+def test_a_model_that_the_configuration_lacks_is_refused(path: Path) -> None:
+    pool = path.with_name("pool.yaml")
+    pool.write_text("name: two\nmodels: [{name: small}, {name: 'qwen:7b'}]\n")
+    config = path.with_name("gateway.yaml")
+    config.write_text(
+        f"pool: {pool}\npolicies: {{best: {{kind: split, weights: {{small: 1}}, default: true}}}}\n"
+    )
+    named = ["create", "alice", "--config", str(config), "--model"]
+    with pytest.raises(InputError, match="unknown model or policy 'smal'; did you mean 'small'"):
+        run(path, *named, "small", "--model", "smal")
+    with pytest.raises(InputError, match="unknown model or policy 'small:tradeoff:5'"):
+        run(path, *named, "small:tradeoff:5")
+    assert not path.exists()
+    for n, name in enumerate(["small", "qwen:7b", "best", "auto", "best:tradeoff:5"]):
+        run(path, "create", f"key-{n}", "--config", str(config), "--model", name)
+    run(path, "create", "unchecked", "--model", "nope")
+
+
+def test_a_model_of_a_router_alone_is_known(path: Path) -> None:
+    router = path.with_name("router")
+    save_router(fit_router("best-single", read_outcomes("local")), router)
+    config = path.with_name("gateway.yaml")
+    config.write_text(f"router: {router}\n")
+    run(path, "create", "alice", "--config", str(config), "--model", "smollm2", "--model", "auto")
+    with pytest.raises(InputError, match="unknown model or policy 'nope'"):
+        run(path, "create", "bob", "--config", str(config), "--model", "nope")
 
 
 def test_a_wrong_entry_is_told_and_the_others_are_listed(path: Path) -> None:

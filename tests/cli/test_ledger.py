@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,21 @@ def test_an_export_with_one_model_a_prompt_is_fitted_on_and_judged_by_the_ledger
 
 
 @pytest.mark.parametrize("what", ["outcomes", "calls"])
+def test_a_file_that_is_there_is_replaced_only_if_asked(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    out = tmp_path / "x.parquet"
+    out.write_text("mine")
+    arguments = ["ledger", "export", "--ledger", url, "--out", out, "--what", what]
+    code, _, err = run_main(capsys, *arguments)
+    assert code == 1
+    assert "exists; choose another name or pass --overwrite" in err
+    assert out.read_text() == "mine"
+    assert run_main(capsys, *arguments, "--overwrite")[0] == 0
+    assert out.stat().st_size > 100
+
+
+@pytest.mark.parametrize("what", ["outcomes", "calls"])
 def test_no_folder_is_made_for_an_export(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
@@ -104,7 +120,7 @@ def test_summary_prints_tables_for_people(url: str, capsys: pytest.CaptureFixtur
     first, second = out.splitlines()[:2]
     assert first.startswith("300 calls since 20")
     assert "UTC: " in first
-    assert second.startswith("saved against always asking large, as expected: ")
+    assert re.match(r"saved [\d.]+ USD against always asking large, as expected: ", second)
     words = [line.split() for line in out.splitlines() if line]
     titles = [line[0] for line in words if line[1:3] == ["calls", "errors"]]
     assert titles == ["model", "policy", "key"]
@@ -112,6 +128,31 @@ def test_summary_prints_tables_for_people(url: str, capsys: pytest.CaptureFixtur
     assert int(large[1]) * 0.01 == pytest.approx(float(large[-1]))
     assert ["all", "100", "100", "100", "100"] in words
     assert "{" not in out
+
+
+def test_what_routing_cost_more_is_no_negative_saving(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run_main(capsys, "ledger", "summary", "--ledger", url, "--best-model", "small")
+    assert code == 0
+    (told,) = [line for line in out.splitlines() if "always asking small" in line]
+    found = re.match(r"cost ([\d.]+) USD more than always asking small, as expected: ", told)
+    assert found is not None
+    assert float(found[1]) > 0
+
+
+def test_savings_against_a_model_without_known_costs_are_refused(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["ledger", "summary", "--best-model", "larg", "--ledger"]
+    code, out, err = run_main(capsys, *arguments, url)
+    assert (code, out) == (1, "")
+    assert "--best-model: unknown model with costs in the ledger 'larg'; did you mean 'larg" in err
+    empty = f"sqlite:{tmp_path / 'empty.db'}"
+    open_ledger(LedgerSettings(url=empty)).close()
+    code, _, err = run_main(capsys, *arguments, empty)
+    assert code == 1
+    assert "no decision knew the cost of 'larg'" in err
 
 
 def test_summary_of_an_empty_ledger_is_a_line(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from crossroads.core.http.timeouts import Timeouts
+from crossroads.gateway.engine import EngineSettings
 from crossroads.gateway.upstreams import build_upstreams
 from crossroads.prompts.pool import ModelCard
 from tests.gateway.fake_upstream import FakeUpstream
@@ -49,5 +50,7 @@ def url(upstream: FakeUpstream, router: FakeRouter) -> Iterator[str]:
     cards = [ModelCard(name=n, endpoint=upstream.url, api_key="upstream-key") for n in MODELS]
     cards.append(ModelCard(name="down", endpoint="http://127.0.0.1:9/v1"))
     cards.append(ModelCard(name="renamed", endpoint=upstream.url, upstream_model="ok"))
-    with serving(gateway_of(build_upstreams(cards, timeouts=SHORT), router)) as running:
+    upstreams = build_upstreams(cards, timeouts=SHORT)
+    patient = EngineSettings(retries=0, max_retry_after_s=60.0)  # nobody rests: all tests share it
+    with serving(gateway_of(upstreams, router, failures=patient)) as running:
         yield running

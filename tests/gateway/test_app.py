@@ -145,6 +145,8 @@ def test_an_unknown_rule_is_a_bad_request(url: str) -> None:
 def test_an_unknown_path_is_not_found(url: str, path: str) -> None:
     status, _, body = call(url, "GET", path)
     assert (status, error_of(body)["code"]) == (404, "unknown_url")
+    is_twice = path.startswith("/v1/v1/")
+    assert ("leave it out of its base URL" in error_of(body)["message"]) is is_twice
 
 
 @pytest.mark.parametrize(

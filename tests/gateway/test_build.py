@@ -9,10 +9,12 @@ import pytest
 from crossroads.core.errors import InputError, UsageError
 from crossroads.gateway.build import Built, Lasting, build
 from crossroads.gateway.config import ServeConfig
+from crossroads.gateway.contracts import Cache
 from crossroads.gateway.dialects import build_surfaces
 from crossroads.gateway.telemetry import GatewayTelemetry
 from crossroads.prompts import fit_router, read_outcomes, save_router
 from crossroads.prompts.pool import ModelCard, Pool
+from tests.gateway.caches.calls import asked, told
 from tests.gateway.serving import QUIET
 
 NEAR = ModelCard(name="near", endpoint="local:units")
@@ -104,6 +106,41 @@ def test_an_upstream_is_kept_over_a_reload_where_nothing_of_it_changed(tmp_path:
     before, after = asyncio.run(reload())
     kept = {n for n, up in after.services.upstreams.items() if before.services.upstreams[n] is up}
     assert kept == {"near"}
+
+
+def test_a_kept_answer_is_found_while_the_same_models_and_policies_answer(tmp_path: Path) -> None:
+    lasting = Lasting(surfaces=build_surfaces(), telemetry=GatewayTelemetry(QUIET))
+    moved = FAR.model_copy(update={"endpoint": "https://other/v1"})
+    dearer = FAR.model_copy(update={"price_in": 2.0})
+
+    def reload(*cards: ModelCard, weight: int = 1, **fallbacks: list[str]) -> Cache:
+        policies = {"p": {"kind": "split", "weights": {"near": weight}}} if weight else {}
+        config = ServeConfig.model_validate(
+            {
+                "pool": write_pool(tmp_path, *cards),
+                "policies": policies,
+                "fallbacks": fallbacks,
+                "cache": {"exact": True},
+            }
+        )
+        lasting.before = build(config, lasting)
+        assert lasting.before.services.cache is not None
+        return lasting.before.services.cache
+
+    def finds(cache: Cache) -> bool:
+        return asyncio.run(cache.get(asked(model="p"))) is not None
+
+    reload(NEAR, FAR).put(asked(model="p"), told())
+    assert finds(reload(NEAR, FAR))
+    assert finds(reload(NEAR, dearer))
+    assert not finds(reload(NEAR))
+    assert not finds(reload(NEAR, moved))
+    assert not finds(reload(NEAR, FAR, weight=2))
+    assert not finds(reload(NEAR, FAR, near=["far"]))
+    assert finds(reload(NEAR, FAR))  # back as it was
+    reload(NEAR, FAR, weight=0).put(asked(model="p"), told())
+    assert finds(reload(NEAR, FAR, weight=0))
+    assert not finds(reload(NEAR, FAR, weight=0, near=["far"]))
 
 
 def test_models_of_one_server_share_its_connections(tmp_path: Path) -> None:

@@ -38,6 +38,28 @@ def test_a_strange_body_is_described_and_never_raises(body: dict[str, Any]) -> N
     assert isinstance(found.has_tools, bool)
 
 
+@pytest.mark.parametrize(
+    ("body", "bound"),
+    [
+        ({}, None),
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 7}, 7),
+        ({"max_completion_tokens": 1, "max_tokens": 100_000}, 100_000),
+        ({"max_completion_tokens": 100_000, "max_tokens": 1}, 100_000),
+        ({"max_completion_tokens": None, "max_tokens": 5}, 5),
+        ({"max_completion_tokens": -1, "max_tokens": 5}, None),  # as much as there is, to some
+        ({"max_tokens": 8.0}, 8),
+        ({"max_tokens": "8"}, 8),
+        ({"max_tokens": 1e400}, None),
+        ({"max_tokens": True}, None),
+    ],
+)
+def test_the_bound_on_output_is_the_largest_that_an_upstream_may_read(
+    body: dict[str, Any], bound: int | None
+) -> None:
+    assert call(**body).max_output_tokens == bound
+
+
 def test_fields_of_the_gateways_own_are_not_forwarded() -> None:
     body = {"messages": [], "crossroads": {"policy": "p"}, "routing_preferences": [], "seed": 1}
     assert call(**body).in_dialect("chat") == {"messages": [], "seed": 1}
@@ -78,8 +100,13 @@ def test_every_medium_counts() -> None:
     assert five - one == 4 * 1_000
 
 
-@pytest.mark.parametrize(("n", "count"), [(3, 3), (1, 1), (0, 1), (True, 1), ("7", 1), (None, 1)])
-def test_answers_asked_for_at_once_are_counted(n: Any, count: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "count"),
+    [(3, 3), (1, 1), (0, 1), (True, 1), ("7", 7), (4.0, 4), (float("nan"), 1), ([4], 1), (None, 1)],
+)
+def test_answers_asked_for_at_once_are_counted_as_a_lenient_upstream_would(
+    n: Any, count: int
+) -> None:
     assert call(n=n).num_choices == count
 
 

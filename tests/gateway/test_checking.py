@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ def test_a_check_makes_nothing_on_the_disk(tmp_path: Path) -> None:
 def test_a_probe_makes_no_ledger_and_leaves_one_as_it_is(tmp_path: Path) -> None:
     def told(path: Path) -> list[str]:
         found = findings(tmp_path, probe=True, ledger={"url": f"sqlite:{path}"})
-        return [finding.message for finding in found if finding.place == "ledger"]
+        return [
+            finding.message
+            for finding in found
+            if finding.place == "ledger" and finding.level != "note"
+        ]
 
     new = tmp_path / "made" / "by" / "probe" / "ledger.db"
     assert told(new) == []
@@ -94,11 +99,122 @@ def test_a_probe_reaches_every_redis(tmp_path: Path) -> None:
             responses={"store": url},
         )
         assert all("hunter2" not in finding.message for finding in found)
-        return [finding.place for finding in found if finding.place.endswith(".store")]
+        stores = [finding for finding in found if finding.place.endswith(".store")]
+        reached[:] = [finding.place for finding in stores if finding.level == "note"]
+        return [finding.place for finding in stores if finding.level == "error"]
 
+    reached: list[str] = []
     with redis_server(durable=False) as server:
         assert down(server.tcp_url) == []
+        assert reached == ["governance.store", "cache.store", "responses.store"]
     assert down(server.tcp_url) == ["governance.store", "cache.store", "responses.store"]
+
+
+def test_a_probe_names_the_models_it_reached(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+        fields = served_by(tmp_path, endpoint=f"http://{place}/v1")
+        notes = [
+            finding
+            for finding in findings(tmp_path, probe=True, **fields)
+            if finding.level == "note"
+        ]
+    assert notes == [Finding("note", "models.m", f"{place} takes connections")]
+    after = findings(tmp_path, probe=True, **fields)
+    assert not [finding for finding in after if finding.level == "note"]
+
+
+def told(folder: Path, level: str, **fields: Any) -> list[tuple[str, str]]:
+    found = findings(folder, **fields)
+    return [(finding.place, finding.message) for finding in found if finding.level == level]
+
+
+def served_by(folder: Path, **card: Any) -> dict[str, str]:
+    """A pool of one model, as a field of a configuration."""
+    path = folder / "other.yaml"
+    path.write_text(yaml.safe_dump({"models": [{**POOL["models"][0], **card}]}))  # type: ignore[dict-item]
+    return {"pool": str(path)}
+
+
+@pytest.mark.parametrize(
+    ("host", "admin_host", "admin_port", "is_refused"),
+    [
+        ("127.0.0.1", "127.0.0.1", 8092, True),
+        ("127.0.0.1", "localhost", 8092, True),
+        ("127.0.0.1", "127.0.0.1", 8093, False),
+        ("127.0.0.1", "127.0.0.2", 8092, False),
+        ("127.0.0.1", "::", 8092, True),
+    ],
+)
+def test_one_port_for_two_servers_is_an_error(
+    host: str, admin_host: str, admin_port: int, is_refused: bool, tmp_path: Path
+) -> None:
+    admin = {"host": admin_host, "port": admin_port, "token": "t" * 20}
+    errors = told(tmp_path, "error", host=host, port=8092, admin=admin)
+    assert ["admin.port: 8092 is the gateway's own" in message for _, message in errors] == (
+        [True] if is_refused else []
+    )
+
+
+def test_a_file_of_authorities_that_no_server_could_start_with_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.pem").write_text("no certificate")
+    for name in ("nix.pem", "bad.pem"):
+        card = {"endpoint": "https://127.0.0.1:9/v1", "ca_file": str(tmp_path / name)}
+        ((place, message),) = told(tmp_path, "error", **served_by(tmp_path, **card))
+        assert place == "models.m.ca_file" and name in message
+        plain = {"ca_file": str(tmp_path / name)}
+        warned = told(tmp_path, "warning", **served_by(tmp_path, **plain))
+        assert [place for place, message in warned if "no effect" in message] == [place]
+
+
+def test_a_model_cannot_stand_in_for_itself(tmp_path: Path) -> None:
+    ((_, message),) = told(tmp_path, "error", fallbacks={"m": ["m"]})
+    assert message == "fallbacks.m: 'm' cannot stand in for itself; remove it"
+
+
+def test_a_path_that_is_added_to_the_endpoint_is_a_warning(tmp_path: Path) -> None:
+    card = {"endpoint": "http://127.0.0.1:9/v1/chat/completions"}
+    warned = dict(told(tmp_path, "warning", **served_by(tmp_path, **card)))
+    assert warned["models.m.endpoint"].endswith("give the base URL, http://127.0.0.1:9/v1")
+    assert "models.m.endpoint" not in dict(told(tmp_path, "warning"))
+
+
+def test_a_key_whose_data_no_model_may_have_is_a_warning(tmp_path: Path) -> None:
+    key = {"name": "a", "secret": "x" * 20, "residency": ["eu"]}
+    place = "governance.keys[0].residency"
+    for promised, is_warned in (([], True), (["us"], True), (["eu", "us"], True), (["eu"], False)):
+        fields = served_by(tmp_path, residency=promised)
+        warned = dict(told(tmp_path, "warning", governance={"keys": [key]}, **fields))
+        assert (place in warned) == is_warned
+
+
+def test_a_price_of_a_model_there_is_not_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text("mm: {in: 1}\nm: {in: 1}\n")
+    governance = {"prices_file": str(tmp_path / "prices.yaml")}
+    warned = dict(told(tmp_path, "warning", governance=governance))
+    assert "unknown model 'mm'" in warned["governance.prices_file"]
+
+
+def test_all_that_is_wrong_is_told_though_the_router_is_yet_to_be_fitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KEY_OF_A_TEST", raising=False)
+    errors = told(
+        tmp_path,
+        "error",
+        **served_by(tmp_path, api_key="${KEY_OF_A_TEST}"),
+        policies={"auto": {"kind": "learned", "router": str(tmp_path / "my-router")}},
+    )
+    assert any("my-router" in message for _, message in errors)
+    assert any("KEY_OF_A_TEST" in message for _, message in errors)
+    governance = {"keys_file": str(tmp_path / "keys.yaml")}
+    warned = told(
+        tmp_path,
+        "warning",
+        governance=governance,
+        policies={"auto": {"kind": "learned", "router": str(tmp_path / "my-router")}},
+    )
+    assert any("keys create NAME" in message for _, message in warned)
 
 
 def test_a_key_that_is_refused_is_a_warning_that_names_the_file(tmp_path: Path) -> None:

@@ -114,8 +114,9 @@ def test_a_fallback_is_tried_once_streaming_began_and_found_under_the_right_name
     assert reply.looks_whole
     assert reply.text == TEXT
     assert [model for model, *_ in row.attempts] == ["first", "second"]
-    began = "first" if fault.endswith("5") else "second"  # a continued answer keeps its name
-    assert (row.chosen, row.model, row.is_complete) == ("first", began, True)
+    assert reply.model == ("first" if fault.endswith("5") else "second")  # what was told stands
+    assert (row.chosen, row.model, row.is_complete) == ("first", "second", True)
+    assert row.labels.get("continued") == ("first, second" if fault.endswith("5") else None)
 
 
 # --- budgets --------------------------------------------------------------------------------------
@@ -486,9 +487,11 @@ def test_the_published_benchmark_is_a_command_that_measures_cpu_per_request(tmp_
         config = {"pool": str(tmp_path / "pool.json"), "ledger": None, "admin": None}
         with servers.crossroads(tmp_path, "gateway", config) as server:
             subject = compare.Subject("crossroads", server, "m")
-            for number, scenario in enumerate(compare.scenarios(quick=True)):
-                compare.measure(subject, replace(scenario, requests=100), number)
-            found = compare.summary(subject)
+            for scenario in compare.scenarios(quick=True):
+                compare.measure(subject, replace(scenario, requests=100))
+            measured = compare.Found()
+            measured.add(subject)
+            found = compare.summary(measured)
     for scenario in compare.scenarios(quick=True):
         assert found[scenario.name]["cpu_ms"] > 0
         assert found[scenario.name]["p99_ms"] >= found[scenario.name]["p50_ms"] > 0

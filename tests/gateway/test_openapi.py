@@ -11,9 +11,9 @@ from schemathesis.checks import CHECKS
 from schemathesis.core.failures import FailureGroup
 
 from crossroads.gateway.openapi import document
+from tests.gateway.configured import KEYS, runtime_of, write
 from tests.gateway.fake_upstream import FakeUpstream
 from tests.gateway.serving import serving_runtime
-from tests.gateway.test_runtime import KEYS, runtime_of, write
 
 CHECKED = ("not_a_server_error", "status_code_conformance", "response_schema_conformance")
 SCHEMA = schemathesis.openapi.from_dict(document(["auto", "ok"]))

@@ -23,7 +23,10 @@ def told(**fields: Any) -> list[str]:
     ("policy", "said"),
     [
         ({"kind": "lerned"}, "policies.a: unknown kind 'lerned'; did you mean 'learned'? Known: "),
-        ({"router": "x"}, "policies.a: 'kind' is missing; add it"),
+        (
+            {"router": "x"},
+            "policies.a: 'kind' is missing; add one of: learned, preferences, rules, ",
+        ),
         ({"kind": "learned"}, "policies.a.router: is missing; add it"),
         (
             {"kind": "learned", "router": "x", "objective": {"budget": 1}},

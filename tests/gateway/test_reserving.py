@@ -44,6 +44,19 @@ def test_the_dearest_that_may_answer_is_set_aside() -> None:
     assert reserved(fallbacks=("dear", "cheap")) == pytest.approx(0.04)
 
 
+def test_of_two_bounds_on_the_output_the_larger_is_set_aside() -> None:
+    card = ModelCard(name="m", price_out=10.0)
+    services: Any = SimpleNamespace(prices=PriceBook([card]), is_hedging=False)
+    nothing: Any = None
+    for larger, smaller in (
+        ("max_tokens", "max_completion_tokens"),
+        ("max_completion_tokens", "max_tokens"),
+    ):
+        body: Body = {"messages": [], larger: 100_000, smaller: 1}
+        run = Run(services, nothing, nothing, Call(dialect="chat", model="m", body=body))
+        assert run._most(Choice(model="m")) == pytest.approx(1.0)
+
+
 def test_a_hedge_is_set_aside_beside_the_first() -> None:
     assert reserved(hedge_after=0.1) == pytest.approx(0.02)
     assert reserved(is_hedging=True) == pytest.approx(0.02)

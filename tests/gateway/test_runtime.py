@@ -6,7 +6,6 @@ import asyncio
 import gc
 import http.client
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -26,38 +25,10 @@ from crossroads.gateway.governance import KeyFile
 from crossroads.gateway.ledger import LedgerSettings, open_ledger
 from crossroads.gateway.policies import CompiledPolicies
 from crossroads.gateway.runtime import Runtime
+from tests.gateway.configured import HELLO, KEYS, ask, call, decision, runtime_of, until, write
 from tests.gateway.fake_upstream import FakeUpstream
 from tests.gateway.ledger.records import record
 from tests.gateway.serving import serving_runtime
-
-HELLO = [{"role": "user", "content": "hello there"}]
-KEYS = {"mine": "sk-test-0123456789abcdef", "other": "sk-test-fedcba9876543210"}
-
-
-def write(folder: Path, upstream: FakeUpstream, **fields: Any) -> Path:
-    models = [
-        {"name": name, "endpoint": upstream.url, "price_in": 1.0, "price_out": 2.0}
-        for name in ("ok", "usage", "trickle-1")
-    ]
-    pool = folder / "pool.json"
-    pool.write_text(json.dumps({"name": "fake", "models": models}), "utf-8")
-    settings = {
-        "pool": str(pool),
-        "policies": {"auto": {"kind": "split", "weights": {"ok": 1}}},
-        "ledger": {"url": f"sqlite:{folder / 'ledger.db'}", "flush_ms": 10, "keep": ["text"]},
-        "governance": {"keys": [{"name": n, "secret": s} for n, s in KEYS.items()]},
-        "telemetry": {"logs": None},
-        "admin": None,
-        "watch_s": 0.05,
-        **fields,
-    }
-    path = folder / "gateway.json"
-    path.write_text(json.dumps(settings), "utf-8")  # JSON is YAML, too
-    return path
-
-
-def runtime_of(path: Path) -> Runtime:
-    return Runtime(read_config(path), read=partial(read_config, path), path=path)
 
 
 @pytest.fixture
@@ -69,42 +40,6 @@ def path(tmp_path: Path, upstream: FakeUpstream) -> Path:
 def url(path: Path) -> Iterator[str]:
     with serving_runtime(runtime_of(path)) as running:
         yield running
-
-
-def call(
-    url: str, method: str, path: str, body: Any = None, *, key: str = "mine", **headers: str
-) -> tuple[int, dict[str, str], Any]:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
-    data = None if body is None else json.dumps(body)
-    given = {"authorization": f"Bearer {KEYS[key]}", **headers}
-    try:
-        connection.request(method, path, data, given)
-        response = connection.getresponse()
-        found = {name.lower(): value for name, value in response.getheaders()}
-        raw = response.read()
-        is_json = found.get("content-type", "").startswith("application/json")
-        return response.status, found, json.loads(raw) if is_json else raw
-    finally:
-        connection.close()
-
-
-def ask(url: str, model: str = "auto", **fields: Any) -> tuple[int, dict[str, str], Any]:
-    return call(url, "POST", "/v1/chat/completions", {"model": model, "messages": HELLO, **fields})
-
-
-def until(found: Callable[[], Any], seconds: float = 5.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        value = found()
-        if value:
-            return value
-        time.sleep(0.02)
-    raise AssertionError("it did not come to pass")
-
-
-def decision(url: str, decision_id: str) -> Any:
-    status, _, row = call(url, "GET", f"/v1/decisions/{decision_id}")
-    return row if status == 200 else None
 
 
 def test_a_call_leaves_a_record_that_its_own_key_can_read(url: str) -> None:
@@ -268,7 +203,7 @@ def test_a_defect_in_a_reload_is_shown_and_the_next_change_is_followed(
         until(lambda: ask(url)[1]["x-crossroads-model"] == "trickle-1")
 
 
-def test_warnings_of_a_reloaded_configuration_are_logged(
+def test_warnings_are_logged_at_the_start_and_new_ones_at_a_reload(
     path: Path, tmp_path: Path, upstream: FakeUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def warned(advise: Callable[[Built], list[Finding]]) -> list[str]:
@@ -284,7 +219,12 @@ def test_warnings_of_a_reloaded_configuration_are_logged(
         raise InputError("keys.yaml: it has changed again")
 
     finding = Finding("warning", "pool", "no price for m: budgets see it as free")
-    assert asyncio.run(warned(lambda _: [finding])) == [f"pool: {finding.message}"]
+    assert asyncio.run(warned(lambda _: [finding])) == [f"pool: {finding.message}"]  # once
+    later = iter([[finding], [finding, Finding("warning", "pool", "a new one")]])
+    assert asyncio.run(warned(lambda _: next(later))) == [
+        f"pool: {finding.message}",
+        "pool: a new one",
+    ]
     assert asyncio.run(warned(refuse)) == []
     assert asyncio.run(warned(lambda _: [1 / 0])) == []
     assert "was not found out" in caplog.text
@@ -348,21 +288,6 @@ def test_errors_have_the_shape_of_the_api_that_was_called(url: str) -> None:
     assert (status, body["error"]["code"]) == (404, "model_not_found")
     status, _, body = call(url, "POST", "/v1/messages", wrong, authorization="Bearer wrong")
     assert (status, body["error"]["type"]) == (401, "authentication_error")
-
-
-def test_a_repeated_idempotency_key_is_answered_once(url: str, upstream: FakeUpstream) -> None:
-    body = {"model": "ok", "messages": HELLO}
-    key = {"Idempotency-Key": "order-7"}
-    before = len(upstream.requests)
-    first = call(url, "POST", "/v1/chat/completions", body, **key)
-    again = call(url, "POST", "/v1/chat/completions", body, **key)
-    assert len(upstream.requests) == before + 1
-    assert first[2] == again[2]
-    assert again[1]["x-crossroads-replayed"] == "true"
-    assert first[1]["x-crossroads-decision-id"] == again[1]["x-crossroads-decision-id"]
-    changed = {**body, "temperature": 0.5}
-    assert call(url, "POST", "/v1/chat/completions", changed, **key)[0] == 422
-    assert len(upstream.requests) == before + 1
 
 
 def test_open_paths_need_no_key_and_tell_no_reasons(url: str) -> None:

@@ -19,6 +19,8 @@ pytestmark = pytest.mark.skipif(not can_share_ports(), reason="needs SO_REUSEPOR
 
 SUPERVISOR = """
 import sys
+from crossroads.gateway import workers
+workers._LONGEST_PAUSE_S = 0.2
 from crossroads.gateway.workers import reserve, supervise
 holder = reserve("127.0.0.1", 0)
 port = holder.getsockname()[1]
@@ -156,10 +158,35 @@ def test_what_is_wrong_with_the_configuration_is_said_once() -> None:
 
 @pytest.mark.slow
 def test_workers_that_keep_dying_end_the_parent_with_one() -> None:
-    process = start("dies-late", 3)
+    process = start("dies-soon", 2)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "keep dying" in errors
+
+
+@pytest.mark.slow
+def test_workers_that_keep_dying_end_nothing_while_another_serves() -> None:
+    process = start("dies-late", 2)
+    assert process.stderr is not None
+    try:
+        for number in range(9):
+            line = process.stderr.readline()
+            assert line.startswith("worker 1 died (exit code 3)"), (number, line)
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.communicate(timeout=15)
+    assert process.returncode == 0
+
+
+def test_a_worker_that_starts_later_is_told_what_the_first_one_serves_by() -> None:
+    with fleet("tells", workers=2) as (_, port):
+        told = {int(pid): said for pid, said in (ask(port, "/told") for _ in range(40))}
+        assert sorted(told.values()) == ["''", "'by-the-first'"]
+        (first,) = [pid for pid, said in told.items() if said == "''"]
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: first not in pids(port, 5) and len(pids(port, 10)) == 2)
+        assert {ask(port, "/told")[1] for _ in range(20)} == {"'by-the-first'"}
 
 
 def test_a_reload_reaches_every_worker() -> None:

@@ -1,8 +1,10 @@
 """One worker of the tests: a plain ASGI application behind uvicorn, told what to do by its words.
 
-``ok``         serves: /pid answers its number, /slow streams for a second
+``ok``         serves: /pid answers its number, /slow streams for a second, /told what it was told
 ``refuses``    says what is wrong with the configuration and ends with 2
 ``dies-late``  the first worker serves, the others end at once with 3
+``dies-soon``  ends with 3 as soon as it is ready
+``tells``      the first worker tells what it serves by
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import uvicorn
 from crossroads.gateway.workers import Worker
 
 RELOADS = {"count": 0}
+TOLD: list[str] = []
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -29,6 +32,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": "http.response.body", "body": b"%d\n" % number, "more_body": True})
             await asyncio.sleep(0.2)
         await send({"type": "http.response.body", "body": b"end\n", "more_body": False})
+        return
+    if scope["path"] == "/told":
+        body = f"{os.getpid()} {TOLD[0]!r}".encode()
+        await send({"type": "http.response.body", "body": body, "more_body": False})
         return
     text = f"{os.getpid()} {os.environ.get('CROSSROADS_WORKER')} {RELOADS['count']}"
     await send({"type": "http.response.body", "body": text.encode(), "more_body": False})
@@ -53,6 +60,12 @@ def main(manner: str) -> int:
         return 2
     if manner == "dies-late" and not worker.is_first:
         return 3
+    if manner == "dies-soon":
+        worker.report_ready()
+        return 3
+    TOLD.append(worker.standing.decode())
+    if manner == "tells" and worker.is_first:
+        worker.tell_standing(b"by-the-first")
 
     def reload(*_: Any) -> None:
         RELOADS["count"] += 1

@@ -103,6 +103,16 @@ def test_a_folder_with_a_foreign_header_is_left_alone(header: str, tmp_path: Pat
     assert (tmp_path / HEADER).read_text() == header
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"kind": "crossr', b"\0" * 99, b"\xff\xfe"])
+def test_a_damaged_artefact_is_replaced(folder: Path, damage: bytes) -> None:
+    (folder / HEADER).write_bytes(damage)
+    with pytest.raises(InputError, match="fit the router again"):
+        read_artefact(folder)
+    write_artefact(folder, {"fact": 2}, {"only": np.ones(1)})
+    assert read_artefact(folder)[0]["fact"] == 2
+    assert {p.name for p in folder.iterdir()} == {HEADER, arrays_file(folder).name}
+
+
 def test_an_artefact_with_files_of_the_user_is_left_alone(folder: Path) -> None:
     (folder / "notes.txt").touch()
     with pytest.raises(InputError, match="something else"):

@@ -23,7 +23,8 @@ def command(path: str | None, schema: bool, probe: bool, as_json: bool) -> None:
 
     Nothing is served or written, no model is asked. Exit code 0 where a server would start, else 1.
 
-    With --json: {"config", "ok", "findings": [{"level", "place", "message"}]}.
+    With --json: {"config", "ok", "findings": [{"level", "place", "message"}]}; level is error,
+    warning, or note (what --probe reached).
     """
     from crossroads.gateway.checking import check
     from crossroads.gateway.config import ServeConfig

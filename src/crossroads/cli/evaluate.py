@@ -167,6 +167,11 @@ def _show(found: Evaluation) -> None:
         f"reward model: {found.reward_model}",
         soft_wrap=True,
     )
+    console.print(
+        f"the served policy mostly chose otherwise on {counted(found.support.differing, 'call')}; "
+        f"the candidate's own choice was seen on {found.support.observed} of them",
+        soft_wrap=True,
+    )
     served = _within(found.served, 0.0, 1.0)
     served_cost = _within(found.served_cost, 0.0, math.inf)
     console.print(f"served: reward {_text(served)}, USD a call {_text(served_cost)}")

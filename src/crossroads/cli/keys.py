@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,7 @@ import click
 from crossroads.core.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
+    from crossroads.gateway.config import ServeConfig
     from crossroads.gateway.governance import KeyFile, KeySettings
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def command() -> None:
 @click.option("--parallel", type=_COUNT, help="Requests at a time.")
 @click.option("--budget", help="USD per period, such as 20/month, 1.5/day or 100/30d.")
 @click.option("--pace", is_flag=True, help="Spread the budget over its period.")
-@click.option("--config", help="The gateway's configuration: --team must be one of its teams.")
+@click.option("--config", help="The gateway's: --team and --model must be among what it has.")
 @_JSON
 def create(name: str, path: str, config: str | None, as_json: bool, **options: Any) -> None:
     """Add the key NAME and print its secret.
@@ -60,8 +61,8 @@ def create(name: str, path: str, config: str | None, as_json: bool, **options: A
     if not folder.is_dir():
         raise InputError(f"keys {path}: there is no folder {folder}; make it, or correct --file")
     team = options["team"]
-    if team is not None and config is not None:
-        _check_team(team, config)
+    if config is not None:
+        _check_names(config, team, options["models"])
     secret, _ = KeyFile(path).create(name, **fields)
     _print_secret(name, secret, path, as_json=as_json)
     if team is not None and config is None and _is_new(team, name, path):
@@ -139,14 +140,37 @@ def _file(path: str) -> KeyFile:
     return KeyFile(path)
 
 
-def _check_team(team: str, config: str) -> None:
-    """Refuse a team that a configuration does not have."""
+def _check_names(path: str, team: str | None, models: Sequence[str]) -> None:
+    """Refuse a team, models and policies that a configuration does not have."""
     from crossroads.gateway.config import read_config
 
-    teams = read_config(config).governance.teams
-    if team not in teams:
+    config = read_config(path)
+    teams = config.governance.teams
+    if team is not None and team not in teams:
         problem = unknown_name("team", team, teams) if teams else f"no team {team!r}"
-        raise InputError(f"config {config}: {problem}; add it to governance.teams")
+        raise InputError(f"config {path}: {problem}; add it to governance.teams")
+    if models:
+        policies, pool = _served(config)
+        for name in models:
+            if name not in pool and name.partition(":")[0] not in policies:  # a policy takes a rule
+                problem = unknown_name("model or policy", name, [*policies, *pool])
+                raise InputError(f"config {path}: {problem}")
+
+
+def _served(config: ServeConfig) -> tuple[list[str], list[str]]:
+    """Return the policies and the models that a request to the gateway can name."""
+    from crossroads.gateway.policies.settings import LearnedSettings
+    from crossroads.prompts.fitted import load_router
+    from crossroads.prompts.pool import read_pool
+
+    policies = config.all_policies.policies
+    names = list(policies)
+    if any(policy.default for policy in policies.values()):
+        names.append("auto")
+    if config.pool is not None:
+        return names, list(read_pool(config.pool).names)
+    folders = {p.router for p in policies.values() if isinstance(p, LearnedSettings)}
+    return names, [name for folder in folders for name in load_router(folder).pool.names]
 
 
 def _is_new(team: str, name: str, path: str) -> bool:

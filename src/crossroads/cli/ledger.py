@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from crossroads.cli.words import counted
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, unknown_name
 
 if TYPE_CHECKING:
     from crossroads.gateway.ledger.feedback import Feedback
@@ -45,7 +45,16 @@ def command() -> None:
     help="An outcome table for arena and fit, or every call as recorded.",
 )
 @click.option("--all", "keep_unjudged", is_flag=True, help="Outcomes: calls nobody judged, too.")
-def export(*, ledger: str, since: str | None, out: Path, what: str, keep_unjudged: bool) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace F if it exists.")
+def export(
+    *,
+    ledger: str,
+    since: str | None,
+    out: Path,
+    what: str,
+    keep_unjudged: bool,
+    overwrite: bool,
+) -> None:
     """Write F: outcomes to .parquet, .csv or .jsonl, calls to .parquet or .jsonl.
 
     Outcomes are read back by: crossroads fit auto --outcomes F. The arena compares models on
@@ -60,6 +69,8 @@ def export(*, ledger: str, since: str | None, out: Path, what: str, keep_unjudge
     start = parse_since(since)
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}; make it, or correct --out")
+    if out.exists() and not overwrite:
+        raise InputError(f"out {str(out)!r} exists; choose another name or pass --overwrite")
     with _open(ledger) as reader:
         records, feedback = reader.records(Filters(since=start)), reader.feedback(start)
         if what == "calls":
@@ -112,12 +123,27 @@ def summary(*, ledger: str, since: str | None, best_model: str | None, as_json: 
     from crossroads.cli.summary import show_summary
     from crossroads.gateway.evaluation.source import parse_since
 
+    start = parse_since(since)
     with _open(ledger) as reader:
-        found = reader.summary(parse_since(since), best_model=best_model)
+        if best_model is not None:
+            _check_costs(reader, best_model, start)
+        found = reader.summary(start, best_model=best_model)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         show_summary(found)
+
+
+def _check_costs(reader: LedgerReader, model: str, since: float | None) -> None:
+    """Refuse to compare with a model whose cost no decision knew."""
+    known = reader.models_with_costs(since)
+    if model not in known:
+        problem = (
+            unknown_name("model with costs in the ledger", model, known)
+            if known
+            else f"no decision knew the cost of {model!r}, or of any model; leave it out"
+        )
+        raise InputError(f"--best-model: {problem}")
 
 
 @command.command()

@@ -45,8 +45,9 @@ def command(
 ) -> None:
     """Decide every recorded call again, by the policies of a configuration or by a router.
 
-    Each decision is made with its recorded id, so that chance falls the same. Needs the text of
-    the prompts (ledger.keep: [text]); a router also reads kept embeddings.
+    Each decision is made with its recorded id, so that chance falls the same, and waits for its
+    router: budget_us does not hold. Needs the text of the prompts (ledger.keep: [text]); a router
+    also reads kept embeddings.
     """
     from crossroads.gateway.evaluation.source import parse_since, read_ledger
     from crossroads.prompts.decide import parse_rule
@@ -105,7 +106,7 @@ def _policies(path: Path) -> CompiledPolicies:
     else:
         cards = {card.name: card for router in routers.values() for card in router.pool}
         pool = Pool(name="routers", models=tuple(cards.values()))
-    return compile_policies(settings, pool, routers=routers, ask_model=ask)
+    return compile_policies(settings, pool, routers=routers, ask_model=ask, is_timed=False)
 
 
 def _show(found: Replay) -> None:

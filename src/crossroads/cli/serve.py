@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 import tempfile
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from crossroads.gateway.config import ServeConfig
     from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.workers import Worker
-
-logger = logging.getLogger(__name__)
 
 _SHARED = "CROSSROADS_SHARED"  # folder that the workers of one gateway share figures through
 
@@ -60,9 +59,10 @@ def command(config: str | None, **options: Any) -> None:
     worker = Worker.of_this_process()
     shared = os.environ.get(_SHARED) if worker is not None else None
     as_written = partial(read_config, config, options)
-    written = as_written()
-    if worker is None and written.workers > 1:
-        sys.exit(_supervise(written))
+    if worker is None:
+        written = as_written()
+        if written.workers > 1:
+            sys.exit(_supervise(written))
     read = partial(read_config, config, options, shared=shared)
     _serve(as_written, read, config, worker=worker)
 
@@ -70,12 +70,18 @@ def command(config: str | None, **options: Any) -> None:
 def _supervise(settings: ServeConfig) -> int:
     """Start the workers and watch them."""
     from crossroads.gateway.server import url_of
+    from crossroads.gateway.telemetry.logs import Logs
     from crossroads.gateway.workers import reserve, supervise
 
     with (
+        ExitStack() as closing,
         reserve(settings.host, settings.port) as holder,
         tempfile.TemporaryDirectory(prefix="crossroads-") as shared,
     ):
+        if settings.telemetry.logs is not None:  # what the parent says, in the workers' format
+            logs = Logs(settings.telemetry.logs)
+            closing.callback(logs.close)
+            logs.start()
         url = url_of(holder)
         return supervise(
             [sys.executable, "-m", "crossroads", *sys.argv[1:]],
@@ -98,11 +104,17 @@ def _serve(
     from crossroads.gateway.checking import advice
     from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.server import bind, serve, url_of
+    from crossroads.gateway.standing import Keeper, Standing
 
     # Reloads, and a store that is back, are told wherever the log has calls.
     logging.getLogger("crossroads.gateway").setLevel(logging.INFO)
-    settings = read()
+    standing = Standing.from_bytes(worker.standing) if worker and worker.standing else None
+    settings = read() if standing is None else standing.config
     speaks = worker is None or worker.is_first  # for all workers
+    shared = os.environ.get(_SHARED) if worker is not None else None
+    keeper: Keeper | None = None
+    if worker is not None and worker.is_first and shared is not None:
+        keeper = Keeper(worker.tell_standing, Path(shared))
 
     def advise(built: Built) -> list[Finding]:
         return advice(built, as_written())
@@ -112,7 +124,6 @@ def _serve(
     try:
         if settings.admin is not None and speaks:
             admin = _bind_admin(settings.admin)
-        shared = os.environ.get(_SHARED) if worker is not None else None
         try:
             runtime = Runtime(
                 settings,
@@ -122,17 +133,15 @@ def _serve(
                 admin_socket=admin,
                 url=url_of(listener),
                 advise=advise if speaks else None,
+                standing=standing,
+                keeper=keeper,
             )
         except UsageError as error:
             if path is None:
                 raise
             raise InputError(f"config {path}: {error}") from error  # the file names what is not
 
-        found = advise(runtime.built) if speaks else []
-
         def on_ready() -> None:
-            for finding in found:  # now that the log is open
-                logger.warning("%s: %s", finding.place, finding.message)
             if speaks:
                 _greet(url_of(listener), None if admin is None else url_of(admin), runtime)
             if worker is not None:

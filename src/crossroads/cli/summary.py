@@ -58,11 +58,12 @@ def _traffic(found: Mapping[str, Any]) -> str:
 
 
 def _savings(found: Mapping[str, Any]) -> str:
+    saved = found["saved_usd"]
+    told = f"saved {saved:.4g} USD against" if saved >= 0 else f"cost {-saved:.4g} USD more than"
     return (
-        f"saved against always asking {found['best_model']}, as expected: "
-        f"{found['saved_usd']:.4g} USD ({found['compared_cost_usd']:.4g} in place of "
-        f"{found['best_model_cost_usd']:.4g}, on {counted(found['compared_calls'], 'call')} whose "
-        "decision knew both)"
+        f"{told} always asking {found['best_model']}, as expected: "
+        f"{found['compared_cost_usd']:.4g} in place of {found['best_model_cost_usd']:.4g} USD, on "
+        f"{counted(found['compared_calls'], 'call')} whose decision knew both"
     )
 
 

@@ -112,6 +112,11 @@ def _problem(found: ErrorDetails, shape: Any, may_tell: Callable[[Place], bool])
         if isinstance(section, type) and issubclass(section, BaseModel):
             return Problem(place, str(unknown_name("field", str(name), _fields(section))))
         return Problem(place, f"unknown field {name!r}; remove it")
+    if found["type"] == "union_tag_not_found":
+        place, members = _find(found["loc"], shape)
+        tag = found["ctx"]["discriminator"].strip("'")
+        kinds = ", ".join(filter(None, map(_tag, members)))
+        return Problem(place, f"{tag!r} is missing; add one of: {kinds}")
     place, _ = _walk(found["loc"], shape)
     return Problem(place, _words(found, _got(found, may_tell)))
 
@@ -124,8 +129,8 @@ def _fields(section: type[BaseModel]) -> list[str]:
 def _words(found: ErrorDetails, got: str) -> str:
     """Return what is wrong, what was expected, and what came where that may be told."""
     kind, context = found["type"], found.get("ctx", {})
-    if kind in ("missing", "union_tag_not_found"):
-        return f"{context.get('discriminator', '')} is missing; add it".lstrip()
+    if kind == "missing":
+        return "is missing; add it"
     if kind == "union_tag_invalid":
         known = [name.strip(" '") for name in context["expected_tags"].split(",")]
         return str(unknown_name(context["discriminator"].strip("'"), context["tag"], known))
@@ -166,7 +171,13 @@ def _got(found: ErrorDetails, may_tell: Callable[[Place], bool]) -> str:
 
 
 def _walk(path: Place, shape: Any) -> tuple[str, Any]:
-    """Return a path as one writes it, ``keys[0].secret``, and the type of what is there.
+    """Return a path as one writes it, and the type of what is there; None where it is a union."""
+    place, members = _find(path, shape)
+    return place, members[0] if len(members) == 1 else None
+
+
+def _find(path: Place, shape: Any) -> tuple[str, list[Any]]:
+    """Return a path as one writes it, ``keys[0].secret``, and the types of what may be there.
 
     A validator also names the member of a union it chose, which nobody wrote: those are left out.
     """
@@ -181,8 +192,7 @@ def _walk(path: Place, shape: Any) -> tuple[str, Any]:
             continue
         kind = _inside(members[0] if members else None, part)
         place += f"[{part}]" if isinstance(part, int) else f"{'.' if place else ''}{_shown(part)}"
-    found = _members(kind)
-    return place, found[0] if len(found) == 1 else None
+    return place, _members(kind)
 
 
 def _shown(name: str) -> str:

@@ -110,7 +110,8 @@ class Gateway:
         if self._once is None or b"idempotency-key" not in exchange.headers:
             await run.answer()
         else:
-            await self._once.answer(exchange, call, body, run)
+            deciding = services.deciding_headers
+            await self._once.answer(exchange, call, body, run, deciding=deciding)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         """Follow the ASGI lifespan protocol, for servers other than our own."""

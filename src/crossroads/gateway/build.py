@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import orjson
 
 from crossroads.core.errors import InputError, UsageError, unknown_name
 from crossroads.core.http.timeouts import Timeouts
@@ -17,13 +20,22 @@ from crossroads.gateway.dialects import Surfaces
 from crossroads.gateway.engine import Engine
 from crossroads.gateway.extras import ApiExtras
 from crossroads.gateway.governance import KeyGovernor, PriceBook
+from crossroads.gateway.governance.entries import Entries
 from crossroads.gateway.policies import CompiledPolicies, compile_policies
 from crossroads.gateway.policies.settings import LearnedSettings, PoliciesSettings, RulesSettings
 from crossroads.gateway.roster import Roster
 from crossroads.gateway.services import Keeping, Services
+from crossroads.gateway.standing import Standing
 from crossroads.gateway.upstreams import Pools, build_upstream
 from crossroads.prompts.fitted import FittedRouter, load_router
 from crossroads.prompts.pool import ModelCard, Pool, read_pool
+
+# Of a card, what is not heard in an answer: its price, how often and how it may be asked.
+_UNHEARD = {
+    *("api_key", "ca_file", "description", "max_parallel", "parameters", "proxy"),
+    *("price_in", "price_out", "price_per_call", "requests_per_minute", "stream_usage"),
+    *("timeouts", "tokens_per_minute"),
+}
 
 
 @dataclass(kw_only=True)
@@ -42,13 +54,17 @@ class Built:
 
 @dataclass(kw_only=True)
 class Lasting:
-    """What a snapshot gets from the process it lives in."""
+    """What a snapshot gets from the process it lives in.
+
+    With ``standing``, which holds for the first one, no file of the configuration need be right.
+    """
 
     surfaces: Surfaces
     telemetry: Telemetry
     ledger: Ledger | None = None
     roster: Roster = field(default_factory=Roster)
     before: Built | None = None
+    standing: Standing | None = None
 
 
 def build(config: ServeConfig, lasting: Lasting) -> Built:
@@ -59,8 +75,9 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
     raises. A router that does not load is never replaced by another choice.
     """
     settings = config.all_policies
-    routers = _routers(settings)
-    pool = _pool(config, settings, routers)
+    standing = lasting.standing
+    routers = _routers(settings, copies={} if standing is None else standing.routers)
+    pool = _pool(config, settings, routers) if standing is None else standing.pool
     roster = lasting.roster
     pools: Pools = {}  # of this snapshot's new upstreams: models of one server share connections
     upstreams = roster.build(
@@ -80,10 +97,17 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
         contexts={card.name: card.context for card in pool if card.context is not None},
     )
     before = lasting.before
-    prices = PriceBook(pool, config.governance.prices_file)
+    prices = PriceBook(
+        pool, config.governance.prices_file, kept=None if standing is None else standing.prices
+    )
     if config.baseline is not None and config.baseline not in pool.names:
         raise unknown_name("baseline", config.baseline, pool.names)
-    governor = KeyGovernor(config.governance, api_key=config.api_key or None, prices=prices)
+    governor = KeyGovernor(
+        config.governance,
+        api_key=config.api_key or None,
+        prices=prices,
+        kept=None if standing is None else Entries("", standing.keys),
+    )
     cache = _cache(config, before)
     keep = () if config.ledger is None else config.ledger.keep
     keeping = Keeping(text="text" in keep, answers="answers" in keep, features="features" in keep)
@@ -95,13 +119,14 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
         governor=governor,
         prices=prices,
         telemetry=lasting.telemetry,
-        cache=cache,
+        cache=None if cache is None else cache.under(_basis(config, pool, policies)),
         ledger=lasting.ledger,
         keeping=keeping,
         body_limit=config.limits.body_bytes,
         ping_s=config.timeouts.ping,
         roster=roster,
         is_hedging=config.failures.hedge.after_s is not None,
+        deciding_headers=frozenset(name.lower().encode() for name in _cache_setting(config)[1]),
         prepare=lasting.surfaces.responses.prepare,
         extras=ApiExtras(
             lasting.surfaces, body_limit=config.limits.body_bytes, is_known=policies.knows
@@ -124,14 +149,14 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
     )
 
 
-def _routers(settings: PoliciesSettings) -> dict[str, FittedRouter]:
-    """Load every artefact once."""
+def _routers(settings: PoliciesSettings, copies: Mapping[str, str]) -> dict[str, FittedRouter]:
+    """Load every artefact once, from its copy where there is one."""
     found: dict[str, FittedRouter] = {}
     folders: dict[str, FittedRouter] = {}
     for policy in settings.policies.values():
         if isinstance(policy, LearnedSettings):
             if policy.router not in folders:
-                folders[policy.router] = load_router(policy.router)
+                folders[policy.router] = load_router(copies.get(policy.router, policy.router))
             found[policy.router] = folders[policy.router]
     return found
 
@@ -197,6 +222,16 @@ def _cache(config: ServeConfig, before: Built | None) -> AnswerCache | None:
         return before.cache
     settings, headers = _cache_setting(config)
     return None if settings is None else build_cache(settings, headers)
+
+
+def _basis(config: ServeConfig, pool: Pool, policies: CompiledPolicies) -> bytes:
+    """Return a name of who answers what: the same in all workers and after a restart."""
+    facts = [
+        [card.model_dump(mode="json", exclude=_UNHEARD) for card in pool],
+        {name: list(chain) for name, chain in config.all_policies.fallbacks.items()},
+        policies.versions,
+    ]
+    return hashlib.sha256(orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)).digest()[:16]
 
 
 def _cache_setting(config: ServeConfig) -> tuple[CacheSettings | None, frozenset[str]]:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from crossroads.prompts.experts.base import content_text, last_user_text
@@ -204,24 +205,25 @@ class Call:
 
     @property
     def max_output_tokens(self) -> int | None:
-        """The bound the client set, if any."""
+        """The bound the client set, if any.
+
+        The larger of the two names: both are forwarded, and an upstream may read either. None too
+        where one of them is no bound: some servers take -1 for as much as there is.
+        """
         body = self.body
-        for name in ("max_completion_tokens", "max_tokens"):
-            if name in body:
-                value = body[name]
-                if value.__class__ is int and value > 0:
-                    bound: int = value
-                    return bound
-        return None
+        newer, older = body.get("max_completion_tokens"), body.get("max_tokens")
+        if newer is None and older is None:
+            return None
+        if newer is None or older is None:
+            return _whole(older if newer is None else newer) or None
+        bounds = _whole(newer), _whole(older)
+        return max(bounds) if min(bounds) else None
 
     @property
     def num_choices(self) -> int:
         """Answers asked for at once (``n``)."""
         value = self.body.get("n")
-        if value.__class__ is int and value > 1:
-            number: int = value
-            return number
-        return 1
+        return 1 if value is None else max(1, _whole(value))
 
     @lazy
     def inputs(self) -> frozenset[str]:
@@ -277,6 +279,19 @@ class Call:
     def _messages(self) -> list[Any]:
         given = self.body.get("messages")
         return given if isinstance(given, list) else []
+
+
+def _whole(value: Any) -> int:
+    """Return a number at least as large as any server may read the value as; 0 for none."""
+    if value.__class__ is int:
+        number: int = value
+        return max(0, number)
+    if not isinstance(value, float | str):
+        return 0
+    try:
+        return max(0, ceil(float(value)))  # lenient servers take 8.0 and "8" for 8
+    except (ValueError, OverflowError):
+        return 0
 
 
 def _kind(part: Any) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from crossroads.core.errors import CrossroadsError, MissingExtraError, unknown_name
+from crossroads.core.errors import CrossroadsError, InputError, MissingExtraError, unknown_name
+from crossroads.core.http.dial import tls_context
 from crossroads.gateway.build import Built, Lasting, build
 from crossroads.gateway.config import ServeConfig, read_config
 from crossroads.gateway.dialects import build_surfaces
@@ -23,18 +24,22 @@ from crossroads.gateway.remote import SCHEMES, ping_redis
 from crossroads.gateway.telemetry import GatewayTelemetry
 from crossroads.gateway.upstreams import check_upstream
 from crossroads.prompts.experts.environment import expand
-from crossroads.prompts.pool import ModelCard
+from crossroads.prompts.pool import ModelCard, Pool, read_pool
 
 _DAY = timedelta(days=1)
 _PATIENCE_S = 5.0  # for one connection of a probe
 _PORTS = {"http": 80, "https": 443}
+_ADDED = ("/chat/completions", "/completions", "/messages", "/responses", "/embeddings")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to know. An ``error`` keeps a server from starting, a ``warning`` does not."""
+    """One thing to know.
 
-    level: Literal["error", "warning"]
+    An ``error`` keeps a server from starting, a ``warning`` does not; a ``note`` is good news.
+    """
+
+    level: Literal["error", "warning", "note"]
     place: str
     message: str
 
@@ -46,12 +51,17 @@ async def check(path: str, *, probe: bool = False) -> list[Finding]:
     """Return what is wrong with the configuration at ``path``; empty where all is well.
 
     Nothing is made on the disk, and no message quotes what the files that the configuration names
-    hold. ``probe`` also connects to every upstream, Redis and the ledger; it sends no request and
-    makes no ledger where there is none.
+    hold. ``probe`` also connects to every upstream, Redis and the ledger, and notes what it
+    reached; it sends no request and makes no ledger where there is none.
     """
     async with AsyncExitStack() as closing:
         try:
             config = read_config(path)
+        except ConfigError as error:
+            return [Finding("error", wrong.place, wrong.message) for wrong in error.problems]
+        except CrossroadsError as error:
+            return [Finding("error", "", str(error))]
+        try:
             quiet = config.telemetry.model_copy(update={"logs": None, "otel": None})
             surfaces = build_surfaces(config.responses)
             closing.push_async_callback(surfaces.close)
@@ -60,25 +70,58 @@ async def check(path: str, *, probe: bool = False) -> list[Finding]:
         except ConfigError as error:
             return [Finding("error", wrong.place, wrong.message) for wrong in error.problems]
         except CrossroadsError as error:
-            return [Finding("error", "", str(error))]
+            return [Finding("error", "", str(error)), *_besides(config)]
         closing.push_async_callback(built.services.close)
         if built.cache is not None:
             closing.push_async_callback(built.cache.close)
-        found = [*_keys(built), *_libraries(built), *advice(built, config)]
+        found = [
+            *_keys(built.pool),
+            *_certificates(built.pool),
+            *_libraries(built),
+            *advice(built, config),
+        ]
         if probe:
             found += await _probe(config, built)
         return found
 
 
-def _keys(built: Built) -> list[Finding]:
+def _besides(config: ServeConfig) -> list[Finding]:
+    """Find what can be told of a configuration that cannot be served, beside the reason."""
+    found = _nobody(config)
+    if config.pool is not None:
+        with suppress(CrossroadsError):  # told already
+            pool = read_pool(config.pool)
+            found += [*_keys(pool), *_certificates(pool)]
+    return found
+
+
+def _keys(pool: Pool) -> list[Finding]:
     """Find keys of upstreams that the environment does not have."""
     found = []
-    for card in built.pool:
+    for card in pool:
         try:
             if card.api_key:
                 expand(card.api_key, where=f"api_key of model {card.name!r}")
         except CrossroadsError as error:
             found.append(Finding("error", f"models.{card.name}", str(error)))
+    return found
+
+
+def _certificates(pool: Pool) -> list[Finding]:
+    """Find files of authorities that cannot be used, and those that nobody will look at."""
+    found = []
+    for card in pool:
+        if card.ca_file is None or not str(card.endpoint).startswith("http"):
+            continue
+        place = f"models.{card.name}.ca_file"
+        if not str(card.endpoint).startswith("https://"):
+            message = f"{card.ca_file} has no effect: {card.endpoint} is not https"
+            found.append(Finding("warning", place, message))
+            continue
+        try:
+            tls_context(card.ca_file)
+        except CrossroadsError as error:
+            found.append(Finding("error", place, str(error)))
     return found
 
 
@@ -104,12 +147,15 @@ def advice(built: Built, config: ServeConfig) -> list[Finding]:
         if str(card.endpoint).startswith("http://") and card.api_key and not _is_near(card):
             message = "its key travels unencrypted; use https"
             found.append(Finding("warning", f"models.{card.name}", message))
+        found += _doubled(card)
     keys = _all_keys(config)
     return [
         *found,
         *_nobody(config),
         *(Finding("warning", "governance.keys_file", why) for why in built.governor.key_problems),
         *_allowed(keys, built),
+        *_nowhere(keys, built),
+        *_strangers(built, config),
         *_forgotten(keys, config),
         *_unshared(keys, config),
     ]
@@ -157,6 +203,45 @@ def _allowed(keys: Mapping[str, KeySettings], built: Built) -> list[Finding]:
         for name in key.models or ()
         if name not in known and name.partition(":")[0] not in known
     ]
+
+
+def _nowhere(keys: Mapping[str, KeySettings], built: Built) -> list[Finding]:
+    """Find keys whose data may be sent to no model: each promises other regions, or none."""
+    promised = {card.name: frozenset(card.residency) for card in built.pool}
+    told = "; ".join(
+        f"{name} keeps it in {', '.join(sorted(regions))}"
+        for name, regions in promised.items()
+        if regions
+    )
+    return [
+        Finding(
+            "warning",
+            f"{place}.residency",
+            f"no model promises to keep data in {', '.join(key.residency)}, so every request is "
+            f"refused ({told or 'no card has a residency'})",
+        )
+        for place, key in keys.items()
+        if key.residency
+        and not any(regions and regions <= set(key.residency) for regions in promised.values())
+    ]
+
+
+def _strangers(built: Built, config: ServeConfig) -> list[Finding]:
+    """Find prices of models that there are not: most are misspelt, and the real one has none."""
+    path, known = config.governance.prices_file, built.pool.names
+    told = [unknown_name("model", name, known) for name in built.prices.listed if name not in known]
+    return [Finding("warning", "governance.prices_file", f"{path}: {what}") for what in told]
+
+
+def _doubled(card: ModelCard) -> list[Finding]:
+    """Find an endpoint that names a path which is added to it."""
+    path = urlsplit(str(card.endpoint)).path.rstrip("/")
+    for added in _ADDED:
+        if path.endswith(added):
+            base = str(card.endpoint).partition(added)[0]
+            message = f"{added} is added to it; give the base URL, {base}"
+            return [Finding("warning", f"models.{card.name}.endpoint", message)]
+    return []
 
 
 def _forgotten(keys: Mapping[str, KeySettings], config: ServeConfig) -> list[Finding]:
@@ -217,6 +302,7 @@ async def _probe(config: ServeConfig, built: Built) -> list[Finding]:
     if config.ledger is not None:
         try:
             await asyncio.to_thread(check_ledger, config.ledger)
+            found.append(Finding("note", "ledger", "it is there, or can be made"))
         except CrossroadsError as error:
             found.append(Finding("error", "ledger", str(error)))
     for section in ("governance", "cache", "responses"):
@@ -224,26 +310,38 @@ async def _probe(config: ServeConfig, built: Built) -> list[Finding]:
         if url.partition("://")[0] in SCHEMES:
             try:
                 await ping_redis(url)
+                found.append(Finding("note", f"{section}.store", "it answers"))
             except CrossroadsError as error:
                 found.append(Finding("error", f"{section}.store", str(error)))
-    cards = [card for card in built.pool if str(card.endpoint).startswith("http")]
+    told = {finding.place for finding in _certificates(built.pool) if finding.level == "error"}
+    cards = [
+        card
+        for card in built.pool
+        if str(card.endpoint).startswith("http") and f"models.{card.name}.ca_file" not in told
+    ]
     problems = await asyncio.gather(*(_connect(card) for card in cards))
-    found += [Finding("error", f"models.{card.name}", problem)
-              for card, problem in zip(cards, problems, strict=True) if problem]  # fmt: skip
+    for card, problem in zip(cards, problems, strict=True):
+        place = f"models.{card.name}"
+        if problem is not None:
+            found.append(Finding("error", place, problem))
+        else:
+            host = urlsplit(card.endpoint or "").netloc.rpartition("@")[2]
+            found.append(Finding("note", place, f"{host} takes connections"))
     return found
 
 
-async def _connect(card: ModelCard) -> str:
-    """Return why a model's server cannot be reached; "" where it can."""
+async def _connect(card: ModelCard) -> str | None:
+    """Return why a model's server cannot be reached; None where it can."""
     parts = urlsplit(card.endpoint or "")
     port = parts.port or _PORTS[parts.scheme]
     try:
+        tls = tls_context(card.ca_file) if parts.scheme == "https" else None
         async with asyncio.timeout(_PATIENCE_S):
-            _, writer = await asyncio.open_connection(
-                parts.hostname, port, ssl=parts.scheme == "https"
-            )
+            _, writer = await asyncio.open_connection(parts.hostname, port, ssl=tls)
+    except InputError as error:
+        return str(error)
     except (OSError, TimeoutError) as error:
         reason = str(error) or f"no connection within {_PATIENCE_S:g} s"
         return f"{parts.hostname}:{port} cannot be reached ({reason}); start it, or mend endpoint"
     writer.close()
-    return ""
+    return None

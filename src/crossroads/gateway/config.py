@@ -193,6 +193,7 @@ def read_config(
     if config.rule is not None:
         _check_rule(config.rule, file=None if "rule" in given else where)
     _check_names(config, where)
+    _check_ports(config, where)
     if config.is_exposed and not config.has_keys:
         problem = (
             f"host {config.host!r} is reachable from other machines; set an API key with --api-key "
@@ -227,6 +228,18 @@ def _check_names(config: ServeConfig, where: str) -> None:
                 f"{where}: policies.{name}: {short[0]!r} already stands for this policy; "
                 "rename one of them"
             )
+
+
+def _check_ports(config: ServeConfig, where: str) -> None:
+    """Refuse one port for two servers; a port of the dashboard that nobody asked for gives way."""
+    admin = config.admin
+    if admin is None or "port" not in admin.model_fields_set or admin.port != config.port:
+        return
+    hosts = {"127.0.0.1" if host == "localhost" else host for host in (config.host, admin.host)}
+    if config.port != 0 and (len(hosts) == 1 or hosts & {"0.0.0.0", "::"}):
+        raise InputError(
+            f"{where}: admin.port: {admin.port} is the gateway's own 'port', too; choose another"
+        )
 
 
 class _Loader(yaml.SafeLoader):

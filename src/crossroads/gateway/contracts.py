@@ -101,6 +101,10 @@ CANCELLED = "cancelled"
 """Code of an attempt that was given up: a hedge that lost, or one whose client left."""
 
 
+NO_API = "no_api"
+"""Code of an attempt at a server that lacks the API of the call: it is asked in ``chat`` next."""
+
+
 @dataclass(slots=True)
 class Attempt:
     """One try at one model. ``status`` is 200 for an answer, 0 while it runs or was given up."""
@@ -118,7 +122,7 @@ class Tally:
 
     Attributes
     ----------
-    model : who answers, once known
+    model : who answers, once known; of a continued stream who began it, and at its end the last
     dialect : of the answer or of the events: the call's own, or ``chat``
     attempts : every try, in order, hedges and escalations too
     usage : of the answer the client gets
@@ -128,6 +132,7 @@ class Tally:
     answer : the whole answer in ``dialect``, once there
     verdict : what the verifier of a cascade said, as plain data
     skipped : models that were due and not asked, since their breakers were open
+    writers : models that wrote a stream, in order, where it broke and was continued; else empty
     """
 
     model: str = ""
@@ -140,6 +145,7 @@ class Tally:
     answer: Body | None = None
     verdict: Mapping[str, Any] | None = None
     skipped: tuple[str, ...] = ()
+    writers: tuple[str, ...] = ()
 
     @property
     def num_fallbacks(self) -> int:
@@ -340,7 +346,7 @@ class Record:
     reason: str = ""
     rule: str = ""
     chosen: str = ""  # by the policy
-    model: str = ""  # that answered
+    model: str = ""  # that answered; of a continued stream the one that ended it
     status: int = 0
     error: str = ""
     is_stream: bool = False

@@ -200,9 +200,11 @@ def _no_ledger(what: str) -> ApiError:
 
 def _unknown(exchange: Exchange, services: Services) -> ApiError:
     known = ", ".join(f"/v1{path}" for path in services.surfaces)
+    is_twice = exchange.path.startswith("/v1/v1/")  # Anthropic's client adds /v1, OpenAI's does not
+    hint = " This client adds /v1 itself: leave it out of its base URL." if is_twice else ""
     return ApiError(
         f"Unknown path {exchange.path!r}; this server has {known}, /v1/models, /health and "
-        "/openapi.json.",
+        f"/openapi.json.{hint}",
         status=404,
         code="unknown_url",
     )

@@ -11,6 +11,7 @@ from crossroads.gateway.errors import ApiError
 from crossroads.gateway.exchange import Exchange
 from crossroads.gateway.pipeline import Run
 
+_OURS = b"x-crossroads-"
 _REPLAYED = (b"x-crossroads-replayed", b"true")
 _OWN = frozenset({b"content-length"})  # of a response; the transport writes them anew
 _MOST_WAITING = 8  # requests of one key; they pass no limit while they wait
@@ -28,13 +29,30 @@ class Once:
         self._kept = kept
         self._waiting: Counter[tuple[str, str]] = Counter()
 
-    async def answer(self, exchange: Exchange, call: Call, body: bytes, run: Run) -> None:
+    async def answer(
+        self,
+        exchange: Exchange,
+        call: Call,
+        body: bytes,
+        run: Run,
+        *,
+        deciding: frozenset[bytes] = frozenset(),
+    ) -> None:
         """Run the call, or repeat the answer it had.
+
+        ``deciding`` are headers that policies go by, beside our own (``x-crossroads-...``): with
+        another value a request is another one.
 
         Raises ApiError 400, 409, 422, and ClientGoneError while it waits for the first request.
         """
         async with AsyncExitStack() as stack:
-            slot = await self._enter(stack, exchange, call, body)
+            headers = [
+                pair
+                for pair in exchange.headers.items()
+                if pair[0] in deciding or pair[0].startswith(_OURS)
+            ]
+            digest = digest_of(call.dialect, body, headers)
+            slot = await self._enter(stack, exchange, call, digest)
             if slot.earlier is not None:
                 await _repeat(exchange, slot.earlier)
                 return
@@ -45,7 +63,7 @@ class Once:
                 slot.keep(exchange.status, exchange.sent_headers, b"".join(parts))
 
     async def _enter(
-        self, stack: AsyncExitStack, exchange: Exchange, call: Call, body: bytes
+        self, stack: AsyncExitStack, exchange: Exchange, call: Call, digest: bytes
     ) -> Slot:
         """Wait for the first request with this key, if there is one."""
         key = exchange.headers[b"idempotency-key"].decode("latin-1")
@@ -60,7 +78,6 @@ class Once:
         self._waiting[name] += 1
         try:
             with exchange.watch():
-                digest = digest_of(call.dialect, body)
                 return await stack.enter_async_context(self._kept.enter(*name, digest))
         finally:
             self._waiting[name] -= 1

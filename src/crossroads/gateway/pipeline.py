@@ -252,6 +252,8 @@ class Run:
             record.saved_usd = self._saved(kept)
         if choice is not None:
             _describe(record, choice)
+        if tally.writers:
+            record.labels = {**record.labels, "continued": ", ".join(tally.writers)}
         self._keep_content(record)
         return record
 

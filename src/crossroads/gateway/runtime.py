@@ -7,7 +7,7 @@ import gc
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict
@@ -35,6 +35,7 @@ from crossroads.gateway.ledger import (
     unknown_decision,
 )
 from crossroads.gateway.once import Once
+from crossroads.gateway.standing import Keeper, Mark, Standing, marked, marks_of
 from crossroads.gateway.telemetry import (
     GatewayTelemetry,
     Reading,
@@ -73,8 +74,11 @@ class Runtime:
     shared : folder through which the workers of one gateway share their figures; None for one
     admin_socket : bound, where this process serves the admin port
     url : where clients reach the gateway, to be shown
-    advise : what of a reloaded snapshot is worth a warning in the log; None where another process
-        says so for all
+    advise : what of a snapshot is worth a warning in the log; None where another process says so
+        for all
+    standing : what the other workers serve by, where this one takes the place of a dead one; then
+        ``config`` is that of it
+    keeper : is told what is served, for a worker to come
 
     Raises what ``build`` raises, and CrossroadsError where the ledger or a log cannot be opened.
     """
@@ -89,6 +93,8 @@ class Runtime:
         admin_socket: socket.socket | None = None,
         url: str = "",
         advise: Callable[[Built], Sequence[Finding]] | None = None,
+        standing: Standing | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.config = self._first = config
         self.path = None if path is None else Path(path)
@@ -100,19 +106,28 @@ class Runtime:
         self.ledger: SqlLedger | None = None
         self.reader: LedgerReader | None = None
         self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger-reader")
-        self._lasting = Lasting(surfaces=build_surfaces(config.responses), telemetry=self.telemetry)
+        self._lasting = Lasting(
+            surfaces=build_surfaces(config.responses),
+            telemetry=self.telemetry,
+            standing=standing,
+        )
+        self._marks = self._look(config) if standing is None else standing.marks
         self.built = build(config, self._lasting)
+        self._lasting.standing = None  # from now on the files are looked at
         self._admin_socket = admin_socket
         self.url = url
         once = None if config.idempotency is None else Once(Idempotency(config.idempotency))
         self.gateway = Gateway(self.built.services, once=once)
+        self._keeper = keeper
+        self._to_keep = asyncio.Event()
         self._equip(self.built)
         self._closing = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._retiring: dict[asyncio.Task[None], Built] = {}
         self._reloading = asyncio.Lock()
-        self._seen = self._marks()  # now: a change while the parts start is a change
-        self._problem = self._note = ""
+        self._problem, self._note = "", "" if standing is None else standing.note
+        self._told = self._advice(self.built)
+        self._is_new = standing is None
         self._reloaded_at = time.time()
 
     async def start(self) -> None:
@@ -141,6 +156,11 @@ class Runtime:
         closing.push_async_callback(self._end_tasks)
         if self._admin_socket is not None and self.config.admin is not None:
             await self._start_admin(self._admin_socket, self.config.admin)
+        if self._keeper is not None:
+            await asyncio.to_thread(self._keep, self._keeper)  # the next workers begin with it
+            self._tasks.append(asyncio.create_task(self._keep_on(self._keeper)))
+        if self._is_new:  # else it was told when the worker before started
+            self._warn(self._told)
         closing.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(*_COLLECTIONS)
 
@@ -187,7 +207,7 @@ class Runtime:
         first = self._first
         async with self._reloading:
             try:
-                config = self.config if self._read is None else await asyncio.to_thread(self._read)
+                config, marks = await asyncio.to_thread(self._read_anew)
                 fixed = [name for name in _FIXED if getattr(config, name) != getattr(first, name)]
                 config = config.model_copy(update={n: getattr(first, n) for n in fixed})
                 self._lasting.before = self.built
@@ -203,7 +223,7 @@ class Runtime:
                 raise UnavailableError(f"not reloaded: {self._problem}") from error
             self._problem = ""
             self._reloaded_at = time.time()
-            self.config = config
+            self.config, self._marks = config, marks
             message = "the configuration was reloaded"
             self._note = f"{', '.join(fixed)} will only change with a restart" if fixed else ""
             if self._note:
@@ -211,22 +231,35 @@ class Runtime:
                 logger.warning("%s", message)
             else:
                 logger.info("%s", message)
-            await self._warn(built)
+            self._to_keep.set()
+            found = await asyncio.to_thread(self._advice, built)
+            self._warn(finding for finding in found if finding not in self._told)
+            self._told = found
             return {"changed": True, "message": message}
 
-    async def _warn(self, built: Built) -> None:
-        """Log what works in a new snapshot, and still is hardly meant."""
-        if self._advise is None:
-            return
+    def _advice(self, built: Built) -> Sequence[Finding]:
+        """Return what works in a snapshot, and still is hardly meant."""
         try:
-            found = await asyncio.to_thread(self._advise, built)
+            return () if self._advise is None else self._advise(built)
         except CrossroadsError:
-            return  # a file has changed again: the reload that follows tells
+            return ()  # a file has changed again: the reload that follows tells
         except Exception:
             logger.exception("what is doubtful in the configuration was not found out")
-            return
+            return ()
+
+    def _warn(self, found: Iterable[Finding]) -> None:
         for finding in found:
             logger.warning("%s: %s", finding.place, finding.message)
+
+    async def _keep_on(self, keeper: Keeper) -> None:
+        """Have kept what is served whenever it changed."""
+        while True:
+            await self._to_keep.wait()
+            self._to_keep.clear()
+            await asyncio.to_thread(self._keep, keeper)
+
+    def _keep(self, keeper: Keeper) -> None:
+        keeper.keep(self.built, self._marks, note=self._note)
 
     def health(self) -> dict[str, Any]:
         """Return how every part is: ``status`` and ``parts``."""
@@ -248,8 +281,10 @@ class Runtime:
         return self.built.engine.health()
 
     def _upstream_health(self) -> dict[str, Any]:
-        broken = [n for n, facts in self._upstreams().items() if facts["state"] != "closed"]
-        return {"status": "degraded" if broken else "ok", "broken": broken}
+        told = self._upstreams().items()
+        waiting = [name for name, facts in told if facts["waits_for_probe"]]
+        broken = [n for n, facts in told if facts["state"] != "closed" and n not in waiting]
+        return {"status": "degraded" if broken else "ok", "broken": broken, "waiting": waiting}
 
     def _refusals(self) -> list[Reading]:
         refused = self.gateway.num_refused
@@ -295,7 +330,8 @@ class Runtime:
         await before.governor.close()
 
     def _equip(self, built: Built) -> None:
-        """Give a snapshot what its endpoints need of this process."""
+        """Give a snapshot what its parts need of this process."""
+        built.governor.on_read = self._to_keep.set
         self.telemetry.meter.know(built.policies.names)
         services = built.services
         services.health = self.health
@@ -350,31 +386,28 @@ class Runtime:
 
     async def _follow(self, every_s: float) -> None:
         """Reload when a file of the configuration changes, once it has stopped changing."""
-        known = self._seen
+        known = self._marks
         while True:
             await asyncio.sleep(every_s)
-            seen = await asyncio.to_thread(self._marks)
+            seen = await asyncio.to_thread(self._look, self.config)
             if seen == known:
                 continue
             known = seen
             with suppress(CrossroadsError):  # logged, and shown by health
                 await self.reload()
+                known = self._marks
 
-    def _marks(self) -> list[tuple[str, int, int]]:
-        """Return what tells the files of the configuration from later versions of them."""
-        config = self.config
-        names = [] if self.path is None else [self.path]
-        names += [Path(name) for name in (config.pool,) if name is not None]
-        for policy in config.all_policies.policies.values():
-            folder = getattr(policy, "router", None)
-            if folder is not None:
-                names += sorted(Path(folder).glob("*"))
-        found = []
-        for name in names:
-            with suppress(OSError):
-                facts = name.stat()
-                found.append((str(name), facts.st_mtime_ns, facts.st_size))
-        return found
+    def _look(self, config: ServeConfig) -> tuple[Mark, ...]:
+        return self._own_mark() + marks_of(config)
+
+    def _own_mark(self) -> tuple[Mark, ...]:
+        return () if self.path is None else marked([self.path])
+
+    def _read_anew(self) -> tuple[ServeConfig, tuple[Mark, ...]]:
+        """Return the configuration, and the marks of its files from before they were read."""
+        own = self._own_mark()
+        config = self.config if self._read is None else self._read()
+        return config, own + marks_of(config)
 
 
 def _secrets(config: ServeConfig) -> list[str]:

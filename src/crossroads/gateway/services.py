@@ -63,6 +63,7 @@ class Services:
     surfaces : by path below ``/v1``
     ping_s : seconds of silence within a stream, after which its client gets a sign of life
     is_hedging : whether any call may ask a second model beside a slow first one
+    deciding_headers : that the rules of policies go by, in lower case
     roster : starts and closes the upstreams
     prepare : completes a call of ``responses`` with its earlier turns. Raises ApiError 400.
     extras : endpoints that the surfaces bring along, asked after all others
@@ -86,6 +87,7 @@ class Services:
     body_limit: int = 8 << 20
     ping_s: float | None = None
     is_hedging: bool = False
+    deciding_headers: frozenset[bytes] = frozenset()
     roster: Roster = field(default_factory=Roster)
     prepare: Callable[[Call], Awaitable[None]] | None = None
     extras: Extras | None = None

@@ -32,6 +32,14 @@ STOP_OF = {
 }
 """The other way round; a stop sequence is ``stop`` in ``chat``, too."""
 
+ENDED = frozenset({*FINISH_OF, *STOP_OF, "eos", "eos_token"}) - {
+    *("length", "max_tokens", "model_context_window_exceeded", "content_filter", "refusal")
+}
+"""Reasons for which an answer is whole, in the words of all servers we know (TGI's among them)."""
+
+BROKEN_OFF = frozenset({"abort", "error"})
+"""Reasons by which servers (vLLM, SGLang) say that they gave an answer up: it is a failure."""
+
 NEVER_PASSED = frozenset(
     {
         *("authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key"),

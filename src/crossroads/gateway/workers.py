@@ -3,10 +3,11 @@
 Each worker is a fresh process of the same command line with a listener of its own on the shared
 port (SO_REUSEPORT), so that the kernel spreads connections and no socket passes through the parent.
 The parent starts a worker that dies again, hands on SIGTERM, SIGINT and SIGHUP, and ends with 1
-when workers keep dying at once. A worker whose parent is gone stops gracefully.
+when workers keep dying and none serves. A worker whose parent is gone stops gracefully.
 
-The two talk over one socket pair per worker: the worker writes when it is ready, and its end of
-file is the parent's death.
+The two talk over one socket pair per worker. The first worker tells what it serves by; the parent
+keeps that in memory, and tells every worker that it starts from then on. A worker also writes when
+it is ready. The end of file is the parent's death.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _VARIABLE = "CROSSROADS_WORKER"  # "index/count/descriptor/host/port" of the process it is set for
-_READY = b"r"
+_READY, _STANDING = b"r", b"s"  # begin a message: kind, length, content
+_LENGTH = 8  # bytes of it, the highest first
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 5.0
 _STABLE_S = 2.0  # a worker that served longer did not die of how it was started
@@ -81,13 +83,16 @@ class Worker:
     ----------
     index : from 0; a worker that is started again keeps it
     count : of workers
+    standing : what the others serve by, as the first worker told; empty where none has yet
     """
 
     index: int
     count: int
     host: str
     port: int
+    standing: bytes
     _line: socket.socket
+    _telling: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of_this_process(cls) -> Worker | None:
@@ -101,7 +106,8 @@ class Worker:
         index, count, descriptor, port, host = given.split("/", 4)
         line = socket.socket(fileno=int(descriptor))
         line.set_inheritable(False)
-        worker = cls(int(index), int(count), host, int(port), line)
+        standing = _receive(line)
+        worker = cls(int(index), int(count), host, int(port), standing, line)
         threading.Thread(target=worker._follow_parent, name="parent", daemon=True).start()
         return worker
 
@@ -130,14 +136,32 @@ class Worker:
 
     def report_ready(self) -> None:
         """Tell the parent that requests are accepted."""
-        with suppress(OSError):
-            self._line.send(_READY)
+        self._tell(_READY)
+
+    def tell_standing(self, standing: bytes) -> None:
+        """Have the parent keep what is served, for workers to come. Waits until it is read."""
+        self._tell(_STANDING, standing)
+
+    def _tell(self, kind: bytes, content: bytes = b"") -> None:
+        with self._telling, suppress(OSError):
+            self._line.sendall(_message(kind, content))
 
     def _follow_parent(self) -> None:
         with suppress(OSError):
             while self._line.recv(16):
                 pass
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _message(kind: bytes, content: bytes) -> bytes:
+    return kind + len(content).to_bytes(_LENGTH) + content
+
+
+def _receive(line: socket.socket) -> bytes:
+    """Return the content of the parent's one message; nothing where the parent is gone."""
+    with line.makefile("rb") as stream:
+        head = stream.read(1 + _LENGTH)
+        return stream.read(int.from_bytes(head[1:]))
 
 
 def supervise(
@@ -185,6 +209,7 @@ class _Fleet:
     environment: dict[str, str]
     _processes: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
     _ready: dict[int, float] = field(default_factory=dict)  # since when, time.monotonic
+    _standing: bytes = b""
     _num_deaths: int = 0
     _was_ever_ready: bool = False
     _is_stopping: bool = False
@@ -230,7 +255,7 @@ class _Fleet:
                 self._give_up(code if code > 0 else 1)  # it said itself what is wrong
                 return
             self._num_deaths += 1
-            if self._num_deaths > _MOST_DEATHS:
+            if self._num_deaths > _MOST_DEATHS and not self._ready:
                 logger.error("workers keep dying (last exit code %s); giving up", code)
                 self._give_up(1)
                 return
@@ -242,8 +267,8 @@ class _Fleet:
     async def _run_once(self, index: int) -> tuple[int, float]:
         """Run worker ``index`` to its end; return its exit code, and seconds it was ready."""
         mine, theirs = socket.socketpair()
-        mine.setblocking(False)
-        with mine:
+        reader, writer = await asyncio.open_connection(sock=mine)
+        try:
             with theirs:
                 spec = f"{index}/{self.count}/{theirs.fileno()}/{self.place}"
                 process = await asyncio.create_subprocess_exec(
@@ -255,20 +280,30 @@ class _Fleet:
             self._processes[index] = process
             if self._is_stopping:
                 process.terminate()
-            listening = asyncio.get_running_loop().create_task(self._await_ready(index, mine))
+            writer.write(_message(_STANDING, self._standing))
+            listening = asyncio.get_running_loop().create_task(self._listen(index, reader))
             try:
                 code = await process.wait()
             finally:
                 listening.cancel()
                 del self._processes[index]
+        finally:
+            writer.close()
         since = self._ready.pop(index, None)
         return code, 0.0 if since is None else time.monotonic() - since
 
-    async def _await_ready(self, index: int, line: socket.socket) -> None:
-        with suppress(OSError):
-            if await asyncio.get_running_loop().sock_recv(line, 1) == _READY:
-                self._ready[index] = time.monotonic()
-                self._was_ever_ready = True
+    async def _listen(self, index: int, line: asyncio.StreamReader) -> None:
+        """Take what a worker tells until it ends."""
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                kind = await line.readexactly(1)
+                length = int.from_bytes(await line.readexactly(_LENGTH))
+                content = await line.readexactly(length)
+                if kind == _READY:
+                    self._ready[index] = time.monotonic()
+                    self._was_ever_ready = True
+                elif kind == _STANDING:
+                    self._standing = content
 
     def _begin_stop(self) -> None:
         """Stop gracefully at the first signal; a second one, handed on, cuts the drain short."""

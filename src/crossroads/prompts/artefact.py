@@ -33,6 +33,7 @@ HEADER = "router.json"
 _OURS = re.compile(
     r"arrays(-[0-9a-f]{16})?\.npz|\.(arrays-[0-9a-f]{16}\.npz|router\.json)\.partial"
 )
+_ARRAYS = re.compile(r"arrays-[0-9a-f]{16}\.npz")
 
 
 def npz_bytes(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
@@ -172,10 +173,21 @@ def check_place(folder: str | Path) -> None:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raise unless the folder holds an artefact of any version, part of one, or nothing."""
+    """Raise unless the folder holds an artefact of any version, part of one, or nothing.
+
+    A header that is no JSON is a damaged one of ours where arrays lie beside it, whose name has
+    their hash: fitting again mends it.
+    """
     names = {entry.name for entry in folder.iterdir()}
-    if HEADER in names and json.loads((folder / HEADER).read_text("utf-8"))["kind"] != KIND:
-        raise LookupError(HEADER)
+    if HEADER in names:
+        try:
+            kind = json.loads((folder / HEADER).read_text("utf-8"))["kind"]
+        except ValueError:
+            if not any(_ARRAYS.fullmatch(name) for name in names):
+                raise
+            kind = KIND
+        if kind != KIND:
+            raise LookupError(HEADER)
     if not all(_OURS.fullmatch(name) for name in names - {HEADER}):
         raise LookupError(folder)
 

@@ -194,6 +194,22 @@ def test_cancelling_closes_the_connection_at_once(run: Run, is_stream: bool) -> 
     run(ask())
 
 
+def test_cancelling_before_the_head_of_a_stream_closes_the_connection_at_once(run: Run) -> None:
+    async def silent(_: Received, writer: asyncio.StreamWriter) -> None: ...
+
+    async def ask() -> None:
+        async with raw_server(silent) as server, pool_to(server) as pool:
+            task = asyncio.ensure_future(pool.open(request_to(server)))
+            await eventually(lambda: len(server.requests) == 1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert pool.num_busy == 0
+            await asyncio.wait_for(server.gone.wait(), 0.2)
+
+    run(ask())
+
+
 def test_unused_connections_are_closed_after_their_time(run: Run) -> None:
     async def ask() -> None:
         async with raw_server(response(b"ok")) as server, pool_to(server, idle_s=0.02) as pool:

@@ -9,6 +9,7 @@ from crossroads.gateway.admin.shapes import (
     budget_rows,
     frontier_view,
     health_of_all,
+    key_rows,
     limit_texts,
     upstreams_of_all,
 )
@@ -145,3 +146,22 @@ def test_a_part_is_as_bad_as_in_the_worst_worker() -> None:
     assert "another worker" in found["parts"]["ledger"]["reason"]
     assert found["parts"]["telemetry"] == {"status": "ok"}
     assert health_of_all(told, _worker(0, 0, 0)) == {**told, "workers": 1}
+
+
+def test_a_key_has_limits_of_its_own_and_those_of_its_team() -> None:
+    team = {"name": "t", "limits": [{"kind": "requests", "per": "minute", "limit": 600}]}
+    own = {"name": "k", "team": "t", "budgets": [{"usd": 5.0, "per": "day"}], "expires": None}
+    told = {"keys": [own, {"name": "alone", "team": ""}], "teams": [team]}
+    first, second = key_rows(told)
+    assert first == {"name": "k", "team": "t", "expires": None} | {
+        "limits": ["$5 per day"],
+        "team_limits": ["600 requests per minute"],
+    }
+    assert (second["limits"], second["team_limits"]) == ([], [])
+
+
+def test_what_one_worker_waits_for_is_not_told_of_another() -> None:
+    told = {"m": {"state": "half_open", "waits_for_probe": True, "state_for_s": 3.0}}
+    gauges = {("crossroads_workers", ()): 2.0, ("crossroads_breaker_state", ("m",)): 2.0}
+    found = upstreams_of_all(told, Snapshot(gauges=gauges))
+    assert found["m"] == {"state": "open", "state_of": "another worker"}

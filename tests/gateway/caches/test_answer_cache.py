@@ -180,10 +180,11 @@ def test_a_request_can_do_without_the_cache() -> None:
         told(answer=None),
         told(finish="content_filter"),
         told(finish="error"),
+        told(finish=None),
         told(answer={"error": {"message": "no"}}),
         told(dialect="messages"),
     ],
-    ids=["cut", "without-answer", "filtered", "failed", "error-body", "foreign"],
+    ids=["cut", "without-answer", "filtered", "failed", "no-reason", "error-body", "foreign"],
 )
 def test_only_whole_answers_are_kept(tally: Tally) -> None:
     assert get(keep(asked(), tally), asked()) is None
@@ -346,3 +347,16 @@ def test_a_url_that_is_no_redis_is_named() -> None:
     settings = CacheSettings.model_validate({"exact": True, "store": "redis://h:port"})
     with pytest.raises(InputError, match="redis://h:port"):
         build_cache(settings)
+
+
+def test_answers_of_other_models_and_policies_are_not_found_and_come_back_with_them() -> None:
+    store = cache(semantic=True)
+    before, after = store.under(b"before"), store.under(b"after")
+    before.put(asked(), told())
+    assert text_of(get(before, asked())) == "Paris."
+    assert get(after, asked()) is None
+    assert get(store, asked()) is None
+    assert text_of(get(store.under(b"before"), asked())) == "Paris."
+    assert get(after, asked(headers={b"cache-control": b"no-store"})) is None
+    assert store.health()["bypassed"] == 1  # counts are of all
+    assert store.health()["exact"]["hits"] == 2

@@ -11,7 +11,7 @@ import pytest
 from crossroads.core.progress import Progress
 from crossroads.gateway.caches import AnswerCache, CacheSettings, SemanticSettings, build_cache
 from crossroads.gateway.caches.answers import pack
-from crossroads.gateway.caches.identity import HEADERS
+from crossroads.gateway.caches.identity import HEADERS, semantic_key
 from crossroads.gateway.caches.semantic import SemanticCache
 from crossroads.gateway.call import Call
 from crossroads.gateway.contracts import Kept
@@ -63,12 +63,37 @@ def test_below_the_threshold_nothing_is_given() -> None:
         ("Is a whale a fish?", "Is a whale not a fish?"),
         ("Which of these is the most likely cause?", "Which of these is the least likely cause?"),
         ("Why can it fly?", "Why can't it fly?"),
+        ("Why can it fly?", "Why can\u2019t it fly?"),
+        ("Why can it fly?", "why cant it fly"),
+        ("Convert 5 degrees Celsius to Fahrenheit", "Convert -5 degrees Celsius to Fahrenheit"),
+        (
+            "Convert 5 degrees Celsius to Fahrenheit",
+            "Convert \u22125 degrees Celsius to Fahrenheit",
+        ),
+        ("Explain what x<y means in Python", "Explain what x>y means in Python"),
+        ("What does the operator >= do in SQL?", "What does the operator <= do in SQL?"),
+        ("Is a+b the right formula?", "Is a-b the right formula?"),
+        ("Is f(x) = x\u00b2 even?", "Is f(x) = x\u00b3 even?"),
+        ("Is it 5 $ a month?", "Is it 5 \u20ac a month?"),
+        ("Who invented C?", "Who invented C#?"),
     ],
 )
-def test_numbers_and_negations_are_never_a_matter_of_wording(one: str, other: str) -> None:
+def test_numbers_signs_and_negations_are_never_a_matter_of_wording(one: str, other: str) -> None:
     store = keep(asked(one), threshold=0.5)
     assert get(store, asked(one)) is not None
     assert get(store, asked(other)) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Why can't it fly?", "Why can\u2019t it fly"),
+        ("What is 5 - 3?", "what is 5 \u2212 3"),
+        ("Is two-factor login safe?", "is two\u2011factor login safe"),
+    ],
+)
+def test_apostrophes_and_hyphens_are_the_same_however_they_are_typed(one: str, other: str) -> None:
+    assert semantic_key(asked(one), b"") == semantic_key(asked(other), b"")
 
 
 EUROS = "Convert this price from euros to dollars"

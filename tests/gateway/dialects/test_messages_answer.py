@@ -93,7 +93,7 @@ def test_a_message_becomes_a_completion() -> None:
     [
         *(("end_turn", "stop"), ("stop_sequence", "stop"), ("pause_turn", "stop")),
         *(("max_tokens", "length"), ("model_context_window_exceeded", "length")),
-        *(("tool_use", "tool_calls"), ("refusal", "content_filter"), ("new", "stop")),
+        *(("tool_use", "tool_calls"), ("refusal", "content_filter"), ("new", "new")),
     ],
 )
 def test_every_stop_reason_has_a_finish(reason: str, finish: str) -> None:
@@ -143,3 +143,17 @@ def test_counts_that_tell_nothing_are_left_out_not_made_zero(told: Any) -> None:
     chunks = translator.feed([start, end])
     assert not any("usage" in chunk for chunk in chunks)
     assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [
+        *(("stop", "end_turn"), ("eos_token", "end_turn"), (None, "end_turn")),
+        *(("length", "max_tokens"), ("model_length", "max_tokens"), ("new", "max_tokens")),
+    ],
+)
+def test_an_answer_that_ended_for_an_unknown_reason_does_not_look_whole(
+    finish: str | None, reason: str
+) -> None:
+    answer = {"choices": [{"message": {"content": "half"}, "finish_reason": finish}]}
+    assert to_messages_answer(answer, "m")["stop_reason"] == reason

@@ -302,3 +302,11 @@ def _calls(message: dict[str, Any]) -> list[tuple[str, str, Any]]:
         (call["id"], call["function"]["name"], orjson.loads(call["function"]["arguments"]))
         for call in message.get("tool_calls", ())
     ]
+
+
+@pytest.mark.parametrize("content", ["no such file", [text("no such file")]])
+def test_a_tool_that_failed_is_told_in_words(content: Any) -> None:
+    result = {"type": "tool_result", "tool_use_id": "a", "content": content, "is_error": True}
+    body = {"messages": [{"role": "user", "content": [result]}]}
+    tool = {"role": "tool", "tool_call_id": "a", "content": "The tool failed: no such file"}
+    assert from_messages_request(body)["messages"] == [tool]

@@ -35,6 +35,7 @@ def test_defaults_stand_where_the_request_says_nothing() -> None:
         *(("stop", "completed", None), ("tool_calls", "completed", None)),
         *(("length", "incomplete", "max_output_tokens"), (None, "completed", None)),
         ("content_filter", "incomplete", "content_filter"),
+        *(("eos_token", "completed", None), ("model_length", "incomplete", "max_output_tokens")),
     ],
 )
 def test_the_status_follows_from_the_finish(finish: Any, status: str, reason: Any) -> None:

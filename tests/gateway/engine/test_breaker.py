@@ -185,3 +185,32 @@ def test_wrong_settings_are_refused() -> None:
     for wrong in ({"probes": 0}, {"failure_share": 0.0}, {"open_s": 90.0}, {"jitter": 1.0}):
         with pytest.raises(ValueError, match="1 validation error"):
             BreakerSettings.model_validate(wrong)
+
+
+def test_a_rest_that_was_asked_for_is_never_cut_short_by_chance() -> None:
+    for seed in range(50):
+        settings = BreakerSettings(jitter=0.2)
+        breaker = Breaker(settings, clock=FakeTime(), rng=random.Random(seed))
+        breaker.fail(enter(breaker), rest_s=30.0)
+        assert 30.0 <= breaker.opens_for <= 36.0
+
+
+def test_it_rests_as_long_as_was_asked_for_and_no_longer_than_the_bound() -> None:
+    breaker, fake = a_breaker(open_s=5.0, open_max_s=40.0)
+    fail(breaker, 5)
+    assert (breaker.state, breaker.is_resting) == ("open", False)
+    breaker, fake = a_breaker(open_s=50.0, open_max_s=60.0)
+    breaker.fail(enter(breaker), rest_s=30.0)
+    fake.now += 29.9
+    assert breaker.is_resting
+    fake.now += 0.1
+    assert (breaker.is_resting, breaker.state) == (False, "open")
+
+
+def test_the_outcome_of_a_call_it_refused_changes_nothing() -> None:
+    breaker, fake = a_breaker(consecutive_failures=1, open_s=5.0)
+    fail(breaker)
+    fake.now += 3.0
+    breaker.fail(FORCED)
+    breaker.succeed(FORCED)
+    assert (breaker.state, breaker.opens_for) == ("open", 2.0)

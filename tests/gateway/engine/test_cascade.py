@@ -11,6 +11,7 @@ import pytest
 from crossroads.gateway.call import Body, Call, Event
 from crossroads.gateway.contracts import Check, Choice, Tally, Usage
 from crossroads.gateway.engine import Engine, EngineSettings
+from crossroads.gateway.vocabulary import SpentError
 from crossroads.prompts.experts.base import ExpertError
 from tests.gateway.engine.scripted import (
     TEXT,
@@ -315,7 +316,7 @@ def test_a_check_with_a_defect_refuses_and_costs_no_answer(
     assert bool(caplog.records) != isinstance(given, TimeoutError)
 
 
-def test_a_check_has_no_longer_than_the_call() -> None:
+def test_a_check_leaves_time_for_whoever_is_asked_after_it() -> None:
     class Endless(Judge):
         async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
             await asyncio.Event().wait()
@@ -323,6 +324,39 @@ def test_a_check_has_no_longer_than_the_call() -> None:
 
     engine = an_engine(Scripted("cheap", Step(answer=CHEAP)), Scripted("strong"), deadline_s=0.05)
     tally, text, _ = run(engine, choice(Endless(), "strong"), a_call())
-    assert text == "cheap answer"
+    assert text == TEXT
     assert tally.verdict is not None
     assert tally.verdict["reason"] == "The verifier failed: there was no verdict in time"
+    tally, text, _ = run(engine, choice(Endless()), a_call())
+    assert text == "cheap answer"
+
+
+LATE = SpentError("silent", status=504, code="upstream_timeout")
+
+
+@pytest.mark.parametrize("error", [LATE, None, ExpertError("status 500", status=500)])
+def test_a_model_that_was_asked_and_gave_no_verdict_is_billed_its_question(
+    error: ExpertError | None,
+) -> None:
+    class Silent(Judge):
+        async def accepts(self, call: Call, model: str, answer: Body) -> Mapping[str, Any]:
+            if error is None:
+                await asyncio.Event().wait()
+            return await super().accepts(call, model, answer)
+
+        def most(self, call: Call) -> tuple[str, Usage] | None:
+            return "third", Usage(1000, 10)
+
+    engine = an_engine(Scripted("cheap", Step(answer=CHEAP)), deadline_s=0.05)
+    tally, _, _ = run(engine, choice(Silent(error=error)), a_call())
+    billed = [(attempt.model, attempt.status, attempt.usage) for attempt in tally.attempts[1:]]
+    is_asked = error is None or isinstance(error, SpentError)
+    assert billed == ([("third", 0, Usage(21 + 3, 0, True))] if is_asked else [])
+
+
+def test_a_verified_model_that_answers_404_in_chat_is_not_asked_in_another_api() -> None:
+    cheap = Scripted("cheap", failing(404), speaks=("chat", "completions"))
+    call = a_call("completions", prompt="?")
+    call.native = {"model": "auto", "prompt": "?"}
+    run(an_engine(cheap, Scripted("strong")), choice(Judge(), "strong"), call)
+    assert [order.dialect for order in cheap.orders] == ["chat"]

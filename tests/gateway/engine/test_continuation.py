@@ -272,3 +272,22 @@ def test_a_closed_stream_closes_upstream() -> None:
 
 
 # --- other dialects ------------------------------------------------------------------------------
+
+
+def test_a_continued_stream_names_who_went_on() -> None:
+    _, _, tally = run(an_engine(Scripted("a", cut(4)), goes_on(WORDS[3:])))
+    assert (tally.model, tally.writers) == ("b", ("a", "b"))
+
+
+def test_a_model_that_goes_on_itself_is_named_twice() -> None:
+    first = Scripted("a", cut(4), Step(events=chunks(WORDS[3:])))
+    _, _, tally = run(an_engine(first), Choice(model="a"))
+    assert (tally.model, tally.writers) == ("a", ("a", "a"))
+
+
+def test_a_broken_stream_that_nobody_went_on_with_is_of_who_began_it() -> None:
+    first = Scripted("a", cut(4), failing(500))
+    engine = an_engine(first, Scripted("b", failing(500)), retries=0)
+    _, error, tally = run(engine, Choice(model="a", fallbacks=("b",)))
+    assert error is not None
+    assert (tally.model, tally.writers) == ("a", ())

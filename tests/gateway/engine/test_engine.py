@@ -234,40 +234,6 @@ def test_a_jump_of_the_wall_clock_changes_nothing(monkeypatch: pytest.MonkeyPatc
     assert [attempt.seconds for attempt in tally.attempts] == pytest.approx([2.0, 4.0, 8.0])
 
 
-def test_models_with_an_open_breaker_are_skipped() -> None:
-    first = Scripted("a", failing(500))
-    engine, _ = an_engine(first, Scripted("b"), retries=0, breaker={"consecutive_failures": 2})
-    for _ in range(2):
-        run_complete(engine)
-    _, tally = run_complete(engine)
-    assert [attempt.model for attempt in tally.attempts] == ["b"]
-    assert len(first.orders) == 2
-    assert engine.health()["a"]["state"] == "open"
-    assert (tally.skipped, tally.num_fallbacks) == (("a",), 1)
-
-
-def test_when_all_breakers_are_open_the_models_are_asked_all_the_same() -> None:
-    first = Scripted("a", failing(500), Step())
-    engine, _ = an_engine(first, retries=0, breaker={"consecutive_failures": 1})
-    failure_of(engine, Choice(model="a"))
-    assert engine.health()["a"]["state"] == "open"
-    _, tally = run_complete(engine, Choice(model="a"))
-    assert tally.is_complete
-    assert engine.health()["a"]["state"] == "open"  # only probes close it
-    assert (tally.skipped, tally.num_fallbacks) == ((), 0)
-
-
-def test_when_all_breakers_are_open_the_settings_may_have_it_said() -> None:
-    first = Scripted("a", failing(500))
-    engine, _ = an_engine(
-        first, retries=0, when_all_open="refuse", breaker={"consecutive_failures": 1, "jitter": 0}
-    )
-    failure_of(engine, Choice(model="a"))
-    error, tally = failure_of(engine, Choice(model="a"))
-    assert (error.status, error.code, error.retry_after) == (503, "breaker_open", 5.0)
-    assert tally.attempts == []
-
-
 def test_a_model_that_cannot_be_asked_in_the_dialect_is_skipped() -> None:
     chat_only, embedder = Scripted("a"), Scripted("b", speaks=("embeddings",))
     vectors = {"data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 3, "total_tokens": 3}}
@@ -397,3 +363,25 @@ def test_an_idempotency_key_is_another_for_every_model_and_the_same_for_a_retry(
     assert [first, first, second] == sent("me", b"k" * 300)
     assert {first, second}.isdisjoint(sent("you", b"k" * 300))
     assert {first, second}.isdisjoint(sent("me", b"l" * 300))
+
+
+def test_a_model_whose_rest_is_over_waits_for_a_probe() -> None:
+    engine, fake = an_engine(Scripted("a", failing(429, retry_after=30.0), Step()), Scripted("b"))
+    run_complete(engine)
+    told = engine.health()["a"]
+    assert (told["state"], told["waits_for_probe"]) == ("open", False)
+    fake.now += 40.0
+    told = engine.health()["a"]
+    assert (told["state"], told["waits_for_probe"], told["opens_for_s"]) == ("half_open", True, 0.0)
+
+
+def test_failures_in_a_row_are_remembered_longer_than_the_window() -> None:
+    engine, fake = an_engine(Scripted("a", failing(500), failing(500), Step()), retries=0)
+    for _ in range(2):
+        failure_of(engine, Choice(model="a"))
+    fake.now += 100.0
+    told = engine.health()["a"]
+    assert (told["failure_share"], told["num_recent"], told["num_failed_in_row"]) == (0.0, 0, 2)
+    run_complete(engine, Choice(model="a"))
+    told = engine.health()["a"]
+    assert (told["num_recent"], told["num_failed_in_row"]) == (1, 0)

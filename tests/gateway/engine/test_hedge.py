@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from crossroads.gateway.call import Body, Event
-from crossroads.gateway.contracts import Choice, Order, Tally, Usage
+from crossroads.gateway.contracts import CANCELLED, Choice, Order, Tally, Usage
 from crossroads.gateway.engine import Engine, EngineSettings
 from crossroads.gateway.engine.hedge import HedgeBudget
 from crossroads.gateway.engine.settings import HedgeSettings
@@ -225,3 +225,62 @@ def test_a_spent_budget_leaves_the_slow_model_to_itself() -> None:
     second = Scripted("b")
     run(upstream, second, is_stream=False, max_share=0.0)
     assert second.orders == []
+
+
+class Lingering(Scripted):
+    """Takes its time to end when it is cancelled."""
+
+    async def _wait(self, step: Step) -> None:
+        try:
+            await super()._wait(step)
+        except asyncio.CancelledError:
+            await asyncio.sleep(10 * AFTER)
+            raise
+
+
+def test_a_winner_is_not_forgotten_when_the_client_leaves_while_the_loser_ends() -> None:
+    async def main() -> None:
+        slow = Lingering("a", SLOW)
+        engine = Engine({"a": slow, "b": Scripted("b")}, EngineSettings())
+        tally = Tally()
+        task = asyncio.create_task(engine.complete(a_call(), CHOICE, tally))
+        async with asyncio.timeout(5.0):
+            while not slow.num_cancelled:
+                await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert [attempt.code for attempt in tally.attempts] == [CANCELLED, CANCELLED]
+        assert all(attempt.usage is not None for attempt in tally.attempts)
+
+    asyncio.run(main())
+
+
+class LingeringStream(Scripted):
+    """Takes its time to end a stream that is cancelled."""
+
+    async def stream(self, order: Order) -> AsyncGenerator[list[Event], None]:
+        try:
+            async with aclosing(super().stream(order)) as batches:
+                async for batch in batches:
+                    yield batch
+        except asyncio.CancelledError:
+            await asyncio.sleep(10 * AFTER)
+            raise
+
+
+def test_a_stream_that_won_is_closed_when_the_client_leaves_while_the_loser_ends() -> None:
+    async def main() -> None:
+        slow, fast = LingeringStream("a", SLOW), Scripted("b")
+        engine = Engine({"a": slow, "b": fast}, EngineSettings())
+        task = asyncio.create_task(gathered(engine, a_call(is_stream=True), CHOICE, Tally()))
+        async with asyncio.timeout(5.0):
+            while not slow.num_cancelled:
+                await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert fast.num_running == 0
+        assert all(health["in_flight"] == 0 for health in engine.health().values())
+
+    asyncio.run(main())

@@ -213,3 +213,12 @@ def test_the_digest_tells_paths_and_bodies_apart() -> None:
     digests = {digest_of(path, body) for path in ("/a", "/b") for body in (b"", b"1", b"2")}
     assert len(digests) == 6
     assert digest_of("/a", b"1") == digest_of("/a", b"1")
+
+
+def test_the_digest_tells_headers_apart_but_not_their_order() -> None:
+    pairs = [(b"x-a", b"1"), (b"x-b", b"2")]
+    others = [[], pairs[:1], [(b"x-a", b"2")], [(b"x-a", b"1x-b"), (b"", b"2")]]
+    digests = {digest_of("/a", b"1", headers) for headers in (pairs, *others)}
+    assert len(digests) == 5
+    assert digest_of("/a", b"1", pairs) == digest_of("/a", b"1", reversed(pairs))
+    assert digest_of("/a", b"1", []) == digest_of("/a", b"1")

@@ -89,18 +89,60 @@ def test_a_fitted_router_decides_by_kept_embeddings(router: Path) -> None:
     candidate = RouterCandidate.load(router, "argmax")
     texts = ["What is 12 % of 250?", "Convert 3 miles to kilometres."]
     vectors = candidate.router._encoder.encode(texts)
-    of = replace(log(), features=vectors.astype(np.float16).astype(np.float32))
+    of = replace(
+        log(chosen=candidate.router.models[0]),
+        features=vectors.astype(np.float16).astype(np.float32),
+    )
     by_vector = candidate.target(of).probability
     by_text = candidate.target(replace(of, texts=np.array(texts, dtype=object))).probability
     np.testing.assert_array_equal(by_vector, by_text)
 
 
 def test_a_router_needs_text_or_embeddings(router: Path) -> None:
-    candidate, of = RouterCandidate.load(router), log()
+    candidate = RouterCandidate.load(router)
+    of = log(chosen=candidate.router.models[0])
     with pytest.raises(InputError, match=r"2 of 2 judged calls .* without their text.*--since"):
         candidate.target(of)
     with pytest.raises(InputError, match="1 of 2 judged calls"):
         candidate.target(replace(of, texts=np.array(["Hello", None], dtype=object)))
+
+
+def test_a_router_of_other_models_is_refused_by_name(router: Path) -> None:
+    of = build_log([record("d1", prompt="What is 12 % of 250?")], None)
+    told = r"none of the models of router knn \(.*\) is in the ledger, which knows large, small"
+    with pytest.raises(InputError, match=told):
+        RouterCandidate.load(router).target(of)
+
+
+def partly_open(router: Path) -> tuple[Any, RouterCandidate]:
+    """A call that two of three models might answer, and one that all might; the router's models."""
+    candidate = RouterCandidate.load(router)
+    first, second, third = candidate.router.models
+    text = "What is 12 % of 250?"
+    best = candidate.router.decide([text])[0].model
+    others = [model for model in (first, second, third) if model != best]
+    some = {"eligible": "2 of 3"}
+    rows = [
+        record("d1", prompt=text, chosen=others[0], scores=dict.fromkeys(others, 0.5), labels=some),
+        record("d2", prompt=text, chosen=best, scores=dict.fromkeys((*others, best), 0.5)),
+    ]
+    return build_log(rows, None), candidate
+
+
+def test_candidates_are_held_to_the_models_that_might_answer(router: Path) -> None:
+    of, candidate = partly_open(router)
+    assert of.eligible is not None
+    best = of.models[int(of.action[1])]
+    open_0 = {of.models[k] for k in np.flatnonzero(of.eligible[0])}
+    assert best not in open_0
+    chosen = candidate.target(of)
+    assert [chosen.models[k] for k in chosen.probability.argmax(axis=1)][1] == best
+    assert chosen.models[int(chosen.probability[0].argmax())] in open_0
+    split = Split(dict.fromkeys(candidate.router.models, 1.0)).target(of).probability
+    assert split[0, of.models.index(best)] == 0
+    np.testing.assert_allclose(split.sum(axis=1), 1.0)
+    fixed = FixedModel(best).target(of).probability  # it has no other model to go to
+    assert fixed[0, of.models.index(best)] == 1
 
 
 def test_calls_without_logged_estimates_are_left_out_and_counted() -> None:

@@ -68,6 +68,32 @@ def test_what_is_left_out_is_counted() -> None:
     assert log.num_calls == {"small": 2}
 
 
+def test_calls_on_which_the_policy_had_no_choice_are_left_out() -> None:
+    rows = [
+        record("d1"),
+        record("d2", labels={"degraded": "route-budget"}),
+        record("d3", labels={"eligible": "1 of 2"}),
+        record("d4", labels={"eligible": "10 of 12"}),
+    ]
+    log = build_log(rows, None)
+    assert log.decision_id.tolist() == ["d1", "d4"]
+    assert log.dropped == {
+        "decided by a fallback, without the router": 1,
+        "that one model alone might answer": 1,
+    }
+
+
+def test_a_call_names_the_models_that_might_answer() -> None:
+    some = record("d1", labels={"eligible": "2 of 3"}, scores={"small": 0.5, "large": 0.8})
+    every = {"scores": {"small": 0.5, "medium": 0.6, "large": 0.8}}
+    log = build_log([some, record("d2", **every)], None)
+    assert log.models == ("large", "medium", "small")
+    assert log.eligible is not None
+    assert log.eligible.tolist() == [[True, False, True], [True] * 3]
+    assert log.take(np.array([1])).eligible.tolist() == [[True] * 3]  # type: ignore[union-attr]
+    assert build_log([record("d2", **every)], None).eligible is None
+
+
 def test_without_feedback_completeness_is_a_reward() -> None:
     rows = [record("d1"), record("d2", is_complete=False, status=503)]
     assert build_log(rows, None).reward.tolist() == [1.0, 0.0]

@@ -16,8 +16,9 @@ from crossroads.core.errors import InputError
 from crossroads.gateway.evaluation import FixedModel, Target, Uniform, off_policy
 from crossroads.gateway.evaluation.estimators import ESTIMATORS, UNBIASED, overlap, terms
 from crossroads.gateway.evaluation.intervals import asymptotic, bootstrap
-from crossroads.gateway.evaluation.off_policy import supported_models
+from crossroads.gateway.evaluation.off_policy import LEFT_OUT, _widened
 from crossroads.gateway.evaluation.reward_model import expected_rewards
+from crossroads.gateway.evaluation.support import supported_models
 from tests.gateway.evaluation.logs import make_log, replayed, world
 
 REPEATS = 250
@@ -213,12 +214,90 @@ def test_bounds_hold_the_truth_where_part_of_the_choices_is_unsupported() -> Non
         assert high - low < 0.65  # half of the choices are known
 
 
+def one_call_without_a_choice(n: int, forced: int) -> Any:
+    rng = np.random.default_rng(2)
+    probability = np.where(np.arange(n)[:, None] < forced, [[1.0, 0.0]], [[0.5, 0.5]])
+    action = (probability.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+    return make_log(action, probability, rng.random(n) < np.where(action == 1, 0.6, 0.4))
+
+
+def test_a_few_unsupported_calls_are_left_out_and_counted_not_a_refusal() -> None:
+    found = off_policy(one_call_without_a_choice(2000, 2), FixedModel("b"), draws=0)
+    assert not found.is_refused
+    assert (found.num_calls, found.dropped[LEFT_OUT]) == (1998, 2)
+    assert found.value["snips"].value == pytest.approx(0.6, abs=0.05)
+    assert [w for w in found.warnings if "2 of 2000 calls are left out" in w]
+    many = off_policy(one_call_without_a_choice(2000, 200), FixedModel("b"), draws=0)
+    assert many.is_refused
+    assert LEFT_OUT not in many.dropped
+    assert "10 % of the candidate's choices have zero propensity" in many.warnings[0]
+
+
+def rarely(rewards: Any, *, explored: int, rare: int = 5) -> Any:
+    """200 calls; on the last few, b has propensity 0.01, and was chosen ``explored`` times."""
+    probability = np.tile([0.99, 0.01], (200, 1))
+    probability[: 200 - rare] = [1.0, 0.0]
+    action = np.zeros(200, int)
+    action[200 - explored :] = 1
+    return make_log(action, probability, rewards)
+
+
+def own_choice(log: Any) -> Target:
+    """b on the last 5 calls, as served on the others."""
+    probability = np.tile([1.0, 0.0], (200, 1))
+    probability[195:] = [0.0, 1.0]
+    return Target(name="own", models=log.models, probability=probability)
+
+
+@pytest.mark.parametrize("explored", [0, 1])
+def test_a_difference_that_rests_on_few_observed_choices_is_warned_of(explored: int) -> None:
+    log = rarely(np.linspace(0, 1, 200), explored=explored)
+    found = off_policy(log, own_choice(log), draws=0)
+    known = found.support
+    assert (known.differing, known.observed, known.effective_size) == (5, explored, explored)
+    (told,) = [w for w in found.warnings if "mostly chose otherwise" in w]
+    assert "on 5 of 200 calls" in told
+    assert f"was seen on {explored} of them" in told
+    assert found.to_dict()["support"]["observed"] == explored
+
+
+def test_choices_that_were_often_seen_are_not_warned_of() -> None:
+    log, target = replayed(np.random.default_rng(4), CALLS)
+    known = off_policy(log, target, draws=0).support
+    served = log.probability.argmax(axis=1)
+    wanted = target.probability.argmax(axis=1)
+    assert known.differing == int((served != wanted).sum())
+    assert known.observed == int(((served != wanted) & (log.action == wanted)).sum())
+    assert known.observed > 30
+
+
+@settings(max_examples=40, deadline=None)
+@given(logs())
+def test_the_served_policy_differs_from_itself_nowhere(log: Any) -> None:
+    target = Target(name="served", models=log.models, probability=log.probability)
+    assert off_policy(log, target, draws=0).support.differing == 0
+    unknown = replace(log, probability=np.full(log.probability.shape, np.nan))
+    for found in (off_policy(log, Uniform(), draws=0), off_policy(unknown, Uniform(), draws=0)):
+        assert 0 <= found.support.observed <= found.support.differing <= len(log)
+
+
+def test_rare_choices_that_chance_left_out_do_not_accuse_the_propensities() -> None:
+    log = rarely(np.linspace(0, 1, 200), explored=0, rare=100)
+    found = off_policy(log, Uniform(), draws=0)
+    assert found.weights["mean"] < 0.9 * (1 - found.unsupported)
+    assert not [w for w in found.warnings if "propensities are not those" in w]
+
+
 def test_a_model_only_the_candidate_knows_has_no_support() -> None:
     log = make_log([0, 1], [[0.5, 0.5], [0.5, 0.5]], [1.0, 0.0])
     probability = np.array([[0.0, 0.5, 0.5], [0.0, 0.5, 0.5]])
     target = Target(name="t", models=(*log.models, "new"), probability=probability)
     found = off_policy(log, target, draws=0)
     assert found.unsupported == 0.5
+    partly = replace(log, eligible=np.array([[True, False], [True, True]]))
+    wide = _widened(partly, target.models)
+    assert wide.eligible is not None
+    assert wide.eligible.tolist() == [[True, False, True], [True, True, True]]
 
 
 def test_with_propensities_alone_every_model_ever_chosen_is_supported() -> None:

@@ -70,19 +70,76 @@ def test_watching_costs_a_wider_interval() -> None:
     assert anytime_factor(500, 0.01) > anytime_factor(500, 0.05)
 
 
-def test_models_that_are_not_explored_are_named_and_nothing_is_claimed_of_them() -> None:
+def test_a_model_that_is_not_explored_might_be_best_so_nothing_is_claimed() -> None:
     rng = np.random.default_rng(0)
     probability = np.tile([0.5, 0.5, 0.0], (500, 1))
-    found = live_regret(make_log(rng.integers(2, size=500), probability, rng.random(500)))
+    scored = np.full((500, 3), 0.5)
+    of = make_log(rng.integers(2, size=500), probability, rng.random(500), score=scored)
+    found = live_regret(of)
     assert found["unsupported"] == ["c"]
-    assert found["best_model"] in ("a", "b")
+    assert (found["regret"], found["best_model"]) == (None, None)
+    assert "not 100 % to c" in found["why"]
+    assert "widen explore's margin" in found["why"]
+    assert {each["model"]: each["value"] is None for each in found["models"]} == {
+        "a": False,
+        "b": False,
+        "c": True,
+    }
+    priced = replace(of, score=np.full((500, 3), np.nan))  # c is only known to have a price
+    assert live_regret(priced)["best_model"] in ("a", "b")
 
 
-def test_without_exploration_only_the_served_model_is_known() -> None:
+def test_without_exploration_the_advice_is_to_explore() -> None:
     certain = np.tile([1.0, 0.0], (50, 1))
-    found = live_regret(make_log(np.zeros(50, int), certain, np.ones(50)))
-    assert found["regret"] == 0.0
+    scored = np.full((50, 2), 0.5)
+    found = live_regret(make_log(np.zeros(50, int), certain, np.ones(50), score=scored))
+    assert found["regret"] is None
     assert found["unsupported"] == ["b"]
+    assert "add explore" in found["why"]
+
+
+@pytest.mark.parametrize("forced", [1, 30])
+def test_a_few_calls_without_a_choice_do_not_turn_the_regret(forced: int) -> None:
+    of = log(4000)
+    before = live_regret(of)
+    certain = of.probability.copy()
+    certain[:forced] = [1.0, 0.0, 0.0]
+    action, propensity = of.action.copy(), of.propensity.copy()
+    action[:forced], propensity[:forced] = 0, 1.0
+    found = live_regret(replace(of, probability=certain, action=action, propensity=propensity))
+    assert found["best_model"] == before["best_model"]
+    assert found["regret"] == pytest.approx(before["regret"], abs=0.02)
+    assert (found["calls"], found["left_out"]) == (4000 - forced, forced)
+
+
+def test_the_regret_is_of_calls_that_every_model_might_answer() -> None:
+    of = log(4000)
+    eligible = np.ones((4000, 3), dtype=bool)
+    eligible[:2000, 1] = False  # an image, say
+    only = of.probability.copy()
+    only[:2000, 1] = 0.0
+    only[:2000] /= only[:2000].sum(axis=1, keepdims=True)
+    rows = np.arange(4000)
+    action = np.where(eligible[rows, of.action], of.action, 0)
+    changes = {"propensity": only[rows, action], "eligible": eligible, "action": action}
+    found = live_regret(replace(of, probability=only, **changes))
+    assert (found["calls"], found["left_out"]) == (2000, 2000)
+    assert found["best_model"] == "b"
+    none = live_regret(replace(of, eligible=np.zeros((4000, 3), dtype=bool)))
+    assert "0 judged calls that every model might answer" in none["why"]
+
+
+def test_a_ledger_without_judgements_says_what_is_missing(tmp_path: Path) -> None:
+    url = f"sqlite:{tmp_path}/l.db"
+    ledger = open_ledger(LedgerSettings(url=url))
+    ledger.append(record("d1", time=time.time()))
+    ledger.close()
+    with LedgerReader(url) as reader:
+        judged = regret_of_ledger(reader, EvaluationSettings())
+        complete = regret_of_ledger(reader, EvaluationSettings(reward="complete"))
+    assert "no judged call in the last 24 hours; send feedback" in judged["why"]
+    assert "evaluation.reward" in judged["why"]
+    assert complete["calls"] == 1
 
 
 def test_few_calls_say_nothing() -> None:

@@ -17,12 +17,13 @@ from crossroads.gateway.evaluation.replay import (
     rebuilt_call,
     replay,
 )
-from crossroads.gateway.policies import PoliciesSettings, compile_policies
+from crossroads.gateway.policies import CompiledPolicies, PoliciesSettings, compile_policies
 from crossroads.gateway.upstreams import build_upstreams
 from crossroads.prompts.fitted import FittedRouter, fit_router
 from crossroads.prompts.pool import ModelCard, Pool
 from crossroads.prompts.readers import read_outcomes
 from tests.gateway.ledger.records import record
+from tests.gateway.policies.conftest import Stub, call, compiled, stub
 
 POOL = Pool(name="two", models=(ModelCard(name="small"), ModelCard(name="large")))
 
@@ -127,6 +128,28 @@ def test_a_request_whose_tags_decided_is_told_so_not_another_version() -> None:
     assert found.moves == {("large", "small"): 1}
     told = "the same version: the request had facts that the ledger does not keep"
     assert found.reasons == {told: 1}
+
+
+def test_a_replay_waits_for_a_router_that_was_in_time_before() -> None:
+    fitted = stub()
+    assert isinstance(fitted.router, Stub)
+    gate = fitted.router.gate
+    fields = {"budget_us": 2000, "fallback": "other", "inline_chars": 0}
+    late = {"auto": {"kind": "learned", "router": "stub", **fields}}
+
+    async def replayed_by(policies: CompiledPolicies) -> Replay:
+        version = (await policies.choose(call(text="hard"))).version
+        row = record("d1", prompt="wait hard", chosen="large", version=version)
+        gate.clear()
+        asyncio.get_running_loop().call_later(0.2, gate.set)
+        found = await replay([row], PolicyChooser(policies))
+        policies.close()
+        return found
+
+    timed = asyncio.run(replayed_by(compiled(late, router=fitted)))
+    assert timed.reasons == {"the policy is degraded now": 1}
+    waiting = asyncio.run(replayed_by(compiled(late, router=fitted, is_timed=False)))
+    assert (waiting.same, waiting.changed) == (1, 0)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The clerk's last report: a worker that ends takes no count along."""
+"""What the clerk reports last, so that no count is lost, and leases that nobody renews."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from crossroads.gateway.errors import ApiError
 from crossroads.gateway.governance.accounts import Account
 from crossroads.gateway.governance.clerk import Clerk
 from crossroads.gateway.governance.leases import LeasedMeter
@@ -80,5 +81,41 @@ def test_a_store_that_is_gone_is_not_waited_for_where_there_is_nothing_to_report
         await clerk.start()
         await clerk.close()
         assert store.num_failures == 1
+
+    asyncio.run(run())
+
+
+def test_a_lease_that_lapsed_while_the_store_was_gone_is_not_spent_twice() -> None:
+    async def run() -> None:
+        store = FakeStore()
+        clerk = Clerk(store, ttl_s=0.01, block_share=0.5, is_open=False)
+        other = Clerk(store, ttl_s=60.0, block_share=0.25, is_open=False)
+        account = Account("x", "requests", LIMIT)
+        mine, theirs = (
+            LeasedMeter(account, scope="key", period="day", clerk=each) for each in (clerk, other)
+        )
+        await clerk.exchange(is_tick=True)
+        waiting = asyncio.create_task(mine.ask(1))
+        await asyncio.sleep(0)
+        await clerk.exchange(is_tick=False)
+        assert await waiting
+        assert mine.held > 1
+        await asyncio.sleep(0.02)
+        store.is_gone = True  # for this worker; the store takes it for dead
+        await clerk.exchange(is_tick=True)
+        taken = 1
+        while mine.take(1, 0):
+            taken += 1
+        with pytest.raises(ApiError, match="cannot be reached"):
+            await mine.ask(1)
+        store.is_gone = False
+        store.dead.add(clerk.worker)
+        await other.exchange(is_tick=True)
+        waiting = asyncio.create_task(theirs.ask(LIMIT - 1))
+        await asyncio.sleep(0)
+        await other.exchange(is_tick=False)
+        assert not other.is_down
+        taken += (LIMIT - 1) * await waiting
+        assert taken == LIMIT
 
     asyncio.run(run())

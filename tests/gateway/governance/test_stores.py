@@ -19,6 +19,7 @@ from crossroads.core.errors import InputError
 from crossroads.gateway.governance.accounts import Account, Balance
 from crossroads.gateway.governance.stores import Answer, Ask, Store, StoreError, open_store
 from crossroads.gateway.governance.stores.base import Entry, exchange, new_entry
+from crossroads.gateway.remote import connect_redis
 from tests.gateway.redis_server import RedisServer, redis_server
 
 TTL_MS = 60_000
@@ -174,6 +175,21 @@ def test_no_more_time_passes_than_the_worker_saw(url: str) -> None:
     time.sleep(0.02)
     (answer,) = run(url, ("one", TTL_MS, Ask(subject, 2, since_ms=0)))
     assert answer.free <= 100
+
+
+def test_a_jump_of_the_redis_clock_refills_nothing_the_worker_did_not_see(
+    redis: RedisServer,
+) -> None:
+    subject = account(1_000, 10)
+    run(redis.url, ("one", TTL_MS, Ask(subject, 1, need=1_000)))
+
+    async def jump() -> None:  # forward: what was written last is long ago now
+        async with connect_redis(redis.url) as client:
+            await client.hset(f"{{crossroads}}:account:{subject.name}", "last", "0")
+
+    asyncio.run(jump())
+    (answer,) = run(redis.url, ("one", TTL_MS, Ask(subject, 2, since_ms=50)))
+    assert answer.free == 105  # 50 ms, and a second of slack
 
 
 def test_documents_are_swapped_only_where_they_are_as_they_were(url: str) -> None:

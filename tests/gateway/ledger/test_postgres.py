@@ -87,6 +87,7 @@ def test_what_is_appended_is_what_is_read(url: str, tmp_path: Path) -> None:
         assert found["calls"] == 120
         assert found["saved_usd"] == pytest.approx(120 * (0.01 - 0.001))
         assert reader.summary()["best_model"] == "large"
+        assert reader.models_with_costs() == ["large", "small"]
         assert reader.prune(time.time() + 10) == 121
 
 

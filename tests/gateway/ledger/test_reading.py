@@ -100,6 +100,8 @@ def test_savings_are_against_the_best_model_where_its_cost_was_known(reader: Led
     assert found["saved_usd"] == pytest.approx(0.29 - 0.029)
     other = reader.summary(best_model="small")
     assert other["best_model_cost_usd"] == pytest.approx(0.029)
+    assert reader.models_with_costs() == ["large", "small"]
+    assert reader.models_with_costs(NOW + 100) == []
 
 
 def test_an_empty_period_has_a_summary(reader: LedgerReader) -> None:

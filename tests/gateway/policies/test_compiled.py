@@ -53,6 +53,21 @@ def test_a_model_called_auto_something_is_served_by_its_name() -> None:
     assert choose_one(policies, call("auto:x")).model == "auto:x"
 
 
+@pytest.mark.parametrize("named", [{}, {"headers": {"x-crossroads-policy": "chat:7b"}}])
+def test_a_key_for_a_policy_opens_its_rules_and_no_model_with_a_colon(
+    named: dict[str, Any],
+) -> None:
+    policies = compiled({"chat": LEARNED}, models=pool(**{"chat:7b": {}}))
+    listed = Client(key_id="k", models=frozenset({"chat"}))
+    asked = call("chat" if named else "chat:7b", client=listed, **named)
+    with pytest.raises(ApiError, match="may not ask for 'chat:7b'") as refused:
+        choose(policies, asked)
+    assert (refused.value.status, refused.value.code) == (403, "model_not_allowed")
+    assert choose_one(policies, call("chat:argmax", client=listed)).model == "large"
+    both = Client(key_id="k", models=frozenset({"chat", "chat:7b"}))
+    assert choose_one(policies, call("chat:7b", client=both)).model == "chat:7b"
+
+
 def test_a_policy_may_be_named_beside_the_model() -> None:
     policies = compiled({"auto": LEARNED})
     by_header = call("small", "hard", headers={"x-crossroads-policy": "auto"})
@@ -89,16 +104,18 @@ def test_an_unknown_policy_beside_the_model_is_named_as_one(
 
 def test_without_policies_auto_says_what_is_missing() -> None:
     for name in ("auto", "auto:tradeoff:5"):
-        with pytest.raises(ApiError, match="No router is loaded, so 'auto' cannot be served"):
+        with pytest.raises(ApiError, match="has no policy 'auto'; name a model or a policy"):
             choose(compiled({}), call(name))
 
 
-def test_a_rule_needs_a_fitted_router_where_preferences_serve_plain_auto() -> None:
+def test_a_rule_needs_a_learned_policy_and_the_error_tells_what_was_asked_instead() -> None:
+    policies = compiled({"auto": LEARNED, "said": PREFERENCES})
     with pytest.raises(ApiError) as refused:
-        choose(compiled({"auto": PREFERENCES}), call("auto:tradeoff:5"))
+        choose(policies, call("said:tradeoff:5"))
     assert refused.value.status == 404
-    assert "rule 'tradeoff:5' needs a fitted router" in str(refused.value)
-    assert "plain 'auto', which the preferences serve" in str(refused.value)
+    assert "rule 'tradeoff:5' needs a policy of kind 'learned'" in str(refused.value)
+    assert "'said' is of kind 'preferences'; ask for plain 'said'" in str(refused.value)
+    assert "--router" not in str(refused.value)  # one is loaded
 
 
 @pytest.mark.parametrize("rule", ["tradeof:5", "tradeoff:x", "tradeoff:-1", "budget:0.01"])

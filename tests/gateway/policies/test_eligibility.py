@@ -63,6 +63,13 @@ def test_a_keys_models_bind_and_a_list_of_policies_alone_does_not() -> None:
     assert len(one_of_each(call(client=policies), {})) == 4
 
 
+def test_a_model_named_by_a_request_is_tried_only_where_the_keys_models_allow_it() -> None:
+    eligibility = Eligibility(pool(small={"context": 10}))
+    listed = call(size=10_000, client=Client(key_id="k", models=frozenset(("auto", "small"))))
+    assert eligibility.named(listed, "small")  # the length is the model's own affair
+    assert not eligibility.named(listed, "large")
+
+
 def test_embeddings_go_only_where_they_are_spoken() -> None:
     cards = {"small": {"speaks": ["embeddings"]}, "medium": {"speaks": ["chat"]}}
     assert one_of_each(call(dialect="embeddings", input="x"), cards) == {"small"}

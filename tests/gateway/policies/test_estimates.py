@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -353,3 +354,68 @@ def test_without_a_cache_a_reload_takes_nothing_over() -> None:
 
     run(work)
     assert router.batches == [["a"]]
+
+
+def test_a_router_that_becomes_slow_leaves_the_event_loop_and_comes_back_when_it_is_fast() -> None:
+    estimates, router = made(cache=0, max_batch=4)
+    router_row, slow = router._row, [0.02]
+
+    def late(text: str) -> list[float]:
+        time.sleep(slow[0])
+        return router_row(text)
+
+    router._row = late  # type: ignore[method-assign]
+    estimates.is_inline, estimates._pace = True, 0.0
+
+    async def work() -> None:
+        for n in range(4):
+            await get(estimates, f"late {n}")
+        assert not estimates.is_inline
+        await ask(estimates, *(f"together {n}" for n in range(8)))
+        slow[0] = 0.0
+        until = time.monotonic() + 10
+        while not estimates.is_inline and time.monotonic() < until:
+            await get(estimates, "fast")
+        assert estimates.is_inline
+
+    run(work)
+    assert router.threads[:3] == ["MainThread"] * 3
+    assert "router" in router.threads[3:5]
+    estimates.close()
+
+
+def test_what_waits_behind_a_slow_batch_goes_to_the_thread() -> None:
+    estimates, router = made(cache=0, max_batch=1)
+    router_row = router._row
+
+    def late(text: str) -> list[float]:
+        time.sleep(0.02)
+        return router_row(text)
+
+    router._row = late  # type: ignore[method-assign]
+    estimates.is_inline, estimates._pace = True, 0.0
+    run(lambda: ask(estimates, *(f"text {n}" for n in range(8))))
+    assert router.threads.count("MainThread") == 3
+    assert router.threads.count("router") == 5
+    estimates.close()
+
+
+def test_one_late_prompt_and_long_ones_change_nothing() -> None:
+    estimates, router = made(inline_chars=20, cache=0)
+    router_row = router._row
+
+    def late(text: str) -> list[float]:
+        time.sleep(0.02 if "late" in text else 0.0)
+        return router_row(text)
+
+    router._row = late  # type: ignore[method-assign]
+    estimates.is_inline, estimates._pace = True, 0.0
+
+    async def work() -> None:
+        await get(estimates, "late")
+        for n in range(5):
+            await get(estimates, f"late, and longer than twenty {n}")
+        assert estimates.is_inline
+
+    run(work)
+    estimates.close()

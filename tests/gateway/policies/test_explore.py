@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from crossroads.gateway.policies.explore import Explorer
-from crossroads.gateway.policies.objective import mixture
+from crossroads.gateway.policies.objective import mixture, priced
 from crossroads.gateway.policies.settings import Exploration
 from crossroads.prompts.decide import (
     Argmax,
@@ -84,6 +84,38 @@ def test_a_budgets_own_chance_is_part_of_the_probabilities() -> None:
     rule = BudgetRule(0.3, 0.0, 10.0, 0.25)  # the dear model, or with 1/4 the cheap one
     found = probabilities({"epsilon": 0.2, "floor": 0.0}, rule, [0.5, 0.9], [0.0, 1.0])
     assert found == pytest.approx([0.1 + 0.8 * 0.25, 0.1 + 0.8 * 0.75])
+
+
+@given(
+    st.sampled_from(SETTINGS),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 10.0),
+    st.lists(st.tuples(unit, unit), min_size=1, max_size=6),
+)
+def test_a_cap_on_the_cost_of_a_call_holds_for_what_is_explored(
+    settings: dict[str, Any], usd: float, price: float, models: list[tuple[float, float]]
+) -> None:
+    quality, cost = [q for q, _ in models], [c for _, c in models]
+    most = max(usd, min(cost))  # where nothing is within the cap, the cheapest
+    for rule in (MaxCost(usd), priced(MaxCost(usd), price)):
+        for probability, each in zip(
+            probabilities(settings, rule, quality, cost), cost, strict=True
+        ):
+            assert probability == 0 or each <= most
+
+
+def test_a_budgets_other_side_is_not_explored() -> None:
+    fields = {
+        "objective": {"rule": "budget:0.01:0:10:0.6"},
+        "explore": {"epsilon": 0.2, "floor": 0},
+    }
+    policies = compiled({"auto": {**LEARNED, **fields}})
+    found = choose(policies, *(call(text="hard", number=n) for n in range(400)))
+    explored = {choice.model for choice in found if choice.is_explored}
+    assert explored == {"small"}
+    assert {choice.model for choice in found} == {"small", "medium", "large"}
+    for choice in found:
+        assert choice.is_explored == ("drawn to explore" in choice.reason)
 
 
 def test_thompson_prefers_the_better_model_by_its_lead() -> None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from crossroads.core.errors import InputError
 from crossroads.gateway.contracts import Choice
@@ -117,19 +120,60 @@ def test_a_price_means_nothing_where_costs_are_unknown() -> None:
     assert found.decision.predicted_cost_usd is None
 
 
-def test_a_calibrated_budget_draws_by_the_prompt_and_records_both_sides() -> None:
+def test_a_calibrated_budget_draws_by_the_call_and_records_both_sides() -> None:
     spend = SpendCurve(price=np.array([0.0, 4.0, 1000.0]), usd=np.array([0.05, 0.02, 0.001]))
     fitted = replace(stub(), spend=spend)
     policies = compiled({"auto": {**LEARNED, "objective": {"budget_usd": 0.035}}}, router=fitted)
-    found = choose(policies, *(call(text=text) for text in PROMPTS))
-    expected = fitted.decide(PROMPTS, rule="budget:0.035")
-    assert [choice.model for choice in found] == [decision.model for decision in expected]
-    assert [c.propensity for c in found] == pytest.approx([d.propensity for d in expected])
+    found = choose(policies, *(call(text=text, number=n) for n, text in enumerate(PROMPTS)))
+    for choice, expected in zip(found, fitted.decide(PROMPTS, rule="budget:0.035"), strict=True):
+        if choice.model == expected.model:
+            assert choice.propensity == pytest.approx(expected.propensity)
+        else:
+            assert choice.propensity == pytest.approx(1 - expected.propensity)
     drawn = [choice for choice in found if choice.probabilities]
     assert drawn
     for choice in drawn:
         assert sum(choice.probabilities.values()) == pytest.approx(1)
         assert choice.probabilities[choice.model] == choice.propensity
+
+
+def test_one_prompt_asked_again_and_again_gets_both_sides_of_a_budget_as_often_as_recorded() -> (
+    None
+):
+    policies = learned(objective={"rule": "budget:0.01:0:10:0.6"})
+    calls = [call(text="hard", number=n) for n in range(2000)]
+    found = choose(policies, *calls)
+    counts = Counter(choice.model for choice in found)
+    assert found[0].probabilities == pytest.approx({"small": 0, "medium": 0.6, "large": 0.4})
+    assert binomtest(counts["medium"], len(calls), 0.6).pvalue > 0.001
+    assert counts["medium"] + counts["large"] == len(calls)
+    assert not any(choice.is_explored for choice in found)
+    assert [choice.model for choice in choose(policies, *calls)] == [c.model for c in found]
+
+
+def test_a_decision_on_the_event_loop_that_took_too_long_is_counted_and_the_next_are_not() -> None:
+    fitted = stub()
+    router = fitted.router
+    assert isinstance(router, Stub)
+    policies = compiled(
+        {"auto": {**LEARNED, "budget_us": 2000, "fallback": "other"}}, router=fitted
+    )
+    row = router._row
+
+    def late(text: str) -> list[float]:
+        time.sleep(0.05)
+        return row(text)
+
+    router._row = late  # type: ignore[method-assign]
+    node: Any = policies._policies["auto"]
+    node.estimates.is_inline, node.estimates._pace = True, 0.0  # however busy this machine is
+    found = choose(policies, *(call(text=f"hard {n}") for n in range(6)))
+    health = policies.health()["policies"]["auto"]
+    assert health["late"] == 3  # then the thread has it, and the budget can be kept
+    assert [choice.model for choice in found] == ["large"] * 3 + ["other"] * 3
+    assert health["degraded"]["route-budget"] == 3
+    assert policies.describe()["auto"]["runs"] == "in a thread"
+    policies.close()
 
 
 def test_over_budget_the_declared_fallback_answers_labelled() -> None:
@@ -267,6 +311,20 @@ def test_verification_is_told_only_of_what_the_router_alone_would_choose(
     priced = choose_one(policies, call(text=text), price=1.0)
     assert priced.decision is not None
     assert priced.decision.details["verification"]["answer"] is None
+
+
+def test_verification_is_not_told_where_a_constraint_took_a_model_away(
+    calibrated: FittedRouter,
+) -> None:
+    cards = [card.model_copy(update={"tools": card.name != "large"}) for card in calibrated.pool]
+    models = calibrated.pool.model_copy(update={"models": tuple(cards)})
+    policies = compiled({"auto": LEARNED}, router=calibrated, models=models)
+    text = "Describe a red flower in the garden, poem 4"
+    free, masked = choose(policies, call(text=text), call(text=text, tools=[{}]))
+    assert free.decision is not None and masked.decision is not None
+    assert free.model == masked.model == "small"
+    assert free.decision.details["verification"]["answer"] is not None
+    assert masked.decision.details["verification"]["answer"] is None
 
 
 def test_previews_need_a_learned_policy_and_a_rule_it_can_use() -> None:

@@ -56,6 +56,7 @@ def test_a_request_may_bring_its_own() -> None:
     [
         ([], "expected a list of policies"),
         ([{"name": "a", "description": "b", "model": "gpt"}], "model 'gpt' does not exist"),
+        ([{"name": "a", "description": "b", "model": "large"}], "at least 2 models, got 1"),
     ],
 )
 def test_malformed_preferences_of_a_request_are_400(own: Any, told: str) -> None:

@@ -67,6 +67,11 @@ def test_all_conditions_of_a_rule_must_hold_and_the_first_rule_wins() -> None:
     assert found[0].reason == "rule 'both' holds (session: yes, tools: yes): large"
 
 
+def test_without_rules_it_is_always_otherwise() -> None:
+    for policies in (rules(), {"auto": {"kind": "rules", "otherwise": "small"}}):
+        assert choose_one(compiled(policies), call(tools=[{}])).model == "small"
+
+
 def test_a_rule_may_lead_to_a_policy() -> None:
     policies = compiled(rules({"when": {"tools": False}, "use": "smart"}) | {"smart": LEARNED})
     found = choose_one(policies, call("auto", "hard"))

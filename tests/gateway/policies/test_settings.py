@@ -27,7 +27,6 @@ LEARNED = {"kind": "learned", "router": "r"}
         ({"kind": "split", "weights": {"a": 0}}, "expected a sum > 0"),
         ({"kind": "split", "weights": {"a": -1}}, "greater than or equal to 0"),
         ({"kind": "canary", "base": "a", "candidate": "b", "share": 1}, "less than 1"),
-        ({"kind": "rules", "rules": [], "otherwise": "a"}, "at least 1"),
         (
             {"kind": "rules", "rules": [{"when": {}, "use": "a"}], "otherwise": "a"},
             "at least one condition",

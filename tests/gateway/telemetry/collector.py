@@ -9,12 +9,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Posted:
-    """Bodies by path, and the headers of the last request."""
+    """Bodies by path, and the headers of the last request; ``status`` is what it answers."""
 
     def __init__(self) -> None:
         self.bodies: dict[str, list[bytes]] = {}
         self.headers: dict[str, str] = {}
         self.url = ""
+        self.status = 200
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def collecting() -> Iterator[Posted]:
             body = self.rfile.read(int(self.headers["content-length"]))
             posted.headers = {name.lower(): value for name, value in self.headers.items()}
             posted.bodies.setdefault(self.path, []).append(body)
-            self.send_response(200)
+            self.send_response(posted.status)
             self.send_header("content-length", "0")
             self.end_headers()
 

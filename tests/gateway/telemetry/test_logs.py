@@ -163,16 +163,20 @@ def test_without_a_file_lines_go_to_standard_error(monkeypatch: pytest.MonkeyPat
     assert b'"event":"call"' in taken.buffer.getvalue()  # type: ignore[attr-defined]
 
 
-def test_our_own_loggers_write_the_same_kind_of_line() -> None:
-    logs = Logs(LogSettings(level="warning"))
-    logger = logging.getLogger("crossroads.test_logs")
-    handler = logs.handler()
-    logger.addHandler(handler)
+@pytest.mark.parametrize("name", ["crossroads.test_logs", "opentelemetry.exporter", "asyncio"])
+def test_our_own_loggers_and_those_of_our_libraries_write_the_same_kind_of_line(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "calls.jsonl"
+    logs = Logs(LogSettings(level="warning", file=str(path)))
+    logs.start()
+    logger = logging.getLogger(name)
     logger.warning("disk %s is full", "b")
     logger.info("not this one")
-    logger.removeHandler(handler)
-    (item,) = logs.outbox._items
-    assert orjson.loads(logs.line(item))["message"] == "disk b is full"
+    logs.close()
+    logger.warning("nor this one")
+    (written,) = path.read_bytes().splitlines()
+    assert orjson.loads(written)["message"] == "disk b is full"
 
 
 def test_a_clients_request_id_is_cleaned_whatever_it_looks_like() -> None:

@@ -107,6 +107,35 @@ def test_a_collector_that_is_gone_costs_no_call_anything() -> None:
     assert telemetry.meter.snapshot().total("crossroads_requests") == 1
 
 
+def test_a_collector_that_is_gone_is_told_by_the_health_until_it_is_back() -> None:
+    with collecting() as posted:
+        settings = OtelSettings(endpoint=posted.url, flush_ms=50, metrics_s=600)
+        telemetry = GatewayTelemetry(TelemetrySettings(logs=None, otel=settings))
+        tracing = telemetry._tracer
+        assert tracing is not None
+
+        def export_one() -> None:
+            tracing.end(record(status=200))
+            tracing.outbox.flush()
+            tracing._exporter._traces.force_flush()
+
+        export_one()
+        assert telemetry.health()["status"] == "ok"
+        posted.status = 400  # an answer that nobody tries again
+        export_one()
+        health = telemetry.health()
+        assert (health["status"], health["otel_dropped"]) == ("degraded", 1)
+        assert f"otel: {posted.url} took no spans; start the collector" in health["reason"]
+        posted.status = 200
+        export_one()
+        health = telemetry.health()
+        assert (health["status"], health["otel_dropped"]) == ("ok", 1)
+        posted.status = 400
+        tracing._exporter._metrics.force_flush()
+        assert "took no metrics" in telemetry.health()["reason"]
+        tracing.close()
+
+
 def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(MissingExtraError, match=r"crossroads\[otel\]"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ import pytest
 
 from crossroads.gateway.call import Dialect
 from crossroads.gateway.upstreams import UpstreamSettings
+from crossroads.prompts.experts.base import ExpertError
 from tests.core.http.servers import Received, response, stream_response
 from tests.gateway.upstreams.asking import (
     ANSWERS,
@@ -271,3 +273,33 @@ def test_a_broken_character_in_an_event_is_replaced_not_fatal() -> None:
             assert texts(events) == "a\ufffdb"
 
     asyncio.run(check())
+
+
+def test_silence_before_a_stream_fails_is_the_upstreams_time(run: Run) -> None:
+    async def check() -> None:
+        async with upstream_of(stream_response(*GOOD[:3], end=False)) as (upstream, _):
+            asked = order()
+            began = time.perf_counter()
+            _, error = await read(upstream, asked)
+            assert error is not None and error.code == "upstream_timeout"
+            assert asked.phases.upstream > 0.9 * (time.perf_counter() - began)
+
+    run(check())
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_that_its_server_gave_up_is_a_failure(run: Run, reason: str) -> None:
+    whole = {"choices": [{"index": 0, "message": {"content": "hal"}, "finish_reason": reason}]}
+
+    async def check() -> None:
+        streamed = stream_response(*GOOD[:3], chat_chunk(None, reason), DONE)
+        async with upstream_of(streamed) as (upstream, _):
+            events, error = await read(upstream, order())
+            assert error is not None
+            assert (texts(events), error.code) == ("ab", "upstream_invalid")
+        async with upstream_of(response(orjson.dumps(whole))) as (upstream, _):
+            with pytest.raises(ExpertError, match="gave the answer up") as raised:
+                await upstream.complete(order())
+            assert raised.value.code == "upstream_invalid"
+
+    run(check())

@@ -19,7 +19,7 @@ from crossroads import __version__
 from crossroads.core.errors import CrossroadsError
 from crossroads.gateway.admin.explain import explain, to_fields
 from crossroads.gateway.admin.guard import BodyTooLargeError
-from crossroads.gateway.admin.shapes import budget_rows, frontier_view, limit_texts
+from crossroads.gateway.admin.shapes import budget_rows, frontier_view, key_rows
 from crossroads.gateway.admin.sources import AdminSources
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.telemetry.catalogue import CONTENT_TYPE
@@ -107,12 +107,7 @@ class Api:
 
     async def _keys(self, _: Request) -> dict[str, Any]:
         told = await self._read("governance")
-        keys = [
-            {name: value for name, value in key.items() if name != "budgets"}
-            | {"limits": limit_texts(key.get("limits") or (), key.get("budgets") or ())}
-            for key in told.get("keys") or ()
-        ]
-        return {"keys": keys, "teams": [team["name"] for team in told.get("teams") or ()]}
+        return {"keys": key_rows(told), "teams": [t["name"] for t in told.get("teams") or ()]}
 
     async def _budgets(self, _: Request) -> dict[str, Any]:
         told = await self._read("governance")
@@ -123,7 +118,8 @@ class Api:
         name = body.get("name")
         if not isinstance(name, str) or not name.strip() or len(name) > 100:
             raise ApiError("'name' must be a text of 1 to 100 characters.", param="name")
-        fields = {field: body[field] for field in ("team", "models") if body.get(field)}
+        fields = {field: value for field, value in body.items() if field != "name"}
+        fields = {field: value for field, value in fields.items() if value not in (None, "")}
         source = self._source("create_key")
         await self._check_models(fields.get("models", []))
         secret = await _wait(source(name.strip(), **fields))

@@ -113,7 +113,8 @@ def upstreams_of_all(told: Mapping[str, Facts], figures: Snapshot) -> dict[str, 
         own = str(facts.get("state", "closed")).replace("-", "_")
         if own in _STATES and _STATES.index(worst) > _STATES.index(own):
             facts["state"], facts["state_of"] = worst, "another worker"
-            facts.pop("state_for_s", None)
+            for name_of_own in ("state_for_s", "waits_for_probe"):
+                facts.pop(name_of_own, None)
     return found
 
 
@@ -135,6 +136,24 @@ def limit_texts(limits: Iterable[Facts], budgets: Iterable[Facts] = ()) -> list[
         texts.append(f"{limit['limit']:,} {kind}{per}")
     texts += [f"${budget['usd']:,.12g} per {budget['per']}" for budget in budgets]
     return texts
+
+
+def key_rows(told: Facts) -> list[dict[str, Any]]:
+    """Return every key of ``KeyGovernor.describe``: ``limits`` of its own, ``team_limits``, facts.
+
+    Limits are texts, budgets among them.
+    """
+    of_team = {team["name"]: _limits_of(team) for team in told.get("teams") or ()}
+    rows = []
+    for key in told.get("keys") or ():
+        facts = {name: value for name, value in key.items() if name != "budgets"}
+        team_limits = of_team.get(key.get("team"), [])
+        rows.append({**facts, "limits": _limits_of(key), "team_limits": team_limits})
+    return rows
+
+
+def _limits_of(holder: Facts) -> list[str]:
+    return limit_texts(holder.get("limits") or (), holder.get("budgets") or ())
 
 
 def _point(told: Facts) -> dict[str, Any]:

@@ -41,8 +41,7 @@ class AdminSources:
     models : what ``GET /v1/models`` lists; ``name``, and ``kind`` (``model`` or ``policy``)
     upstreams : by model, ``Engine.health``
     governance : ``KeyGovernor.describe``: ``keys``, ``teams``, ``store``
-    create_key : ``KeyStore.create``: from a name, and ``team`` and ``models`` where given, to the
-        secret
+    create_key : ``KeyStore.create``: from a name, and fields of ``KeySettings``, to the secret
     revoke_key : ``KeyStore.revoke``; raises CrossroadsError for a name there is not
     decisions : at most so many, the newest first; the filters are fields of ``ledger.Filters``:
         ``model``, ``policy``, ``key_id`` (texts), ``is_error`` (bool)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any
 
 from crossroads.gateway.caches.answers import pack
@@ -52,13 +54,24 @@ class AnswerCache:
         self._headers = tuple(
             dict.fromkeys([*HEADERS, *(n.lower().encode() for n in (*settings.headers, *headers))])
         )
+        self._basis = b""
         self._scopes: dict[Client, bytes] = {}
-        self._num_bypassed = 0
+        self._counts: Counter[str] = Counter()
+
+    def under(self, basis: bytes) -> AnswerCache:
+        """Return this cache for those who answer now: answers of others are not found in it.
+
+        ``basis`` names the models and policies that give the answers. Stores and counts are shared,
+        so that a reload keeps what a reload back finds again; close either one.
+        """
+        view = copy(self)
+        view._basis, view._scopes = basis, {}
+        return view
 
     async def get(self, call: Call) -> Kept | None:
         """Return an answer fit for this call, or None. Never raises."""
         if not permissions(call, self._sampling) & READ:
-            self._num_bypassed += 1
+            self._counts["bypassed"] += 1
             return None
         scope = self._scope_of(call.client)
         if self._exact is not None:
@@ -98,7 +111,8 @@ class AnswerCache:
         if self._semantic is not None:
             parts["semantic"] = self._semantic.health()
         gone = [name for name, part in parts.items() if part["state"] != "ok"]
-        facts = {"status": "ok", "scope": self._scope, "bypassed": self._num_bypassed, **parts}
+        bypassed = self._counts["bypassed"]
+        facts = {"status": "ok", "scope": self._scope, "bypassed": bypassed, **parts}
         if gone:
             reason = f"the store of the {' and '.join(gone)} cache cannot be reached"
             facts |= {"status": "degraded", "reason": reason}
@@ -114,7 +128,7 @@ class AnswerCache:
         if scope is None:
             if len(self._scopes) >= _MOST_CLIENTS:
                 self._scopes.clear()
-            scope = self._scopes[client] = scope_of(client, self._scope)
+            scope = self._scopes[client] = self._basis + scope_of(client, self._scope)
         return scope
 
 

@@ -18,8 +18,8 @@ _CALLS = frozenset({"tool_calls", "function_call", "tool_use"})
 def pack(call: Call, tally: Tally, *, tool_calls: bool) -> bytes | None:
     """Return the bytes of a complete answer; None where it is not to be kept.
 
-    Not kept: answers that are cut off, refused by a filter, or, unless ``tool_calls``, that call
-    tools: a call kept and replayed would be carried out again.
+    Not kept: answers that are cut off, refused by a filter, end for no reason that was told, or,
+    unless ``tool_calls``, that call tools: a call kept and replayed would be carried out again.
     """
     answer = tally.answer
     if not tally.is_complete or answer is None or "error" in answer:
@@ -73,7 +73,7 @@ def kept_from(data: bytes, call: Call, *, kind: str, similarity: float = 1.0) ->
 def _is_wanted(answer: Body, finish: str | None, tool_calls: bool) -> bool:
     if finish in _CALLS or _calls_tools(answer):
         return tool_calls
-    return finish is None or finish in _WHOLE
+    return finish in _WHOLE
 
 
 def _calls_tools(answer: Mapping[str, Any]) -> bool:

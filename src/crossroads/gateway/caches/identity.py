@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,6 @@ HEADERS = (
     b"x-crossroads-policy",
     b"x-crossroads-tags",
     b"x-crossroads-residency",
-    b"x-crossroads-seed",
 )
 # Fields that say how an answer is delivered or who is behind it, not what it is.
 _ASIDE = frozenset(
@@ -46,8 +46,34 @@ _SHARED: Mapping[Dialect, frozenset[str]] = {
     ),
 }
 _EVERYWHERE = _ASIDE | {"model"}
-_FACTS = re.compile(
-    r"\d+(?:[.,:/]\d+)*|\b(?:not|no|none|never|nor|neither|without|except|least|most|cannot)\b|n't"
+_TOKENS = re.compile(
+    r"""
+    [^\W\d_]+ (?: ' [^\W\d_]+ )?              # a word
+    | \d+ (?: [.,:/] \d+ )*                    # a number, date or time
+    | (?<! [a-z]{2} ) - | - (?! [a-z]{2} )     # a minus; not the hyphen between two words
+    | [+<>=!]= | && | \|\| | [+*/%<>=^~|&\#$]
+    | [\u00a2-\u00a5\u00ac\u00b1\u00d7\u00f7]  # currencies and signs of Latin-1
+    | [\u20a0-\u20cf\u2190-\u22ff]             # currencies; arrows and mathematical operators
+    """,
+    re.VERBOSE,
+)
+_NEGATIONS = frozenset(
+    {
+        *("not", "no", "none", "never", "nor", "neither", "nothing", "nobody", "nowhere"),
+        *("without", "except", "unless", "least", "most", "cannot"),
+    }
+)
+_SHORT_NEGATIONS = frozenset(  # n't, as typed in a hurry
+    f"{verb}nt"
+    for verb in (
+        *("ai", "are", "ca", "could", "did", "do", "does", "had", "has", "have", "is", "must"),
+        *("need", "should", "was", "were", "wo", "would"),
+    )
+)
+# Apostrophes and hyphens as telephones and word processors write them.
+_PLAIN_SIGNS = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u02bc\u00b4", "'")
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
 )
 
 
@@ -103,8 +129,9 @@ def exact_key(call: Call, scope: bytes, names: Sequence[bytes] = HEADERS) -> byt
 def semantic_key(call: Call, scope: bytes, names: Sequence[bytes] = HEADERS) -> bytes | None:
     """Return the key of everything but the wording of the last message.
 
-    Numbers and negations of that message are in the key: texts that differ in them are close in
-    wording and far apart in meaning. None where the last message is not a user's plain text.
+    Numbers, signs, operators and English negations of that message are in the key: texts that
+    differ in them are close in wording and far apart in meaning. None where the last message is not
+    a user's plain text.
     """
     request = _request(call)
     messages = request.get("messages")
@@ -116,8 +143,22 @@ def semantic_key(call: Call, scope: bytes, names: Sequence[bytes] = HEADERS) -> 
     text = last.get("content")
     if not isinstance(text, str):
         return None
-    rest = {**last, "content": _FACTS.findall(text.lower())}
+    rest = {**last, "content": _facts(text)}
     return _digest(call, scope, names, {**request, "messages": [*messages[:-1], rest]})
+
+
+def _facts(text: str) -> list[str]:
+    """Return what no other wording may change, in order."""
+    text = text.lower()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_PLAIN_SIGNS))
+    facts = []
+    for token in _TOKENS.findall(text):
+        if token in _NEGATIONS or not token[0].isalpha():
+            facts.append(token)
+        elif token.endswith("n't") or token in _SHORT_NEGATIONS:
+            facts.append("n't")
+    return facts
 
 
 def _digest(

@@ -1,9 +1,9 @@
 """The semantic cache: a request worded differently gets the answer given before.
 
 Compared are requests that are the same in everything but the wording of their last message, the
-numbers and negations in it included, and the order of the content words that both have. Nearness of
-word-piece vectors is not sameness of meaning: a wrong hit is possible, which is why this cache is
-off by default, see ``docs/gateway/caches.md``.
+numbers, signs and negations in it included, and the order of the content words that both have.
+Nearness of word-piece vectors is not sameness of meaning: a wrong hit is possible, which is why
+this cache is off by default, see ``docs/gateway/caches.md``.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class CacheSettings(Section):
     )
     namespace: Namespace = Field(
         default="crossroads",
-        description="of keys in Redis; gateways with different policies need different ones",
+        description="of keys in Redis; gateways with different namespaces share nothing",
     )
     sampling: Literal["none", "unset", "any"] = Field(
         default="unset",

@@ -91,7 +91,7 @@ def _whole_choice(choice: Body, number: int) -> Body:
     if "role" in message and "index" in choice and "finish_reason" in choice:
         return choice
     message = {"role": "assistant", "content": None, **message}
-    return {"index": number, "finish_reason": "stop", **choice, "message": message}
+    return {"index": number, "finish_reason": None, **choice, "message": message}
 
 
 class ChatWriter:

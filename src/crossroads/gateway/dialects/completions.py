@@ -123,7 +123,7 @@ def _text_choice(choice: Body, number: int, echo: str) -> Body:
         "index": choice.get("index", number),
         "text": echo + (message.get("content") or ""),
         "logprobs": _logprobs(choice.get("logprobs")),
-        "finish_reason": choice.get("finish_reason") or "stop",
+        "finish_reason": choice.get("finish_reason"),
     }
 
 

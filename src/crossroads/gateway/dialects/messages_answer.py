@@ -11,19 +11,25 @@ import orjson
 
 from crossroads.gateway.call import Body
 from crossroads.gateway.dialects.understanding import reads_answers
-from crossroads.gateway.vocabulary import FINISH_OF, STOP_OF, messages_usage
+from crossroads.gateway.vocabulary import ENDED, FINISH_OF, STOP_OF, messages_usage
 
 
-def finish_reason(stop_reason: Any) -> str:
-    """Return the ``finish_reason`` of a ``stop_reason``; an unknown one is ``stop``."""
-    return FINISH_OF.get(stop_reason, "stop") if isinstance(stop_reason, str) else "stop"
+def finish_reason(stop_reason: Any) -> str | None:
+    """Return the ``finish_reason`` of a ``stop_reason``; an unknown one as it is, None for none."""
+    return FINISH_OF.get(stop_reason, stop_reason) if isinstance(stop_reason, str) else None
 
 
 def stop_reason(finish: Any, stop_sequence: Any = None) -> str:
-    """Return the ``stop_reason`` of a ``finish_reason``; an unknown one is ``end_turn``."""
+    """Return the ``stop_reason`` of a ``finish_reason``.
+
+    An unknown one is ``max_tokens``, so that nothing cut short looks whole. None is ``end_turn``:
+    the API demands a reason, and the upstream did say that the answer is over.
+    """
     if finish == "stop" and isinstance(stop_sequence, str):
         return "stop_sequence"
-    return STOP_OF.get(finish, "end_turn") if isinstance(finish, str) else "end_turn"
+    if not isinstance(finish, str) or finish in ENDED:
+        return STOP_OF.get(finish, "end_turn")
+    return STOP_OF.get(finish, "max_tokens")
 
 
 def new_message_id() -> str:

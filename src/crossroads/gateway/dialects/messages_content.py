@@ -18,6 +18,7 @@ from crossroads.gateway.dialects.reading import (
 from crossroads.gateway.errors import ApiError
 
 _THINKING = ("thinking", "redacted_thinking")
+_FAILED = "The tool failed: "
 
 
 def user_blocks(message: Body, param: str) -> list[Body]:
@@ -151,6 +152,10 @@ def _user(blocks: list[Body], param: str) -> list[Body]:
 def _tool_message(block: Body, param: str) -> Body:
     parts = [_part(p, param) for p in parts_of(block.get("content"), f"{param}.content")]
     call = as_text(block.get("tool_use_id"), f"{param}.tool_use_id")
+    if block.get("is_error") is True:  # chat has no field for it: the model is told in words
+        parts = [{"type": "text", "text": _FAILED}, *parts]
+        if all(part.keys() == {"type", "text"} and part["type"] == "text" for part in parts):
+            parts = [{"type": "text", "text": "".join(part["text"] for part in parts)}]
     return {"role": "tool", "tool_call_id": call, "content": _simplest(parts)}
 
 

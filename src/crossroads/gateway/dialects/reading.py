@@ -13,7 +13,7 @@ from crossroads.gateway.call import GATEWAY_FIELDS, Body
 from crossroads.gateway.errors import ApiError
 
 OWN_FIELD = "crossroads"  # of a request, with options for the gateway
-_OWN_NAMES = frozenset(("policy", "session", "tags", "seed", "cache"))
+_OWN_NAMES = frozenset(("policy", "session", "tags", "cache"))
 
 # Whole numbers of 64 bits; what is beyond them was read as a float, and has lost digits.
 _LEAST, _BEYOND = float(-(2**63)), float(2**64)
@@ -70,9 +70,9 @@ def is_stream(body: Body) -> bool:
 def own_headers(body: Body, headers: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
     """Fold the request's ``crossroads`` object into the headers that say the same.
 
-    ``policy``, ``session`` and ``seed`` take the place of the header ``x-crossroads-<name>``,
-    ``tags`` add to it, and ``cache: false`` is ``cache-control: no-store``. So the rooms need to
-    look in one place only. Raises ApiError 400, also for a field that is none of these.
+    ``policy`` and ``session`` take the place of the header ``x-crossroads-<name>``, ``tags`` add to
+    it, and ``cache: false`` is ``cache-control: no-store``. So the rooms need to look in one place
+    only. Raises ApiError 400, also for a field that is none of these.
     """
     given = body.get(OWN_FIELD)
     if given is None:
@@ -87,11 +87,6 @@ def own_headers(body: Body, headers: Mapping[bytes, bytes]) -> Mapping[bytes, by
             more[f"x-crossroads-{name}".encode()] = _header(own[name], f"{OWN_FIELD}.{name}")
     if own.get("tags") is not None:
         more[b"x-crossroads-tags"] = _tags(own["tags"], headers.get(b"x-crossroads-tags", b""))
-    seed = own.get("seed")
-    if seed is not None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise wrong(f"{OWN_FIELD}.seed", "a whole number of at least 0", seed)
-        more[b"x-crossroads-seed"] = str(seed).encode()
     cache = own.get("cache")
     if cache is not None and not isinstance(cache, bool):
         raise wrong(f"{OWN_FIELD}.cache", "true or false", cache)
@@ -169,8 +164,9 @@ def json_object(text: Any, param: str) -> dict[str, Any]:
 
 
 def wrong(param: str, expected: str, given: Any) -> ApiError:
-    """Return the error for a field that is not what it must be."""
-    return ApiError(f"{param!r} must be {expected}, got {kind(given)}.", param=param)
+    """Return the error for a field that is not what it must be; numbers are told as they came."""
+    got = repr(given).lower()[:40] if isinstance(given, bool | int | float) else kind(given)
+    return ApiError(f"{param!r} must be {expected}, got {got}.", param=param)
 
 
 def kind(value: Any) -> str:

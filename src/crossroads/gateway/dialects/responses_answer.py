@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crossroads.gateway.call import Body
+from crossroads.gateway.vocabulary import ENDED
 
 _ECHOED: Body = {  # fields of the request that the answer repeats, and what they default to
     "instructions": None,
@@ -27,7 +28,6 @@ _ECHOED: Body = {  # fields of the request that the answer repeats, and what the
     "truncation": "disabled",
     "user": None,
 }
-_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 def new_response(request: Mapping[str, Any], model: str) -> Body:
@@ -52,7 +52,7 @@ def new_response(request: Mapping[str, Any], model: str) -> Body:
 
 def finished(response: Body, output: list[Body], finish: Any, usage: Any) -> Body:
     """Return the response at its end: ``completed``, or ``incomplete`` where it was cut short."""
-    reason = _INCOMPLETE.get(finish) if isinstance(finish, str) else None
+    reason = why_incomplete(finish)
     return {
         **response,
         "status": "incomplete" if reason else "completed",
@@ -60,6 +60,17 @@ def finished(response: Body, output: list[Body], finish: Any, usage: Any) -> Bod
         "output": output,
         "usage": to_responses_usage(usage),
     }
+
+
+def why_incomplete(finish: Any) -> str | None:
+    """Return what the API calls a ``finish_reason`` of an answer that was cut short.
+
+    None for an answer that is whole, or that its upstream gave no reason for. An unknown reason is
+    ``max_output_tokens``, so that nothing cut short looks whole.
+    """
+    if not isinstance(finish, str) or finish in ENDED:
+        return None
+    return "content_filter" if finish == "content_filter" else "max_output_tokens"
 
 
 def failed(response: Body, output: list[Body], *, code: str, message: str) -> Body:
@@ -74,7 +85,7 @@ def to_responses_answer(answer: Body, request: Mapping[str, Any], model: str) ->
     choice = choices[0]
     response = new_response(request, model)
     finish = choice.get("finish_reason")
-    status = "incomplete" if finish in _INCOMPLETE else "completed"
+    status = "incomplete" if why_incomplete(finish) else "completed"
     tag = response["id"][-16:]
     output = _output(choice.get("message") or {}, choice.get("logprobs"), status, tag)
     return finished(response, output, finish, answer.get("usage"))

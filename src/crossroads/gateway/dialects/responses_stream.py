@@ -18,9 +18,8 @@ from crossroads.gateway.dialects.responses_answer import (
     new_response,
     reasoning_item,
     text_part,
+    why_incomplete,
 )
-
-_INCOMPLETE = ("length", "content_filter")
 
 
 @dataclass(slots=True)
@@ -217,7 +216,7 @@ class ChatToResponses:
         self._say(events, "response.output_item.done", output_index=item.index, item=whole)
 
     def _close_all(self, events: list[Event]) -> None:
-        status = "incomplete" if self._finish in _INCOMPLETE else "completed"
+        status = "incomplete" if why_incomplete(self._finish) else "completed"
         self._close(events, status)
         for item in self._calls.values():
             if self._output[item.index] is None:

@@ -40,7 +40,8 @@ class Breaker:
 
     __slots__ = (
         *("_clock", "_epoch", "_failed", "_num_opened", "_num_probes", "_num_proven", "_ok"),
-        *("_rng", "_settings", "_slot", "_streak", "_until", "_width", "since", "state"),
+        *("_rests_until", "_rng", "_settings", "_slot", "_streak", "_until", "_width"),
+        *("since", "state"),
     )
 
     def __init__(
@@ -53,6 +54,7 @@ class Breaker:
         self._num_probes = 0  # let in since it is half-open
         self._num_proven = 0  # of these, succeeded
         self._until = 0.0
+        self._rests_until = 0.0
         self.state: State = "closed"
         self.since = clock()
         self._settings = settings
@@ -113,11 +115,22 @@ class Breaker:
             self._num_probes -= 1
 
     @property
+    def num_recent(self) -> int:
+        """Calls in the window."""
+        self._bucket()
+        return sum(self._failed) + sum(self._ok)
+
+    @property
     def failure_share(self) -> float:
         """Failed calls of those in the window, 0 to 1; 0 without any."""
         self._bucket()
         failed = sum(self._failed)
         return failed / (failed + sum(self._ok)) if failed else 0.0
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether the model asked to be left alone, and the time it named is not over."""
+        return self.state == "open" and self._clock() < self._rests_until
 
     @property
     def opens_for(self) -> float:
@@ -128,15 +141,19 @@ class Breaker:
         settings = self._settings
         if self._streak >= settings.consecutive_failures:
             return True
-        num_calls = sum(self._failed) + sum(self._ok)
-        return num_calls >= settings.least_calls and self.failure_share >= settings.failure_share
+        return (
+            self.num_recent >= settings.least_calls and self.failure_share >= settings.failure_share
+        )
 
     def _open(self, rest_s: float) -> None:
         settings = self._settings
         growth = settings.open_growth ** min(self._num_opened, 64)
-        seconds = max(rest_s, settings.open_s * growth)
-        seconds *= 1 + settings.jitter * (2 * self._rng.random() - 1)
-        self._until = self._clock() + min(seconds, settings.open_max_s)
+        spread = settings.jitter * (2 * self._rng.random() - 1)
+        # What was asked for is a least: chance only makes it longer.
+        seconds = max(rest_s * (1 + abs(spread)), settings.open_s * growth * (1 + spread))
+        now = self._clock()
+        self._until = now + min(seconds, settings.open_max_s)
+        self._rests_until = now + min(rest_s, settings.open_max_s)
         self._num_opened += 1
         self._turn("open")
 

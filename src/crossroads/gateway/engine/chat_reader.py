@@ -148,7 +148,7 @@ class _Choice:
         }
         if self.calls:
             message["tool_calls"] = [self.calls[i] for i in sorted(self.calls)]
-        choice = {"index": index, "message": message, "finish_reason": self.finish or "stop"}
+        choice = {"index": index, "message": message, "finish_reason": self.finish}
         if self.logprobs:
             choice["logprobs"] = self.logprobs
         return choice

@@ -23,6 +23,7 @@ from crossroads.gateway.call import Body, Call, Dialect, Event
 from crossroads.gateway.contracts import (
     CANCELLED,
     JUDGED,
+    NO_API,
     Attempt,
     Check,
     Choice,
@@ -40,7 +41,7 @@ from crossroads.gateway.engine.plan import Plan
 from crossroads.gateway.engine.readers import reader_of
 from crossroads.gateway.engine.relay import Opened, Relay
 from crossroads.gateway.engine.settings import EngineSettings
-from crossroads.gateway.vocabulary import chat_usage, usage_of
+from crossroads.gateway.vocabulary import SpentError, chat_usage, usage_of
 from crossroads.prompts.experts.base import ExpertError, chunks_of
 
 T = TypeVar("T")
@@ -112,9 +113,10 @@ class Engine:
         """Return by model, as plain data, how it is doing; durations in seconds.
 
         ``state`` (``closed``, ``open``, ``half_open``), ``state_for_s``, ``opens_for_s`` (until the
-        next probe), ``failure_share`` of the last calls, ``in_flight``, ``num_calls``,
-        ``num_failures``, ``answer_s`` and ``first_event_s`` (moving averages; None before the first
-        call), ``last_error`` and ``last_error_time`` (Unix seconds).
+        next probe), ``waits_for_probe`` (the next call is one: nobody asked since), ``num_recent``
+        calls in the window and the ``failure_share`` of them, ``num_failed_in_row``,
+        ``in_flight``, ``num_calls``, ``num_failures``, ``answer_s`` and ``first_event_s`` (moving
+        averages; None before the first), ``last_error`` and ``last_error_time`` (Unix seconds).
         """
         now = self._clock()
         return {name: health.snapshot(now) for name, health in self._fleet.health.items()}
@@ -153,7 +155,7 @@ class Engine:
             answer = await self._upstreams[stop.model].complete(stop.order)
             facts = read_answer(dialect, answer)
         except ExpertError as error:
-            attempt.fail(error, spent(plan.call, error), rest_s=plan.rest_s(error))
+            self._note(plan, stop, attempt, error)
             raise
         except Exception as error:
             logger.exception(_UNEXPECTED, stop.model)
@@ -235,7 +237,7 @@ class Engine:
             while batch is not None and not batch:
                 batch = await anext(events, None)
         except ExpertError as error:
-            attempt.fail(error, spent(plan.call, error), rest_s=plan.rest_s(error))
+            self._note(plan, stop, attempt, error)
             raise
         except Exception as error:
             logger.exception(_UNEXPECTED, stop.model)
@@ -301,6 +303,8 @@ class Engine:
             tally.verdict = {"accepted": False, "reason": f"There was no answer: {error}"}
             return None
         assert choice.check is not None
+        if choice.escalate_to:  # whoever is asked after a refusal needs time, too
+            deadline = (self._clock() + deadline) / 2
         tally.verdict = await self._judge(choice.check, call, answered, deadline)
         _bill_judge(call, tally, answered)
         return answered
@@ -313,9 +317,10 @@ class Engine:
             async with asyncio.timeout(max(0.0, deadline - self._clock())):
                 verdict = await check.accepts(call, answered.model, answered.body)
         except ExpertError as error:
-            return _not_accepted(str(error))
+            is_billed = isinstance(error, SpentError)
+            return _not_accepted(str(error), check.most(call) if is_billed else None)
         except TimeoutError:
-            return _not_accepted("there was no verdict in time")
+            return _not_accepted("there was no verdict in time", check.most(call))
         except Exception as error:
             logger.exception("the check of an answer of model %r failed", answered.model)
             return _not_accepted(f"{type(error).__name__}; the log says why")
@@ -349,6 +354,13 @@ class Engine:
             deadline = self._clock() + self._deadline_s
         stops = self._fleet.stops(call, names, deadline, only)
         return Plan(self._fleet, call, tally, stops, deadline, num_reserved=num_reserved)
+
+    def _note(self, plan: Plan, stop: Stop, attempt: Try, error: ExpertError) -> None:
+        """Book a failure: against the model, but for an API that its server does not have."""
+        if self._fleet.unlearn(stop, error):
+            attempt.give_up(NO_API, None)
+        else:
+            attempt.fail(error, spent(plan.call, error), rest_s=plan.rest_s(error))
 
     def _hedge_s(self, choice: Choice) -> float | None:
         after_s = choice.hedge_after
@@ -385,15 +397,19 @@ def _bill_judge(call: Call, tally: Tally, answered: Answered) -> None:
     if not isinstance(judge, str):
         return
     usage = chat_usage(verdict.get("usage"))
+    has_said = not verdict.get("failed")
     if usage is None:  # it read the question and the answer, and said a word
-        usage = Usage(call.input_tokens + tokens_of(len(answered.text)), 1, True)
+        inputs = call.input_tokens + tokens_of(len(answered.text))
+        usage = Usage(inputs, int(has_said), True)
     elif verdict.get("usage_estimated"):
         usage = Usage(usage.input_tokens, usage.output_tokens, True)
-    tally.attempts.append(Attempt(judge, 200, JUDGED, usage=usage))
+    tally.attempts.append(Attempt(judge, 200 if has_said else 0, JUDGED, usage=usage))
 
 
-def _not_accepted(why: str) -> Mapping[str, Any]:
-    return {"accepted": False, "reason": f"The verifier failed: {why}"}
+def _not_accepted(why: str, asked: tuple[str, Usage] | None = None) -> Mapping[str, Any]:
+    """Return the verdict of a check that gave none; ``asked``: a model that had the question."""
+    verdict = {"accepted": False, "reason": f"The verifier failed: {why}"}
+    return verdict if asked is None else {**verdict, "judge": asked[0], "failed": True}
 
 
 def _deliver(answered: Answered, tally: Tally) -> Body:

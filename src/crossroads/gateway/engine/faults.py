@@ -12,6 +12,7 @@ Remedy = Literal["retry", "fallback", "refuse"]
 Side = Literal["model", "client", "gateway"]
 
 _CLIENTS_FAULT = frozenset({400, 413, 415, 422})
+_NOT_FOUND = 404
 _QUEUE_FULL = "upstream_queue_full"  # our own bound on calls to the model
 _NOT_MENDED_BY_TIME = frozenset({"upstream_refused", _QUEUE_FULL})
 _OVERFLOW = ("context length", "context_length", "context window", "context size", "too long")
@@ -36,6 +37,11 @@ def blame(error: ExpertError) -> Side:
     if error.status in _CLIENTS_FAULT:
         return "client"
     return "gateway" if error.code == _QUEUE_FULL else "model"
+
+
+def lacks_api(error: ExpertError) -> bool:
+    """Whether the server may not have the API it was asked in: its path, or that model on it."""
+    return error.status == _NOT_FOUND and error.code != "model_not_found"
 
 
 def is_overflow(error: ExpertError) -> bool:

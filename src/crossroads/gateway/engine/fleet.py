@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -14,14 +15,23 @@ from crossroads.core.errors import InputError, unknown_name
 from crossroads.gateway.call import Body, Call, Dialect
 from crossroads.gateway.contracts import Order, Upstream
 from crossroads.gateway.engine.breaker import Breaker, Clock
+from crossroads.gateway.engine.faults import lacks_api
+from crossroads.gateway.engine.foreign import without_foreign
 from crossroads.gateway.engine.health import ModelHealth
 from crossroads.gateway.engine.hedge import HedgeBudget
 from crossroads.gateway.engine.settings import EngineSettings
 from crossroads.gateway.errors import Headers
+from crossroads.prompts.experts.base import ExpertError
 
 Sleep = Callable[[float], Awaitable[object]]
 _ONCE = b"idempotency-key"
 _ID = b"x-request-id"
+_TRANSLATED = frozenset({"completions", "responses", "messages"})  # what ``chat`` can stand for
+_NO_PATH = (
+    "model %r answers 404 to %s and is asked in chat from now on; say so by 'speaks' in the pool"
+)
+
+logger = logging.getLogger(__name__)
 
 
 class Stop(NamedTuple):
@@ -88,19 +98,46 @@ class Fleet:
         with ``only``, in that dialect or not at all.
         """
         dialects = self._dialects[call.dialect] if only is None else self._native[only]
-        orders: dict[Dialect, Order] = {}
+        orders: dict[tuple[Dialect, bool], Order] = {}
         is_once = _ONCE in call.headers
+        is_of_messages = call.dialect == "messages"
         stops: list[Stop] = []
         for name in names:
             dialect = dialects.get(name)
             if dialect is None:
                 continue
-            order = orders.get(dialect)
+            is_foreign = is_of_messages and name not in self._native["messages"]
+            order = orders.get((dialect, is_foreign))
             if order is None:
-                order = self.order(call, dialect, call.in_dialect(dialect), deadline)
-                orders[dialect] = order
+                body = call.in_dialect(dialect)
+                body = without_foreign(body) if is_foreign else body
+                order = self.order(call, dialect, body, deadline)
+                orders[dialect, is_foreign] = order
             stops.append(Stop(name, _once(call, name, order) if is_once else order))
         return stops
+
+    def unlearn(self, stop: Stop, error: ExpertError) -> bool:
+        """Return whether a failure means that the model is to be asked in ``chat`` instead.
+
+        From then on it is. What an upstream speaks is often assumed, and a server without a path
+        answers 404 like one without a model.
+        """
+        dialect = stop.order.dialect
+        if dialect not in _TRANSLATED or not lacks_api(error):
+            return False
+        if "chat" not in self.upstreams[stop.model].speaks:
+            return False
+        if self._native[dialect].pop(stop.model, None) is not None:
+            logger.warning(_NO_PATH, stop.model, dialect)
+        self._dialects[dialect][stop.model] = "chat"
+        return True
+
+    def translated(self, call: Call, stop: Stop, deadline: float) -> Stop | None:
+        """Return the stop as it would be made now, where its model has unlearned its dialect."""
+        dialect = stop.order.dialect
+        if dialect == "chat" or self._dialects[dialect].get(stop.model) != "chat":
+            return None
+        return next(iter(self.stops(call, (stop.model,), deadline)), None)
 
     def speakers(self, names: Iterable[str], dialect: Dialect) -> list[str]:
         """Return those of ``names`` that speak the dialect themselves, each once, in order."""

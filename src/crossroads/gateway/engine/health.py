@@ -22,7 +22,7 @@ class ModelHealth:
 
     __slots__ = (
         *("answer_s", "breaker", "first_event_s", "in_flight", "last_error", "last_error_time"),
-        *("num_calls", "num_failures"),
+        *("num_calls", "num_failed_in_row", "num_failures"),
     )
 
     def __init__(self, breaker: Breaker) -> None:
@@ -30,6 +30,7 @@ class ModelHealth:
         self.in_flight = 0
         self.num_calls = 0
         self.num_failures = 0
+        self.num_failed_in_row = 0
         self.answer_s: float | None = None
         self.first_event_s: float | None = None
         self.last_error: str | None = None
@@ -37,11 +38,16 @@ class ModelHealth:
 
     def snapshot(self, now: float) -> dict[str, Any]:
         """Return plain data; ``now`` is the breaker's clock. Durations in seconds."""
+        breaker = self.breaker
+        waits = breaker.state != "closed" and breaker.may_enter()
         return {
-            "state": self.breaker.state,
-            "state_for_s": max(0.0, now - self.breaker.since),
-            "opens_for_s": self.breaker.opens_for,
-            "failure_share": self.breaker.failure_share,
+            "state": "half_open" if waits else breaker.state,
+            "state_for_s": max(0.0, now - breaker.since),
+            "opens_for_s": breaker.opens_for,
+            "waits_for_probe": waits,
+            "failure_share": breaker.failure_share,
+            "num_recent": breaker.num_recent,
+            "num_failed_in_row": self.num_failed_in_row,
             "in_flight": self.in_flight,
             "num_calls": self.num_calls,
             "num_failures": self.num_failures,
@@ -81,6 +87,7 @@ class Try:
             health = self._health
             if not is_stream:
                 health.answer_s = _average(health.answer_s, self.attempt.seconds)
+            health.num_failed_in_row = 0
             health.breaker.succeed(self._ticket)
 
     def fail(self, error: ExpertError, usage: Usage | None = None, *, rest_s: float = 0.0) -> None:
@@ -96,6 +103,7 @@ class Try:
             health.breaker.leave(self._ticket)
             return
         health.num_failures += 1
+        health.num_failed_in_row += 1
         health.last_error = str(error)
         health.last_error_time = time.time()
         health.breaker.fail(self._ticket, rest_s=rest_s)

@@ -60,10 +60,10 @@ async def race(
         if other is not None:
             tasks.append(asyncio.create_task(other))
         winner = await _winner(tasks)
-    except BaseException:
+        await _dismiss([task for task in tasks if task is not winner], discard)
+    except BaseException:  # also where a loser was still at its end: nobody gets what was won
         await _dismiss(tasks, discard)
         raise
-    await _dismiss([task for task in tasks if task is not winner], discard)
     return winner.result()
 
 

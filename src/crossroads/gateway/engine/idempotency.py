@@ -2,7 +2,8 @@
 
 A client that lost the connection repeats its request with the same ``Idempotency-Key``. While the
 first one still runs the second waits for it; afterwards it gets the same bytes again. Keys are
-per client, and held in this process only: replicas behind a balancer need sticky clients for it.
+per client, and held in this process only: a repetition that meets another worker or another replica
+is answered, and billed, anew.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -177,6 +178,13 @@ class Idempotency:
         self._num_bytes -= self._entries.pop(name).size
 
 
-def digest_of(path: str, body: bytes) -> bytes:
-    """Return what tells requests apart that were sent with the same key."""
-    return hashlib.blake2b(body, digest_size=16, key=path.encode()[:64]).digest()
+def digest_of(path: str, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+    """Return what tells requests apart that were sent with the same key.
+
+    ``headers`` are those that have a say in the answer, in any order.
+    """
+    digest = hashlib.blake2b(body, digest_size=16, key=path.encode()[:64])
+    for pair in sorted(headers):
+        for part in pair:
+            digest.update(len(part).to_bytes(4) + part)
+    return digest.digest()

@@ -102,6 +102,8 @@ class Plan:
         attempts = self.tally.attempts
         if not self.has_attempts_left:
             fail(attempts, error)
+        if self._translates():
+            return
         if what == "retry" and await self._retries_here(error):
             return
         if not self._go_on():
@@ -130,9 +132,10 @@ class Plan:
         return False
 
     def _enter(self, stop: Stop) -> bool:
-        ticket = self._fleet.health[stop.model].breaker.enter()
+        breaker = self._fleet.health[stop.model].breaker
+        ticket = breaker.enter()
         if ticket is None:
-            if not self._is_forced:
+            if not self._is_forced or breaker.is_resting:
                 return False
             ticket = FORCED
         self.stop = stop
@@ -140,7 +143,7 @@ class Plan:
         return True
 
     def _force(self) -> None:
-        """Every breaker is open: ask all the same, or say so."""
+        """Every breaker is open: ask all the same but those that asked for rest, or say so."""
         if not self._stops:
             raise ExpertError(
                 f"no model of this choice answers requests of the API {self.call.dialect!r}",
@@ -148,11 +151,14 @@ class Plan:
                 type="invalid_request_error",
                 code="unsupported_by_models",
             )
-        if self._fleet.settings.when_all_open == "refuse":
-            names = [stop.model for stop in self._stops]
-            wait = min(self._fleet.health[name].breaker.opens_for for name in names)
+        names = [stop.model for stop in self._stops]
+        breakers = [self._fleet.health[name].breaker for name in names]
+        is_refusing = self._fleet.settings.when_all_open == "refuse"
+        if is_refusing or all(breaker.is_resting for breaker in breakers):
+            wait = min(breaker.opens_for for breaker in breakers)
             raise ExpertError(
-                f"all models of this choice failed lately ({', '.join(names)}); try again later",
+                f"all models of this choice failed lately or asked for rest ({', '.join(names)}); "
+                "try again later",
                 status=503,
                 code="breaker_open",
                 retry_after=max(1.0, wait),
@@ -175,8 +181,8 @@ class Plan:
                 return False
             wait += error.retry_after
         breaker = self._fleet.health[self.stop.model].breaker
-        may_enter = self._is_forced or breaker.may_enter()
-        if not may_enter or self._fleet.clock() + wait >= self._deadline:
+        # Also of a call that was forced: retries would double the load on a model that is down.
+        if not breaker.may_enter() or self._fleet.clock() + wait >= self._deadline:
             return False
         self._retries -= 1
         began = self._fleet.clock()
@@ -185,6 +191,13 @@ class Plan:
         finally:  # the wait is the model's doing, not ours
             self.call.phases.upstream += self._fleet.clock() - began
         return self._enter(self.stop)
+
+    def _translates(self) -> bool:
+        """Enter the same model in ``chat``, where it turned out to lack the API it was asked in."""
+        if self._is_continuation:  # what was sent is no longer the client's own request
+            return False
+        stop = self._fleet.translated(self.call, self.stop, self._deadline)
+        return stop is not None and self._enter(stop)
 
     def _keep_larger_contexts(self, error: ExpertError) -> None:
         """Leave only models that take a longer prompt, if that is what was wrong; else raise."""

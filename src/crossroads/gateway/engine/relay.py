@@ -102,6 +102,8 @@ class Relay:
 
     def go_on(self, opened: Opened) -> None:
         """Take the first batch's stream for the next part of the answer."""
+        tally = self._plan.tally
+        tally.writers = (*(tally.writers or (self._stop.model,)), opened.stop.model)
         self._stop, self._attempt = opened.stop, opened.attempt
         self._is_running = True
         self._size = self._reader.size
@@ -111,6 +113,7 @@ class Relay:
     def close(self) -> None:
         """Tell the tally what the client got."""
         tally, reader = self._plan.tally, self._reader
+        tally.model = self._stop.model
         tally.text = reader.text
         tally.finish = reader.finish
         tally.usage = total(self._parts)

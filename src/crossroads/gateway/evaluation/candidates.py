@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from crossroads.core.errors import InputError, UsageError, unknown_name
-from crossroads.gateway.evaluation.log import Float64, Log
+from crossroads.gateway.evaluation.log import Bools, Float64, Log
 from crossroads.prompts.decide import Argmax, BudgetRule, DecisionRule, parse_rule
 
 if TYPE_CHECKING:
     from crossroads.prompts.fitted import FittedRouter
+
+
+_WORST, _DEAREST = -1e6, 1e6  # quality and USD of a model that cannot be chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +68,8 @@ class Split:
         weights = np.array([self.weights.get(model, 0.0) for model in log.models])
         if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
             raise UsageError("split: expected weights >= 0, at least one of them above 0")
-        row = weights / weights.sum()
-        return Target(name=self.name, models=log.models, probability=np.tile(row, (len(log), 1)))
+        probability = _among_eligible(np.tile(weights / weights.sum(), (len(log), 1)), log)
+        return Target(name=self.name, models=log.models, probability=probability)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class LoggedScores:
         return Target(
             name=f"logged estimates under {rule}",
             models=log.models,
-            probability=choice_probability(rule, _finite(quality, -1e6), _finite(cost, 1e6)),
+            probability=choice_probability(rule, _finite(quality, _WORST), _finite(cost, _DEAREST)),
             quality=np.where(known, log.score, np.nan),
         )
 
@@ -138,16 +141,28 @@ class RouterCandidate:
         decisions = self.router.decide(self._prompts(log), rule=self.rule)
         rule = parse_rule(decisions[0].rule)
         own = self.router.models
+        if not set(own) & set(log.models):
+            raise InputError(
+                f"none of the models of router {self._called} ({', '.join(own)}) is in the ledger, "
+                f"which knows {', '.join(log.models)}; give a router fitted on these"
+            )
         quality = np.array([[d.scores[model] for model in own] for d in decisions])
         cost = np.nan_to_num(self.router.mean_cost, nan=0.0)
         models = (*log.models, *(model for model in own if model not in log.models))
         columns = [models.index(model) for model in own]
         probability = np.zeros((len(log), len(models)))
-        probability[:, columns] = choice_probability(rule, quality, cost)
+        may = _eligible(log, models)[:, columns]
+        probability[:, columns] = choice_probability(
+            rule, np.where(may, quality, _WORST), np.where(may, cost, _DEAREST)
+        )
         estimates = np.full(probability.shape, np.nan)
         estimates[:, columns] = np.clip(quality, 0.0, 1.0)
-        name = f"{self.name or self.router.router.name} under {rule}"
+        name = f"{self._called} under {rule}"
         return Target(name=name, models=models, probability=probability, quality=estimates)
+
+    @property
+    def _called(self) -> str:
+        return self.name or self.router.router.name
 
     def _prompts(self, log: Log) -> Any:
         if log.texts is not None and all(text is not None for text in log.texts):
@@ -161,6 +176,21 @@ class RouterCandidate:
             "have chosen; set ledger.keep: [text] or [features], and leave out what came before "
             "(--since)"
         )
+
+
+def _eligible(log: Log, models: Sequence[str]) -> Bools:
+    """Return who might answer, shape (N, len(models)); the models are those of the log first."""
+    found = np.ones((len(log), len(models)), dtype=bool)
+    if log.eligible is not None:
+        found[:, : len(log.models)] = log.eligible
+    return found
+
+
+def _among_eligible(probability_NK: Float64, log: Log) -> Float64:
+    """Share out among the eligible what the others would have had; where none has any, leave it."""
+    open_NK = np.where(_eligible(log, log.models), probability_NK, 0.0)
+    total_N = open_NK.sum(axis=1, keepdims=True)
+    return np.where(total_N > 0, open_NK / np.where(total_N > 0, total_N, 1.0), probability_NK)
 
 
 def choice_probability(rule: DecisionRule, quality_NK: Float64, cost_NK: Float64) -> Float64:

@@ -48,9 +48,14 @@ class Overlap:
 
     @property
     def effective_size(self) -> float:
-        """Number of calls the weights are worth: (sum w)^2 / sum w^2."""
-        squares = float(np.square(self.weight).sum())
-        return float(self.weight.sum()) ** 2 / squares if squares > 0 else 0.0
+        """Number of calls the weights are worth."""
+        return effective_size(self.weight)
+
+
+def effective_size(weight_N: Float64) -> float:
+    """Return (sum w)^2 / sum w^2, the number of calls that weights are worth; 0 without any."""
+    squares = float(np.square(weight_N).sum())
+    return float(weight_N.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
 def overlap(

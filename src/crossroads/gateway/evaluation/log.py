@@ -44,6 +44,8 @@ class Log:
     cost : float (N,), USD that the call came to
     probability : float (N, K), of every model under the logging policy; a row of NaN where the
         ledger knows only the propensity of the one that was chosen
+    eligible : bool (N, K), which models might have answered at all (context, tools, residency, the
+        key's list), or None where every model might, on every call
     score : float (N, K), quality the logging router estimated; NaN where unknown
     price : float (N, K), USD expected of each model when the call was decided; NaN where unknown
     session : str (N,); calls of a session are not independent. Without one, the decision's id
@@ -68,6 +70,7 @@ class Log:
     time: Float64
     texts: Strings | None = None
     features: Float32 | None = None
+    eligible: Bools | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
     num_calls: Mapping[str, int] = field(default_factory=dict)
 
@@ -116,9 +119,11 @@ def build_log(
     policy : only decisions of this policy; those of all by default
 
     Left out, and counted in ``dropped``: calls that named their model, that a cache answered, that
-    no policy decided, that nobody judged, and whose probabilities cannot be: a propensity that is
-    not in (0, 1], or probabilities that do not sum to 1, lack the chosen model or contradict its
-    propensity. Judged calls are taken as a fair sample of all calls of their model and prompt.
+    no policy decided, on which the policy had no choice (the router was late or failed, or one
+    model alone might answer), that nobody judged, and whose probabilities cannot be: a propensity
+    that is not in (0, 1], or probabilities that do not sum to 1, lack the chosen model or
+    contradict its propensity. Judged calls are taken as a fair sample of all calls of their
+    model and prompt.
     Raises InputError where nothing is left.
     """
     kept: list[Record] = []
@@ -141,7 +146,7 @@ def build_log(
         told = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "it is empty"
         raise InputError(
             f"ledger: no call to learn from ({told}); serve a policy, send feedback to "
-            "/v1/feedback, or choose --reward complete"
+            "/v1/feedback, or choose 'complete' as the reward"
         )
     return _arrays(kept, values, dropped, num_calls)
 
@@ -155,6 +160,15 @@ def _unfit(record: Record, policy: str | None) -> str:
         return "of other policies"
     if record.cache:
         return "answered by a cache"
+    return _uninformative(record)
+
+
+def _uninformative(record: Record) -> str:
+    """Return why a policy's decision tells of no other policy, "" where it does."""
+    if record.labels.get("degraded"):
+        return "decided by a fallback, without the router"
+    if record.labels.get("eligible", "").startswith("1 of "):
+        return "that one model alone might answer"
     if not _LEAST_PROPENSITY <= record.propensity <= 1 + _TOLERANCE:
         return "with a propensity outside (0, 1]"
     return "" if _adds_up(record) else "with probabilities that do not add up"
@@ -193,6 +207,7 @@ def _arrays(
         reward=np.array(rewards, dtype=np.float64),
         cost=np.array([r.cost_usd for r in records], dtype=np.float64),
         probability=_probabilities(records, column, action, propensity),
+        eligible=_eligible(records, column),
         score=_matrix([r.scores for r in records], column),
         price=_matrix([r.costs for r in records], column),
         session=np.array([r.session or r.decision_id for r in records], dtype=object),
@@ -225,6 +240,22 @@ def _probabilities(
             found[n, action[n]] = 1.0
         else:
             found[n] = np.nan
+    return found
+
+
+def _eligible(records: Sequence[Record], column: Mapping[str, int]) -> Bools | None:
+    """Return who might answer; None where no call says that some models might not.
+
+    A call says so by the label ``eligible``, and names those who might by its probabilities and
+    estimates.
+    """
+    if not any("eligible" in r.labels for r in records):
+        return None
+    found = np.ones((len(records), len(column)), dtype=bool)
+    for n, record in enumerate(records):
+        if "eligible" in record.labels:
+            named = {record.chosen, *record.probabilities, *record.scores}
+            found[n] = [name in named for name in column]
     return found
 
 

@@ -2,14 +2,15 @@
 
 ``off_policy`` gives every estimator of ``estimators`` with intervals, the difference to the policy
 that was served, and how well the two overlap. Where the candidate chooses models that the logging
-policy never chooses, nothing in the log tells what these would have earned: then no point estimate
-is given, only bounds that hold whatever those rewards are.
+policy could not have chosen, nothing in the log tells what these would have earned. A few such
+calls are left out and counted; where there are more, no point estimate is given, only bounds that
+hold whatever those rewards are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,21 @@ from crossroads.gateway.evaluation.intervals import (
     intervals,
     standard_error,
 )
-from crossroads.gateway.evaluation.log import Bools, Float64, Ints, Log
+from crossroads.gateway.evaluation.log import Float64, Ints, Log
 from crossroads.gateway.evaluation.reward_model import RewardModel, cross_fitted, expected_rewards
+from crossroads.gateway.evaluation.support import (
+    SMALL,
+    Support,
+    may_leave_out,
+    support,
+    supported_models,
+)
 
-_SMALL = 1e-9  # probability that is none
 _SUSPICIOUS = 4.0  # standard errors by which a mean weight may miss what it must be
 _FEW = 100.0  # an effective sample below it is too small for the intervals to be trusted
+_FEW_OBSERVED = 30.0  # choices of the candidate's own below which intervals know too little
 _BOUNDED = ("ips", "dr")  # estimators that bounds are given for
+LEFT_OUT = "on which the candidate's choice could not have been made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +57,13 @@ class Evaluation:
         where a price is missing
     served, served_cost : mean reward and cost of what was served
     bounds : estimator -> (low, high), where the candidate leaves the log's support
-    unsupported : share of the candidate's choices with zero propensity
+    unsupported : share of the candidate's choices with zero propensity; 0 where the few calls with
+        such choices were left out, and counted in ``dropped``
     effective_size : number of calls the weights are worth
-    weights : ``mean`` (1 when propensities are right), ``max``, ``clip``, ``zero`` (share of calls
-        that tell nothing about the candidate)
+    support : on how many calls the candidate is not the served policy again, and how often its own
+        choice was seen there
+    weights : ``mean`` (1 less ``unsupported`` when propensities are right), ``max``, ``clip``,
+        ``zero`` (share of calls that tell nothing about the candidate)
     reward_model : what the doubly robust estimates used
     judged : model -> share of its calls that were judged
     shares : model -> probability that the candidate chooses it
@@ -71,6 +83,7 @@ class Evaluation:
     bounds: Mapping[str, tuple[float, float]]
     unsupported: float
     effective_size: float
+    support: Support
     weights: Mapping[str, float]
     reward_model: str
     judged: Mapping[str, float]
@@ -90,6 +103,8 @@ class Evaluation:
         for name, value in vars(self).items():
             if isinstance(value, Interval):
                 plain[name] = value.to_dict()
+            elif isinstance(value, Support):
+                plain[name] = asdict(value)
             elif isinstance(value, Mapping):
                 plain[name] = {
                     key: each.to_dict() if isinstance(each, Interval) else each
@@ -129,17 +144,15 @@ def off_policy(
     if isinstance(candidate, LoggedScores):
         log = candidate.answerable(log)
     target = candidate if isinstance(candidate, Target) else candidate.target(log)
-    log = _widened(log, target.models)
-    met = overlap(
-        target.probability, log.action, log.propensity, supported_NK=supported_models(log)
-    )
+    log, target = _answerable(_widened(log, target.models), target)
+    met = _overlap(log, target)
     expected, made_by = expected_rewards(
         log, kind=reward_model, quality_NK=target.quality, seed=seed
     )
     bound = float(np.sqrt(len(log))) if clip is None else clip
     cluster_N = clusters(log.session)
 
-    refused = float(met.unsupported.mean()) > _SMALL
+    refused = float(met.unsupported.mean()) > SMALL
     parts = {
         ("served", ""): Terms(log.reward),
         ("served_cost", ""): Terms(log.cost),
@@ -176,6 +189,7 @@ def off_policy(
         },
         unsupported=float(met.unsupported.mean()) if refused else 0.0,
         effective_size=met.effective_size,
+        support=support(log, met),
         weights=_weights(met, bound),
         reward_model=made_by,
         judged=_judged(log),
@@ -195,6 +209,9 @@ def _widened(log: Log, models: tuple[str, ...]) -> Log:
     def pad(values: Float64, fill: float) -> Float64:
         return np.pad(values, ((0, 0), (0, extra)), constant_values=fill)
 
+    eligible = log.eligible
+    if eligible is not None:
+        eligible = np.pad(eligible, ((0, 0), (0, extra)), constant_values=True)
     known = np.isfinite(log.probability).all(axis=1, keepdims=True)
     probability = np.where(known, pad(np.nan_to_num(log.probability), 0.0), np.nan)
     return replace(
@@ -203,22 +220,27 @@ def _widened(log: Log, models: tuple[str, ...]) -> Log:
         probability=probability,
         score=pad(log.score, np.nan),
         price=pad(log.price, np.nan),
+        eligible=eligible,
     )
 
 
-def supported_models(log: Log) -> Bools:
-    """Return which models the logging policy could have chosen, shape (N, K).
+def _answerable(log: Log, target: Target) -> tuple[Log, Target]:
+    """Return the calls on which the candidate's choices could have been made, others counted.
 
-    Where the ledger has a propensity only, the models that such calls ever chose count.
+    Where the others are too many to be left out, nothing is.
     """
-    unknown = ~np.isfinite(log.probability).all(axis=1)
-    supported = np.nan_to_num(log.probability, nan=0.0) > _SMALL
-    if unknown.any():
-        ever = np.zeros(len(log.models), dtype=bool)
-        ever[log.action[unknown]] = True
-        supported[unknown] = ever
-    supported[np.arange(len(log)), log.action] = True
-    return supported
+    lost_N = _overlap(log, target).unsupported > SMALL
+    if not may_leave_out(lost_N):
+        return log, target
+    kept = replace(log.take(~lost_N), dropped={**log.dropped, LEFT_OUT: int(lost_N.sum())})
+    quality = None if target.quality is None else target.quality[~lost_N]
+    return kept, replace(target, probability=target.probability[~lost_N], quality=quality)
+
+
+def _overlap(log: Log, target: Target) -> Overlap:
+    return overlap(
+        target.probability, log.action, log.propensity, supported_NK=supported_models(log)
+    )
 
 
 def _expected_costs(log: Log, seed: int) -> Float64:
@@ -266,23 +288,14 @@ def _judged(log: Log) -> dict[str, float]:
 def _warnings(log: Log, met: Overlap, cluster_N: Ints) -> tuple[str, ...]:
     found = []
     share = float(met.unsupported.mean())
-    if share > _SMALL:
+    if share > SMALL:
         found.append(
-            f"{share:.1%} of the candidate's choices have zero propensity in the log: only bounds "
-            "are given; explore (explore: {epsilon: ...}) to learn about them"
+            f"{100 * share:.2g} % of the candidate's choices have zero propensity in the log: only "
+            "bounds are given; explore (explore: {epsilon: ...}, with a wider margin or a lower "
+            "floor) to learn about them"
         )
-    if (weight_terms := Terms(met.weight + met.unsupported)).value != 1.0:
-        error = standard_error(weight_terms, cluster_N)
-        if abs(weight_terms.value - 1) > max(_SUSPICIOUS * error, 1e-6):
-            found.append(
-                f"the mean weight is {weight_terms.value:.3f} and should be 1: the recorded "
-                "propensities are not those of the policy that was served, or the calls differ"
-            )
-    if met.effective_size < _FEW:
-        found.append(
-            f"the weights are worth {met.effective_size:.0f} calls: too few for the intervals to "
-            "be trusted"
-        )
+    found += _on_weights(log, met, cluster_N)
+    found += _on_support(support(log, met), len(log))
     counting = log.reward[met.weight > 0]
     if len(counting) and counting.min() == counting.max():
         found.append(
@@ -295,4 +308,54 @@ def _warnings(log: Log, met: Overlap, cluster_N: Ints) -> tuple[str, ...]:
             "models are judged at very different rates; the estimates take judged calls as a fair "
             "sample"
         )
+    if left_out := log.dropped.get(LEFT_OUT):
+        found.append(
+            f"{left_out} of {left_out + len(log)} calls are left out: the candidate would have "
+            "made choices there that the served policy could not have made"
+        )
     return tuple(found)
+
+
+def _on_weights(log: Log, met: Overlap, cluster_N: Ints) -> list[str]:
+    found = []
+    weight_terms = Terms(met.weight + met.unsupported)
+    error = max(standard_error(weight_terms, cluster_N), _null_error(log, met, cluster_N))
+    if abs(weight_terms.value - 1) > max(_SUSPICIOUS * error, 1e-6):
+        found.append(
+            f"the mean weight is {met.weight.mean():.3f} and should be "
+            f"{1 - met.unsupported.mean():.3f}: the recorded propensities are not those of the "
+            "policy that was served, or the calls differ"
+        )
+    if met.effective_size < _FEW:
+        found.append(
+            f"the weights are worth {met.effective_size:.0f} calls: too few for the intervals to "
+            "be trusted"
+        )
+    return found
+
+
+def _null_error(log: Log, met: Overlap, cluster_N: Ints) -> float:
+    """Return the standard error of the mean weight if the recorded probabilities are right.
+
+    Rare choices with large weights may be missing from a log by chance alone, which the weights
+    seen do not show. Calls of a session are taken as one draw. Where only propensities are
+    recorded, nothing is added.
+    """
+    known = np.isfinite(log.probability) & (met.probability > 0)
+    served_NK = np.where(known, log.probability, 1.0)
+    square_N = np.where(known, met.probability**2 / served_NK, 0.0).sum(axis=1)
+    mean_N = np.where(known, met.probability, 0.0).sum(axis=1)
+    deviation_N = np.sqrt(np.maximum(square_N - mean_N**2, 0.0))
+    sums_C = np.bincount(cluster_N, weights=deviation_N)
+    return float(np.sqrt(np.square(sums_C).sum())) / len(log)
+
+
+def _on_support(known: Support, num_calls: int) -> list[str]:
+    if not known.differing or known.effective_size >= _FEW_OBSERVED:
+        return []
+    return [
+        f"the served policy mostly chose otherwise on {known.differing} of {num_calls} calls, and "
+        f"the candidate's own choice was seen on {known.observed} of them (worth "
+        f"{known.effective_size:.0f}): the difference rests on these, and no interval shows how "
+        "little that is; explore more, or judge more calls"
+    ]

@@ -14,7 +14,7 @@ from crossroads.gateway.evaluation.intervals import Interval
 from crossroads.gateway.evaluation.off_policy import Evaluation
 
 _WIDTH, _LEFT, _RIGHT, _ROW = 480.0, 120.0, 24.0, 28.0
-_TICKS = 4
+_LEAST_TICKS, _MOST_TICKS = 4, 6
 _NAMES = {
     "ips": "IPS",
     "snips": "SNIPS",
@@ -69,8 +69,30 @@ def render_page(found: Evaluation, *, source: str) -> str:
         source=source,
         version=__version__,
         names=_NAMES,
+        figures=_figures(found),
         percent=100 * found.level,
     )
+
+
+def _figures(found: Evaluation) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return every number that is drawn, in the order of the table's columns."""
+    nothing = "", ""
+    served = "served", [_told(found.served), nothing, _told(found.served_cost), nothing]
+    drawn = (found.value, found.difference, found.cost, found.cost_difference)
+    rows = [
+        (title, [_told(column[name]) for column in drawn])
+        for name, title in _NAMES.items()
+        if found.value[name].value is not None
+    ]
+    return [served, *rows]
+
+
+def _told(each: Interval) -> tuple[str, str]:
+    """Return the estimate and its interval in words, "" for what is not known."""
+    if each.value is None:
+        return "", ""
+    ends = f"[{each.low:.3g}, {each.high:.3g}]" if None not in (each.low, each.high) else ""
+    return f"{each.value:.3g}", ends
 
 
 def _plots(found: Evaluation) -> list[_Plot]:
@@ -117,7 +139,7 @@ def _plot(
         dots.append(
             _Dot(
                 name=name,
-                text=f"{name}: {middle:.4g} [{left:.4g}, {right:.4g}]",
+                text=f"{name}: {' '.join(_told(each)).strip()}",
                 y=_ROW * (n + 0.5),
                 x=place(middle),
                 low=place(left),
@@ -136,10 +158,10 @@ def _plot(
 
 
 def _round_values(low: float, high: float) -> list[float]:
-    """Return up to four values within, all multiples of 1, 2 or 5 times a power of ten."""
-    unit = 10.0 ** math.floor(math.log10((high - low) / _TICKS))
+    """Return up to six values within, all multiples of 1, 2 or 5 times a power of ten."""
+    unit = 10.0 ** math.floor(math.log10((high - low) / _LEAST_TICKS))
     for step in (unit, 2 * unit, 5 * unit, 10 * unit):
         first, last = math.ceil(low / step), math.floor(high / step)
-        if last - first < _TICKS:
+        if last - first < _MOST_TICKS:
             break
     return [n * step for n in range(first, last + 1)]

@@ -7,12 +7,16 @@ others, Time-uniform central limit theory and asymptotic confidence sequences, 2
 dashboard may be watched and acted on whenever it looks convincing. That guarantee is for the calls
 from a fixed start on. ``regret_of_ledger`` looks at a window that slides and forgets: there each
 look has its level, and many looks together do not. Either result says so in ``method``.
+
+What is compared is every model on the calls that all of them might have answered. If one of them is
+not explored there, it might be the best: then nothing is claimed.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +27,9 @@ from crossroads.gateway.evaluation.candidates import FixedModel
 from crossroads.gateway.evaluation.estimators import overlap, terms
 from crossroads.gateway.evaluation.intervals import clusters, standard_error
 from crossroads.gateway.evaluation.log import Log, build_log, rewards_of
-from crossroads.gateway.evaluation.off_policy import supported_models
 from crossroads.gateway.evaluation.reward_model import expected_rewards
 from crossroads.gateway.evaluation.settings import EvaluationSettings
+from crossroads.gateway.evaluation.support import MOST_LEFT_OUT, SMALL, supported_models
 from crossroads.gateway.ledger.reading import Filters, LedgerReader
 
 METHOD = (
@@ -44,8 +48,8 @@ _LEAST = 30  # calls below which nothing is said
 class Against:
     """The served policy against always asking one model.
 
-    ``value`` is None where the log does not support the model: some calls could not have gone to
-    it. ``difference`` is value less served, with its interval.
+    ``value`` is None where the log does not support the model: too many calls (``unsupported``, a
+    share) could not have gone to it. ``difference`` is value less served, with its interval.
     """
 
     model: str
@@ -61,24 +65,29 @@ def live_regret(log: Log, *, level: float = 0.95, seed: int = 0) -> dict[str, An
 
     ``regret`` is the largest of the models' estimated values less the served mean reward; negative
     where the policy beats every single model. ``low`` and ``high`` hold for the true regret against
-    the truly best of the supported models. With fewer than 30 calls, or where no model is
-    supported, they are None and ``why`` says so. ``unsupported`` names models that some calls could
-    not have gone to: of them nothing is claimed.
+    the truly best of the models. With fewer than 30 calls, or where ``unsupported`` names models
+    that more than 1 in 20 calls could not have gone to, they are None and ``why`` says so.
+    ``left_out`` counts calls that some model might not answer, and those, at most 1 in 20 for each
+    model, that could not have gone to it: the regret is that of the others.
 
     Raises InputError unless 0 < level < 1.
     """
     if not 0 < level < 1:
         raise InputError(f"regret: expected a level between 0 and 1, got {level!r}")
-    facts = _nothing(len(log), level)
+    whole = len(log)
+    log, lost = _comparable(log)
+    facts = {**_nothing(len(log), level), "left_out": whole - len(log)}
     if len(log) < _LEAST:
-        return {**facts, "why": f"{len(log)} judged calls; at least {_LEAST} are needed"}
+        kind = "judged calls that every model might answer"
+        return {**facts, "why": f"{len(log)} {kind}; at least {_LEAST} are needed"}
     facts["served"] = float(log.reward.mean())
-    found = _against(log, level, seed)
-    supported = [each for each in found if each.difference is not None]
-    facts["models"] = [_plain(each) for each in found]
-    facts["unsupported"] = [each.model for each in found if each.difference is None]
-    if not supported:
-        return {**facts, "why": "no model is explored on every call; add explore to the policy"}
+    unsupported = {name: share for name, share in lost.items() if share > MOST_LEFT_OUT}
+    supported = _against(log, [name for name in lost if name not in unsupported], level, seed)
+    unknown = [Against(model=n, value=None, unsupported=s) for n, s in unsupported.items()]
+    facts["models"] = [_plain(each) for each in (*supported, *unknown)]
+    facts["unsupported"] = list(unsupported)
+    if unsupported:
+        return {**facts, "why": _why_unknown(log, unsupported)}
     best = max(supported, key=lambda each: each.difference or 0.0)
     return {
         **facts,
@@ -87,6 +96,38 @@ def live_regret(log: Log, *, level: float = 0.95, seed: int = 0) -> dict[str, An
         "low": max(each.low for each in supported if each.low is not None),
         "high": max(each.high for each in supported if each.high is not None),
     }
+
+
+def _comparable(log: Log) -> tuple[Log, dict[str, float]]:
+    """Return the calls that can be compared on, and the share of calls each model is missing on.
+
+    Compared are the models that a policy chose, might have chosen, or estimated: a price alone
+    makes no candidate, since a router knows those of models that its policy leaves out.
+    """
+    known_NK = (np.nan_to_num(log.probability) > SMALL) | np.isfinite(log.score)
+    known_NK[np.arange(len(log)), log.action] = True
+    columns_C = np.flatnonzero(known_NK.any(axis=0))
+    if log.eligible is not None:
+        log = log.take(np.flatnonzero(log.eligible[:, columns_C].all(axis=1)))
+    if not len(log):
+        return log, {}
+    lost_NC = ~supported_models(log)[:, columns_C]
+    lost_C = lost_NC.mean(axis=0)
+    is_lost_N = lost_NC[:, lost_C <= MOST_LEFT_OUT].any(axis=1)
+    return log.take(np.flatnonzero(~is_lost_N)), {
+        log.models[k]: float(share) for k, share in zip(columns_C, lost_C, strict=True)
+    }
+
+
+def _why_unknown(log: Log, unsupported: Mapping[str, float]) -> str:
+    told = ", ".join(f"{100 * lost:.3g} % to {name}" for name, lost in unsupported.items())
+    is_explored = bool((log.propensity < 1).any())
+    remedy = (
+        "widen explore's margin, or lower its floor; what a cap on cost rules out is never explored"
+        if is_explored
+        else "add explore to it"
+    )
+    return f"the served policy could not have sent every call to every model (not {told}): {remedy}"
 
 
 def regret_of_ledger(
@@ -98,18 +139,31 @@ def regret_of_ledger(
     UnavailableError where the database cannot be reached.
     """
     since = time.time() - 3_600 * settings.window_hours
+    nothing = {**_nothing(0, settings.level), "method": WINDOW_METHOD}
     rewards = None
     if settings.reward == "complete":
         records = reader.recent(settings.most_calls, Filters(since=since))
     else:
         records = reader.judged(settings.most_calls, since)
         rewards = rewards_of(reader.feedback(since), kind=settings.reward)
+    if not records:
+        return {**nothing, "why": _why_nothing(settings)}
     try:
         log = build_log(records, rewards, policy=policy)
     except InputError as error:
-        return {**_nothing(0, settings.level), "why": str(error), "method": WINDOW_METHOD}
+        return {**nothing, "why": str(error)}
     found = live_regret(log, level=settings.level)
     return {**found, "method": WINDOW_METHOD, "window_hours": settings.window_hours}
+
+
+def _why_nothing(settings: EvaluationSettings) -> str:
+    within = f"in the last {settings.window_hours:g} hours"
+    if settings.reward == "complete":
+        return f"no call {within}"
+    return (
+        f"no judged call {within}; send feedback to /v1/feedback, or set evaluation.reward to "
+        "complete"
+    )
 
 
 def _nothing(calls: int, level: float) -> dict[str, Any]:
@@ -122,23 +176,21 @@ def _nothing(calls: int, level: float) -> dict[str, Any]:
         "level": level,
         "models": [],
         "unsupported": [],
+        "left_out": 0,
         "why": "",
     }
 
 
-def _against(log: Log, level: float, seed: int) -> list[Against]:
+def _against(log: Log, models: Sequence[str], level: float, seed: int) -> list[Against]:
+    """Compare with each of the models; every call could have gone to any of them."""
     expected, _ = expected_rewards(log, seed=seed)
     cluster_N = clusters(log.session)
     supported = supported_models(log)
-    alpha = (1 - level) / len(log.models)
+    alpha = (1 - level) / max(len(models), 1)
     found = []
-    for model in log.models:
+    for model in models:
         target = FixedModel(model).target(log)
         met = overlap(target.probability, log.action, log.propensity, supported_NK=supported)
-        lost = float(met.unsupported.mean())
-        if lost > 0:
-            found.append(Against(model=model, value=None, unsupported=lost))
-            continue
         value = terms("dr", met, log.reward, expected, clip=np.inf)
         difference = value.minus(log.reward)
         half = anytime_factor(int(cluster_N.max()) + 1, alpha) * standard_error(

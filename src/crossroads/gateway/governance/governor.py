@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from crossroads.core.errors import InputError
@@ -53,9 +53,12 @@ class KeyGovernor:
     api_key : the server's single key, known as ``default``; None without
     prices : reread while serving, where they have a file; by default those of ``prices_file``
     clock : tells the periods of budgets and when keys expire
+    kept : what the file of keys held when it was last right, for one that no longer is
 
     Attributes
     ----------
+    entries : of the file of keys, as last read
+    on_read : called when keys or prices were read anew
     key_problems : why keys of the file are refused, a line each; the others are in force
 
     Raises InputError for keys of the settings that do not fit together and for files that cannot
@@ -69,6 +72,7 @@ class KeyGovernor:
         api_key: str | None = None,
         prices: PriceBook | None = None,
         clock: SteadyClock | None = None,
+        kept: Entries | None = None,
     ) -> None:
         self.settings = settings
         self.prices = PriceBook(file=settings.prices_file) if prices is None else prices
@@ -96,7 +100,8 @@ class KeyGovernor:
         )
         self._upkeep = Upkeep(self._clock, lambda: self._holders.budgets, self._reread)
         self._is_running = False
-        self._install(Entries("") if self._file is None else self._file.read())
+        self.on_read: Callable[[], None] = lambda: None
+        self._install(self._first_entries(kept))
 
     # --- per request ---
 
@@ -119,7 +124,7 @@ class KeyGovernor:
         if (
             allowed is not None
             and call.model not in allowed
-            and call.model.partition(":")[0] not in allowed
+            and call.model.partition(":")[0] not in allowed  # a rule; policies know what is a model
         ):
             raise not_allowed(call)
         plan = self._plans.get(client.key_id)
@@ -241,7 +246,22 @@ class KeyGovernor:
             for name, known in self._ring.names.items()
         ]
 
+    def _first_entries(self, kept: Entries | None) -> Entries:
+        """Return what the file of keys holds, or held. Raises InputError where nothing is kept."""
+        if self._file is None:
+            return Entries("")
+        if kept is not None and not self._file.path.exists():
+            return kept  # as whoever has served until now takes it
+        try:
+            return self._file.read()
+        except InputError as error:
+            if kept is None:
+                raise
+            self._file_problem = str(error)
+            return kept
+
     def _install(self, found: Entries) -> None:
+        self.entries = found
         found = found.beside(self._fixed, self.settings.teams)
         self._ring = Keyring((*self._fixed, *found.keys))
         self.key_problems = found.problems
@@ -262,9 +282,11 @@ class KeyGovernor:
             for problem in self.key_problems:
                 if problem not in before:
                     logger.warning("%s", problem)
+            self.on_read()
 
     async def _reread(self) -> None:
-        self.prices.refresh()
+        if self.prices.refresh():
+            self.on_read()
         if self._watch is None or not self._watch.has_changed():
             return
         try:

@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, unknown_name
 from crossroads.gateway.governance.keyfile import KeyFile
 from crossroads.gateway.governance.settings import KeySettings
+
+# What a new key may be given, and what is made here.
+_MADE = ("name", "hash", "secret", "created")
+_FIELDS = tuple(field for field in KeySettings.model_fields if field not in _MADE)
 
 
 class KeyStore(Protocol):
@@ -67,6 +71,9 @@ class FileKeyStore:
 
     async def create(self, name: str, **fields: Any) -> str:
         file = self._writable(name)
+        for field in fields:
+            if field not in _FIELDS:
+                raise unknown_name("field", field, ("name", *_FIELDS))
         team = fields.get("team")
         if team is not None and team not in self._teams():
             raise InputError(f"key {name!r}: no team {team!r}; add it to governance.teams")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +17,8 @@ from crossroads.gateway.settings import Section
 from crossroads.prompts.pool import ModelCard
 
 _OUTPUT_TOKENS = 4096  # of an answer with no bound: what vendors mostly give at most by default
+
+Rates = tuple[float, float, float]  # USD per input token, per output token, per call
 
 _Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -41,24 +43,37 @@ class PriceBook:
     cards : of the pool
     file : YAML ``{model: {in, out, per_call}}``, USD per million tokens and per call; a model in it
         goes by it alone. Read now and by ``refresh``.
+    kept : what the file held when it was last right, for one that no longer is; None without
 
-    Raises InputError for a file that is not there or not right.
+    Raises InputError for a file that is not there or not right where nothing is kept.
     """
 
-    def __init__(self, cards: Iterable[ModelCard] = (), file: str | Path | None = None) -> None:
-        self._pool: dict[str, tuple[float, float, float]] = {}
+    def __init__(
+        self,
+        cards: Iterable[ModelCard] = (),
+        file: str | Path | None = None,
+        *,
+        kept: Mapping[str, Rates] | None = None,
+    ) -> None:
+        self._pool: dict[str, Rates] = {}
         self._bounds: dict[str, int] = {}
         for card in cards:
             rates = (card.price_in / 1e6, card.price_out / 1e6, card.price_per_call)
             self._pool[card.name] = rates
             if card.max_output is not None:
                 self._bounds[card.name] = card.max_output
-        self._rates = dict(self._pool)
         self._file = None if file is None else Path(file)
         self._watch = None if self._file is None else FileWatch(self._file)
         self.problem = ""
+        self.listed: Mapping[str, Rates] = {}  # by the file
         if self._file is not None:
-            self._rates = self._pool | read_prices(self._file)
+            try:
+                self.listed = read_prices(self._file)
+            except InputError as error:
+                if kept is None:
+                    raise
+                self.listed, self.problem = kept, str(error)
+        self._rates = {**self._pool, **self.listed}
 
     @property
     def models(self) -> frozenset[str]:
@@ -92,10 +107,11 @@ class PriceBook:
         if self._file is None or self._watch is None or not self._watch.has_changed():
             return False
         try:
-            self._rates = self._pool | read_prices(self._file)
+            self.listed = read_prices(self._file)
         except InputError as error:
             self.problem = str(error)
             return False
+        self._rates = {**self._pool, **self.listed}
         self.problem = ""
         return True
 
@@ -105,7 +121,7 @@ def price_of(card: ModelCard, usage: Usage) -> float:
     return float(card.price(usage.input_tokens, usage.output_tokens))
 
 
-def read_prices(path: Path) -> dict[str, tuple[float, float, float]]:
+def read_prices(path: Path) -> dict[str, Rates]:
     """Return USD per input token, per output token and per call, by model. Raises InputError."""
     try:
         raw = yaml.safe_load(path.read_text("utf-8"))

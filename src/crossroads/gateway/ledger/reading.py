@@ -19,7 +19,7 @@ from crossroads.gateway.ledger.schema import (
     decode,
 )
 from crossroads.gateway.ledger.store import Store, build_store
-from crossroads.gateway.ledger.summary import summarise_calls
+from crossroads.gateway.ledger.summary import models_with_costs, summarise_calls
 
 _PAGE = 1_000  # rows read at once
 _TIMEOUT_S = 60.0  # of a query: sums over a long period take their time
@@ -145,6 +145,12 @@ class LedgerReader:
         """Return plain data: traffic, cost, errors, latency, savings. See ``summarise_calls``."""
         with self._lock:
             return summarise_calls(self._store, since, best_model=best_model)
+
+    def models_with_costs(self, since: float | None = None) -> list[str]:
+        """Return the models that savings can be told against: their costs were known."""
+        with self._lock:
+            self._store.open()
+            return models_with_costs(self._store, since)
 
     def prune(self, before: float) -> int:
         """Delete all rows older than ``before`` (Unix seconds) and return how many."""

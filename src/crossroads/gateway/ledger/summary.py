@@ -11,7 +11,7 @@ from crossroads.gateway.ledger.schema import CALLS
 from crossroads.gateway.ledger.store import Store
 
 _MOST_LATENCIES = 100_000  # latest calls that percentiles are taken of
-_MOST_SCORED = 10_000  # latest decisions that say which model is best
+_MOST_SCORED = 10_000  # latest decisions that say which model is best, or what models cost
 _PERCENTILES = (50, 90, 95, 99)
 _GROUPS = 50  # largest groups listed
 
@@ -121,6 +121,18 @@ def _saved(
     )[0]
     found = (best, int(calls), float(always), float(spent), float(always) - float(spent))
     return dict(zip(_SAVED, found, strict=True))
+
+
+def models_with_costs(store: Store, since: float | None) -> list[str]:
+    """Return the models whose cost one of the latest 10,000 decisions that knew any did know."""
+    where, values = ("1 = 1", []) if since is None else ("time >= ?", [since])
+    rows = store.fetch(
+        f"SELECT DISTINCT each_number.key FROM (SELECT costs FROM {CALLS} WHERE {where} "
+        f"AND costs IS NOT NULL ORDER BY time DESC LIMIT {_MOST_SCORED}) AS decided, "
+        f"{store.each_number('decided.costs')} ORDER BY each_number.key",
+        values,
+    )
+    return [str(row[0]) for row in rows]
 
 
 def _best_by_estimate(store: Store, where: str, values: Sequence[Any]) -> str | None:

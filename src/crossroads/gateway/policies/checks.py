@@ -15,10 +15,11 @@ from typing import Any
 
 from crossroads.core.errors import InputError, MissingExtraError
 from crossroads.gateway.call import Body, Call
-from crossroads.gateway.contracts import Check, ExpertError, Usage
+from crossroads.gateway.contracts import Check, Usage
 from crossroads.gateway.policies.eligibility import Eligibility
 from crossroads.gateway.policies.patterns import Pattern
 from crossroads.gateway.policies.settings import CheckSettings
+from crossroads.gateway.vocabulary import SpentError
 from crossroads.prompts.experts.base import content_text
 
 _REFUSAL = re.compile(
@@ -137,7 +138,7 @@ class JudgeCheck(Check):
         try:
             found = await self._ask(self._model, body)
         except TimeoutError as error:
-            raise ExpertError(
+            raise SpentError(
                 f"judge {self._model!r}: no verdict in time; raise timeouts.total, or name a "
                 "quicker model",
                 status=504,

@@ -55,6 +55,11 @@ class CompiledPolicies:
     def names(self) -> Sequence[str]:
         return (*self._policies, *self._models)
 
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the version of every policy: what it would choose changes with it."""
+        return {name: node.version for name, node in self._policies.items()}
+
     def knows(self, name: str) -> bool:
         """Whether a request may name this: a model, or a policy, with or without a rule."""
         return name in self._models or name.partition(":")[0] in self._policies
@@ -67,8 +72,11 @@ class CompiledPolicies:
         """
         beside = _policy_of(call)
         name = beside or call.model
+        model = self._models.get(name)
         open_to = call.client.models
-        if open_to is not None and name not in open_to and name.partition(":")[0] not in open_to:
+        # Only the name of a policy is open with any rule: a model may have a colon in its own.
+        asked = {name} if model is not None else {name, name.partition(":")[0]}
+        if open_to is not None and open_to.isdisjoint(asked):
             raise ApiError(
                 f"The key {call.client.key_id!r} may not ask for {name!r}; it may ask for "
                 f"{', '.join(sorted(open_to)) or 'nothing'}.",
@@ -77,7 +85,6 @@ class CompiledPolicies:
                 param=_place_of(call) if beside else "model",
             )
         allowed = self._eligibility.allowed(call)
-        model = self._models.get(name)
         if model is not None:
             return await self._direct(model, call, allowed)
         rule = ""
@@ -116,14 +123,15 @@ class CompiledPolicies:
             )
         if node is None:
             raise _not_found(
-                "No router is loaded, so 'auto' cannot be served; start the server with --router, "
-                "or name a model.",
+                "This server has no policy 'auto'; name a model or a policy (GET /v1/models lists "
+                "them). Whoever runs it can add policies.auto to its configuration, or start it "
+                "with --router.",
                 param,
             )
         if not isinstance(node, LearnedNode):
             raise _not_found(
-                f"The decision rule {rule!r} needs a fitted router, and none is loaded; start the "
-                f"server with --router, or ask for plain {base!r}, which the {node.kind} serve.",
+                f"The decision rule {rule!r} needs a policy of kind 'learned', and {base!r} is of "
+                f"kind {node.kind!r}; ask for plain {base!r}, or a learned policy under the rule.",
                 param,
             )
         return node, rule

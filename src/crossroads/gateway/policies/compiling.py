@@ -53,6 +53,7 @@ def compile_policies(
     folder: str | Path | None = None,
     speaks: Mapping[str, frozenset[str]] | None = None,
     ask_model: AskModel | None = None,
+    is_timed: bool = True,
 ) -> CompiledPolicies:
     """Check settings and make them ready.
 
@@ -63,13 +64,21 @@ def compile_policies(
     folder : that relative paths of artefacts start from; by default the working folder
     speaks : dialects of each model as its upstream knows them; by default those of its card
     ask_model : how a judge is asked; needed where a cascade has one
+    is_timed : whether ``budget_us`` holds. False to decide again what was decided before: on
+        another machine, or a busy one, other estimates would be late
 
     Raises InputError naming policy and field for whatever a first request could meet: unknown
     models, policies and rules, cycles, an artefact whose models the pool lacks; and what loading
     an artefact raises.
     """
     return _Compiler(
-        settings, pool, routers=routers or {}, folder=folder, speaks=speaks, ask_model=ask_model
+        settings,
+        pool,
+        routers=routers or {},
+        folder=folder,
+        speaks=speaks,
+        ask_model=ask_model,
+        is_timed=is_timed,
     ).compile()
 
 
@@ -85,12 +94,14 @@ class _Compiler:
         folder: str | Path | None,
         speaks: Mapping[str, frozenset[str]] | None,
         ask_model: AskModel | None,
+        is_timed: bool,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._routers = routers
         self._folder = Path(folder) if folder is not None else Path()
         self._ask_model = ask_model
+        self._is_timed = is_timed
         self._eligibility = Eligibility(pool, speaks)
         self._chains = settings.fallbacks
         self._surroundings = _version(self._chains, self._eligibility.facts)
@@ -116,6 +127,10 @@ class _Compiler:
         for model, chain in self._chains.items():
             for name in (model, *chain):
                 self._check_model(name, f"fallbacks.{model}")
+            if model in chain:
+                raise InputError(
+                    f"fallbacks.{model}: {model!r} cannot stand in for itself; remove it"
+                )
         direct = Manner("direct", "", None, self._chains, self._eligibility)
         models = {name: ModelNode(name, direct) for name in self._pool.names}
         self._models = models
@@ -231,6 +246,8 @@ class _Compiler:
         elif settings.budget_us is not None:
             raise InputError(f"{where}.budget_us: needs a fallback; add 'fallback: MODEL'")
         manner = self._manner(name, settings, digest, self._basis(fallback))
+        if not self._is_timed:  # after the version, which is that of the policy as written
+            settings = settings.model_copy(update={"budget_us": None})
         try:
             node = LearnedNode(settings, estimates, manner, fallback)
         except CrossroadsError as error:  # the rule: unknown, or costs are unknown

@@ -8,7 +8,9 @@ are estimated at once, while the caller waits, without a turn of the loop in bet
 
 Long ones, and those of a router whose measured time for one prompt is above ``_LOOP_SECONDS``, go
 to one thread. Handing every prompt to a thread is slower (the interpreter runs one of the two at a
-time) and makes the loop wait for the interpreter's lock.
+time) and makes the loop wait for the interpreter's lock. The time is measured on and on: a router
+that becomes slow leaves the loop after a few late prompts (three, where each takes as long as
+``_LONGEST_COUNTED``), and comes back when it is fast again.
 
 A prompt gets the same numbers whatever it is batched with. Embeddings are computed text by text. A
 router in double precision differs from batch to batch in the last bits only, and estimates are
@@ -45,10 +47,12 @@ Float64 = npt.NDArray[np.float64]
 
 _DIGITS = 6
 _LOOP_SECONDS = 0.001  # work on the loop in one turn; beyond it a thread is the lesser evil
+_LONGEST_COUNTED = 8 * _LOOP_SECONDS  # of one prompt: a single pause of the machine moves nothing
 _MOST_TURNS = 4  # of the loop that a batch may grow for: each brings others, so none is idle
 _SINGLES = 8  # batches of one prompt in a row: the next one need not wait for company
 _TEXTS_A_TURN = 4  # of the longest kind: small batches cost more than the loop gains
 _LEAST_HASHED = 1024  # characters: shorter texts are their own key
+_WEIGHT = 0.05  # of the last batch in the moving average of times
 _SAME = 1e-12  # difference between batches that rounding hides
 _PROBES = (
     "hello",
@@ -147,6 +151,7 @@ class Estimates:
         self.last_failure = ""
         self.is_batched = self._is_same_in_batches()
         self.seconds = self._probe()  # of one prompt, moving average
+        self._pace = self.seconds  # the same of short ones, each cut off at ``_LONGEST_COUNTED``
         self.is_inline = self.seconds <= _LOOP_SECONDS
 
     def watch(self, seen: Seen) -> None:
@@ -326,6 +331,11 @@ class Estimates:
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         """Estimate what waits, as much as one turn of the loop may take."""
+        if not self.is_inline:  # no longer, since these began to wait
+            waiting, self._queue = [[pending] for pending in self._queue], deque()
+            for alone in waiting:
+                self._hand_over(alone, loop)
+            return
         batch: list[_Pending] = []
         room = _TEXTS_A_TURN * self._inline_chars
         while self._queue and len(batch) < self._max_batch and (room > 0 or not batch):
@@ -386,8 +396,19 @@ class Estimates:
         except Exception as error:  # noqa: BLE001 - one prompt must not fail the others of its batch
             found = [self._one(p.text) for p in batch] if len(batch) > 1 else [_failed(error)]
         took = (time.perf_counter() - started) / len(batch)
-        self.seconds += 0.05 * (took - self.seconds)
+        self._weigh(took, is_short=all(len(p.text) <= self._inline_chars for p in batch))
         return list(zip(batch, found, strict=True))
+
+    def _weigh(self, took: float, *, is_short: bool) -> None:
+        """Note the seconds of a prompt; those of short ones decide where the next are estimated."""
+        self.seconds += _WEIGHT * (took - self.seconds)
+        if not is_short:
+            return
+        self._pace += _WEIGHT * (min(took, _LONGEST_COUNTED) - self._pace)
+        if self._pace > _LOOP_SECONDS:
+            self.is_inline = False
+        elif self._pace < _LOOP_SECONDS / 2:
+            self.is_inline = True
 
     def _one(self, text: str) -> Estimate | RouterFailedError:
         try:

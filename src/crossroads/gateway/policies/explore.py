@@ -1,7 +1,8 @@
 """Exploration within a floor of quality, with the exact probability of every model.
 
 ``epsilon``   with this probability a model is drawn uniformly from the eligible ones whose estimate
-              is above the floor; else the rule's own choice is taken
+              is above the floor and that the rule may choose at all (under a cap on the cost of a
+              call, those below it); else the rule's own choice is taken
 ``thompson``  each model has the share of seeded normal draws around the estimates (``NUM_DRAWS``,
               the same for every prompt) in which the rule chooses it. The model is then drawn from
               these shares, so they are its exact probabilities and no estimate of them.
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from crossroads.gateway.policies.objective import values
 from crossroads.gateway.policies.settings import Exploration
 from crossroads.prompts.decide import BudgetRule, DecisionRule
 from crossroads.prompts.explain import Numbers
@@ -58,7 +60,11 @@ class Explorer:
         floor = self._floor
         if self._margin is not None:
             floor = max(floor, max(quality_E) - self._margin)
-        open_E = [quality >= floor for quality in quality_E]
+        worth_E = values(rule, quality_E, cost_E)
+        open_E = [
+            quality >= floor and worth > -math.inf
+            for quality, worth in zip(quality_E, worth_E, strict=True)
+        ]
         for column, _ in mixture:
             open_E[column] = True
         if self._noise is None:

@@ -1,13 +1,17 @@
-"""A fitted router as a policy: estimates, eligibility, objective, exploration."""
+"""A fitted router as a policy: estimates, eligibility, objective, exploration.
+
+The two sides of a budget are drawn call by call. ``FittedRouter.decide`` draws by the prompt, which
+is right over prompts that are all different; of traffic that repeats itself, one prompt asked again
+and again would spend all on one side, and its recorded probability would be that of no draw.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from crossroads import __version__
 from crossroads.core.decision import Decision
@@ -36,13 +40,9 @@ from crossroads.gateway.policies.objective import (
     resolve_rule,
 )
 from crossroads.gateway.policies.settings import LearnedSettings
-from crossroads.models.encoders import LONGEST_TEXT
-from crossroads.prompts.budget import prompt_draws
-from crossroads.prompts.checking import unicode_text
-from crossroads.prompts.decide import BudgetRule, DecisionRule, MinQuality, Tradeoff
+from crossroads.prompts.decide import DecisionRule, MinQuality, Tradeoff
 from crossroads.prompts.explain import Numbers, lead, reason
 from crossroads.prompts.route_verification import reason_of
-from crossroads.prompts.router import Queries
 
 _MOST_KEPT = 16  # decisions remembered of one prompt: rules, sets of models, prices
 _MOST_RULES = 256  # of requests, remembered
@@ -87,13 +87,15 @@ class _Plan:
     ----------
     terms : the terms
     quality : of the E eligible models
-    best : column among them that the rule takes
-    probability : of each, where the choice is random
+    own : columns among them that the rule itself takes: two sides of a budget, else one
+    best : the likelier of these
+    probability : of each model, where the choice is random
     choices : made so far, by column among E
     """
 
     terms: _Terms
     quality: Numbers
+    own: tuple[int, ...]
     best: int
     probability: list[float] | None
     choices: dict[int, Choice] = field(default_factory=dict)
@@ -160,6 +162,7 @@ class LearnedNode:
         if self._drift is not None:
             estimates.watch(self._drift.seen)
         self.num_degraded = {BUDGET: 0, FAILED: 0, NO_TEXT: 0}
+        self.num_late = 0
         self._failing = ""
 
     async def choose(self, ask: Ask) -> Choice:
@@ -168,6 +171,7 @@ class LearnedNode:
             return await self._without_text(ask)
         if ask.rule:
             self._rule_of(ask.rule)  # a wrong one is refused before anything is estimated
+        started = time.perf_counter()
         try:
             asked = self.estimates.ask(text)
             if isinstance(asked, Estimate):
@@ -179,6 +183,8 @@ class LearnedNode:
             return await self._degraded(ask, FAILED, error)
         if found is None:
             return await self._degraded(ask, BUDGET)
+        if self._budget_s is not None and time.perf_counter() - started > self._budget_s:
+            self.num_late += 1  # it was made on the event loop, which nothing interrupts
         self._failing = ""
         return self.decide(ask, found)
 
@@ -199,17 +205,17 @@ class LearnedNode:
         if plan is None:
             if len(found.kept) >= _MOST_KEPT:
                 found.kept.clear()
-            plan = self._plan(ask.text, found, terms)
-            if self._explorer is None:  # nothing is left to chance: the choice stands
+            plan = self._plan(found, terms)
+            if plan.probability is None:  # nothing is left to chance: the choice stands
                 choice = found.kept[terms] = self._choice(ask, found, plan, plan.best)
                 return choice
             found.kept[terms] = plan
         assert plan.probability is not None
         column = pick(plan.probability, draw(self._salt, ask.draws_by))
-        explored = plan.choices.get(column)
-        if explored is None:
-            explored = plan.choices[column] = self._choice(ask, found, plan, column)
-        return explored
+        drawn = plan.choices.get(column)
+        if drawn is None:
+            drawn = plan.choices[column] = self._choice(ask, found, plan, column)
+        return drawn
 
     def _terms_of(self, ask: Ask, is_open: Sequence[bool] | None, price: float) -> _Terms:
         """Return the terms of a request. Raises ApiError where no model is left."""
@@ -252,37 +258,27 @@ class LearnedNode:
             labels=labels,
         )
 
-    def _plan(self, text: str, found: Estimate, terms: _Terms) -> _Plan:
+    def _plan(self, found: Estimate, terms: _Terms) -> _Plan:
         rule, columns, quality = terms.rule, terms.columns, found.quality
         if len(columns) < len(quality):
             quality = [quality[k] for k in columns]
         sides = mixture(rule, quality, terms.cost)
-        best = sides[0][0]
+        own = tuple(column for column, _ in sides)
+        best = max(sides, key=lambda side: side[1])[0]
         probability: list[float] | None = None
-        if len(sides) > 1:
-            best = max(sides, key=lambda side: side[1])[0]
         if self._explorer is not None:
             probability = self._explorer.probabilities(rule, quality, terms.cost, sides, columns)
         elif len(sides) > 1:
             probability = [0.0] * len(columns)
             for column, share in sides:
                 probability[column] += share
-            best = self._prompt_draw(text, rule, sides)
-        return _Plan(terms, quality, best, probability)
-
-    def _prompt_draw(self, text: str, rule: DecisionRule, sides: list[tuple[int, float]]) -> int:
-        """Return the side of a calibrated budget that falls to this prompt, as ``decide`` does."""
-        assert isinstance(rule, BudgetRule)
-        texts = np.array([unicode_text(text[:LONGEST_TEXT])], dtype=object)
-        asked = Queries(embeddings=np.zeros((1, 1), dtype=np.float32), texts=texts)
-        is_thrifty = prompt_draws(asked, self.settings.seed)[0] < rule.share
-        return sides[-1][0] if is_thrifty else sides[0][0]
+        return _Plan(terms, quality, own, best, probability)
 
     def _choice(self, ask: Ask, found: Estimate, plan: _Plan, column: int) -> Choice:
         terms, probability = plan.terms, plan.probability
         names, model = terms.names, terms.names[column]
         propensity = 1.0 if probability is None else probability[column]
-        explored = self._explorer is not None and column != plan.best
+        explored = column not in plan.own
         if explored:
             told = (
                 f"{model} was drawn to explore, with probability {propensity:.3f}; "
@@ -346,7 +342,9 @@ class LearnedNode:
         if verifier is None or answer is None:
             return _NONE
         terms = plan.terms
-        if not (terms.is_pure and column == plan.best and terms.spelled == verifier.rule):
+        # Exploration also shifts how often each side of a budget is taken.
+        is_own = column in plan.own and (self._explorer is None or len(plan.own) == 1)
+        if not (terms.is_pure and is_own and terms.spelled == verifier.rule):
             why = f"calibrated for choices under rule {verifier.rule} among all models"
             return {"verification": {"answer": None, "reason": why, "level": answer.level}}
         other = None if answer.accepted or model == verifier.fallback else verifier.fallback
@@ -445,6 +443,7 @@ class LearnedNode:
             "state": "degraded" if self._failing else "ok",
             "problem": self._failing,
             "degraded": dict(self.num_degraded),
+            "late": self.num_late,
             "failures": shared.num_failures,
             "hits": shared.num_hits,
             "misses": shared.num_misses,

@@ -12,7 +12,7 @@ from crossroads.gateway.call import Client
 from crossroads.gateway.contracts import Choice
 from crossroads.gateway.errors import ApiError
 from crossroads.gateway.policies.node import Ask, Manner
-from crossroads.prompts.preferences.policies import Preferences
+from crossroads.prompts.preferences.policies import LEAST_MODELS, Preferences
 from crossroads.prompts.preferences.router import PreferenceRouter
 
 FIELD = "routing_preferences"  # of a request that brings its own
@@ -94,6 +94,13 @@ class PreferencesNode:
                     code="model_not_allowed",
                     param=FIELD,
                 )
+        if not found.is_routing:
+            raise ApiError(
+                f"{FIELD}: expected entries for at least {LEAST_MODELS} models, got "
+                f"{len(set(found.models.values()))}: with one there is nothing to choose; name it "
+                "as the model instead.",
+                param=FIELD,
+            )
         return found
 
     def describe(self) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class RulesSettings(Common):
     """The first rule that holds and whose target may answer decides."""
 
     kind: Literal["rules"] = "rules"
-    rules: tuple[RuleSettings, ...] = Field(min_length=1)
+    rules: tuple[RuleSettings, ...] = Field(default=(), description="none: always ``otherwise``")
     otherwise: Name = Field(description="model or policy where no rule holds")
 
 

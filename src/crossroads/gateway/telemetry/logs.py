@@ -26,6 +26,8 @@ from crossroads.gateway.telemetry.outbox import Outbox
 from crossroads.gateway.telemetry.settings import LogSettings
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+# Without a handler they would write plain lines between the others on standard error.
+_LOGGERS = ("crossroads", "asyncio", "opentelemetry", "uvicorn")
 _BLOT = "[redacted]"
 _REMEMBERED = 2_000  # texts found clean, or cleaned; most come again and again
 _LIKE_A_KEY = re.compile(
@@ -67,6 +69,7 @@ class Logs:
         self.outbox: Outbox[Record | logging.LogRecord] = Outbox(
             "crossroads-logs", self._write, size=settings.queue, period=settings.flush_ms / 1e3
         )
+        self._handler = _Handler(self.outbox, self._level)
 
     def put(self, record: Record) -> None:
         """Log a call, if its level and the sample have it."""
@@ -77,9 +80,17 @@ class Logs:
             return
         self.outbox.put(record)
 
-    def handler(self) -> logging.Handler:
-        """Return what a standard logger writes its lines with."""
-        return _Handler(self.outbox, self._level)
+    def start(self) -> None:
+        """Begin to write, the lines of our own loggers and of those that speak in our place too."""
+        self.outbox.start()
+        for name in _LOGGERS:
+            logging.getLogger(name).addHandler(self._handler)
+
+    def close(self) -> None:
+        """Write what is left."""
+        for name in _LOGGERS:
+            logging.getLogger(name).removeHandler(self._handler)
+        self.outbox.close()
 
     def line(self, item: Record | logging.LogRecord) -> bytes:
         """Return one line, newline included."""

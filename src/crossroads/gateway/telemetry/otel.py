@@ -20,6 +20,7 @@ from crossroads.gateway.telemetry.outbox import Outbox
 from crossroads.gateway.telemetry.settings import OtelSettings
 
 Carrier = dict[str, str]
+_PATIENCE_S = 5  # for one export, tries included
 _MOST_PARENTS = 50_000  # calls under way with a traceparent
 
 
@@ -27,8 +28,9 @@ class Tracing:
     """Exports finished calls. Raises MissingExtraError without the ``otel`` extra."""
 
     def __init__(self, settings: OtelSettings) -> None:
+        self._delivery = _Delivery(settings.endpoint)
         try:
-            self._exporter = _Exporter(settings)
+            self._exporter = _Exporter(settings, self._delivery)
         except ImportError as error:
             raise MissingExtraError("opentelemetry", extra="otel") from error
         self._parents: dict[str, Carrier] = {}
@@ -38,6 +40,16 @@ class Tracing:
             size=settings.queue,
             period=settings.flush_ms / 1e3,
         )
+
+    @property
+    def num_dropped(self) -> int:
+        """Calls that no collector was told of: the queue was full, or nobody took them."""
+        return self.outbox.num_dropped + self._delivery.num_lost
+
+    @property
+    def problem(self) -> str:
+        """Return why the last export failed; "" where it did not."""
+        return self.outbox.error or self._delivery.problem
 
     def start(self) -> None:
         self.outbox.start()
@@ -60,12 +72,34 @@ class Tracing:
         self.outbox.put((record, self._parents.pop(record.decision_id, {})))
 
 
+class _Delivery:
+    """What became of the exports, by what they carry; written by the SDK's own threads."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.num_lost = 0
+        self._endpoint = endpoint
+        self._refused: dict[str, bool] = {}
+
+    def note(self, what: str, *, is_taken: bool, num_calls: int = 0) -> None:
+        self._refused[what] = not is_taken
+        if not is_taken:
+            self.num_lost += num_calls
+
+    @property
+    def problem(self) -> str:
+        failed = [what for what, is_refused in sorted(self._refused.items()) if is_refused]
+        if not failed:
+            return ""
+        return (
+            f"{self._endpoint} took no {' and no '.join(failed)}; start the collector, or correct "
+            "telemetry.otel.endpoint"
+        )
+
+
 class _Exporter:
     """Everything that touches the SDK; lives in the outbox's thread after it is made."""
 
-    def __init__(self, settings: OtelSettings) -> None:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    def __init__(self, settings: OtelSettings, delivery: _Delivery) -> None:
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
         from opentelemetry.sdk.resources import Resource
@@ -79,11 +113,10 @@ class _Exporter:
         self._traces = TracerProvider(
             resource=resource, sampler=ParentBased(TraceIdRatioBased(settings.sample))
         )
-        spans = OTLPSpanExporter(f"{settings.endpoint}/v1/traces", headers=headers, timeout=5)
+        spans, metrics = _watched(settings.endpoint, headers, delivery)
         self._traces.add_span_processor(BatchSpanProcessor(spans))
         reader = PeriodicExportingMetricReader(
-            OTLPMetricExporter(f"{settings.endpoint}/v1/metrics", headers=headers, timeout=5),
-            export_interval_millis=1e3 * settings.metrics_s,
+            metrics, export_interval_millis=1e3 * settings.metrics_s
         )
         self._metrics = MeterProvider([reader], resource=resource)
         self._tracer = self._traces.get_tracer("crossroads")
@@ -144,6 +177,39 @@ class _Exporter:
             self._tokens.record(record.input_tokens, {**names, "gen_ai.token.type": "input"})
             self._tokens.record(record.output_tokens, {**names, "gen_ai.token.type": "output"})
         self._cost.add(max(0.0, record.cost_usd), {"gen_ai.response.model": record.model})
+
+
+def _watched(endpoint: str, headers: Carrier, delivery: _Delivery) -> tuple[Any, Any]:
+    """Return exporters of spans and of metrics that note what became of each export.
+
+    The SDK keeps a failed export to itself and its own log.
+    """
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.metrics.export import MetricExportResult
+    from opentelemetry.sdk.trace.export import SpanExportResult
+    from opentelemetry.trace import SpanKind
+
+    class Spans(OTLPSpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            result = super().export(spans)
+            delivery.note(
+                "spans",
+                is_taken=result is SpanExportResult.SUCCESS,
+                num_calls=sum(span.kind is SpanKind.SERVER for span in spans),
+            )
+            return result
+
+    class Metrics(OTLPMetricExporter):
+        def export(self, *given: Any, **named: Any) -> MetricExportResult:
+            result = super().export(*given, **named)
+            delivery.note("metrics", is_taken=result is MetricExportResult.SUCCESS)
+            return result
+
+    return (
+        Spans(f"{endpoint}/v1/traces", headers=headers, timeout=_PATIENCE_S),
+        Metrics(f"{endpoint}/v1/metrics", headers=headers, timeout=_PATIENCE_S),
+    )
 
 
 def _gen_ai(record: Record, *, with_usage: bool = True) -> dict[str, Any]:

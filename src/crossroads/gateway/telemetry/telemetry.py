@@ -64,7 +64,6 @@ class GatewayTelemetry:
         self._period = settings.snapshot_s
         self._shared: SharedSnapshots | None = None
         self._task: asyncio.Task[None] | None = None
-        self._handler = None if self.logs is None else self.logs.handler()
 
     def watch(self, source: Source) -> None:
         """Add figures that another part keeps; read on the event loop with every snapshot."""
@@ -74,9 +73,7 @@ class GatewayTelemetry:
         """Begin to probe, write and share. Raises InputError for a directory it cannot write."""
         self._lag.start()
         if self.logs is not None:
-            self.logs.outbox.start()
-        if self._handler is not None:
-            logging.getLogger("crossroads").addHandler(self._handler)
+            self.logs.start()
         if self._tracer is not None:
             self._tracer.start()
         if self._directory is not None:
@@ -97,10 +94,8 @@ class GatewayTelemetry:
                 await asyncio.to_thread(self._shared.close, self.snapshot())
             except CrossroadsError as error:
                 logger.warning("the last snapshot is lost: %s", error)
-        if self._handler is not None:
-            logging.getLogger("crossroads").removeHandler(self._handler)
         if self.logs is not None:
-            await asyncio.to_thread(self.logs.outbox.close)
+            await asyncio.to_thread(self.logs.close)
         if self._tracer is not None:
             await asyncio.to_thread(self._tracer.close)
 
@@ -154,11 +149,14 @@ class GatewayTelemetry:
             "loop_lag_worst_ms": round(self._lag.worst_ms, 3),
         }
         problems = list(self._problems)
-        for name, part in (("logs", self.logs), ("otel", self._tracer)):
-            if part is not None:
-                facts[f"{name}_dropped"] = part.outbox.num_dropped
-                if part.outbox.error:
-                    problems.append(f"{name}: {part.outbox.error}")
+        if self.logs is not None:
+            facts["logs_dropped"] = self.logs.outbox.num_dropped
+            if self.logs.outbox.error:
+                problems.append(f"logs: {self.logs.outbox.error}")
+        if self._tracer is not None:
+            facts["otel_dropped"] = self._tracer.num_dropped
+            if self._tracer.problem:
+                problems.append(f"otel: {self._tracer.problem}")
         if problems:
             facts |= {"status": "degraded", "reason": "; ".join(problems)}
         return facts

@@ -21,7 +21,7 @@ from crossroads.gateway.upstreams.failures import Failures
 from crossroads.gateway.upstreams.gate import Gate
 from crossroads.gateway.upstreams.reading import StreamReading
 from crossroads.gateway.upstreams.settings import UpstreamSettings
-from crossroads.gateway.vocabulary import NEVER_PASSED, usage_of
+from crossroads.gateway.vocabulary import BROKEN_OFF, NEVER_PASSED, usage_of
 from crossroads.prompts.experts.base import chunks_of
 from crossroads.prompts.experts.failures import json_object
 from crossroads.prompts.experts.headers import (
@@ -258,9 +258,22 @@ class HttpUpstream:
             if answer.get("error"):
                 raise self._failures.reported(answer["error"])
             if _is_answer(dialect, answer):
+                self._check_end(dialect, answer)
                 return answer
         usage = None if answer is None else usage_of(dialect, answer.get("usage"))
         raise self._failures.no_answer(dialect, connection.headers, body, usage=usage)
+
+    def _check_end(self, dialect: Dialect, answer: Body) -> None:
+        """Refuse an answer whose server says that it gave it up."""
+        if _LIST_OF[dialect] != "choices":
+            return
+        for choice in answer["choices"]:
+            finish = choice.get("finish_reason")
+            if isinstance(finish, str) and finish in BROKEN_OFF:
+                raise self._failures.invalid(
+                    f"the upstream gave the answer up ({finish!r})",
+                    usage=usage_of(dialect, answer.get("usage")),
+                )
 
     def _whole_as_events(self, order: Order, connection: Connection, body: bytes) -> list[Event]:
         """Some servers ignore ``stream`` and answer whole; anything but an answer raises here."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from crossroads.gateway.call import Dialect, Event
+from crossroads.gateway.vocabulary import BROKEN_OFF
 
 
 class MalformedEventError(ValueError):
@@ -73,7 +74,10 @@ class Chunks:
                 delta = choice.get("delta")
                 if delta is not None and type(delta) is not dict:
                     raise MalformedEventError("a choice whose delta is no object in the stream")
-                if choice.get("finish_reason") is None:
+                finish = choice.get("finish_reason")
+                if finish in BROKEN_OFF:
+                    raise MalformedEventError(f"the upstream gave the answer up ({finish!r})")
+                if finish is None:
                     self._open.add(choice.get("index", 0))
                 else:
                     index = choice.get("index", 0)

@@ -62,8 +62,10 @@ class StreamReading:
         progress, connection, phases = self._progress, self._connection, self._phases
         while self._failure is None and not self._is_ended and not progress.is_over:
             began = time.perf_counter()
-            portion = await connection.portion()
-            phases.upstream += time.perf_counter() - began
+            try:
+                portion = await connection.portion()
+            finally:  # also where it failed: it was waited for
+                phases.upstream += time.perf_counter() - began
             self._is_ended = not portion
             try:
                 datas = self._sse.feed(portion) if portion else self._sse.flush()

@@ -18,7 +18,8 @@ async function refresh() {
 function row(budget) {
   const share = budget.usd ? budget.spent_usd / budget.usd : 0;
   const due = budget.elapsed_share;
-  const ahead = due !== undefined && due !== null ? share - due : 0;
+  const isPaced = budget.paced && due !== undefined && due !== null;
+  const ahead = isPaced ? share - due : 0;
   const tone = share >= 1 ? "bad" : ahead > 0.1 || share > 0.9 ? "warn" : undefined;
   const reset = unix(budget.reset_at);
   return h(
@@ -36,7 +37,7 @@ function row(budget) {
       { class: "hint" },
       h("span", {}, `${percent(share)} spent`),
       due !== undefined && due !== null && h("span", {}, `${percent(due)} of the period over`),
-      due !== undefined && due !== null && h("span", {}, pace(ahead)),
+      isPaced && h("span", {}, pace(ahead)),
       budget.paced && h("span", {}, `price ${digits(budget.price ?? 0)} quality per USD`),
       reset && h("span", {}, `resets in ${span(Math.max(0, reset - Date.now() / 1e3))}`),
     ),

@@ -2,7 +2,7 @@
 
 import { attempt, get, optional, poll, say } from "./api.js";
 import { blank, byId, facts, h, put, show, table, tag } from "./dom.js";
-import { clock, count, moment, ms, plain, usd } from "./format.js";
+import { clock, count, digits, known, moment, ms, plain, usd } from "./format.js";
 import { attempts, phases, scores } from "./parts.js";
 
 const form = byId("filters");
@@ -92,6 +92,14 @@ async function explain(id) {
   mark();
 }
 
+// Another filter, another list: what was explained beside the old one may not be in it.
+function forget() {
+  const place = byId("detail");
+  put(place);
+  delete place.dataset.id;
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
 const SHOWN = ["scores", "costs", "probabilities", "attempts", "labels", "verdict", "prompt", "answer", "feedback"];
 
 function detail({ summary, scores: items, attempts: tries, phases: times, row }) {
@@ -106,15 +114,23 @@ function detail({ summary, scores: items, attempts: tries, phases: times, row })
     tries.length > 0 && [h("h3", {}, "Attempts"), attempts(tries)],
     row.prompt && [h("h3", {}, "Prompt"), h("p", { class: "answer" }, row.prompt)],
     row.answer && [h("h3", {}, "Answer"), h("p", { class: "answer" }, row.answer)],
-    row.feedback?.length > 0 && [h("h3", {}, "Feedback"), row.feedback.map((one) => h("p", {}, plain(one)))],
+    row.feedback?.length > 0 && [h("h3", {}, "Feedback"), row.feedback.map(judgement)],
     h("details", {}, h("summary", {}, "Everything recorded"), facts(rest.map(([name, value]) => [name.replaceAll("_", " "), plain(value)]))),
   ];
+}
+
+function judgement(one) {
+  const said = [];
+  if (known(one.score)) said.push(digits(one.score));
+  if (one.preference) said.push(one.preference === "over" ? `better than ${one.other}` : `worse than ${one.other}`);
+  return h("p", {}, `${said.join(", ")} by ${one.source || "user"}, ${clock(one.time)}`, one.comment && h("span", { class: "sub" }, one.comment));
 }
 
 const refreshNow = poll(refresh, 4000);
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   last = "";
+  forget();
   await attempt(() => refresh({ force: true }));
   say("Filtered.");
 });

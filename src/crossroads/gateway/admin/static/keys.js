@@ -32,11 +32,16 @@ function list(keys) {
     { title: "Team", cell: (key) => key.team || "-" },
     { title: "Models", cell: (key) => (key.models ? plain(key.models) : "all"), wide: true },
     { title: "Data may go to", cell: (key) => (key.residency?.length ? key.residency.join(", ") : "anywhere") },
-    { title: "Limits", cell: (key) => key.limits.join(", ") || "none", wide: true },
+    { title: "Limits", cell: limits, wide: true },
     { title: "Expires", cell: (key) => (unix(key.expires) ? moment(unix(key.expires)) : "never") },
   ];
   if (canRevoke) columns.push({ title: "", cell: (key) => (key.source === "config" ? tag("in the configuration") : revoke(key.name)), num: true });
   return table(columns, keys, { caption: "Keys" });
+}
+
+function limits(key) {
+  const ofTeam = key.team_limits ?? [];
+  return [key.limits.join(", ") || (ofTeam.length ? "none of its own" : "none"), ofTeam.length > 0 && h("span", { class: "sub" }, `with its team: ${ofTeam.join(", ")}`)];
 }
 
 function marks(key) {

@@ -23,6 +23,7 @@ export function phases(items) {
       h("span", {}, "Upstream ", h("b", {}, ms(upstream))),
       h("span", {}, "Gateway ", h("b", {}, ms(own)), ` (${percent(total ? own / total : 0, 2)})`),
     ),
+    h("p", { class: "hint" }, "The gateway's part, split:"),
     h(
       "div",
       { class: "parts", role: "img", "aria-label": `The gateway's part: ${mine.map((i) => `${i.phase} ${ms(i.ms)}`).join(", ")}` },

@@ -129,15 +129,21 @@ function showShares(point) {
   );
 }
 
+const SAID = new Set(["kind", "models", "name", "version", "frontier", "objective"]);
+
+function more(policy) {
+  const rest = Object.entries(policy).filter(([name, value]) => !SAID.has(name) && value !== null && typeof value !== "object");
+  return rest.length > 0 && h("span", { class: "hint" }, plain(Object.fromEntries(rest)));
+}
+
 function policyTable(policies) {
-  const skipped = new Set(["kind", "models", "name", "version", "frontier", "objective"]);
   return table(
     [
       { title: "Name", cell: ([name]) => name },
       { title: "Kind", cell: ([, p]) => tag(p.kind ?? "unknown") },
       { title: "Models", cell: ([, p]) => plain(p.models), wide: true },
       { title: "Objective", cell: ([, p]) => plain(p.objective ?? "-") },
-      { title: "More", cell: ([, p]) => h("span", { class: "hint" }, plain(Object.fromEntries(Object.entries(p).filter(([k, v]) => !skipped.has(k) && v !== null && typeof v !== "object")))) },
+      { title: "More", cell: ([, p]) => more(p) },
     ],
     Object.entries(policies),
     { caption: "Policies" },

@@ -17,7 +17,7 @@ async function refresh() {
   const note = workers > 1 && h("p", { class: "hint legend-line" }, `A state is the worst of all workers; what a part says is of this worker, one of ${workers}.`);
   put(byId("parts"), parts.length ? [partTable(parts), note] : h("p", { class: "hint" }, "No part reports its health."));
   put(byId("regret"), regret ? regretFacts(regret) : h("p", { class: "hint" }, "Not known: it needs a ledger, and feedback on served answers."));
-  put(byId("drift"), drift && Object.keys(drift).length ? driftFacts(drift) : h("p", { class: "hint" }, "Not watched: no deployed router holds what its training prompts looked like."));
+  put(byId("drift"), drift && Object.keys(drift).length ? driftFacts(drift) : h("p", { class: "hint" }, "Not watched: no learned policy has the section drift."));
 }
 
 function partTable(parts) {
@@ -45,7 +45,7 @@ function regretFacts(found) {
       ["Regret", `${digits(found.regret)} quality per call`],
       ["Interval", found.low !== null && `${digits(found.low)} to ${digits(found.high)} (${percent(found.level ?? 0.95)})`],
       ["Best fixed model", found.best_model],
-      ["Judged calls", count(found.calls)],
+      ["Judged calls", `${count(found.calls)}${found.left_out ? `, and ${count(found.left_out)} left out on which not every model could be chosen` : ""}`],
     ]),
     h("p", { class: "hint legend-line" }, `Below 0 the router does better than always ${found.best_model}. By ${found.method}.`),
   ];

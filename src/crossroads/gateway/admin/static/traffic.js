@@ -62,6 +62,14 @@ function figure(name, value, note) {
   return h("div", {}, h("dt", {}, name), h("dd", {}, value), note && h("p", {}, note));
 }
 
+function savedFigure(saved) {
+  if (!saved) return figure("Saved, expected", "-", "needs a router, and a best model that costs");
+  const share = percent(Math.abs(saved.saved_usd) / saved.always_best_usd);
+  return saved.saved_usd < 0
+    ? figure("Cost more, expected", usd(-saved.saved_usd), `${share} more than always ${saved.best_model}`)
+    : figure("Saved, expected", usd(saved.saved_usd), `${share} of always ${saved.best_model}`);
+}
+
 function showFigures(traffic, saved) {
   const { totals } = traffic;
   const length = traffic.times.at(-1) - traffic.times[0] || 1;
@@ -72,7 +80,7 @@ function showFigures(traffic, saved) {
     figure("Failed", percent(failed), `${count(totals.limited)} limited, ${count(totals.fallbacks)} fell back`),
     figure("Latency, median", seconds(totals.p50_s), `95 % within ${seconds(totals.p95_s)}`),
     figure("Spent", usd(totals.cost_usd), `${usd(totals.requests ? (1000 * totals.cost_usd) / totals.requests : 0)} per 1,000`),
-    figure("Saved, expected", saved ? usd(saved.saved_usd) : "-", saved ? `${percent(saved.saved_usd / saved.always_best_usd)} of always ${saved.best_model}` : "needs a router, and a best model that costs"),
+    savedFigure(saved),
     figure("In flight", count(traffic.in_flight), `${count(traffic.workers)} worker${traffic.workers === 1 ? "" : "s"}, ${bytes(traffic.resident_bytes)}`),
   );
 }

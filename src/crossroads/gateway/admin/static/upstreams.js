@@ -38,8 +38,8 @@ function list(models) {
   return table(
     [
       { title: "Model", cell: ([name]) => name },
-      { title: "State", cell: ([, m]) => [state(WORDS[m.state] ?? m.state, TONES[m.state] ?? "warn"), rest(m)], short: true },
-      { title: "Failing", cell: ([, m]) => meter(m.failure_share, percent(m.failure_share), { tone: tone(m.failure_share) }), meter: true },
+      { title: "State", cell: ([, m]) => [state(word(m), isFailing(m) ? "warn" : TONES[m.state] ?? "warn"), rest(m)], short: true },
+      { title: "Failing", cell: ([, m]) => (m.num_recent === 0 ? h("span", { class: "hint" }, "no calls lately") : meter(m.failure_share, percent(m.failure_share), { tone: tone(m.failure_share) })), meter: true },
       { title: "Whole answer", cell: ([, m]) => seconds(m.answer_s), num: true },
       { title: "First token", cell: ([, m]) => seconds(m.first_event_s), num: true },
       { title: "In flight", cell: ([, m]) => count(m.in_flight), num: true },
@@ -51,8 +51,18 @@ function list(models) {
   );
 }
 
+// Its breaker lets calls through, and yet none of the last ones was answered.
+const isFailing = (model) => model.state === "closed" && model.num_failed_in_row > 0;
+
+function word(model) {
+  if (model.waits_for_probe) return "waits for a probe";
+  return isFailing(model) ? "serving, but failing" : WORDS[model.state] ?? model.state;
+}
+
 function rest(model) {
   if (model.state_of) return h("span", { class: "sub" }, `in ${model.state_of}`);
+  if (isFailing(model)) return h("span", { class: "sub" }, model.num_failed_in_row === 1 ? "the last call failed" : `the last ${count(model.num_failed_in_row)} calls failed`);
+  if (model.waits_for_probe) return h("span", { class: "sub" }, "the next call tells");
   if (model.state === "closed" || model.state_for_s === undefined) return null;
   const until = model.state === "open" && model.opens_for_s ? ` of ${span(model.opens_for_s)}` : "";
   return h("span", { class: "sub" }, `for ${span(model.state_for_s)}${until}`);
