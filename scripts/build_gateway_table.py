@@ -45,9 +45,10 @@ def table(body: dict[str, Any]) -> str:
     machine = body["machine"]
     lines += [
         "",
-        f"Median of {body['rounds']} rounds on {body['date']}, Python {machine['python']}, "
-        f"{machine['cpus']} {machine['architecture']} cores: servers on one, stub and load on the "
-        f"other. Latency is what a server adds to the stub's own. {_about_peer(servers)}",
+        f"Median of {body['rounds']} rounds after each of {body['starts']} starts on "
+        f"{body['date']}, Python {machine['python']}, {machine['cpus']} {machine['architecture']} "
+        f"cores: servers on one, stub and load on the other, or all on one where it says so. "
+        f"Latency is what a server adds to the stub's own. {_about_peer(servers)}",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,8 +1,11 @@
 """CPU per request and added latency of the gateway, beside LiteLLM's proxy and a bare pass-through.
 
 One run measures all of them against the same stub upstream on this machine: the servers take turns
-round by round, each pinned to one core, the stub and the load to the other. CPU is that of the
-server's processes, user and system. A stream's events come in one write, or ``--gap`` seconds
+round by round, each pinned to one core, the stub and the load to the other. Every write then wakes
+a process on another core, which costs a fast server as much as a slow one and weighs on its share;
+where a scenario says "one core", stub and load are pinned to the server's. CPU is that of the
+server's processes, user and system. All are started ``--starts`` times, since what a process costs
+differs from start to start by a tenth. A stream's events come in one write, or ``--gap`` seconds
 apart. Writes ``benchmarks/results/gateway-speed.json`` and a plot beside it.
 
 python benchmarks/gateway/compare.py [--litellm PROGRAM] [--quick] [--out FILE]
@@ -58,6 +61,7 @@ class Scenario:
     connections: int
     requests: int
     stream: bool = False
+    one_core: bool = False  # server, stub and load share the server's
 
 
 @dataclass
@@ -68,7 +72,23 @@ class Subject:
     server: servers.Server
     model: str
     share: float = 1.0  # of the requests: slow servers get fewer
+    num_asked: int = 0
     rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+
+@dataclass
+class Found:
+    """What was measured of a subject over all starts."""
+
+    ready_s: list[float] = field(default_factory=list)
+    rss_mib: list[float] = field(default_factory=list)
+    rounds: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+    def add(self, subject: Subject) -> None:
+        self.ready_s.append(subject.server.ready_s)
+        self.rss_mib.append(subject.server.rss_mib())
+        for scenario, rounds in subject.rounds.items():
+            self.rounds.setdefault(scenario, []).extend(rounds)
 
 
 def scenarios(quick: bool) -> list[Scenario]:
@@ -76,6 +96,7 @@ def scenarios(quick: bool) -> list[Scenario]:
     return [
         Scenario("json c=1", 1, 2000 // scale),
         Scenario("json c=32", 32, 10_000 // scale),
+        Scenario("json c=32, one core", 32, 10_000 // scale, one_core=True),
         Scenario("stream c=8", 8, 2000 // scale, stream=True),
     ]
 
@@ -149,11 +170,12 @@ def subjects(folder: Path, upstream: int, litellm: str | None) -> Iterator[list[
         yield found
 
 
-def measure(subject: Subject, scenario: Scenario, number: int) -> None:
+def measure(subject: Subject, scenario: Scenario) -> None:
     """Add one round of a scenario to a subject."""
     count = max(64, int(scenario.requests * subject.share))
     key = KEY if "keys" in subject.name else ""
-    numbers = [number * 1_000_000 + n for n in range(count)]  # no prompt twice
+    numbers = list(range(subject.num_asked, subject.num_asked + count))  # no prompt twice
+    subject.num_asked += count
     if "seen" in subject.name:
         numbers = [n % 2000 for n in range(count)]
     data = [
@@ -175,50 +197,62 @@ def measure(subject: Subject, scenario: Scenario, number: int) -> None:
     )
 
 
-def summary(subject: Subject) -> dict[str, Any]:
-    """Return the median of each figure over the rounds, and the CPU's spread."""
-    found: dict[str, Any] = {
-        "ready_s": subject.server.ready_s,
-        "rss_mib": subject.server.rss_mib(),
+def summary(found: Found) -> dict[str, Any]:
+    """Return the median of each figure over the rounds of all starts, and the CPU's spread."""
+    told: dict[str, Any] = {
+        "ready_s": statistics.median(found.ready_s),
+        "rss_mib": statistics.median(found.rss_mib),
     }
-    for name, rounds in subject.rounds.items():
+    for name, rounds in found.rounds.items():
         figures = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
         spread = sorted(r["cpu_ms"] for r in rounds)
-        found[name] = {**figures, "cpu_ms_low": spread[0], "cpu_ms_high": spread[-1]}
-    return found
+        told[name] = {**figures, "cpu_ms_low": spread[0], "cpu_ms_high": spread[-1]}
+    return told
+
+
+def measure_all(stub: servers.Server, everything: list[Subject], given: argparse.Namespace) -> None:
+    """Let the subjects take turns, scenario by scenario and round by round."""
+    for number in range(given.rounds + 1):
+        for scenario in scenarios(given.quick):
+            core = SERVER_CORE if scenario.one_core else OTHER_CORE
+            servers.pin(core)
+            servers.pin(core, stub.pid)
+            for subject in everything:
+                measure(subject, scenario)
+        if number == 0:  # the first round only warms up
+            for subject in everything:
+                subject.rounds.clear()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--litellm", default=shutil.which("litellm"), help="its program")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="after each start")
     parser.add_argument("--gap", type=float, default=0.0, help="seconds between a stream's events")
     parser.add_argument("--quick", action="store_true", help="a quarter of the load")
     parser.add_argument("--out", type=Path, default=RESULTS / "gateway-speed.json")
     given = parser.parse_args()
     began = time.time()
+    found: dict[str, Found] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with servers.stub(folder, "--gap", str(given.gap), core=OTHER_CORE) as stub:
-            servers.pin(OTHER_CORE)
-            with subjects(folder, stub.port, given.litellm) as found:
-                direct = Subject("stub, direct", stub, MODEL)
-                everything = [direct, *found]
-                for number in range(given.rounds + 1):
-                    for scenario in scenarios(given.quick):
-                        for subject in everything:
-                            measure(subject, scenario, number)
-                    if number == 0:  # the first round only warms up
-                        for subject in everything:
-                            subject.rounds.clear()
-                result = {subject.name: summary(subject) for subject in everything}
+            for _ in range(given.starts):
+                servers.pin(OTHER_CORE)
+                with subjects(folder, stub.port, given.litellm) as started:
+                    everything = [Subject("stub, direct", stub, MODEL), *started]
+                    measure_all(stub, everything, given)
+                    for subject in everything:
+                        found.setdefault(subject.name, Found()).add(subject)
     body = {
         "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
+        "starts": given.starts,
         "rounds": given.rounds,
         "gap_s": given.gap,
         "scenarios": [vars(scenario) for scenario in scenarios(given.quick)],
         "machine": machine(_LIBRARIES),
-        "servers": result,
+        "servers": {name: summary(measured) for name, measured in found.items()},
     }
     given.out.write_text(json.dumps(body, indent=1) + "\n")
     given.out.with_suffix(".svg").write_text(speed_plot(body))
@@ -230,13 +264,13 @@ def report(body: dict[str, Any]) -> None:
     rows = body["servers"]
     peer = rows.get("LiteLLM proxy")
     names = [scenario["name"] for scenario in body["scenarios"]]
-    print(f"{'':32}" + "".join(f"{name + ' CPU ms':>20}" for name in names) + "   p50 / p99 c=1")
+    print(f"{'CPU ms':32}" + "".join(f"{name:>22}" for name in names) + "   p50 / p99 c=1")
     for name, row in rows.items():
         line = f"{name:32}"
         for scenario in names:
             cpu = row[scenario]["cpu_ms"]
             ratio = f" (1/{peer[scenario]['cpu_ms'] / cpu:.0f})" if peer and cpu else ""
-            line += f"{cpu:>12.3f}{ratio:>8}"
+            line += f"{cpu:>13.3f}{ratio:>9}"
         single = row[names[0]]
         print(
             f"{line}   {single['p50_ms']:.2f} / {single['p99_ms']:.2f} ms  {row['rss_mib']:.0f} MiB"

@@ -189,6 +189,7 @@ def crossroads(  # type: ignore[no-untyped-def]
     )
 
 
-def pin(core: int) -> None:
-    """Keep this process on one core."""
-    os.sched_setaffinity(0, {core})
+def pin(core: int, pid: int | None = None) -> None:
+    """Keep a process on one core, with all its threads; by default this one."""
+    for thread in Path(f"/proc/{pid or os.getpid()}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), {core})

@@ -109,6 +109,7 @@ def result(**servers: float) -> dict[str, Any]:
 
     return {
         "date": "2026-01-02",
+        "starts": 3,
         "rounds": 5,
         "scenarios": [{"name": "json c=32", "connections": 32, "requests": 9, "stream": False}],
         "machine": {"python": "3.11.7", "architecture": "x86_64", "cpus": 2},
