@@ -4,7 +4,7 @@
 with gates). Methods: two experts for every token and layer, one expert hard by name, a uniform
 merge (static), and the first with telemetry or a trace. Forward of 4 x 128 tokens with all logits,
 and one decoding step after 128 tokens. CPU time of the process on one thread, all methods
-interleaved in random order on new tokens. Takes two minutes on a machine of its own. Writes
+interleaved in random order on new tokens. Takes four minutes on a machine of its own. Writes
 ``benchmarks/results/adapters-forward.json``.
 
     python benchmarks/adapters/forward.py [--seconds 60] [--out FILE]
@@ -100,7 +100,7 @@ def forward(base: Any, arms: dict[str, RoutedModel], seconds: float) -> dict[str
     methods: dict[str, Run] = {BASE: lambda ids: base(ids, use_cache=False)}
     methods |= {arm: partial(routed.model, use_cache=False) for arm, routed in arms.items()}
     methods |= {f"top-2 per token, with {name}": watched(w) for name, w in watchers.items()}
-    return _over_base(interleaved(methods, draw, seconds=seconds, limit=BASE, least=5, warm_up=1))
+    return _over_base(interleaved(methods, draw, seconds=seconds, limit=BASE, least=18, warm_up=1))
 
 
 def decode(base: Any, arms: dict[str, RoutedModel], seconds: float) -> dict[str, Any]:
