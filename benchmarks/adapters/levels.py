@@ -83,7 +83,7 @@ def main() -> None:
     if options.only or folder is None:
         return
     body = {
-        "what": "Loss and accuracy of post-hoc routers over the shipped experts.",
+        "what": "Loss and accuracy of post-hoc routers over a collection of experts.",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(("crossroads", "torch", "transformers")),
         "collection": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),

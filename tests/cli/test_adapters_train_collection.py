@@ -53,6 +53,13 @@ def test_json_is_all_of_stdout(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_other_numbers_of_steps_are_another_recipe(tmp_path: Path) -> None:
+    _run("--out", str(tmp_path), "--steps", "7", "--gate-steps", "3")
+    recipe = json.loads((tmp_path / "bank" / shipped.MANIFEST).read_text("utf-8"))["recipe"]
+    assert (recipe["steps"], recipe["gate_steps"], recipe["rank"]) == (7, 3, 2)
+    assert _run("--out", str(tmp_path), "--steps", "0").exit_code == 2
+
+
 def test_some_experts_alone_make_no_bank(tmp_path: Path) -> None:
     result = _run("--out", str(tmp_path), "--only", "two")
     assert result.stdout == f"two in {tmp_path / 'parts'}\n"

@@ -84,6 +84,7 @@ def test_a_key_made_by_the_api_has_every_field_that_was_asked_for(tmp_path: Path
         ({"modles": ["a"]}, "did you mean 'models'?"),
         ({"hash": "sha256:" + 64 * "0"}, "unknown field 'hash'"),
         ({"secret": 20 * "x"}, "unknown field 'secret'"),
+        ({"self": 1}, "unknown field 'self'"),
     ):
         refused = client.post("/api/keys", json={"name": "f", **unknown})
         assert refused.status_code == 400 and told in refused.json()["error"]["message"]

@@ -109,7 +109,7 @@ class _Live:
             found.append({"name": name, "kind": "model", **facts})
         return found
 
-    async def create_key(self, name: str, **fields: Any) -> str:
+    async def create_key(self, name: str, /, **fields: Any) -> str:
         return await self._runtime.built.governor.key_store.create(name, **fields)
 
     async def revoke_key(self, name: str) -> None:

@@ -148,12 +148,12 @@ def test_counts_that_tell_nothing_are_left_out_not_made_zero(told: Any) -> None:
 @pytest.mark.parametrize(
     ("finish", "reason"),
     [
-        *(("stop", "end_turn"), ("eos_token", "end_turn"), (None, "end_turn")),
+        *(("stop", "end_turn"), ("eos_token", "end_turn"), (None, "end_turn"), ([], "end_turn")),
         *(("length", "max_tokens"), ("model_length", "max_tokens"), ("new", "max_tokens")),
     ],
 )
 def test_an_answer_that_ended_for_an_unknown_reason_does_not_look_whole(
-    finish: str | None, reason: str
+    finish: Any, reason: str
 ) -> None:
     answer = {"choices": [{"message": {"content": "half"}, "finish_reason": finish}]}
     assert to_messages_answer(answer, "m")["stop_reason"] == reason

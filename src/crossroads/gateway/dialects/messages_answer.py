@@ -27,9 +27,9 @@ def stop_reason(finish: Any, stop_sequence: Any = None) -> str:
     """
     if finish == "stop" and isinstance(stop_sequence, str):
         return "stop_sequence"
-    if not isinstance(finish, str) or finish in ENDED:
-        return STOP_OF.get(finish, "end_turn")
-    return STOP_OF.get(finish, "max_tokens")
+    if not isinstance(finish, str):
+        return "end_turn"
+    return STOP_OF.get(finish, "end_turn" if finish in ENDED else "max_tokens")
 
 
 def new_message_id() -> str:

@@ -63,7 +63,7 @@ class KeyFile:
             problem = on_one_line(problems_of(error, _File))
             raise InputError(f"keys {self.path}: {problem}") from None
 
-    def create(self, name: str, **fields: Any) -> tuple[str, KeySettings]:
+    def create(self, name: str, /, **fields: Any) -> tuple[str, KeySettings]:
         """Add a key; ``fields`` as in ``KeySettings``. Returns its secret, which is kept nowhere.
 
         Raises InputError for a name that is taken and for fields that are wrong.

@@ -26,7 +26,7 @@ class KeyStore(Protocol):
         """Return all keys as plain data, without secrets."""
         ...
 
-    async def create(self, name: str, **fields: Any) -> str:
+    async def create(self, name: str, /, **fields: Any) -> str:
         """Add a key (fields as in ``KeySettings``); return its secret, which is kept nowhere."""
         ...
 
@@ -69,7 +69,7 @@ class FileKeyStore:
     def list(self) -> list[dict[str, Any]]:
         return self._rows()
 
-    async def create(self, name: str, **fields: Any) -> str:
+    async def create(self, name: str, /, **fields: Any) -> str:
         file = self._writable(name)
         for field in fields:
             if field not in _FIELDS:
