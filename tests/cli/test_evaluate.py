@@ -52,7 +52,7 @@ def test_the_terminal_shows_estimates_with_intervals_and_the_page_is_written(
     for name in ("ips", "snips", "clipped_ips", "dm", "dr", "switch_dr"):
         assert name in out
     assert "300 judged calls" in out
-    assert "the served policy mostly chose otherwise on 0 calls" in out  # 0.5 is no twice 0.3
+    assert "on 0 calls the served policy was less than half as likely" in out  # 0.5 is no twice 0.3
     assert "<svg" in (tmp_path / "evaluation.html").read_text("utf-8")
 
 

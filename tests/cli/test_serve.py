@@ -243,6 +243,29 @@ def test_a_fitted_router_is_served(artefact: str, pool: str) -> None:
     assert "calculator" in headers["x-crossroads-reason"]
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_with_a_router_compiles_the_sum_of_words_once_and_says_so(
+    tmp_path: Path, artefact: str, pool: str, workers: str
+) -> None:
+    tools = Path(pool).with_name("tools.yaml")
+    tools.write_text(f"{TOOLS}  - {{name: smollm2, endpoint: local:units}}\n", "utf-8")
+    told = []
+    for _ in range(2):
+        with server(
+            *("--router", artefact, "--pool", str(tools), "--workers", workers),
+            CROSSROADS_KERNELS=str(tmp_path / "kernels"),
+        ) as (process, _, _):
+            assert process.stdout is not None
+            while workers == "2" and "2 workers serve" not in process.stdout.readline():
+                pass  # their parent speaks when all of them serve
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=30)
+            told.append(process.stdout.read().count("once for this machine"))
+    assert told == [1, 0]
+    assert len(list((tmp_path / "kernels").glob("words-*.so"))) == 1
+
+
 def test_the_server_loads_nothing_heavy(artefact: str) -> None:
     code = (
         "import sys, crossroads.cli.serve, crossroads.gateway.server\n"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crossroads.core.dispatch import native, swiglu_bank, team
-from crossroads.core.errors import UnavailableError
+from crossroads.core.native import VARIABLE
 from tests.core.test_dispatch import floats, gradients, swiglu_case
 
 COMPILER = shutil.which(os.environ.get("CC", "cc"))
@@ -27,8 +27,8 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C compiler here
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Build the kernels into a folder of the tests, and use them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(native.VARIABLE, str(tmp_path_factory.mktemp("kernels")))
-        path = native.build()
+        patch.setenv(VARIABLE, str(tmp_path_factory.mktemp("kernels")))
+        path = native.SOURCE.build()
         native.loaded.cache_clear()
         yield path
     native.loaded.cache_clear()
@@ -111,40 +111,9 @@ def test_a_backward_follows_its_forward(kernels: Path) -> None:
 def test_without_a_built_file_torch_computes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unloaded: None
 ) -> None:
-    monkeypatch.setenv(native.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
     assert native.kernels_for(torch.ones(1)) is None
     assert list(tmp_path.iterdir()) == []  # looking builds nothing
-
-
-def test_a_file_that_cannot_be_loaded_is_named_and_left(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    unloaded: None,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setenv(native.VARIABLE, str(tmp_path))
-    path = native.built_path()
-    assert path is not None
-    path.write_bytes(b"not a library")
-    assert native.kernels_for(torch.ones(1)) is None
-    assert path.name in caplog.text
-
-
-def test_a_build_that_cannot_be_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(native.VARIABLE, "off")
-    with pytest.raises(UnavailableError, match="unset it"):
-        native.build()
-    monkeypatch.setenv(native.VARIABLE, str(tmp_path / "new"))
-    monkeypatch.setenv("CC", str(tmp_path / "absent"))
-    with pytest.raises(UnavailableError, match="install gcc or clang"):
-        native.build()
-    failing = tmp_path / "failing"
-    failing.write_text("#!/bin/sh\necho 'unknown option' >&2\nexit 1\n", "utf-8")
-    failing.chmod(0o755)
-    monkeypatch.setenv("CC", str(failing))
-    with pytest.raises(UnavailableError, match="could not build the kernels: unknown option"):
-        native.build()
-    assert list((tmp_path / "new").iterdir()) == []
 
 
 @given(sizes=st.lists(st.integers(1, 100), min_size=1, max_size=20), threads=st.integers(2, 5))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from errno import ENOENT, ENOSPC
 from pathlib import Path
 
 import pytest
 
 from crossroads.core.errors import InputError
-from crossroads.core.files import check_writable, replacing, write_atomically
+from crossroads.core.files import check_writable, replacing, unwritable, write_atomically
 
 
 def test_writing_leaves_nothing_half_done(tmp_path: Path) -> None:
@@ -19,6 +20,13 @@ def test_writing_leaves_nothing_half_done(tmp_path: Path) -> None:
     blocked = target / "under-a-file.json"
     with pytest.raises(InputError, match=r"under-a-file.json: cannot be written"):
         write_atomically(blocked, "three")
+
+
+def test_the_remedy_fits_the_cause() -> None:
+    full = str(unwritable(Path("x"), OSError(ENOSPC, "No space left on device")))
+    assert full == "x: cannot be written: No space left on device; free the disk, or choose another"
+    missing = str(unwritable(Path("x"), OSError(ENOENT, "No such file or directory")))
+    assert "choose a place you can write to" in missing and "disk" not in missing
 
 
 def test_a_failure_midway_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:

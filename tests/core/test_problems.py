@@ -82,3 +82,27 @@ def test_what_is_no_yaml_for_another_reason_is_told_too() -> None:
     assert yaml_problem(caught.value) == "not a possible value"
     assert yaml_problem(RecursionError()) == "nested too deeply"
     assert yaml_problem(UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "x")) == "not UTF-8 at byte 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "pool: [unclosed\n",
+            "expected ',' or ']', but got '<stream end>' in line 2, column 1, "
+            "while parsing a flow sequence from line 1, column 7",
+        ),
+        (
+            "key: *secret\n",
+            "found undefined alias '...' in line 1, column 6",
+        ),
+        (
+            "\tkey: 1\n",
+            r"found character '\t' that cannot start any token in line 1, column 1",
+        ),
+    ],
+)
+def test_signs_of_yaml_are_no_secret_and_names_may_be_one(text: str, told: str) -> None:
+    with pytest.raises(yaml.YAMLError) as caught:
+        yaml.safe_load(text)
+    assert yaml_problem(caught.value) == told

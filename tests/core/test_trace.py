@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from crossroads.core.errors import InputError
@@ -82,6 +82,7 @@ def test_a_folder_is_memory_mapped_and_never_overwritten(tmp_path: Path) -> None
 
 
 @given(seed=st.integers(0, 99), lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+@example(seed=2, lengths=[1])  # no token has a second expert
 @settings(max_examples=20, deadline=None)
 def test_jsonl_carries_the_decisions(
     seed: int, lengths: list[int], tmp_path_factory: pytest.TempPathFactory
@@ -90,6 +91,15 @@ def test_jsonl_carries_the_decisions(
     trace = replace(make(seed, tuple(lengths)), home=None)
     write_jsonl(trace, path)
     same(trace, read_jsonl(path))
+
+
+@pytest.mark.parametrize("slots", ["two", 1.5, True, None, 10**9])
+def test_jsonl_with_slots_that_cannot_be_is_refused(tmp_path: Path, slots: object) -> None:
+    path = tmp_path / "run.jsonl"
+    line = '{"request": 0, "token": 0, "layer": 0, "ids": [1]}'
+    path.write_text(json.dumps({"meta": {"slots": slots}}) + "\n" + line + "\n", "utf-8")
+    with pytest.raises(InputError, match=r"run\.jsonl: its metadata say .* slots"):
+        read_jsonl(path)
 
 
 def test_jsonl_of_other_tools_needs_four_fields_and_no_order(tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def test_a_file_of_authorities_that_no_server_could_start_with_is_an_error(tmp_p
 
 
 def test_a_model_cannot_stand_in_for_itself(tmp_path: Path) -> None:
-    ((_, message),) = told(tmp_path, "error", fallbacks={"m": ["m"]})
-    assert message == "fallbacks.m: 'm' cannot stand in for itself; remove it"
+    (found,) = told(tmp_path, "error", fallbacks={"m": ["m"]})
+    assert found == ("fallbacks.m", "'m' cannot stand in for itself; remove it")
 
 
 def test_a_path_that_is_added_to_the_endpoint_is_a_warning(tmp_path: Path) -> None:
@@ -225,3 +225,30 @@ def test_a_key_that_is_refused_is_a_warning_that_names_the_file(tmp_path: Path) 
     (refused,) = [finding for finding in found if finding.place == "governance.keys_file"]
     assert refused.level == "warning"
     assert f"{file.path}: key 'bob' is refused: no team 'nope'" in refused.message
+
+
+def test_every_mistake_of_the_policies_is_told_at_its_place(tmp_path: Path) -> None:
+    rules = [{"when": {"regex": "("}, "use": "m"}]
+    errors = told(
+        tmp_path,
+        "error",
+        policies={
+            "a": {"kind": "split", "weights": {"nomodel": 1}},
+            "b": {"kind": "rules", "rules": rules, "otherwise": "m"},
+            "c": {"kind": "learned", "router": str(tmp_path / "nowhere")},
+            "d": {"kind": "canary", "base": "m", "candidate": "m", "share": 0.1},
+            "e": {"kind": "sticky", "policy": "a"},  # wrong only since a is: told once
+        },
+        fallbacks={"m": ["mm"]},
+    )
+    assert [place for place, _ in errors] == [
+        *("policies.c.router", "fallbacks.m", "policies.a.weights"),
+        *("policies.b.rules[0].when.regex", "policies.d.candidate"),
+    ]
+    assert "nowhere" in errors[0][1] and "no such folder" in errors[0][1]
+
+
+def test_a_router_that_is_missing_is_told_once_by_the_field_that_names_it(tmp_path: Path) -> None:
+    errors = told(tmp_path, "error", router=str(tmp_path / "nowhere"), fallbacks={"m": ["mm"]})
+    assert [place for place, _ in errors] == ["", "fallbacks.m"]
+    assert "nowhere" in errors[0][1]

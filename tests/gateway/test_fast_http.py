@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import http.client
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -15,6 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crossroads.gateway.call import Call
+from crossroads.gateway.exchange import Exchange
+from crossroads.gateway.serving import FrontSettings, http_protocol
+from crossroads.gateway.serving.cycle import Cycle
 from crossroads.prompts.experts.tools import ToolExpert
 from tests.gateway.http_front import LIMIT, App, front, read_all, statuses, talk
 from tests.gateway.serving import as_upstream, gateway_of
@@ -233,6 +241,83 @@ def test_the_official_client_is_served(gateway: int) -> None:
         with client.chat.completions.create(stream=True, **asked) as stream:
             said = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
         assert "".join(said) == "HI THERE"
+
+
+@pytest.mark.parametrize("body", ['{"model": "echo", "stream": %s}', '{"model": "none"}', "broken"])
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_what_a_request_held_is_freed_with_its_last_byte(
+    gateway: int, body: str, stream: str
+) -> None:
+    asked = body.replace("{", '{"messages": [{"role": "user", "content": "hi"}], ', 1)
+    data = (asked % stream if "%s" in asked else asked).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n" % len(data)
+    talk(gateway, head + b"connection: close\r\n\r\n" + data)  # what is remembered ever after
+    with _nothing_held():
+        for _ in range(20):
+            talk(gateway, head + b"connection: close\r\n\r\n" + data)
+
+
+class Wire:
+    """A transport whose client sends nothing by itself."""
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def is_closing(self) -> bool:
+        return False
+
+    def _ignore(self, *_: object) -> None: ...
+
+    write = close = pause_reading = resume_reading = _ignore
+
+
+@pytest.mark.parametrize("sent", [b"{", b"{}" + 2 * (GET.replace(b"/a", b"/freed"))])
+def test_what_a_request_held_is_freed_with_its_client(sent: bytes) -> None:
+    async def work() -> None:
+        state = SimpleNamespace(connections=set(), tasks=set(), default_headers=[])
+        config = SimpleNamespace(loaded=True, loaded_app=App())
+        protocol = http_protocol("fast", FrontSettings())(config, state, {})  # type: ignore
+        protocol.connection_made(Wire())
+        head = POST.replace(b"/echo", b"/freed") + b"content-length: 2\r\n\r\n"
+        protocol.data_received(head + sent)
+        assert len(_cycles("/freed")) == (1 if sent == b"{" else 3)
+        protocol.connection_lost(None)
+        while state.tasks:
+            await asyncio.sleep(0)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(work())
+        assert _cycles("/freed") == []
+    finally:
+        gc.enable()
+
+
+def _cycles(path: str) -> list[Cycle]:
+    alive = [thing for thing in gc.get_objects() if type(thing) is Cycle]
+    return [cycle for cycle in alive if cycle.scope["path"] == path]
+
+
+@contextmanager
+def _nothing_held() -> Iterator[None]:
+    """Check that no object of a request outlives the block, without the garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = _held()
+        yield
+        deadline = time.monotonic() + 5
+        while _held() > before and time.monotonic() < deadline:
+            time.sleep(0.02)  # the last one may not be over yet
+        assert _held() <= before
+    finally:
+        gc.enable()
+
+
+def _held() -> int:
+    """Return how many objects of requests are alive."""
+    return sum(type(thing) in (Cycle, Exchange, Call) for thing in gc.get_objects())
 
 
 def test_a_body_over_the_gateway_s_limit_is_a_413_and_read_no_further(gateway: int) -> None:

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossroads.core.errors import InputError, MissingExtraError, UnavailableError, UsageError
+from crossroads.core.native import VARIABLE
 from crossroads.models import encoders
 from crossroads.models.encoders import (
     LONGEST_TEXT,
@@ -34,6 +36,14 @@ TEXTS = [
     "1 + 1 = 2; " * 40,
     "one space at the end ",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain() -> Iterator[None]:
+    """Leave compiled code unused: ``test_word_sums.py`` compares the two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, "off")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +87,7 @@ def test_no_word_piece_reaches_over_a_space(static: StaticEncoder) -> None:
 def test_one_text_and_a_batch_give_the_same_vectors(static: StaticEncoder) -> None:
     batch = static.encode(TEXTS)
     for text, row in zip(TEXTS, batch, strict=True):
-        np.testing.assert_allclose(static.encode([text])[0], row, atol=1e-6)
-        np.testing.assert_allclose(static.encode_one(text), row, atol=1e-6)
+        np.testing.assert_array_equal(static.encode([text])[0], row)
 
 
 def test_a_batch_larger_than_a_block_keeps_its_order(
@@ -87,7 +96,7 @@ def test_a_batch_larger_than_a_block_keeps_its_order(
     monkeypatch.setattr(encoders, "_BLOCK", 4)
     seen: list[tuple[int, int]] = []
     rows = static.encode(TEXTS, progress=lambda done, total: seen.append((done, total)))
-    np.testing.assert_allclose(rows[6], static.encode_one(TEXTS[6]), atol=1e-6)
+    np.testing.assert_array_equal(rows[6], static.encode([TEXTS[6]])[0])
     assert seen == [(4, 10), (8, 10), (10, 10)]
 
 
@@ -116,8 +125,9 @@ def test_a_vector_is_the_mean_of_the_vectors_in_the_file() -> None:
     encoder = StaticEncoder()
     for text in (*TEXTS, "word " * 3000):
         rows = encoder._table[encoder._ids(text)].astype(np.float32)
-        total = np.ones(len(rows), dtype=np.float32) @ rows
-        np.testing.assert_array_equal(encoder.encode_one(text), encoders._unit(total))
+        mean = rows.astype(np.float64).mean(axis=0)
+        unit = mean / np.linalg.norm(mean)
+        np.testing.assert_allclose(encoder.encode([text])[0], unit, atol=1e-6)
 
 
 def test_only_vectors_of_pieces_that_occurred_are_held() -> None:
@@ -125,7 +135,7 @@ def test_only_vectors_of_pieces_that_occurred_are_held() -> None:
     encoder.encode(["one two one", "two three"])
     pieces = set(encoder._ids("one two three"))
     assert set(encoder._row_of) == pieces
-    encoder.encode_one("three two one")
+    encoder.encode(["three two one"])
     assert len(encoder._row_of) == len(pieces)
 
 
@@ -139,22 +149,25 @@ def test_words_are_forgotten_when_there_are_too_many(
 
 
 def test_long_words_are_not_remembered(static: StaticEncoder) -> None:
-    static.encode_one("y" * 300)
+    static.encode(["y" * 300])
     assert max(map(len, static._words)) <= StaticEncoder._LONGEST_WORD
 
 
-def test_threads_share_one_encoder(static: StaticEncoder) -> None:
-    expected = static.encode(TEXTS)
+def encoded_by_threads(encoder: StaticEncoder, texts: list[str]) -> list[np.ndarray]:
+    """Return what four threads at once get for the same texts."""
     found: list[np.ndarray] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(static.encode(TEXTS))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(encoder.encode(texts))) for _ in "four"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    for rows in found:
+    assert len(found) == len(threads)
+    return found
+
+
+def test_threads_share_one_encoder(static: StaticEncoder) -> None:
+    expected = static.encode(TEXTS)
+    for rows in encoded_by_threads(static, TEXTS):
         np.testing.assert_array_equal(rows, expected)
 
 

@@ -168,8 +168,9 @@ def _show(found: Evaluation) -> None:
         soft_wrap=True,
     )
     console.print(
-        f"the served policy mostly chose otherwise on {counted(found.support.differing, 'call')}; "
-        f"the candidate's own choice was seen on {found.support.observed} of them",
+        f"on {counted(found.support.differing, 'call')} the served policy was less than half as "
+        "likely to make the candidate's choice; "
+        f"that choice was seen on {found.support.observed} of them",
         soft_wrap=True,
     )
     served = _within(found.served, 0.0, 1.0)

@@ -55,20 +55,24 @@ def command(config: str | None, **options: Any) -> None:
         os.environ.setdefault(name, "1")
     from crossroads.gateway.config import read_config
     from crossroads.gateway.workers import Worker
+    from crossroads.models.word_sums import prepare
 
     worker = Worker.of_this_process()
     shared = os.environ.get(_SHARED) if worker is not None else None
     as_written = partial(read_config, config, options)
+    note = ""
     if worker is None:
         written = as_written()
+        if any(policy.kind == "learned" for policy in written.all_policies.policies.values()):
+            note = prepare()  # its router reads words
         if written.workers > 1:
-            sys.exit(_supervise(written))
+            sys.exit(_supervise(written, note))
     read = partial(read_config, config, options, shared=shared)
-    _serve(as_written, read, config, worker=worker)
+    _serve(as_written, read, config, worker=worker, note=note)
 
 
-def _supervise(settings: ServeConfig) -> int:
-    """Start the workers and watch them."""
+def _supervise(settings: ServeConfig, note: str) -> int:
+    """Start the workers and watch them; ``note`` is said when they serve."""
     from crossroads.gateway.server import url_of
     from crossroads.gateway.telemetry.logs import Logs
     from crossroads.gateway.workers import reserve, supervise
@@ -88,7 +92,7 @@ def _supervise(settings: ServeConfig) -> int:
             holder,
             workers=settings.workers,
             drain=settings.timeouts.drain,
-            on_ready=lambda: _say(f"{settings.workers} workers serve on {url}"),
+            on_ready=lambda: _say(f"{settings.workers} workers serve on {url}", note),
             environment={**os.environ, _SHARED: shared},
         )
 
@@ -99,8 +103,12 @@ def _serve(
     path: str | None,
     *,
     worker: Worker | None,
+    note: str,
 ) -> None:
-    """Serve in this process what ``read`` returns: ``as_written``, and what workers share."""
+    """Serve in this process what ``read`` returns: ``as_written``, and what workers share.
+
+    ``note`` is said when it serves.
+    """
     from crossroads.gateway.checking import advice
     from crossroads.gateway.runtime import Runtime
     from crossroads.gateway.server import bind, serve, url_of
@@ -144,6 +152,7 @@ def _serve(
         def on_ready() -> None:
             if speaks:
                 _greet(url_of(listener), None if admin is None else url_of(admin), runtime)
+                _say(note)
             if worker is not None:
                 worker.report_ready()
 
@@ -176,10 +185,11 @@ def _bind_admin(admin: AdminSettings) -> socket.socket:
         ) from error
 
 
-def _say(line: str) -> None:
-    """Print a line; where nobody reads any more, serving goes on in silence."""
+def _say(*lines: str) -> None:
+    """Print lines that are not empty; where nobody reads any more, serving goes on in silence."""
     try:
-        click.echo(line)
+        for line in filter(None, lines):
+            click.echo(line)
     except OSError:
         with Path(os.devnull).open("wb") as nothing:  # else the flush at the end fails once more
             os.dup2(nothing.fileno(), sys.stdout.fileno())

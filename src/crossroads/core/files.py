@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EISDIR
+from errno import EDQUOT, EISDIR, ENOSPC
 from pathlib import Path
 
 from crossroads.core.errors import InputError
@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -48,7 +48,7 @@ def check_writable(path: Path) -> None:
             raise IsADirectoryError(EISDIR, "it is a folder")
         temporary.touch()
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -58,8 +58,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
-    reason = error.strerror or str(error)
-    return InputError(
-        f"{path}: cannot be written: {reason}; choose another folder or free the disk"
-    )
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Return the error of a file or folder that cannot be written, its remedy after the cause."""
+    is_full = error.errno in {ENOSPC, EDQUOT}
+    remedy = "free the disk, or choose another" if is_full else "choose a place you can write to"
+    return InputError(f"{path}: cannot be written: {error.strerror or error}; {remedy}")

@@ -49,6 +49,8 @@ _NAMES: dict[type, str] = {
 }
 _KEY = "[key]"  # how a validator says that the name of an entry is meant, not its value
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_TOKEN = re.compile(r"(['\"])(<[a-z ]+>|[!-/:-@\[-`{-~]{1,3}|\\t)\1")
+"""What YAML itself is written with, in quotes: ',', '---', '<stream end>'. No name, no value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,27 @@ def yaml_problem(error: Exception) -> str:
         return "nested too deeply" if isinstance(error, RecursionError) else "not a possible value"
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or "not readable"
-    problem = _QUOTED.sub("'...'", " ".join(str(problem).split()))
+    problem = _without_text(str(problem))
     if mark is None:
         return problem
-    return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+    begin, context = getattr(error, "context_mark", None), getattr(error, "context", None)
+    found = f"{problem} in {_spot(mark)}"
+    if begin is None or not context or (begin.line, begin.column) == (mark.line, mark.column):
+        return found
+    return f"{found}, {_without_text(str(context))} from {_spot(begin)}"
+
+
+def _spot(mark: yaml.Mark) -> str:
+    return f"line {mark.line + 1}, column {mark.column + 1}"
+
+
+def _without_text(words: str) -> str:
+    """Return words of the YAML reader on one line, what they quote of the text blotted out."""
+
+    def shown(found: re.Match[str]) -> str:
+        return found[0] if _TOKEN.fullmatch(found[0]) else "'...'"
+
+    return _QUOTED.sub(shown, " ".join(words.split()))
 
 
 def _is_echo(found: ErrorDetails) -> bool:

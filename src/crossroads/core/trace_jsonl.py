@@ -15,13 +15,16 @@ from crossroads.core.errors import InputError
 from crossroads.core.files import write_atomically
 from crossroads.core.trace import FORMAT_VERSION, RoutingTrace, id_dtype
 
+_MOST_SLOTS = 65_536  # of a token at a layer: more is no trace, and would take all memory
 _PER_TOKEN = ("token_id", "pos", "step", "phase")
 
 
 def write_jsonl(trace: RoutingTrace, path: Path) -> None:
     """Write one line per request, token and column, after a line with the metadata."""
     trace = trace.per_token()
-    lines = [json.dumps({"meta": {"format_version": FORMAT_VERSION, **trace.meta}})]
+    slots = trace.expert.shape[2]  # a line has the experts that were chosen, maybe fewer than these
+    meta = {"format_version": FORMAT_VERSION, "slots": slots, **trace.meta}
+    lines = [json.dumps({"meta": meta})]
     for n, request in enumerate(trace.sequence_of_token.tolist()):
         shared = {
             "request": request,
@@ -90,7 +93,13 @@ def _from_records(
     tokens = sorted({(r["request"], r["token"]) for r in records})
     place = {token: n for n, token in enumerate(tokens)}
     columns = max(r["layer"] for r in records) + 1
-    k = max(1, *(len(r["ids"]) for r in records))
+    slots, used = meta.pop("slots", 1), max(1, *(len(r["ids"]) for r in records))
+    if type(slots) is not int or slots > _MOST_SLOTS:
+        raise InputError(
+            f"{path}: its metadata say {slots!r} slots; expected a number up to {_MOST_SLOTS}, or "
+            "leave it out"
+        )
+    k = max(slots, used)
     found = n_experts or max(max(r["ids"], default=0) for r in records) + 1
     if "rows" not in meta:
         meta["rows"] = [

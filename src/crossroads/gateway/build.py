@@ -12,6 +12,7 @@ import orjson
 
 from crossroads.core.errors import InputError, UsageError, unknown_name
 from crossroads.core.http.timeouts import Timeouts
+from crossroads.core.problems import Problem
 from crossroads.gateway.caches import AnswerCache, CacheSettings, build_cache
 from crossroads.gateway.call import Body
 from crossroads.gateway.config import AUTO, ServeConfig
@@ -23,6 +24,7 @@ from crossroads.gateway.governance import KeyGovernor, PriceBook
 from crossroads.gateway.governance.entries import Entries
 from crossroads.gateway.policies import CompiledPolicies, compile_policies
 from crossroads.gateway.policies.settings import LearnedSettings, PoliciesSettings, RulesSettings
+from crossroads.gateway.problems import ConfigError
 from crossroads.gateway.roster import Roster
 from crossroads.gateway.services import Keeping, Services
 from crossroads.gateway.standing import Standing
@@ -76,7 +78,7 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
     """
     settings = config.all_policies
     standing = lasting.standing
-    routers = _routers(settings, copies={} if standing is None else standing.routers)
+    routers = _routers(config, settings, copies={} if standing is None else standing.routers)
     pool = _pool(config, settings, routers) if standing is None else standing.pool
     roster = lasting.roster
     pools: Pools = {}  # of this snapshot's new upstreams: models of one server share connections
@@ -149,15 +151,20 @@ def build(config: ServeConfig, lasting: Lasting) -> Built:
     )
 
 
-def _routers(settings: PoliciesSettings, copies: Mapping[str, str]) -> dict[str, FittedRouter]:
+def _routers(
+    config: ServeConfig, settings: PoliciesSettings, copies: Mapping[str, str]
+) -> dict[str, FittedRouter]:
     """Load every artefact once, from its copy where there is one."""
     found: dict[str, FittedRouter] = {}
-    folders: dict[str, FittedRouter] = {}
-    for policy in settings.policies.values():
-        if isinstance(policy, LearnedSettings):
-            if policy.router not in folders:
-                folders[policy.router] = load_router(copies.get(policy.router, policy.router))
-            found[policy.router] = folders[policy.router]
+    for name, policy in settings.policies.items():
+        if isinstance(policy, LearnedSettings) and policy.router not in found:
+            try:
+                found[policy.router] = load_router(copies.get(policy.router, policy.router))
+            except InputError as error:
+                if name not in config.policies:  # it stands for the field ``router``
+                    raise
+                problem = Problem(f"policies.{name}.router", str(error))
+                raise ConfigError("", [problem]) from error
     return found
 
 

@@ -14,11 +14,13 @@ from urllib.parse import urlsplit
 from crossroads.core.errors import CrossroadsError, InputError, MissingExtraError, unknown_name
 from crossroads.core.http.dial import tls_context
 from crossroads.gateway.build import Built, Lasting, build
+from crossroads.gateway.call import Body
 from crossroads.gateway.config import ServeConfig, read_config
 from crossroads.gateway.dialects import build_surfaces
 from crossroads.gateway.governance import KeyFile, KeySettings, TeamSettings
 from crossroads.gateway.governance.periods import parse_period
 from crossroads.gateway.ledger import check_ledger
+from crossroads.gateway.policies import compile_policies
 from crossroads.gateway.problems import ConfigError
 from crossroads.gateway.remote import SCHEMES, ping_redis
 from crossroads.gateway.telemetry import GatewayTelemetry
@@ -57,20 +59,17 @@ async def check(path: str, *, probe: bool = False) -> list[Finding]:
     async with AsyncExitStack() as closing:
         try:
             config = read_config(path)
-        except ConfigError as error:
-            return [Finding("error", wrong.place, wrong.message) for wrong in error.problems]
         except CrossroadsError as error:
-            return [Finding("error", "", str(error))]
+            return _told(error)
         try:
             quiet = config.telemetry.model_copy(update={"logs": None, "otel": None})
             surfaces = build_surfaces(config.responses)
             closing.push_async_callback(surfaces.close)
             lasting = Lasting(surfaces=surfaces, telemetry=GatewayTelemetry(quiet))
             built = await asyncio.to_thread(build, config, lasting)
-        except ConfigError as error:
-            return [Finding("error", wrong.place, wrong.message) for wrong in error.problems]
         except CrossroadsError as error:
-            return [Finding("error", "", str(error)), *_besides(config)]
+            besides = await asyncio.to_thread(_besides, config)
+            return list(dict.fromkeys([*_told(error), *besides]))
         closing.push_async_callback(built.services.close)
         if built.cache is not None:
             closing.push_async_callback(built.cache.close)
@@ -85,14 +84,41 @@ async def check(path: str, *, probe: bool = False) -> list[Finding]:
         return found
 
 
+def _told(error: CrossroadsError) -> list[Finding]:
+    """Return every field that an error names."""
+    if isinstance(error, ConfigError):
+        return [Finding("error", wrong.place, wrong.message) for wrong in error.problems]
+    return [Finding("error", "", str(error))]
+
+
 def _besides(config: ServeConfig) -> list[Finding]:
     """Find what can be told of a configuration that cannot be served, beside the reason."""
-    found = _nobody(config)
+    found = []
     if config.pool is not None:
         with suppress(CrossroadsError):  # told already
             pool = read_pool(config.pool)
-            found += [*_keys(pool), *_certificates(pool)]
-    return found
+            found += [*_policies(config, pool), *_keys(pool), *_certificates(pool)]
+    return [*found, *_nobody(config)]
+
+
+def _policies(config: ServeConfig, pool: Pool) -> list[Finding]:
+    """Find all that is wrong with the policies, whichever of it the server would meet first."""
+    settings = config.all_policies
+    try:
+        compile_policies(settings, pool, ask_model=_ask_nobody).close()
+    except ConfigError as error:
+        # The field ``router`` stands for a policy that nobody wrote: it was told as a router.
+        unwritten = {
+            f"policies.{name}.router" for name in settings.policies.keys() - config.policies
+        }
+        return [found for found in _told(error) if found.place not in unwritten]
+    except CrossroadsError:
+        return []  # told already: the server comes to it as we do
+    return []
+
+
+async def _ask_nobody(model: str, body: Body) -> Body:
+    raise AssertionError("a check asks no model")
 
 
 def _keys(pool: Pool) -> list[Finding]:

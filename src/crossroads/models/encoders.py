@@ -12,9 +12,9 @@ Both weights ship inside packages, so nothing is fetched. Encoders are shared by
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
-import math
 import mmap
 import re
 import threading
@@ -28,22 +28,24 @@ import numpy.typing as npt
 
 from crossroads.core.errors import InputError, MissingExtraError, UnavailableError, unknown_name
 from crossroads.core.progress import Progress
+from crossroads.models.word_sums import SOURCE, WordSums
 
 Float32 = npt.NDArray[np.float32]
 Places = npt.NDArray[np.intp]
 _BLOCK = 4096  # texts in one matrix product
-_ONES = np.ones(1024, dtype=np.float32)  # as many pieces as most texts have
+_FEW = 8  # texts up to which a product with a sparse matrix is not worth making one
 LONGEST_TEXT = 32_768  # characters of a text that are read; the rest has no part in its vector
 
 
 class Encoder(Protocol):
     """Turns N texts into float32 (N, dim): rows of unit length, zero rows for empty texts.
 
-    Only the first ``LONGEST_TEXT`` characters of a text count.
+    A text has the same vector, to the last bit, whatever it is encoded with. Only its first
+    ``LONGEST_TEXT`` characters count.
     """
 
     name: str
-    version: str  # changes whenever the vectors do
+    version: str  # changes whenever the vectors do, by more than rounding
     dim: int
     is_slow: bool  # worth keeping its vectors on disk
 
@@ -62,18 +64,10 @@ def package_folder(module: str) -> Path | None:
 
 
 def unit_rows(rows: Float32) -> Float32:
-    """Scale each row to length one in place; zero rows stay zero."""
-    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-    np.divide(rows, norms, out=rows, where=norms > 0)
+    """Scale each row to length one in place, alike in any batch; zero rows stay zero."""
+    lengths = np.sqrt(np.add.reduce(rows * rows, axis=1, keepdims=True))
+    np.divide(rows, lengths, out=rows, where=lengths > 0)
     return rows
-
-
-def _unit(vector: Float32) -> Float32:
-    """Scale a vector to length one in place; a zero vector stays zero."""
-    length = math.sqrt(vector.dot(vector))
-    if length > 0:
-        vector /= length
-    return vector
 
 
 def _tokenizer(path: Path) -> Any:
@@ -122,6 +116,10 @@ class StaticEncoder:
     The vectors stay in their file, which is mapped, in half precision. Those of pieces that occur
     are copied, in single precision, side by side in the order of their first use: traffic uses a
     few thousand of them, and what lies together is read faster.
+
+    They are added up one after the other, in single precision, by compiled code where
+    ``python -m crossroads.models.word_sums`` has built it: a text has the same vector with and
+    without it, alone and in any batch.
     """
 
     name = "static"
@@ -162,29 +160,48 @@ class StaticEncoder:
             t.content for t in self._tokenizer.get_added_tokens_decoder().values()
         )
         self._marks = frozenset(special[0] for special in self._specials)
-
-    def encode_one(self, text: str) -> Float32:
-        """Return the vector of one text, shape (dim,)."""
-        rows = self._codes(text)
-        ones = _ONES[: len(rows)] if len(rows) <= len(_ONES) else np.ones(len(rows), np.float32)
-        return _unit(ones.dot(self._rows.take(rows, axis=0)))
+        library = SOURCE.load(ctypes.PyDLL)
+        self._word_sums = None if library is None else WordSums(library, self._rows, self._learn)
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
-        if len(texts) == 1:
-            return self.encode_one(texts[0])[None]
+        out = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for start in range(0, len(texts), _BLOCK):
+            block = texts[start : start + _BLOCK]
+            sums = out[start : start + len(block)]
+            if self._word_sums is not None:
+                plain = [self._plain(text) for text in block]
+                self._word_sums.add(plain, sums)
+                left = [n for n, text in enumerate(plain) if text is None]
+                self._add_codes([block[n] for n in left], sums, left)
+            elif len(block) <= _FEW:
+                self._add_codes(block, sums, range(len(block)))
+            else:
+                self._multiply(block, sums)
+            if progress:
+                progress(start + len(block), len(texts))
+        return unit_rows(out)
+
+    def _plain(self, text: str) -> bytes | None:
+        """Return what is read of a text without special marks, as UTF-8."""
+        text = text[:LONGEST_TEXT]
+        if self._has_special(text):
+            return None
+        return (text if text.isascii() else text.replace("\u2581", " ")).encode()
+
+    def _add_codes(self, texts: Sequence[str], out: Float32, places: Sequence[int]) -> None:
+        for text, place in zip(texts, places, strict=True):
+            rows = self._rows.take(self._codes(text), axis=0)
+            np.add.reduce(rows, axis=0, out=out[place])
+
+    def _multiply(self, texts: Sequence[str], out: Float32) -> None:
+        """Write the sums of many texts: a sparse matrix adds up row by row, too."""
         from scipy.sparse import csr_array
 
-        out = np.empty((len(texts), self.dim), dtype=np.float32)
-        for start in range(0, len(texts), _BLOCK):
-            rows = [self._codes(text) for text in texts[start : start + _BLOCK]]
-            ends = np.cumsum([0, *map(len, rows)])
-            flat = np.concatenate(rows, dtype=np.int32, casting="same_kind")
-            ones = np.ones(len(flat), dtype=np.float32)
-            counts = csr_array((ones, flat, ends), shape=(len(rows), len(self._rows)))
-            out[start : start + len(rows)] = counts @ self._rows
-            if progress:
-                progress(start + len(rows), len(texts))
-        return unit_rows(out)
+        rows = [self._codes(text) for text in texts]
+        ends = np.cumsum([0, *map(len, rows)])
+        flat = np.concatenate(rows, dtype=np.int32, casting="same_kind")
+        ones = np.ones(len(flat), dtype=np.float32)
+        out[...] = csr_array((ones, flat, ends), shape=(len(rows), len(self._rows))) @ self._rows
 
     def _ids(self, text: str) -> list[int]:
         """Return the word pieces of the text that is read, as the tokenizer would give them."""
@@ -271,11 +288,17 @@ class MiniLMEncoder:
             str(model), options, providers=["CPUExecutionProvider"]
         )
 
-    def encode_one(self, text: str) -> Float32:
-        """Return the vector of one text, shape (dim,)."""
-        text = text[:LONGEST_TEXT]  # the tokenizer splits all it gets, and truncates afterwards
-        if not text.strip():
-            return np.zeros(self.dim, dtype=np.float32)
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
+        out = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for n, text in enumerate(texts):
+            read = text[:LONGEST_TEXT]  # the tokenizer splits all it gets, and truncates afterwards
+            if read.strip():
+                out[n] = self._mean(read)
+            if progress:
+                progress(n + 1, len(texts))
+        return unit_rows(out)
+
+    def _mean(self, text: str) -> Float32:
         ids = np.array([self._tokenizer.encode(text).ids], dtype=np.int64)
         inputs = {
             "input_ids": ids,
@@ -283,15 +306,8 @@ class MiniLMEncoder:
             "token_type_ids": np.zeros_like(ids),
         }
         hidden = self._session.run(["last_hidden_state"], inputs)[0][0]
-        return _unit(hidden.mean(axis=0, dtype=np.float32))
-
-    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> Float32:
-        out = np.zeros((len(texts), self.dim), dtype=np.float32)
-        for n, text in enumerate(texts):
-            out[n] = self.encode_one(text)
-            if progress:
-                progress(n + 1, len(texts))
-        return out
+        mean: Float32 = hidden.mean(axis=0, dtype=np.float32)
+        return mean
 
 
 def _minilm_files() -> tuple[Path, Path]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import Any
 
 import pytest
 
-from crossroads.core.http.connection import HttpFailure
+from crossroads.core.http import connection as connections
+from crossroads.core.http import pool as pools
+from crossroads.core.http.connection import Connection, HttpFailure
 from crossroads.core.http.dial import Target
-from crossroads.core.http.pool import ConnectionPool, Request
+from crossroads.core.http.pool import ConnectionPool, Request, Seconds
 from crossroads.core.http.timeouts import Timeouts
 from tests.core.http.conftest import Run
 from tests.core.http.servers import (
@@ -298,6 +302,83 @@ def test_time_is_counted_where_it_goes(run: Run) -> None:
             assert second.phases.upstream > 0.04
 
     run(ask())
+
+
+class Clock:
+    """Stands for the module ``time`` and goes on only where it is told to."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class SlowWrite(asyncio.Transport):
+    """A write that takes ``write_s``, an answer in the next turn of a loop busy for ``busy_s``."""
+
+    def __init__(self, clock: Clock, connection: Connection, write_s: float, busy_s: float) -> None:
+        super().__init__()
+        self._clock, self._connection = clock, connection
+        self._write_s, self._busy_s = write_s, busy_s
+
+    def _pass(self, seconds: float) -> None:
+        self._clock.now += seconds
+
+    def write(self, data: Any) -> None:
+        self._pass(self._write_s)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self._connection.data_received, response(b"ok"))
+        loop.call_soon(self._pass, self._busy_s)  # runs before the task that the answer wakes
+
+    def abort(self) -> None: ...
+
+    def is_closing(self) -> bool:
+        return False
+
+
+def upstream_s(
+    monkeypatch: pytest.MonkeyPatch, *, write_s: float, busy_s: float, is_stream: bool = False
+) -> float:
+    """Return the seconds that are counted as the server's, by a clock of our own."""
+    clock = Clock()
+
+    async def dial(_: Any, __: Any, ___: Any, connection: Connection) -> None:
+        connection.connection_made(SlowWrite(clock, connection, write_s, busy_s))
+
+    async def ask() -> float:
+        pool = ConnectionPool(Target(host="127.0.0.1", port=9))
+        await pool.start()
+        request = Request(
+            b"", b"{}", Timeouts(), time.monotonic() + 60, Seconds(), max_bytes=1 << 20
+        )
+        if is_stream:
+            pool.settle(await pool.open(request))
+        else:
+            await pool.fetch(request)
+        await pool.close()
+        return request.phases.upstream
+
+    for module in (connections, pools):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(pools, "dial", dial)
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_an_answer_that_is_there_when_the_write_returns_took_the_server_its_time(
+    monkeypatch: pytest.MonkeyPatch, is_stream: bool
+) -> None:
+    """The system may run the server within our write; it is not the gateway that worked then."""
+    assert upstream_s(monkeypatch, write_s=0.025, busy_s=0.0, is_stream=is_stream) == 0.025
+
+
+def test_an_answer_that_waits_for_a_busy_loop_does_not_take_the_server_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert upstream_s(monkeypatch, write_s=0.025, busy_s=4.0) == 0.025
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

@@ -255,7 +255,7 @@ def test_a_difference_that_rests_on_few_observed_choices_is_warned_of(explored: 
     found = off_policy(log, own_choice(log), draws=0)
     known = found.support
     assert (known.differing, known.observed, known.effective_size) == (5, explored, explored)
-    (told,) = [w for w in found.warnings if "mostly chose otherwise" in w]
+    (told,) = [w for w in found.warnings if "less than half as likely" in w]
     assert "on 5 of 200 calls" in told
     assert f"was seen on {explored} of them" in told
     assert found.to_dict()["support"]["observed"] == explored

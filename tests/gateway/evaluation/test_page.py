@@ -31,7 +31,7 @@ def test_the_page_draws_every_estimate_and_loads_nothing(tmp_path: Path) -> None
     assert sum(attrs.get("class") == "middle" for _, attrs in tags.seen) == 26
     assert not [tag for tag, attrs in tags.seen if tag in ("script", "iframe") or "src" in attrs]
     assert "doubly robust" in page
-    assert "the candidate's own choice was seen on" in page
+    assert "half as likely to make the candidate's choice; that choice was seen on" in page
     assert "sqlite:l.db" in page
 
 

@@ -291,6 +291,12 @@ def test_nothing_is_made_on_the_disk_before_the_first_use(tmp_path: Path) -> Non
     asyncio.run(use())
 
 
+def test_what_was_spent_is_for_its_owner_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "limits.db"
+    run(f"sqlite:{path}", ("worker", TTL_MS, Ask(account(), 1, 0, 0, 0, 1, False)))
+    assert {found.stat().st_mode & 0o777 for found in tmp_path.iterdir()} == {0o600}
+
+
 def test_a_path_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "file" / "limits.db"):

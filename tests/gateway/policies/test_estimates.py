@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from crossroads.gateway.policies.estimates import Estimate, Estimates, RouterFailedError, within
 from crossroads.prompts.fitted import FittedRouter
+from crossroads.prompts.router import Queries
 from tests.gateway.policies.conftest import MODELS, Stub, run, stub
 
 
@@ -314,13 +317,45 @@ def test_an_estimate_has_every_model_and_no_embedding_is_kept() -> None:
     run(work)
 
 
+def test_features_that_are_asked_for_later_are_found_for_known_prompts_too() -> None:
+    estimates, _ = made()
+
+    async def work() -> None:
+        await get(estimates, "easy")
+        estimates.keep_features = True  # as a reload may
+        for _ in range(2):
+            found = await get(estimates, "easy")
+            assert found is not None
+            assert found.features is not None
+        assert (estimates.num_misses, estimates.num_hits) == (2, 1)
+
+    run(work)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_no_estimate(number: float) -> None:
+    estimates, router = made()
+    whole = router._predict
+
+    def predict(queries: Queries) -> npt.NDArray[np.float64]:
+        found = whole(queries)
+        found[-1, -1] = number
+        return found
+
+    router._predict = predict  # type: ignore[method-assign]
+    with pytest.raises(RouterFailedError, match="estimates no number"):
+        estimates.estimate(["easy", "hard"])
+
+
 def test_what_a_reload_takes_over_is_shared_but_for_the_decisions() -> None:
     (before, _), (after, router), (small, _) = made(), made(), made(cache=2)
 
     async def work() -> None:
         for text in ("a", "b", "c"):
-            old = await get(before, text)
-            assert old is not None
+            await get(before, text)
+            old = before.ask(text)
+            assert isinstance(old, Estimate)
+            assert old.kept == {}
             old.kept["terms"] = "of before"
         after.adopt(before)
         after.adopt(before)

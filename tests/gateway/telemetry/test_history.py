@@ -48,6 +48,16 @@ def test_rates_costs_and_failures_are_changes_between_samples() -> None:
     assert found["phases"]["route"] == pytest.approx(0.1)
 
 
+def test_what_a_client_got_wrong_is_refused_and_nothing_failed() -> None:
+    run = Run()
+    run.step()
+    refused = [record(model="", status=status, cost_usd=0.0) for status in (400, 404, 429, 499)]
+    run.step(*refused, record(model="", status=503, cost_usd=0.0), record())
+    found = run.series()
+    assert (found["totals"]["refused"], found["totals"]["failed"]) == (4, 1)
+    assert found["failed_per_s"] == pytest.approx([0.2])
+
+
 def test_a_shorter_period_leaves_older_calls_out() -> None:
     run = Run()
     run.step()

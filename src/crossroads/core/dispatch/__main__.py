@@ -2,7 +2,7 @@
 
 import sys
 
-from crossroads.core.dispatch.native import build
+from crossroads.core.dispatch.native import SOURCE
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{build()}\n")
+    sys.exit(SOURCE.main())

@@ -57,6 +57,8 @@ class Connection(asyncio.Protocol):
     is_complete : whether the answer came to its end
     is_reused : whether an exchange ran here before
     has_heard : whether any byte of the answer came
+    sent_at, ended_at : ``time.perf_counter`` just before the request was handed to the system, and
+        when the end of the answer was read; each holds once that has happened
     """
 
     __slots__ = (
@@ -80,6 +82,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_wait_for",
         "_waiter",
+        "ended_at",
         "has_heard",
         "headers",
         "idle_since",
@@ -87,6 +90,7 @@ class Connection(asyncio.Protocol):
         "is_complete",
         "is_lingering",
         "is_reused",
+        "sent_at",
         "status",
     )
 
@@ -142,6 +146,9 @@ class Connection(asyncio.Protocol):
         self._deadline = deadline
         self._limit = limit
         self._heard = time.monotonic()
+        # Before the write, not after it: the system may give the core to the server within it, and
+        # then the answer is there when the write returns.
+        self.sent_at = time.perf_counter()
         if self._transport is None:  # gone between connecting and asking
             self._fail(HttpFailure("lost", "connection lost before an answer"))
         elif len(body) <= _JOIN_BYTES:
@@ -311,7 +318,7 @@ class Connection(asyncio.Protocol):
         self._transport = None
         if self.is_busy and not self.is_complete:
             if self._is_until_close and exc is None and self._failure is None:
-                self.is_complete = True
+                self._end()
                 self._look()
             elif self._head_done:
                 self._fail(HttpFailure("cut", "the answer broke off"))
@@ -355,7 +362,11 @@ class Connection(asyncio.Protocol):
         if self._head_done and not self._extra:
             assert self._parser is not None
             self._keeps_alive = self._parser.should_keep_alive()
-            self.is_complete = True
+            self._end()
+
+    def _end(self) -> None:
+        self.is_complete = True
+        self.ended_at = time.perf_counter()
 
 
 _HEAD, _DATA, _END = 1, 2, 3  # what a task waits for

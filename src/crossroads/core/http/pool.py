@@ -119,7 +119,6 @@ class ConnectionPool:
         is_again = False
         while True:
             connection = await self._ask(request, is_again=is_again)
-            began = time.perf_counter()
             try:
                 body = await connection.whole()
             except HttpFailure as failure:
@@ -128,7 +127,9 @@ class ConnectionPool:
                     continue
                 raise
             finally:
-                request.phases.upstream += time.perf_counter() - began
+                # What a busy loop lets an answer wait that it has read is not the server's time.
+                ended = connection.ended_at if connection.is_complete else time.perf_counter()
+                request.phases.upstream += ended - connection.sent_at
                 self.settle(connection)
             return connection, body
 
@@ -140,7 +141,6 @@ class ConnectionPool:
         is_again = False
         while True:
             connection = await self._ask(request, is_again=is_again)
-            began = time.perf_counter()
             try:
                 await connection.head()
             except BaseException as error:
@@ -150,7 +150,7 @@ class ConnectionPool:
                     continue
                 raise
             finally:
-                request.phases.upstream += time.perf_counter() - began
+                request.phases.upstream += time.perf_counter() - connection.sent_at
             return connection
 
     async def _ask(self, request: Request, *, is_again: bool) -> Connection:

@@ -354,8 +354,8 @@ def _on_support(known: Support, num_calls: int) -> list[str]:
     if not known.differing or known.effective_size >= _FEW_OBSERVED:
         return []
     return [
-        f"the served policy mostly chose otherwise on {known.differing} of {num_calls} calls, and "
-        f"the candidate's own choice was seen on {known.observed} of them (worth "
-        f"{known.effective_size:.0f}): the difference rests on these, and no interval shows how "
-        "little that is; explore more, or judge more calls"
+        f"on {known.differing} of {num_calls} calls the served policy was less than half as likely "
+        f"to make the candidate's choice, and that choice was seen on {known.observed} of them "
+        f"(worth {known.effective_size:.0f}): the difference rests on these, and no interval shows "
+        "how little that is; explore more, or judge more calls"
     ]

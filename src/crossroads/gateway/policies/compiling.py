@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from crossroads.core.errors import CrossroadsError, InputError, unknown_name
+from crossroads.core.problems import Problem
 from crossroads.gateway.call import Body
 from crossroads.gateway.policies.cascade import CascadeNode
 from crossroads.gateway.policies.checks import build_check
@@ -33,6 +35,7 @@ from crossroads.gateway.policies.settings import (
 )
 from crossroads.gateway.policies.split import ShadowNode, SplitNode
 from crossroads.gateway.policies.sticky import StickyNode
+from crossroads.gateway.problems import ConfigError
 from crossroads.prompts.artefact import HEADER, npz_bytes
 from crossroads.prompts.decide import MinQuality
 from crossroads.prompts.fitted import FittedRouter, load_router
@@ -68,8 +71,8 @@ def compile_policies(
         another machine, or a busy one, other estimates would be late
 
     Raises InputError naming policy and field for whatever a first request could meet: unknown
-    models, policies and rules, cycles, an artefact whose models the pool lacks; and what loading
-    an artefact raises.
+    models, policies and rules, cycles, an artefact that is not there or whose models the pool
+    lacks; as a ConfigError with every one of them, except where a name is taken twice.
     """
     return _Compiler(
         settings,
@@ -107,6 +110,7 @@ class _Compiler:
         self._surroundings = _version(self._chains, self._eligibility.facts)
         self._bases: dict[str, str] = {}
         self._warnings: list[str] = []
+        self._problems: dict[Problem, None] = {}  # each once, in the order they were met
         self._under_way: list[str] = []
         self._matching: set[str] = set()  # policies that lead to one of kind preferences
         self._nodes: dict[str, Node] = {}
@@ -125,17 +129,17 @@ class _Compiler:
     def compile(self) -> CompiledPolicies:
         self._check_names()
         for model, chain in self._chains.items():
-            for name in (model, *chain):
-                self._check_model(name, f"fallbacks.{model}")
-            if model in chain:
-                raise InputError(
-                    f"fallbacks.{model}: {model!r} cannot stand in for itself; remove it"
-                )
+            with self._noting():
+                self._check_chain(model, chain)
         direct = Manner("direct", "", None, self._chains, self._eligibility)
         models = {name: ModelNode(name, direct) for name in self._pool.names}
         self._models = models
         for name in self._settings.policies:
-            self._node(name, "policies")
+            with self._noting():
+                self._node(name, "policies")
+        if self._problems:
+            remedy = "; crossroads check-config names them"
+            raise ConfigError("", tuple(self._problems), remedy=remedy)
         policies = {name: self._nodes[name] for name in self._settings.policies}
         return CompiledPolicies(
             models=models,
@@ -145,6 +149,15 @@ class _Compiler:
             matching=self._matching,
             warnings=self._warnings,
         )
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Keep what is wrong, and go on to what else is."""
+        try:
+            yield
+        except InputError as error:
+            place, _, message = str(error).partition(": ")  # no name of a policy has a colon
+            self._problems[Problem(place, message)] = None
 
     def _check_names(self) -> None:
         names = self._settings.policies
@@ -170,6 +183,12 @@ class _Compiler:
                 f"pool {self._pool.name!r} has a model named {AUTO!r}, which asks the router; "
                 "rename it"
             )
+
+    def _check_chain(self, model: str, chain: tuple[str, ...]) -> None:
+        for name in (model, *chain):
+            self._check_model(name, f"fallbacks.{model}")
+        if model in chain:
+            raise InputError(f"fallbacks.{model}: {model!r} cannot stand in for itself; remove it")
 
     def _default(self, policies: Mapping[str, Node]) -> Node | None:
         for name, policy in self._settings.policies.items():
@@ -268,7 +287,11 @@ class _Compiler:
         fitted = self._routers.get(settings.router)
         if fitted is None:
             path = self._folder / settings.router
-            fitted, digest = load_router(path), _digest((path / HEADER).read_bytes())
+            try:
+                fitted = load_router(path)
+            except InputError as error:
+                raise InputError(f"policies.{name}.router: {error}") from error
+            digest = _digest((path / HEADER).read_bytes())
         else:
             digest = _digest(npz_bytes(fitted.router.state()))
         try:

@@ -12,21 +12,20 @@ time) and makes the loop wait for the interpreter's lock. The time is measured o
 that becomes slow leaves the loop after a few late prompts (three, where each takes as long as
 ``_LONGEST_COUNTED``), and comes back when it is fast again.
 
-A prompt gets the same numbers whatever it is batched with. Embeddings are computed text by text. A
-router in double precision differs from batch to batch in the last bits only, and estimates are
-rounded to ``_DIGITS`` digits. One in single precision differs more (``knn``): that is measured when
-it is loaded, and such routers and verifiers estimate a batch row by row.
+A prompt gets the same numbers whatever it is batched with, as its embedding does. A router in
+double precision differs from batch to batch in the last bits only, and estimates are rounded to
+``_DIGITS`` digits. One in single precision differs more (``knn``): that is measured when it is
+loaded, and such routers and verifiers estimate a batch row by row.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from queue import SimpleQueue
 from typing import Any
@@ -81,7 +80,8 @@ class Estimate:
     features : the same as little-endian float16, where somebody asked for it
     seconds : spent on it
     verification : whether the router's choice will be right, where it has a verifier
-    kept : what policies made of it, by their own keys
+    kept : what policies made of it, by their own keys; None until the prompt comes a second time,
+        which most never do: what policies make of those would be most of the memory
     era : of the ``Estimates`` whose policies those are
     """
 
@@ -91,7 +91,7 @@ class Estimate:
     features: bytes | None = None
     seconds: float = 0.0
     verification: Verification | None = None
-    kept: dict[Any, Any] = field(default_factory=dict)
+    kept: dict[Any, Any] | None = None
     era: object = None
 
 
@@ -128,8 +128,7 @@ class Estimates:
     ) -> None:
         self.fitted = fitted
         self._needs_embeddings = fitted.router.needs_embeddings or fitted.verifier is not None
-        encoder: Any = get_encoder(fitted.encoder) if self._needs_embeddings else None
-        self._encode: Callable[[str], Float32] = _encoder_of(encoder)
+        self._encoder = get_encoder(fitted.encoder) if self._needs_embeddings else None
         self._cache: OrderedDict[str | bytes, Estimate] = OrderedDict()
         self._cache_size = cache
         self._era = object()
@@ -186,13 +185,15 @@ class Estimates:
         quality = self._predict(embeddings, cleaned)
         quality = quality.round(_DIGITS)
         quality += 0.0  # no negative zeros
+        if not np.isfinite(quality).all():
+            raise RouterFailedError(f"router {self.fitted.router.name!r} estimates no number")
         rows: list[list[float]] = quality.tolist()
-        found = []
-        for row, embedding in zip(rows, embeddings, strict=True):
-            if not math.isfinite(sum(row)) and not all(map(math.isfinite, row)):
-                raise RouterFailedError(f"router {self.fitted.router.name!r} estimates no number")
-            is_open = None if min(row) > EXCLUDED else [number > EXCLUDED for number in row]
-            found.append(Estimate(row, is_open, embedding))
+        pairs = zip(rows, embeddings, strict=True)
+        found = [Estimate(row, None, embedding) for row, embedding in pairs]
+        is_open = quality > EXCLUDED
+        if not is_open.all():
+            for estimate, row in zip(found, is_open, strict=True):
+                estimate.is_open = None if row.all() else row.tolist()
         if self.keep_features:
             for n, row in enumerate(embeddings.astype("<f2")):
                 found[n].features = row.tobytes()
@@ -224,11 +225,9 @@ class Estimates:
             self._thread = None
 
     def _embed(self, texts: Sequence[str]) -> Float32:
-        if not self._needs_embeddings:
+        if self._encoder is None:
             return np.zeros((len(texts), 1), dtype=np.float32)
-        if len(texts) == 1:
-            return self._encode(texts[0])[None]
-        return np.concatenate([self._encode(text) for text in texts]).reshape(len(texts), -1)
+        return self._encoder.encode(texts)
 
     def _predict(self, embeddings: Float32, texts: Sequence[str]) -> Float64:
         column = np.array(texts, dtype=object)
@@ -273,11 +272,15 @@ class Estimates:
 
     def _recall(self, key: str | bytes) -> Estimate | None:
         found = self._cache.get(key)
+        if found is not None and self.keep_features and found.features is None:
+            found = None  # of before a reload that asks for them
         if found is not None:
             if found.era is not self._era:  # of before a reload, or still used by those before
-                found = self._cache[key] = replace(found, kept={}, era=self._era)
+                found = self._cache[key] = replace(found, kept=None, era=self._era)
             self._cache.move_to_end(key)
             self.num_hits += 1
+            if found.kept is None:
+                found.kept = {}
         return found
 
     def _enqueue(self, key: str | bytes, text: str, loop: asyncio.AbstractEventLoop) -> Waiter:
@@ -436,15 +439,6 @@ class Estimates:
             if is_last:
                 return
             time.sleep(0)  # lets the event loop have the interpreter between two batches
-
-
-def _encoder_of(encoder: Any) -> Callable[[str], Float32]:
-    """Return what embeds one text, by the path that does not depend on its neighbours."""
-    one = getattr(encoder, "encode_one", None)
-    if one is not None:
-        found: Callable[[str], Float32] = one
-        return found
-    return lambda text: np.asarray(encoder.encode([text])[0], dtype=np.float32)
 
 
 async def within(waiter: Waiter, budget_s: float | None) -> Estimate | None:

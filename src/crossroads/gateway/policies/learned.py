@@ -198,18 +198,21 @@ class LearnedNode:
         ):
             price = float(f"{ask.cost_price:.2e}")  # coarse enough for decisions to be remembered
         terms = self._terms_of(ask, found.is_open, price)
-        kept = found.kept.get(terms)
+        remembered = found.kept
+        kept = None if remembered is None else remembered.get(terms)
         if kept.__class__ is Choice:
             return kept
         plan: _Plan | None = kept
         if plan is None:
-            if len(found.kept) >= _MOST_KEPT:
-                found.kept.clear()
             plan = self._plan(found, terms)
-            if plan.probability is None:  # nothing is left to chance: the choice stands
-                choice = found.kept[terms] = self._choice(ask, found, plan, plan.best)
+            # Where nothing is left to chance the choice stands.
+            choice = self._choice(ask, found, plan, plan.best) if plan.probability is None else None
+            if remembered is not None:
+                if len(remembered) >= _MOST_KEPT:
+                    remembered.clear()
+                remembered[terms] = choice or plan
+            if choice is not None:
                 return choice
-            found.kept[terms] = plan
         assert plan.probability is not None
         column = pick(plan.probability, draw(self._salt, ask.draws_by))
         drawn = plan.choices.get(column)

@@ -95,19 +95,26 @@ class FastHttpProtocol(LimitedProtocol, asyncio.Protocol):
         self._leave()
         if self._current is not None:
             self._current.disconnect()
-        self._queue.clear()
+        # What refers to this connection, or to itself, would stay until the next look for garbage.
+        self._current = self._incoming = None
+        self._clear_queue()
         if self._drained is not None:
             self._drained.set()
         self._is_deaf = True
-        self.parser = None  # it refers to this object
+        self.parser = None
 
     def shutdown(self) -> None:
         """Close when the answer under way is over; called by the server when it stops."""
-        self._queue.clear()
+        self._clear_queue()
         if self._current is None:
             self.transport.close()
         else:
             self._current.keep_alive = False
+
+    def _clear_queue(self) -> None:
+        for cycle in self._queue:
+            del cycle.scope[direct.KEY]
+        self._queue.clear()
 
     # --- parser ----------------------------------------------------------------------------------
 
@@ -221,6 +228,8 @@ class FastHttpProtocol(LimitedProtocol, asyncio.Protocol):
         finally:
             if cycle.task is not None:
                 self._server_state.tasks.discard(cycle.task)
+            # Each held the other: all of the request would stay until the next look for garbage.
+            del cycle.scope[direct.KEY]
 
     def _give_up(self, cycle: Cycle) -> None:
         if not cycle.is_sent and not cycle.is_disconnected:
@@ -318,7 +327,8 @@ class FastHttpProtocol(LimitedProtocol, asyncio.Protocol):
         elif current is not None:  # the next request is wrong; this one is served
             self._is_deaf = True
             self._deadline = NEVER
-            self._queue = deque(cycle for cycle in self._queue if cycle.is_whole)
+            if self._queue and not self._queue[-1].is_whole:  # only the last can be in the making
+                del self._queue.pop().scope[direct.KEY]
             return
         self.transport.write(refusal(status, message))
         self._linger()

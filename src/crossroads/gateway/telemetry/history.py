@@ -145,8 +145,19 @@ def _by_model(samples: list[Sample]) -> dict[str, list[float]]:
 
 
 def _failed(before: Snapshot, after: Snapshot) -> float:
+    """Count calls that failed without the client's doing."""
     by_status = _by_label(before, after, "crossroads_requests", 3)
-    return sum(count for status, count in by_status.items() if status != "200")
+    return sum(n for status, n in by_status.items() if status != "200" and not _is_refusal(status))
+
+
+def _refused(before: Snapshot, after: Snapshot) -> float:
+    by_status = _by_label(before, after, "crossroads_requests", 3)
+    return sum(n for status, n in by_status.items() if _is_refusal(status))
+
+
+def _is_refusal(status: str) -> bool:
+    """Whether it is 4xx: a client's mistake, a limit, or a client that left (499)."""
+    return len(status) == 3 and status.startswith("4")
 
 
 def _latency(before: Snapshot, after: Snapshot, q: float, model: str = "") -> float | None:
@@ -164,6 +175,7 @@ def _totals(first: Snapshot, last: Snapshot) -> dict[str, Any]:
     return {
         "requests": _change(first, last, "crossroads_requests"),
         "failed": _failed(first, last),
+        "refused": _refused(first, last),
         "cost_usd": _change(first, last, "crossroads_cost_usd"),
         "cache_saved_usd": _change(first, last, "crossroads_saved_usd"),
         "fallbacks": _change(first, last, "crossroads_fallbacks"),

@@ -77,7 +77,7 @@ function showFigures(traffic, saved) {
   put(
     byId("figures"),
     figure("Requests", count(totals.requests), `${digits(totals.requests / length, 2)} per second`),
-    figure("Failed", percent(failed), `${count(totals.limited)} limited, ${count(totals.fallbacks)} fell back`),
+    figure("Failed", percent(failed), `${count(totals.fallbacks)} fell back; ${count(totals.refused)} refused (4xx), ${count(totals.limited)} limited`),
     figure("Latency, median", seconds(totals.p50_s), `95 % within ${seconds(totals.p95_s)}`),
     figure("Spent", usd(totals.cost_usd), `${usd(totals.requests ? (1000 * totals.cost_usd) / totals.requests : 0)} per 1,000`),
     savedFigure(saved),

@@ -101,6 +101,7 @@ class SqliteStore:
 
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.touch(mode=0o600)  # who spent what; side files get the same mode
         db = sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)
         self._connection = db
         until = time.monotonic() + _WAIT_S
