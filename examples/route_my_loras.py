@@ -20,7 +20,7 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.layout import load_bank
 from crossroads.models.smollm2_torch import load_smollm2, smollm2_tokenizer
 
-PROMPTS = ("German: Wo ist der Bahnhof?\nEnglish:", "Query: how much money do i have\nIntent:")
+PROMPTS = ("German: Wo ist der Bahnhof?\nEnglish:", "French: Je ne sais pas.\nEnglish:")
 
 
 def votes(routed: RoutedModel) -> Counter[str]:

@@ -28,7 +28,12 @@ from crossroads.adapters.collection.arms import mean_nll, measure, share_closed
 from crossroads.adapters.collection.batches import training_batches
 from crossroads.adapters.collection.evaluation import SEEDS, TaskScore, evaluate
 from crossroads.adapters.collection.recipe import BASE_MODEL
-from crossroads.adapters.collection.shipped import MANIFEST, check_files, shipped_folder
+from crossroads.adapters.collection.shipped import (
+    MANIFEST,
+    check_files,
+    read_manifest,
+    shipped_folder,
+)
 from crossroads.adapters.collection.tasks import Task, get_task, tasks
 from crossroads.adapters.layout import load_bank
 from crossroads.adapters.routers import build_router
@@ -48,7 +53,6 @@ ROUTERS = {
     "average activation top-2": "average-activation:k=2",
 }
 LEVELS = {"phatgoose top-2": 0.70, "average activation top-2": 0.50}
-ACTIVATION_STEPS = 8  # batches of about 512 tokens an expert's mean input is taken over
 
 
 def main() -> None:
@@ -66,7 +70,8 @@ def main() -> None:
     bank = None
     if folder is not None:
         check_files(folder)
-        bank = with_activations(model, tokenizer, load_bank(folder), cache)
+        steps = read_manifest(folder)["recipe"]["steps"]
+        bank = with_activations(model, tokenizer, load_bank(folder), cache, steps=steps)
     found: dict[str, list[TaskScore]] = {}
     for arm in wanted:
         given: dict[str, Any] = {"rows": options.rows, "seeds": SEEDS, "cache": cache}
@@ -99,8 +104,13 @@ def main() -> None:
     write_atomically(options.out, json.dumps(body, indent=1) + "\n")
 
 
-def with_activations(model: Any, tokenizer: Any, bank: AdapterBank, cache: Path) -> AdapterBank:
-    """Return the bank with the mean inputs of its experts' training rows, kept in ``cache``."""
+def with_activations(
+    model: Any, tokenizer: Any, bank: AdapterBank, cache: Path, *, steps: int
+) -> AdapterBank:
+    """Return the bank with the mean inputs of its experts, kept in ``cache``.
+
+    They are taken over the batches that each expert was trained on, ``steps`` of them.
+    """
     from safetensors.torch import load_file, save_file
 
     made = []
@@ -109,10 +119,10 @@ def with_activations(model: Any, tokenizer: Any, bank: AdapterBank, cache: Path)
             digest = hashlib.blake2b(digest_size=8)
             for lora in expert.modules.values():
                 digest.update(lora.b_OR.numpy().tobytes())
-            path = cache / f"{expert.name}.activation.{digest.hexdigest()}.safetensors"
+            path = cache / f"{expert.name}.activation.{steps}.{digest.hexdigest()}.safetensors"
             if not path.is_file():
                 batch_of = training_batches(tokenizer, get_task(expert.name), seed=0)
-                batches = [batch_of(step) for step in range(ACTIVATION_STEPS)]
+                batches = [batch_of(step) for step in range(steps)]
                 seen = record_activation(model, expert, batches).artifacts["activation"]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_file(dict(seen), path)

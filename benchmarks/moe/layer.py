@@ -92,13 +92,13 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     from plot import scaling_plot
 
-    from crossroads.core.dispatch.native import built_path
+    from crossroads.core.dispatch.native import SOURCE
     from crossroads.core.files import write_atomically
     from crossroads.core.provenance import machine
 
     if options.peers:
         sys.path.append(options.peers)  # for their versions
-    built = built_path()
+    built = SOURCE.built_path()
     body: dict[str, Any] = {}
     if options.only and options.out.is_file():
         body = json.loads(options.out.read_text("utf-8"))

@@ -275,18 +275,61 @@ def test_layers_that_come_later_have_the_banks_type() -> None:
     assert bank.layers["up"].a_ERI.dtype == torch.float16
 
 
-def test_experts_are_known_again_by_their_earlier_names() -> None:
+def test_experts_are_known_again_through_renames() -> None:
     bank = AdapterBank([expert(name, (1, 0, 0), n) for n, name in enumerate("abc")])
-    before = bank.names
+    before = bank.keys_by_name
+    assert bank.is_as_in(before)
     bank.rename("a", "y")
+    between = bank.keys_by_name
     bank.rename("y", "z")
+    assert bank.is_as_in(before) and bank.is_as_in(between)
     bank.remove("b")
     bank.add(expert("d", (1, 0, 0), 3))
     assert bank.names == ("z", "c", "d")
-    assert bank.places_in(before) == [0, 2, None]
-    assert bank.places_in(("y", "c")) == [0, 1, None]
-    bank.add(expert("a", (1, 0, 0), 4))  # another one of the old name
-    assert bank.places_in(before) == [None, 2, None, 0]
+    assert bank.places_in(before) == bank.places_in(between) == [0, 2, None]
+    bank.add(expert("a", (1, 0, 0), 4), expert("b", (1, 0, 0), 5))  # others of the old names
+    assert bank.places_in(before) == [0, 2, None, None, None]
+    assert not bank.is_as_in(before)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["rename", "remove", "add", "again"]), st.integers(0, 5)))
+)
+@settings(deadline=None)
+def test_an_expert_is_known_by_itself_whatever_became_of_the_names(
+    steps: list[tuple[str, int]],
+) -> None:
+    bank = AdapterBank([expert(name, (1, 0, 0), n) for n, name in enumerate("abc")])
+    before = bank.keys_by_name
+    who: list[int | None] = [0, 1, 2]  # who stands where, None = a stranger
+    gone: list[tuple[Expert, int | None]] = []
+    for number, (step, at) in enumerate(steps):
+        place = at % len(who)
+        free = next(name for name in "abcdefghijklmnop"[at:] if name not in bank.names)
+        if step == "rename":
+            bank.rename(bank.names[place], free)
+        elif step == "add" and len(who) < 6:
+            bank.add(expert(free, (1, 0, 0), number))
+            who.append(None)
+        elif step == "remove" and len(who) > 1:
+            gone.append((bank.remove(bank.names[place]), who.pop(place)))
+        elif step == "again" and gone and len(who) < 6:
+            back, number_of_it = gone.pop()
+            bank.add(replace(back, name=free))
+            who.append(number_of_it)
+    assert bank.places_in(before) == who
+
+
+def test_copies_are_others_and_a_bank_of_the_same_experts_knows_them() -> None:
+    bank = AdapterBank([expert(name, (1, 0, 0), n) for n, name in enumerate("abc")])
+    before = bank.keys_by_name
+    bank.add(replace(bank.expert("a"), name="copy"))
+    assert bank.places_in(before) == [0, 1, 2, None]
+    part = bank.subset(["c", "a"])
+    part.rename("c", "z")
+    assert part.places_in(before) == [2, 0]
+    read_again = AdapterBank([expert(name, (1, 0, 0), n) for n, name in enumerate("cxa")])
+    assert read_again.places_in(before) == [2, None, 0]
 
 
 @given(st.permutations("abcdef"), st.sets(st.sampled_from("abcdef")), st.sampled_from([0, 1, -1]))
@@ -297,7 +340,8 @@ def test_what_was_learnt_of_experts_is_carried_to_where_they_stand_now(
     bank = AdapterBank([expert(name, (1, 0, 0), n) for n, name in enumerate(now)])
     before = torch.arange(len(names) * 2.0).view(-1, 2).movedim(0, axis)
     fresh = -torch.ones(len(now), 2).movedim(0, axis)
-    found = bank.carried(names, before, fresh, axis=axis).movedim(axis, 0)
+    former = {name: f"of {name}" for name in names}  # experts of another bank
+    found = bank.carried(former, before, fresh, axis=axis).movedim(axis, 0)
     for row, name in zip(found.tolist(), now, strict=True):
         place = names.index(name) if name in names else None
         assert row == ([-1.0, -1.0] if place is None else [2.0 * place, 2.0 * place + 1])

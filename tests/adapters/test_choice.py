@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from crossroads.adapters import choice
-from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.bank import AdapterBank, Expert, LoRA
 from crossroads.adapters.choice import choose_router, told
+from crossroads.adapters.comparing import candidates
 from crossroads.adapters.contract import Router
 from crossroads.adapters.routers import build_router
 from crossroads.core.errors import InputError, UsageError
@@ -51,6 +52,19 @@ def test_what_the_bank_lacks_is_said(tmp_path: Path) -> None:
         choose_router("phatgoose", mixed)
     with pytest.raises(UsageError, match="did you mean 'phatgoose'"):
         choose_router("fatgoose", bank())
+
+
+@pytest.mark.parametrize("name", ["ties", "dare"])
+def test_factors_of_unlike_ranks_are_refused_before_the_model_is_touched(name: str) -> None:
+    factors = {
+        rank: LoRA(a_RI=torch.ones(rank, 3), b_OR=torch.ones(2, rank), scale=1.0) for rank in (2, 4)
+    }
+    mixed = AdapterBank([Expert(name=f"r{r}", modules={"q": f}) for r, f in factors.items()])
+    with pytest.raises(InputError, match=r"differ at q \(2 and 4\); with :on=delta after"):
+        choose_router(name, mixed)
+    assert choose_router(f"{name}:on=delta", mixed).settings()["on"] == "delta"
+    able, left_out = candidates(mixed)
+    assert name in left_out and name not in able
 
 
 @pytest.mark.parametrize("name", ["x-lora", "dynmole", "lora-mixer", "lorahub"])

@@ -75,6 +75,33 @@ def test_the_share_closed_is_the_collections() -> None:
     assert closed.per_seed == tuple(expected[seed] for seed in (0, 1))
 
 
+def test_tasks_whose_seeds_share_their_rows_add_no_certainty() -> None:
+    losses = {"words": (1.0, 1.0), "letters": (3.0, 5.0), "new": (2.0, 2.0)}
+    scores = [score(task, seed, v) for task, vs in losses.items() for seed, v in enumerate(vs)]
+    board = replace(compared(mine=scores), repeated=frozenset({"words", "new"}))
+    one, other = board.mean(board["mine"], "held_in"), board.mean(board["mine"], "held_out")
+    assert one is not None and one.low is not None  # another task's rows differ
+    assert other is not None and (other.mean, other.low, other.high) == (2.0, None, None)
+    assert "of words, new: they add nothing" in board.notes[0]
+    arm = board.to_dict()["groups"][0]["arms"][0]["tasks"]
+    assert arm["words"]["nll"]["low"] is None and arm["letters"]["nll"]["low"] is not None
+    assert compared(mine=scores).notes == ()
+
+
+def test_the_rows_of_every_task_are_told() -> None:
+    how: dict[str, Any] = {"rows": 3, "seeds": (0, 1)}
+    few = replace(TASKS[0], rows={**TASKS[0].rows, "test": TASKS[0].rows["test"][:2]})
+    board = compare(base_model(), bank(), [], [few, TASKS[1]], **how)
+    told = {one["name"]: (one["rows"], one["same_rows"]) for one in board.to_dict()["tasks"]}
+    assert told == {"words": (2, True), "new": (3, False)}
+    arm = board["uniform"]
+    found, other = board.mean(arm, "held_in"), board.mean(arm, "held_out")
+    assert found is not None and found.low is None and len(set(found.per_seed)) == 1
+    assert other is not None and other.low is not None
+    closed = board.closed(arm)
+    assert closed is None or closed.low is None
+
+
 def test_there_is_no_share_without_a_gap() -> None:
     same = [score("words", s, 2.0) for s in (0, 1)]
     board = compared(uniform=same, oracle=same, mine=same)

@@ -341,6 +341,70 @@ def test_a_bank_of_another_model_is_refused(
     assert not any(isinstance(m, RoutedLinear) for m in model.modules())
 
 
+def test_a_change_that_cannot_be_followed_is_refused_in_every_pass() -> None:
+    model = tiny_llama()
+    bank = bank_for(model, 3)
+    RoutedModel(model, bank, build_router("phatgoose"))
+    inside = dict(model.named_modules())
+    bad = [
+        Expert(name="bad", modules={"model.layers.9.mlp.up_proj": lora(2, 16, 24)}),
+        experts(model, ["bad"], kinds=())[0],  # without a gate
+    ]
+    with torch.no_grad():
+        before = model(ids(2, 6)).logits
+        for one in bad:
+            bank.add(one)
+            for _ in range(2):
+                with pytest.raises(InputError, match=r"layers\.9|no 'gate'"):
+                    model(ids(2, 6))
+                assert dict(model.named_modules()) == inside
+            bank.remove("bad")
+            assert torch.equal(model(ids(2, 6)).logits, before)
+            inside = dict(model.named_modules())
+
+
+def test_after_unwrap_nothing_is_put_in_again() -> None:
+    model = tiny_llama()
+    before = dict(model.named_modules())
+    routed = RoutedModel(model, bank_for(model, 2), build_router("uniform"))
+    routed.unwrap()
+    with pytest.raises(InputError, match="taken out by unwrap"):
+        routed.refresh()
+    assert dict(model.named_modules()) == before
+
+
+def test_a_router_serves_one_bank_at_a_time() -> None:
+    models = [tiny_llama(seed) for seed in (0, 1)]
+    banks = [bank_for(model, 3, seed=seed) for seed, model in enumerate(models)]
+    router = build_router("phatgoose")
+    first = RoutedModel(models[0], banks[0], router)
+    with torch.no_grad():
+        before = models[0](ids(2, 6)).logits
+        with pytest.raises(InputError, match="phatgoose: routes for another bank in another model"):
+            RoutedModel(models[1], banks[1], router)
+        assert torch.equal(models[0](ids(2, 6)).logits, before)
+    assert not any(isinstance(m, RoutedLinear) for m in models[1].modules())
+    RoutedModel(models[1], banks[0], router).unwrap()  # what it knows holds for both
+    first.unwrap()
+    RoutedModel(models[1], banks[1], router)
+    del models[1]  # and freed with the model that held it
+    RoutedModel(models[0], banks[0], router)
+
+
+def test_a_layer_under_two_names_is_refused_and_a_shared_block_is_not() -> None:
+    layer = "0.0"
+    block = nn.Sequential(nn.Linear(6, 6))
+    twice = nn.Sequential(block, block)
+    base = block[0]
+    routed = RoutedModel(twice, _one(layer, 6, 6), build_router("uniform"))
+    assert isinstance(twice[1][0], RoutedLinear)
+    routed.unwrap()
+    tied = nn.Sequential(block, nn.Sequential(base))
+    with pytest.raises(InputError, match=r"layer 0\.0: the model has it as 1\.0 too"):
+        RoutedModel(tied, _one(layer, 6, 6), build_router("uniform"))
+    assert tied[0][0] is tied[1][0] is base
+
+
 class Averaging(Router):
     """Averages factors of experts that were trained apart."""
 
@@ -411,27 +475,3 @@ def test_hooks_keep_what_the_base_layer_said_and_its_output_is_weighed(recorded:
         model[0].base_layer.register_forward_hook(lambda *hooked: seen.append(hooked[2]))
         torch.testing.assert_close(model(x), said + added)
         assert torch.equal(seen[0], said)
-
-
-@pytest.mark.parametrize("spec", ["lora-mixer", "dynmole"])
-def test_padding_is_left_out_of_losses_whoever_tells_of_it(spec: str) -> None:
-    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
-    found = []
-    for told, given in (({"mask": mask}, {}), ({}, {"attention_mask": mask}), ({}, {})):
-        model = tiny_llama()
-        routed = RoutedModel(model, bank_for(model, 3), build_router(spec))
-        with torch.no_grad(), calling(training=True, **told):
-            # The same hidden states: who tells of the mask must not change what is routed.
-            sight = given or {"attention_mask": _sight(mask)}
-            model(ids(2, 5), position_ids=torch.arange(5).expand(2, -1), **sight)
-        found.append(float(routed.aux_loss()))
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
-    assert found[0] != pytest.approx(found[2], rel=1e-5)
-
-
-def _sight(mask_BT: Tensor) -> Tensor:
-    """Return which positions see which, (B, 1, T, T): it says nothing about single tokens."""
-    length = mask_BT.shape[1]
-    is_earlier_TT = torch.ones(length, length, dtype=torch.bool).tril()
-    seen = is_earlier_TT & mask_BT.bool()[:, None, :] | torch.eye(length, dtype=torch.bool)
-    return seen[:, None]

@@ -39,6 +39,6 @@ def test_merges_are_the_same_for_all_tokens_and_follow_the_bank(spec: str) -> No
 def test_unequal_ranks_are_merged_as_deltas_only() -> None:
     model = toys.tiny_llama()
     experts = [*toys.experts(model, ["a"], rank=1), *toys.experts(model, ["b"], rank=3)]
-    with pytest.raises(InputError, match="use on=delta"):
+    with pytest.raises(InputError, match="with :on=delta"):
         logits("ties", experts)
     assert torch.isfinite(logits("ties:on=delta", experts)).all()

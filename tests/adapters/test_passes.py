@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import pytest
@@ -13,6 +14,7 @@ from crossroads.adapters.calls import calling
 from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
+from crossroads.adapters.routers.dynmole import DynMoLE
 from crossroads.adapters.scopes import Scope
 from crossroads.core.gating import softmax
 from tests.adapters.gated import Gated
@@ -183,3 +185,71 @@ def test_one_decision_for_the_model_holds_where_tokens_are_flattened_into_rows()
         with calling(experts=["a", None]):
             found = model(x)
     torch.testing.assert_close(found, torch.stack([everywhere[0], base[1]]))
+
+
+@pytest.mark.parametrize("spec", ["dynmole", "lora-mixer", "mogu"])
+def test_losses_of_two_stacks_leave_out_the_padding_of_both(spec: str) -> None:
+    model = tiny_t5()
+    routed = RoutedModel(model, bank_for(model, 3, ends=T5_LAYERS), build_router(spec))
+    main, encoder = torch.ones(2, 4).long(), torch.ones(2, 6).long()
+    main[1, 3:] = encoder[0, 4:] = 0
+
+    def loss(padding: int, **told: Tensor) -> float:
+        x, y = ids(2, 6), ids(2, 4, seed=1)
+        x[0, 4:] = y[1, 3:] = padding
+        with torch.no_grad(), calling(labels=torch.tensor([0, 1]), training=True, **told):
+            model(
+                input_ids=x,
+                attention_mask=encoder,
+                decoder_input_ids=y,
+                decoder_attention_mask=main,
+            )
+            return float(routed.aux_loss())
+
+    found = loss(0)
+    assert found == pytest.approx(loss(5), rel=1e-6)
+    assert found == pytest.approx(loss(5, mask=main, encoder_mask=encoder), rel=1e-6)
+    # A caller who says that all tokens are real is heard, so the padding has a say of its own.
+    counted = loss(5, mask=torch.ones(2, 4), encoder_mask=torch.ones(2, 6))
+    assert found != pytest.approx(counted, rel=1e-5)
+    # A stack of padding alone has no say.
+    assert math.isfinite(loss(5, mask=main, encoder_mask=torch.zeros(2, 6)))
+
+
+def test_entropy_of_two_stacks_is_the_mean_over_the_real_tokens_of_both() -> None:
+    model = tiny_t5()
+    routed = RoutedModel(model, bank_for(model, 3, ends=T5_LAYERS), DynMoLE(balance=0.0))
+    encoder = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]])
+    with torch.no_grad(), calling(training=True):
+        model(input_ids=ids(2, 5), attention_mask=encoder, decoder_input_ids=ids(2, 3, seed=1))
+        found = float(routed.aux_loss())
+    each = []
+    for seen in routed.current.seen.values():
+        assert seen.routing.logits is not None
+        unsure_BT = DynMoLE().uncertainty(softmax(seen.routing.logits[:, :, 0]), 3)
+        each.append(unsure_BT.flatten() if seen.mask_BT is None else unsure_BT[seen.mask_BT])
+    assert found == pytest.approx(0.01 * float(torch.cat(each).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["lora-mixer", "dynmole"])
+def test_padding_is_left_out_of_losses_whoever_tells_of_it(spec: str) -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    found = []
+    for told, given in (({"mask": mask}, {}), ({}, {"attention_mask": mask}), ({}, {})):
+        model = tiny_llama()
+        routed = RoutedModel(model, bank_for(model, 3), build_router(spec))
+        with torch.no_grad(), calling(training=True, **told):
+            # The same hidden states: who tells of the mask must not change what is routed.
+            sight = given or {"attention_mask": _sight(mask)}
+            model(ids(2, 5), position_ids=torch.arange(5).expand(2, -1), **sight)
+        found.append(float(routed.aux_loss()))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0] != pytest.approx(found[2], rel=1e-5)
+
+
+def _sight(mask_BT: Tensor) -> Tensor:
+    """Return which positions see which, (B, 1, T, T): it says nothing about single tokens."""
+    length = mask_BT.shape[1]
+    is_earlier_TT = torch.ones(length, length, dtype=torch.bool).tril()
+    seen = is_earlier_TT & mask_BT.bool()[:, None, :] | torch.eye(length, dtype=torch.bool)
+    return seen[:, None]

@@ -72,6 +72,15 @@ def test_routers_and_baselines_are_judged_on_the_same_rows(place: Path) -> None:
     assert heat.columns == ["words", "lines"] and "uniform" not in heat.rows
 
 
+def test_a_note_names_tasks_whose_rows_every_seed_shares(place: Path) -> None:
+    most = len(TASKS["words"].rows["test"])
+    assert not [note for note in arena(place, rows=3).notes if "every seed" in note]
+    said = [
+        note for note in arena(place, rows=most, tasks=("words",)).notes if "every seed" in note
+    ]
+    assert len(said) == 1 and "an interval: words;" in said[0]
+
+
 def test_the_same_seed_gives_the_same_figures(place: Path, tmp_path: Path) -> None:
     runs = []
     for folder in ("one", "two"):

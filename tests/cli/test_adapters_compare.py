@@ -49,7 +49,7 @@ def test_json_is_all_of_stdout_and_has_what_help_says(place: Path) -> None:
     told: dict[str, Any] = json.loads(result.stdout)
     assert json.loads(out.read_text("utf-8")) == told
     assert {"model", "experts", "tasks", "rows", "seeds", "threads", "groups", "left_out",
-            "machine", "version", "created"} == set(told)  # fmt: skip
+            "notes", "machine", "version", "created"} == set(told)  # fmt: skip
     arms = {arm["router"]: arm for group in told["groups"] for arm in group["arms"]}
     assert set(arms) == {"base", "uniform", "oracle", "phatgoose", "arrow"}
     assert set(arms["arrow"]) == {
@@ -66,8 +66,21 @@ def test_tables_are_by_group_and_tell_what_was_left_out(place: Path) -> None:
     for line in ("adapters: reads the adapters alone", "contributors: needs what contributors"):
         assert f"\n{line}" in result.stdout
     assert "left out retrieval: " in result.stderr
-    assert "left out x-lora: " in result.stderr
-    assert "left out poly: is told the task of every prompt by a number" in result.stderr
+    reasons = result.stderr.splitlines()
+    untrained = next(line for line in reasons if "x-lora" in line)
+    assert untrained.startswith("left out dynmole, ") and "mogu, x-lora: nobody" in untrained
+    assert "left out poly, task-moe: is told" in result.stderr
+    assert "note: " not in result.stdout  # the seeds draw different rows
+
+
+def test_seeds_with_the_same_rows_have_no_interval_and_a_note(place: Path) -> None:
+    rows = ("--rows-file", str(place / "rows.jsonl"), "--rows", "3", "--seeds", "2")
+    result = _invoke(place, *rows, "--routers", "arrow")
+    assert "note: all seeds score the same rows of every task: there is no interval" in (
+        result.stdout
+    )
+    table = result.stdout.split("+- is half")[0]
+    assert "arrow" in table and "+-" not in table
 
 
 def test_a_named_router_that_cannot_run_is_exit_code_one_after_the_table(place: Path) -> None:

@@ -99,7 +99,7 @@ def test_people_are_told_what_was_written(folder: str, tmp_path: Path) -> None:
         (["--weights", "words=nan"], UsageError, "expected NAME=NUMBER, got 'words=nan'"),
         (["--weights", "words=1,words=2"], UsageError, "words has two weights"),
         (["--weights", "words=0"], InputError, "no expert has a weight"),
-        (["--router", "phatgoose"], InputError, "weights vary by token"),
+        (["--router", "phatgoose"], UsageError, "decides by token, .* with --bank, or"),
         (["--router", "named"], UsageError, "decides by prompt"),
         (["--router", "tie"], UsageError, "did you mean 'ties'"),
         (["--router", "uniform", "--only", "nobody"], UsageError, "unknown expert 'nobody'"),
@@ -121,7 +121,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(
 def test_what_is_there_is_replaced_only_on_demand(folder: str, tmp_path: Path) -> None:
     out = str(tmp_path / "words")
     _run(folder, out, "--expert", "words")
-    with pytest.raises(InputError, match="exists"):
+    with pytest.raises(InputError, match=r"exists already.* --overwrite it"):
         _run(folder, out, "--expert", "lines")
     _run(folder, out, "--expert", "lines", "--overwrite")
     torch.testing.assert_close(

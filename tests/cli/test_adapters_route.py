@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from crossroads.cli import cli
+from crossroads.cli.adapters import route
 from crossroads.core.errors import CrossroadsError, InputError, UsageError
 from tests.adapters.saved import save_adapters, save_base
 
@@ -42,10 +43,23 @@ def test_json_tells_answer_and_shares(folders: tuple[str, ...]) -> None:
 
 
 def test_the_table_names_the_best_adapters_and_explains_layers(folders: tuple[str, ...]) -> None:
-    shown = _run(*folders, "--prompt", "a b", "--router", "arrow", "--explain")
+    arguments = (*folders, "--prompt", "a b", "--router", "arrow")
+    shown = _run(*arguments, "--explain")
     assert shown.startswith("3 adapters of base, router arrow\n\na b\n-> ")
-    assert shown.count("model.layers.") == 10
-    assert " %" in shown
+    assert shown.count("model.layers.*.") == shown.count("(2 layers): ") == 5
+    assert " %" in shown and "model.layers.0" not in shown
+    whole = _run(*arguments, "--explain-all")
+    assert whole.startswith(shown) and whole.count("model.layers.") == 15
+
+
+def test_shares_of_a_kind_are_the_mean_over_its_layers(folders: tuple[str, ...]) -> None:
+    told = json.loads(_run(*folders, "--prompt", "a b", "--router", "arrow", "--explain", "--json"))
+    layers = told["prompts"][0]["layers"]
+    assert len(layers) == 10
+    pair = [layers[f"model.layers.{n}.self_attn.q_proj"] for n in (0, 1)]
+    found = route._by_kind(layers)["model.layers.*.self_attn.q_proj (2 layers)"]
+    for name, share in found.items():
+        assert share == pytest.approx((pair[0][name] + pair[1][name]) / 2)
 
 
 def test_a_told_router_is_told(folders: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,10 @@ class LoRA:
         return self.scale * (self.b_OR.float() @ self.a_RI.float())
 
 
+def _new_key() -> str:
+    return uuid4().hex
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Expert:
     """One adapter, independent of any bank.
@@ -65,6 +70,8 @@ class Expert:
     description : what the expert is for, in words
     base_model : name its adapter was trained on
     info : further plain data: source, labels, the adapter's configuration
+    key : tells it from all others whatever they are called; ``dataclasses.replace`` keeps it, files
+        do not have it
     """
 
     name: str
@@ -75,6 +82,7 @@ class Expert:
     description: str = ""
     base_model: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
+    key: str = field(default_factory=_new_key, repr=False)
 
     @property
     def n_parameters(self) -> int:
@@ -95,6 +103,7 @@ class ModuleBank(nn.Module):
     artifacts : side data by name, (E, I); rows of experts without it are NaN. These and the scales
         stay float32 when the bank is cast to another type
     heads : 1, or the number of blocks multi-head routing cuts inputs and outputs into
+    rewrites : how often ``AdapterBank.rewritten`` was called, for what is kept of the numbers
     """
 
     a_ERI: nn.Parameter
@@ -124,7 +133,7 @@ class ModuleBank(nn.Module):
                     f"{(lora.a_RI.shape[1], len(lora.b_OR))}; are they of one base model?"
                 )
         _check_heads(name, heads, inputs, outputs)
-        self.name, self.heads = name, heads
+        self.name, self.heads, self.rewrites = name, heads, 0
         # Plain numbers: a step of decoding asks for them at every layer.
         self.n_experts, self.n_alive = len(found), len(given)
         self.inputs, self.outputs = inputs, outputs
@@ -212,13 +221,19 @@ class AdapterBank(nn.Module):
     """Experts by name and their factors by layer.
 
     ``version`` counts changes of the set of experts: routers prepare themselves again.
+
+    What is kept of factors, scales and the base model's weights (flattened or merged copies) is
+    made anew after training and other writes in place, which raise a tensor's version; not after
+    writes through ``.data`` or from outside torch, nor to tensors made in inference mode, which
+    raise none. What routers derive once (the prototypes of Arrow, merges of TIES and DARE) stays
+    even after training. ``rewritten()`` drops all of it.
     """
 
     def __init__(self, experts: Iterable[Expert], *, heads: int = 1) -> None:
         super().__init__()
         self.heads, self.version = heads, 0
-        self._earlier: dict[str, tuple[str, ...]] = {}  # of renamed experts, the latest first
         self._cards: list[Expert] = []
+        self._met: set[str] = set()  # keys of all experts that were ever here
         self._modules_by_name: dict[str, ModuleBank] = {}
         self._change([], list(experts))
 
@@ -226,6 +241,11 @@ class AdapterBank(nn.Module):
     def names(self) -> tuple[str, ...]:
         """The experts' names, in the order of axis E."""
         return tuple(card.name for card in self._cards)
+
+    @property
+    def keys_by_name(self) -> dict[str, str]:
+        """The experts' keys by name, in the order of axis E: for ``places_in`` at a later time."""
+        return {card.name: card.key for card in self._cards}
 
     @property
     def n_experts(self) -> int:
@@ -247,26 +267,32 @@ class AdapterBank(nn.Module):
             raise unknown_name("expert", name, self.names)
         return self.names.index(name)
 
-    def places_in(self, names: Sequence[str]) -> list[int | None]:
-        """Return where each expert stood in a former order of names; None = it was not in it.
+    def places_in(self, former: Mapping[str, str]) -> list[int | None]:
+        """Return where each expert stood among former ``keys_by_name``; None = it was not there.
 
-        Renamed experts are known by their earlier names: what a router learnt of them stays.
+        Experts are known by their keys, so that a renamed one is found, and another one under the
+        name of one that was removed is not. Those of other banks, such as the same files read
+        again, are known by their names.
         """
-        gone = {name: place for place, name in enumerate(names) if name not in self.names}
-        found = []
-        for name in self.names:
-            earlier = (gone[old] for old in self._earlier.get(name, ()) if old in gone)
-            found.append(names.index(name) if name in names else next(earlier, None))
-        return found
+        by_key = {key: place for place, key in enumerate(former.values())}
+        by_name = {
+            name: place for place, name in enumerate(former) if former[name] not in self._met
+        }
+        return [by_key.get(card.key, by_name.get(card.name)) for card in self._cards]
+
+    def is_as_in(self, former: Mapping[str, str]) -> bool:
+        """Return whether the experts are those of former ``keys_by_name``, in their order."""
+        return self.places_in(former) == list(range(len(former)))
 
     def carried(
-        self, names: Sequence[str], before: Tensor, fresh: Tensor, *, axis: int = 0
+        self, former: Mapping[str, str], before: Tensor, fresh: Tensor, *, axis: int = 0
     ) -> Tensor:
         """Return ``fresh``, which has the experts of this bank on an axis, with what is known.
 
-        Slices of experts that stood in the former order ``names`` come from ``before``.
+        Slices of experts that were among former ``keys_by_name`` come from ``before``, which has
+        them in that order.
         """
-        pairs = [(now, was) for now, was in enumerate(self.places_in(names)) if was is not None]
+        pairs = [(now, was) for now, was in enumerate(self.places_in(former)) if was is not None]
         if not pairs:
             return fresh
         now_P, was_P = torch.tensor(pairs, device=before.device).unbind(1)
@@ -329,8 +355,16 @@ class AdapterBank(nn.Module):
         if new != name and new in self.names:
             raise InputError(f"bank: there is an expert {new!r} already; choose another name")
         self._cards[place] = replace(self._cards[place], name=new)
-        if new != name:
-            self._earlier[new] = (name, *self._earlier.pop(name, ()))
+        self.version += 1
+
+    def rewritten(self) -> None:
+        """Say that numbers were written where no version tells of it; see the class.
+
+        All that is kept of them, here and in models that hold this bank, is made anew at the next
+        forward pass.
+        """
+        for module in self.layers.values():
+            module.rewrites += 1
         self.version += 1
 
     def describe(self, name: str, **facts: Any) -> None:
@@ -380,9 +414,8 @@ class AdapterBank(nn.Module):
         changed = {layer: self._changed(layer, keep, new) for layer in dict.fromkeys(wanted)}
         self._modules_by_name = {layer: bank for layer, bank in changed.items() if bank is not None}
         self.banks = nn.ModuleList(self._modules_by_name.values())
-        stay = {self._cards[place].name for place in keep}
-        self._earlier = {name: others for name, others in self._earlier.items() if name in stay}
-        self._cards = [replace(card, modules={}, artifacts={}) for card in cards]
+        self._cards = [replace(card, modules={}, artifacts={}) for card in _told_apart(cards)]
+        self._met |= {card.key for card in self._cards}
         self.version += 1
 
     def _changed(self, layer: str, keep: Sequence[int], new: Sequence[Expert]) -> ModuleBank | None:
@@ -402,6 +435,15 @@ class AdapterBank(nn.Module):
                 known_EI = given_EI.new_full((bank.n_experts, bank.inputs), torch.nan)
             bank.set_artifact(kind, torch.cat([known_EI[: len(keep)], given_EI.to(known_EI)]))
         return bank
+
+
+def _told_apart(cards: Sequence[Expert]) -> list[Expert]:
+    """Return experts with a key each: copies of one under other names are others."""
+    found: dict[str, Expert] = {}
+    for card in cards:
+        told = replace(card, key=_new_key()) if card.key in found else card
+        found[told.key] = told
+    return list(found.values())
 
 
 def _artifact_rows(kind: str, layer: str, experts: Sequence[Expert], bank: ModuleBank) -> Tensor:

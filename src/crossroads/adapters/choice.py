@@ -58,7 +58,7 @@ def _check_side_data(router: Router, bank: AdapterBank, kind: str) -> None:
     if without := _without(bank, kind):
         maker = f" with {_MAKERS[kind]}" if kind in _MAKERS else ""
         raise InputError(
-            f"router {router.name}: needs a {kind!r} of every adapter, {', '.join(without)} "
+            f"router {router.name}: needs {kind!r} of every adapter, {', '.join(without)} "
             f"{'has' if len(without) == 1 else 'have'} none; make it from the adapter's own "
             f"texts{maker}, or choose a router that reads weights alone, as arrow"
         )
@@ -76,11 +76,10 @@ def _without(bank: AdapterBank, kind: str) -> list[str]:
 
 def check_trained(router: Router) -> None:
     """Raise UsageError for a router that has numbers of its own, which nobody trained."""
-    count = sum(values.numel() for values in router.state_dict().values())
-    if count:
+    if any(values.numel() for values in router.state_dict().values()):
         raise UsageError(
-            f"router {router.name}: nobody trained its {count:,} numbers; train it, write it with "
-            "save_bank, and use it as 'saved'"
+            f"router {router.name}: nobody trained its numbers; train it, write it with save_bank, "
+            "and use it as 'saved'"
         )
 
 

@@ -157,5 +157,6 @@ def _check_ranks(bank: ModuleBank, used_E: Tensor) -> None:
     if len(ranks) and int(ranks.min()) != int(ranks.max()):
         raise InputError(
             f"merge_factors at {bank.name}: ranks differ ({int(ranks.min())} and "
-            f"{int(ranks.max())}); use mode 'merge_delta'"
+            f"{int(ranks.max())}), and factors of different ranks have no average; give experts of "
+            "one rank, or a router that mixes their outputs, such as uniform"
         )

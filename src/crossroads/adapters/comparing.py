@@ -22,7 +22,8 @@ from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.base_models import BaseModel
 from crossroads.adapters.choice import SAVED, choose_router
 from crossroads.adapters.collection.arms import measure
-from crossroads.adapters.collection.evaluation import TaskScore, evaluate
+from crossroads.adapters.collection.evaluation import TaskScore, draw_rows, evaluate
+from crossroads.adapters.collection.rows import Row
 from crossroads.adapters.collection.tasks import Task
 from crossroads.adapters.contract import Router
 from crossroads.adapters.footprint import Speed, held_bytes, measure_speed, router_parameters
@@ -78,7 +79,15 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """All arms on the same rows."""
+    """All arms on the same rows.
+
+    Attributes
+    ----------
+    rows : test rows of every task and seed, at most
+    drawn : the same by task, fewer than ``rows`` where the task has no more
+    repeated : tasks of which every seed scores the same rows; a mean over such tasks alone has no
+        interval, which would be of width 0 and say nothing
+    """
 
     model: str
     experts: tuple[str, ...]
@@ -86,6 +95,8 @@ class Comparison:
     rows: int
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
+    drawn: Mapping[str, int] = field(default_factory=dict)
+    repeated: frozenset[str] = frozenset()
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, router: str) -> Arm:
@@ -99,18 +110,19 @@ class Comparison:
 
     def mean(self, arm: Arm, side: Side, figure: str = "nll") -> Summary | None:
         """Return an arm's mean over the tasks of a side, by seed; None where there is no figure."""
-        per_seed = []
+        per_seed, tasks = [], set[str]()
         for seed in self.seeds:
-            found = [
-                getattr(score, figure)
+            found = {
+                score.task: getattr(score, figure)
                 for score in arm.scores
                 if score.seed == seed and self.side(score.task) == side
-            ]
-            known = [value for value in found if value is not None]
+            }
+            known = {task: value for task, value in found.items() if value is not None}
             if not known:
                 return None
-            per_seed.append(fmean(known))
-        return summarise(per_seed)
+            per_seed.append(fmean(known.values()))
+            tasks.update(known)
+        return self._summary(per_seed, tasks)
 
     def closed(self, arm: Arm) -> Summary | None:
         """Return the share of the held-in way from uniform to oracle that an arm goes, by seed.
@@ -126,7 +138,27 @@ class Comparison:
             if low is None or high is None or own is None or low <= high:
                 return None
             shares.append((low - own) / (low - high))
-        return summarise(shares) if shares else None
+        mine = {score.task for score in arm.scores if self.side(score.task) == "held_in"}
+        return self._summary(shares, mine) if shares else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures must know."""
+        if not self.repeated:
+            return ()
+        names = [task.name for task in self.tasks if task.name in self.repeated]
+        is_all = len(names) == len(self.tasks)
+        whose = "of every task" if is_all else f"of {', '.join(names)}"
+        return (
+            f"all seeds score the same rows {whose}: "
+            + ("there is no interval" if is_all else "they add nothing to an interval")
+            + "; ask for fewer rows, or give more of them",
+        )
+
+    def _summary(self, values: Sequence[float | None], tasks: Iterable[str]) -> Summary:
+        """Return the mean over seeds; without an interval where their rows are all the same."""
+        found = summarise(values)
+        return replace(found, low=None, high=None) if self.repeated.issuperset(tasks) else found
 
     def ranked(self, group: Group) -> list[Arm]:
         """Return a group's arms, the lowest held-in loss first (held-out, where nothing is in)."""
@@ -143,7 +175,15 @@ class Comparison:
         return {
             "model": self.model,
             "experts": list(self.experts),
-            "tasks": [{"name": t.name, "side": self.side(t.name)} for t in self.tasks],
+            "tasks": [
+                {
+                    "name": t.name,
+                    "side": self.side(t.name),
+                    "rows": self.drawn.get(t.name),
+                    "same_rows": t.name in self.repeated,
+                }
+                for t in self.tasks
+            ],
             "rows": self.rows,
             "seeds": list(self.seeds),
             "groups": [
@@ -152,6 +192,7 @@ class Comparison:
                 if (found := self.ranked(group))
             ],
             "left_out": dict(self.left_out),
+            "notes": list(self.notes),
             "threads": torch.get_num_threads(),
             "machine": machine(("crossroads", "torch", "transformers")),
             "version": __version__,
@@ -167,7 +208,7 @@ class Comparison:
         for task in dict.fromkeys(score.task for score in arm.scores):
             mine = [score for score in arm.scores if score.task == task]
             by_task[task] = {
-                name: _plain(_summary([getattr(score, name) for score in mine]))
+                name: _plain(self._of_task(task, [getattr(score, name) for score in mine]))
                 for name in ("nll", "accuracy")
             }
         speed = arm.speed
@@ -188,6 +229,9 @@ class Comparison:
             "error": arm.error,
         }
 
+    def _of_task(self, task: str, values: Sequence[float | None]) -> Summary | None:
+        return None if any(value is None for value in values) else self._summary(values, [task])
+
 
 def candidates(
     bank: AdapterBank, folder: Path | None = None, tasks: Sequence[Task] = ()
@@ -205,6 +249,18 @@ def candidates(
         except CrossroadsError as error:
             left_out[name] = str(error)
     return found, left_out
+
+
+def grouped(left_out: Mapping[str, str]) -> list[str]:
+    """Return a line for every reason, with all routers that were left out for it.
+
+    >>> grouped({"a": "router a: has no gates", "b": "told", "c": "router c: has no gates"})
+    ['left out a, c: has no gates', 'left out b: told']
+    """
+    names: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        names.setdefault(why.removeprefix(f"router {name}: "), []).append(name)
+    return [f"left out {', '.join(of)}: {why}" for why, of in names.items()]
 
 
 def compare(
@@ -242,6 +298,7 @@ def compare(
     if not tasks:
         raise UsageError("compare: no tasks; give at least one")
 
+    drawn = {t.name: draw_rows(base.tokenizer, t, rows=rows, seeds=seeds) for t in tasks}
     arms = []
     for place, name in enumerate(names):
 
@@ -262,8 +319,15 @@ def compare(
         rows=rows,
         seeds=tuple(seeds),
         arms=tuple(arms),
+        drawn={task: len(by_seed[seeds[0]]) for task, by_seed in drawn.items()},
+        repeated=frozenset(task for task, by_seed in drawn.items() if _are_same(by_seed)),
         left_out=left_out or {},
     )
+
+
+def _are_same(by_seed: Mapping[int, Sequence[Row]]) -> bool:
+    """Return whether several seeds drew one set of rows, as of a task that has no more."""
+    return len(by_seed) > 1 and len({frozenset(rows) for rows in by_seed.values()}) == 1
 
 
 def _arm_of(
@@ -376,10 +440,6 @@ def _validation(tasks: Sequence[Task], bank: AdapterBank) -> list[Task]:
 def axes_of(router: Router) -> dict[str, str] | None:
     """Return the cells a router declares, as plain data."""
     return None if router.cells is None else router.cells.to_dict()
-
-
-def _summary(values: Sequence[float | None]) -> Summary | None:
-    return None if any(value is None for value in values) else summarise(values)
 
 
 def _plain(summary: Summary | None) -> dict[str, Any] | None:

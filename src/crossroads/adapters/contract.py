@@ -103,6 +103,7 @@ class Routing:
     logits : scores before the selection, (B, T, H, E), for losses and traces
     base : what the frozen layer's own output is multiplied with, (B, T, 1); None = 1
     aux : auxiliary losses by name
+    sequence_B : int64, the sequence of the call that every row is of; None = row b is of sequence b
     """
 
     weights: Tensor
@@ -112,6 +113,7 @@ class Routing:
     logits: Tensor | None = None
     base: Tensor | None = None
     aux: Mapping[str, AuxTerm] = field(default_factory=dict)
+    sequence_B: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.weights.ndim != 4:
@@ -149,6 +151,33 @@ class Routing:
             total = kept.sum(-1, keepdim=True)
             kept = kept / torch.where(loses & (total != 0), total, 1.0)
         return replace(self, weights=kept)
+
+    def without_padding(self, mask_BT: Tensor | None) -> Routing:
+        """Return the decisions for real tokens alone, each as a row of one position.
+
+        What holds for whole sequences, with T = 1 where the mask has more, stays as it is.
+        """
+        if mask_BT is None:
+            return self
+        scored = self.weights if self.logits is None else self.logits
+        if scored.shape[:2] != mask_BT.shape:
+            return self
+
+        def real(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            return values.expand(*mask_BT.shape, *values.shape[2:])[mask_BT].unsqueeze(1)
+
+        weights = real(self.weights)
+        assert weights is not None
+        return replace(
+            self,
+            weights=weights,
+            index=real(self.index),
+            logits=real(self.logits),
+            base=real(self.base),
+            sequence_B=mask_BT.nonzero()[:, 0],
+        )
 
     def check(self, bank: ModuleBank) -> None:
         """Raise InputError where weights are not finite, dead experts have some, or sums are off.
@@ -207,7 +236,9 @@ class Router(nn.Module):
         """Return auxiliary losses over all decisions of a pass together, by name.
 
         ``decided`` has one entry per decision, by the layer or the scope that shares it. What one
-        decision alone is charged goes into its ``Routing.aux``.
+        decision alone is charged goes into its ``Routing.aux``. Padding is what ``call.mask_BT``
+        says; the decisions of a model with two stacks come without theirs, see
+        ``Routing.without_padding``.
         """
         return {}
 

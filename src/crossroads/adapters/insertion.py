@@ -7,20 +7,23 @@ the very same modules back.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank, ModuleBank
 from crossroads.adapters.base_layers import layer_size
-from crossroads.adapters.calls import check_call, current_call
+from crossroads.adapters.calls import check_call, current_call, for_rows
 from crossroads.adapters.combine import combine
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
 from crossroads.adapters.kernels import Kernel
@@ -32,6 +35,7 @@ from crossroads.core.routed import AuxTerm
 
 Watcher = Callable[[Pass], None]
 _LOG = logging.getLogger(__name__)
+_INSERTED: WeakSet[RoutedModel] = WeakSet()  # whose routers are prepared for their banks
 
 
 class RoutedLinear(nn.Module):
@@ -141,7 +145,9 @@ class RoutedModel:
     ----------
     checks : check every routing, for debugging
 
-    Raises InputError where the model lacks a layer of the bank or has it in another size.
+    Raises InputError where the model lacks a layer of the bank, has it in another size or under two
+    names, and where the router routes for another bank in another model. The model is then as it
+    was.
     """
 
     def __init__(
@@ -159,9 +165,12 @@ class RoutedModel:
         self.alive_by_owner: dict[str, Tensor] = {}  # of all layers that share a decision
         self._watchers: list[Watcher] = []
         _warn_of_apart(router)
+        self._check_layers()
+        _check_is_free(router, bank)
         router.prepare(bank)
-        self._prepared = bank.version
         self._insert()
+        self._prepared = bank.version
+        _INSERTED.add(self)
         self._hooks = [
             hook
             for name, start in self._starts().items()
@@ -190,10 +199,10 @@ class RoutedModel:
     def aux_loss(self) -> Tensor | float:
         """Return coefficient * value over all layers and auxiliary terms of the last pass.
 
-        Decisions that several layers share count once. Padding is left out, whether the call or the
-        model was told of it.
+        Decisions that several layers share count once. Padding is left out, of both stacks where
+        there are two, whether the call or the model was told of it.
         """
-        together = self.router.losses(self.current.decided, self._call_of_losses())
+        together = self.router.losses(*self._decided_of_losses())
         terms = [term.weighted for term in (*self._aux_terms(), *together.values())]
         return sum(terms[1:], terms[0]) if terms else 0.0
 
@@ -202,6 +211,8 @@ class RoutedModel:
         self._take_out()
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []
+        _INSERTED.discard(self)
         return self.model
 
     @contextmanager
@@ -223,11 +234,19 @@ class RoutedModel:
             self._watchers.remove(watcher)
 
     def refresh(self) -> None:
-        """Follow changes of the bank: experts added, removed or renamed."""
-        self._take_out()
+        """Follow changes of the bank: experts added, removed or renamed.
+
+        A change that cannot be followed is refused here and in every pass, until the bank is as the
+        model and the router need it. Raises InputError for that, and after ``unwrap``.
+        """
+        if not self._hooks:
+            raise InputError(
+                "routed model: its experts were taken out by unwrap(); make a new RoutedModel"
+            )
+        self._check_layers()
         self.router.prepare(self.bank)
-        self._prepared = self.bank.version
         self._insert()
+        self._prepared = self.bank.version
 
     def _starts(self) -> Mapping[str, nn.Module]:
         """Return the modules that may be called from outside, by name.
@@ -287,39 +306,97 @@ class RoutedModel:
             found: Tensor = backbone(**{**more, **uncached}).last_hidden_state
         return found
 
-    def _call_of_losses(self) -> Call:
-        """Return the call with the mask of the tokens that were routed."""
+    def _decided_of_losses(self) -> tuple[Mapping[str, Routing], Call]:
+        """Return the decisions and the call, which together say what tokens are real."""
         current = self.current
-        if self.has_two_stacks or not current.seen:
-            return current.call  # two masks: routers take what the caller gave
-        first = next(iter(current.seen.values()))
-        return current.call_for(*first.shape, encoder=False)
+        if not current.seen:
+            return current.decided, current.call
+        if not self.has_two_stacks:
+            first = next(iter(current.seen.values()))
+            return current.decided, current.call_for(*first.shape, encoder=False)
+        # A call has one mask and these decisions have two: padding is taken out beforehand.
+        decided = {}
+        for who, routing in current.decided.items():
+            mask_BT = current.mask_of(who)
+            if mask_BT is None or bool(mask_BT.any()):
+                decided[who] = routing.without_padding(mask_BT)
+        rows = max(seen.shape[0] for seen in current.seen.values())
+        call = for_rows(current.call, rows)
+        return decided, replace(call, mask_BT=None, encoder_mask_BT=None)
 
     def _aux_terms(self) -> Iterator[AuxTerm]:
         for routing in self.current.decided.values():  # shared ones are there once
             yield from routing.aux.values()
 
+    def _check_layers(self) -> None:
+        """Raise InputError where the bank does not fit the model; nothing is changed."""
+        bases = {name: self._base(name) for name in self.bank.layers}
+        for name, bank in self.bank.layers.items():
+            _check_layer(name, bank, bases[name], self._base(name.rpartition(".")[0]))
+        self._check_places(bases)
+
+    def _check_places(self, found: Mapping[str, nn.Module | None]) -> None:
+        """Raise InputError for a module that is also somewhere else: it would run there as it is.
+
+        A module under a name that is replaced may be there several times, as a shared block is.
+        """
+        names = {id(base): name for name, base in found.items()}
+        places = {
+            (id(self._base(name.rpartition(".")[0])), name.rpartition(".")[2]) for name in found
+        }
+        for above, parent in self.model.named_modules():
+            if self._is_ours(parent):
+                continue
+            for last, child in parent._modules.items():
+                name = names.get(id(child))
+                if name is not None and (id(parent), last) not in places:
+                    other = f"{above}.{last}".removeprefix(".")
+                    raise InputError(
+                        f"layer {name}: the model has it as {other} too, where it would run "
+                        "without experts; give it a module of its own there, or leave it out of "
+                        "the adapters"
+                    )
+
+    def _is_ours(self, module: nn.Module) -> bool:
+        """Return whether a module stands in for one of the model."""
+        return isinstance(module, RoutedLinear)
+
+    def _base(self, name: str) -> nn.Module | None:
+        """Return the model's own module of a name, whether experts are in or not."""
+        inserted = self._layers.get(name)
+        if inserted is not None:
+            return inserted.base_layer
+        try:
+            return self.model.get_submodule(name)
+        except AttributeError:
+            return None
+
     def _insert(self) -> None:
-        found = dict(self.model.named_modules())
+        """Put experts in, in place of those that were; on an error those stay."""
+        made: dict[str, RoutedLinear] = {}
+        alive_by_owner: dict[str, Tensor] = {}
         for name, bank in self.bank.layers.items():
-            _check_layer(name, bank, found)
-        for name, bank in self.bank.layers.items():
-            layer = RoutedLinear(found[name], bank, self)
-            _replace(self.model, name, layer)
-            self._layers[name] = layer
-            known_E = self.alive_by_owner.get(layer.owner)
+            base = self._base(name)
+            assert base is not None  # checked
+            made[name] = layer = RoutedLinear(base, bank, self)
+            known_E = alive_by_owner.get(layer.owner)
             alive_E = bank.alive_E if known_E is None else known_E | bank.alive_E
-            self.alive_by_owner[layer.owner] = alive_E
+            alive_by_owner[layer.owner] = alive_E
+        self._take_out()
+        for name, layer in made.items():
+            _replace(self.model, name, layer)
+        self._layers, self.alive_by_owner = made, alive_by_owner
 
     def _take_out(self) -> None:
         for name, layer in self._layers.items():
             _replace(self.model, name, layer.base_layer)
-        self._layers.clear()
-        self.alive_by_owner.clear()
+        self._layers = {}
+        self.alive_by_owner = {}
 
 
-def _check_layer(name: str, bank: ModuleBank, found: Mapping[str, nn.Module]) -> None:
-    base = found.get(name)
+def _check_layer(
+    name: str, bank: ModuleBank, base: nn.Module | None, parent: nn.Module | None
+) -> None:
     if base is None:
         raise InputError(
             f"layer {name}: the model has none of this name; is it the base model the adapters "
@@ -338,7 +415,7 @@ def _check_layer(name: str, bank: ModuleBank, found: Mapping[str, nn.Module]) ->
             f"layer {name}: the adapters have {bank.inputs} inputs and {bank.outputs} outputs, the "
             f"model {size[0]} and {size[1]}; they are of another base model"
         )
-    if isinstance(found[name.rpartition(".")[0]], nn.MultiheadAttention):
+    if isinstance(parent, nn.MultiheadAttention):
         raise InputError(
             f"layer {name}: torch's MultiheadAttention reads its weight without calling it, so "
             "experts would have no effect; leave it out of the adapters"
@@ -356,6 +433,26 @@ def _named(module: nn.Module, arguments: tuple[Any, ...]) -> dict[str, Any]:
 def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, layer)
+
+
+def _check_is_free(router: Router, bank: AdapterBank) -> None:
+    """Raise InputError where preparing a router would change what it knows of another bank."""
+    if not _holds_another(router, bank):
+        return
+    gc.collect()  # a model that nobody holds any more may not have been freed yet
+    if _holds_another(router, bank):
+        raise InputError(
+            f"router {router.name}: routes for another bank in another model; unwrap that model "
+            "first, or give each its own router"
+        )
+
+
+def _holds_another(router: Router, bank: AdapterBank) -> bool:
+    parts = {part for part in router.modules() if isinstance(part, Router)}
+    return any(
+        other.bank is not bank and not parts.isdisjoint(other.router.modules())
+        for other in list(_INSERTED)
+    )
 
 
 def _warn_of_apart(router: Router) -> None:

@@ -219,7 +219,8 @@ def _flat(bank: ModuleBank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return A as (F, I) and scale * B as (F, O); kept while they stay and nobody trains them."""
     if torch.is_grad_enabled():
         return _flattened(bank, dtype)
-    key = (dtype, identity(bank.a_ERI), identity(bank.b_EOR), identity(bank.scale_E))
+    parts = (bank.a_ERI, bank.b_EOR, bank.scale_E)
+    key = (dtype, bank.rewrites, *map(identity, parts))
     kept = _KEPT.get(bank)
     if kept is None or kept.key != key:
         kept = _KEPT[bank] = _Flat(key, *_flattened(bank, dtype))
@@ -232,6 +233,10 @@ def _flattened(bank: ModuleBank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what changes when a tensor does; those made in inference mode keep no version."""
+    """Return what changes when a tensor does.
+
+    Those made in inference mode keep no version, and writes through ``.data`` do not raise it:
+    ``AdapterBank.rewritten`` is for them.
+    """
     version = 0 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), tensor.dtype, version

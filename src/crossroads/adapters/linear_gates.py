@@ -31,7 +31,7 @@ class LinearGates(nn.Module):
         self.scope: Scope = scope
         self._init = init
         self._places: dict[str, int] = {}
-        self._names: tuple[str, ...] = ()
+        self._known: dict[str, str] = {}  # the bank's keys when it was prepared for
         self.weights = nn.ParameterList()
 
     def follow(self, bank: AdapterBank, *, seed: int = 0) -> None:
@@ -43,9 +43,9 @@ class LinearGates(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             made = [self._gate(kept.get(key), size, bank) for key, size in sizes.items()]
-        if kept and None in bank.places_in(self._names):
+        if kept and None in bank.places_in(self._known):
             _LOG.warning("gates: experts are new, and know nothing yet; train the router again")
-        self._names = bank.names
+        self._known = bank.keys_by_name
         self._places = {key: place for place, key in enumerate(sizes)}
         self.weights = nn.ParameterList(made)
 
@@ -58,12 +58,11 @@ class LinearGates(nn.Module):
         self, kept: nn.Parameter | None, size: tuple[int, int], bank: AdapterBank
     ) -> nn.Parameter:
         """Return a gate with the rows of experts that were there before."""
-        in_place = bank.places_in(self._names) == list(range(size[0]))
-        if kept is not None and tuple(kept.shape) == size and in_place:
+        if kept is not None and tuple(kept.shape) == size and bank.is_as_in(self._known):
             return kept
         fresh_EI = torch.empty(size)
         self._init(fresh_EI)
         if kept is None or kept.shape[1] != size[1]:
             return nn.Parameter(fresh_EI, requires_grad=False)
-        carried_EI = bank.carried(self._names, kept.detach(), fresh_EI)
+        carried_EI = bank.carried(self._known, kept.detach(), fresh_EI)
         return nn.Parameter(carried_EI, requires_grad=kept.requires_grad)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from crossroads.adapters.bank import LoRA, ModuleBank
+from crossroads.adapters.bank import AdapterBank, LoRA, ModuleBank
 from crossroads.core.errors import InputError, MissingExtraError, unknown_name
 
 On = Literal["factors", "delta"]
@@ -45,6 +45,26 @@ def check_merge(router: str, *, on: str, density: float, rank: int) -> None:
         )
 
 
+def check_ready(router: str, bank: AdapterBank, *, on: str) -> None:
+    """Check what merging will need, before a model is touched.
+
+    Raises MissingExtraError where PEFT is not installed, InputError where factors have unequal
+    ranks.
+    """
+    peft_merges(router)
+    for layer in bank.layers.values() if on == "factors" else ():
+        _check_ranks(f"router {router}", layer)
+
+
+def _check_ranks(who: str, bank: ModuleBank) -> None:
+    ranks = sorted({*bank.rank_E[bank.alive_E].tolist()})
+    if len(ranks) > 1:
+        raise InputError(
+            f"{who}: merges factors of one rank, and they differ at {bank.name} ({ranks[0]} and "
+            f"{ranks[-1]}); with :on=delta after its name it merges products of any ranks"
+        )
+
+
 def merge(
     bank: ModuleBank, combination: Combination, *, weight: float, on: str, rank: int = 0
 ) -> LoRA:
@@ -59,12 +79,7 @@ def merge(
         weights_E = torch.full((len(experts),), weight)
         delta_OI = combination([lora.delta_OI() for lora in experts], weights_E)
         return _low_rank(delta_OI, rank or bank.rank)
-    ranks = sorted({lora.rank for lora in experts})
-    if len(ranks) > 1:
-        raise InputError(
-            f"merge of factors at {bank.name}: ranks differ ({ranks[0]} and {ranks[-1]}); "
-            "use on=delta"
-        )
+    _check_ranks("merge", bank)
     scaled_E = torch.tensor([weight * lora.scale for lora in experts])
     root_E = scaled_E.abs().sqrt()
     return LoRA(

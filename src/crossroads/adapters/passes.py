@@ -111,6 +111,11 @@ class Pass:
             return None  # of the model: it holds for the call it was made from
         return found.routing
 
+    def mask_of(self, owner: str) -> Tensor | None:
+        """Return which tokens of a decision's input are real, (B, T) bool; None = all are."""
+        found = self._shared.get(owner)
+        return None if found is None else found.call.mask_BT
+
     def share(self, owner: str, module: str, call: Call, routing: Routing) -> None:
         """Keep a decision for the layers that share it."""
         known = self._shared.get(owner)

@@ -21,6 +21,7 @@ import torch
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.base_models import BaseModel, load_base
 from crossroads.adapters.choice import SAVED
+from crossroads.adapters.collection.batches import fitting
 from crossroads.adapters.collection.evaluation import evaluate
 from crossroads.adapters.collection.tasks import Task, get_task, task_names
 from crossroads.adapters.comparing import BASE, ORACLE, UNIFORM, Arm, Side, measure_router
@@ -172,7 +173,19 @@ class AdaptersTask:
     def notes(self) -> Sequence[str]:
         return (
             "routers differ in what they must be given: those of different groups are no rivals",
+            *self._repeated(),
             *self.remarks,
+        )
+
+    def _repeated(self) -> Sequence[str]:
+        """Say of which tasks every seed scores the same rows."""
+        words = _base(self.model).tokenizer
+        few = [t.name for t in self.loaded() if len(fitting(words, t, "test")) <= self.rows]
+        if not few:
+            return ()
+        return (
+            f"no more than {self.rows} test rows, so that every seed scores the same ones and they "
+            f"add nothing to an interval: {', '.join(few)}; ask for fewer rows",
         )
 
     @property

@@ -105,6 +105,15 @@ def test_an_arms_name_changes_with_all_that_changes_its_figures() -> None:
     assert arm_name(Phatgoose(), bank_for(model)) == arm_name(Phatgoose(), bank)
 
 
+def test_side_data_change_the_names_of_those_who_read_them() -> None:
+    model = tiny_llama()
+    bank, gated = bank_for(model), bank_for(model)
+    for module in gated.layers.values():
+        module.artifacts.gate += 1
+    assert arm_name(Uniform(), gated) == arm_name(Uniform(), bank)
+    assert arm_name(Phatgoose(), gated) != arm_name(Phatgoose(), bank)
+
+
 def test_every_task_counts_the_same_whatever_its_tokens() -> None:
     long = replace(_scores("a", 4.0)[0], task="long", tokens=1000)
     assert mean_nll([*_scores("a", 2.0), long]) == {0: 3.0}

@@ -110,6 +110,16 @@ def test_padding_is_in_neither_loss() -> None:
     torch.testing.assert_close(masked["entropy"].value, tsallis_entropy(probs_NE, 1.1).mean())
 
 
+def test_a_pass_without_tokens_costs_nothing() -> None:
+    experts, router = bank(), DynMoLE()
+    router.prepare(experts)
+    given_ = RouteInput(
+        module=LAYER, x_BTI=torch.ones(0, 3, INPUTS), bank=experts.layers[LAYER], call=Call()
+    )
+    terms = router.losses({LAYER: router.route(given_)}, Call(training=True))
+    assert {term.value.item() for term in terms.values()} == {0.0}
+
+
 @pytest.mark.parametrize("term", ["entropy", "balance"])
 def test_a_step_down_the_loss_lowers_what_it_is_for(term: str) -> None:
     experts, router = bank(), DynMoLE(seed=1)
@@ -136,6 +146,29 @@ def test_dead_experts_are_never_kept() -> None:
     x_BTI = torch.ones(1, 1, INPUTS)
     routing = router.route(RouteInput(module=LAYER, x_BTI=x_BTI, bank=module, call=Call()))
     assert routing.weights.flatten().tolist() == [0.0, 1.0]
+
+
+def test_entropy_is_1_where_the_experts_a_layer_has_are_alike() -> None:
+    one = LoRA(a_RI=torch.ones(1, INPUTS), b_OR=torch.ones(5, 1), scale=1.0)
+    layers = {"layers.1.proj": one}
+    experts = AdapterBank(
+        [Expert(name=name, modules={**layers, LAYER: one}) for name in "abc"]
+        + [Expert(name=name, modules=layers) for name in "de"]
+    )
+    router = DynMoLE(keep=1)
+    router.prepare(experts)
+    for gate in router.gates.weights:
+        gate.data.zero_()
+    found = decided(experts, router)
+    assert (found[LAYER].weights > 0).sum(-1).unique().tolist() == [3]  # broadcast
+    for layer, figures in router.by_layer(found, Call()).items():
+        expected = {"entropy": 1.0, "balance": 1.0, "broadcast": 1.0}
+        assert figures == pytest.approx(expected, abs=1e-6), layer
+    terms = router.losses(found, Call(training=True))
+    assert terms["entropy"].value.item() == pytest.approx(1.0, abs=1e-6)
+    # Together: three experts have (1/3 + 1/5) / 2 of all tokens and two of them (0 + 1/5) / 2.
+    together = 5 * (3 * (4 / 15) ** 2 + 2 * (1 / 10) ** 2)
+    assert terms["balance"].value.item() == pytest.approx(together, rel=1e-5)
 
 
 def test_unbalanced_layers_are_seen_though_together_they_are_balanced() -> None:

@@ -119,6 +119,25 @@ def test_at_uniform_probabilities_the_terms_have_their_known_values() -> None:
     assert LoRAMixer(entropy="as_printed").losses(routings, call)["entropy"].coefficient == -0.01
 
 
+def test_experts_that_adapt_no_layer_of_a_decision_are_not_in_its_loss() -> None:
+    other = "layers.1.self_attn.q_proj"
+    lora = LoRA(a_RI=torch.ones(2, INPUTS), b_OR=torch.ones(OUTPUTS, 2), scale=1.0)
+    there = [Expert(name=name, modules={LAYER: lora, other: lora}) for name in "ab"]
+    alone, wider = (
+        AdapterBank([*there, *(Expert(name=name, modules={other: lora}) for name in absent)])
+        for absent in ("", "cde")
+    )
+    call, x_BTI = Call(training=True), drawn(6, 2, 8, INPUTS)
+    found = []
+    for experts in (alone, wider):
+        router = LoRAMixer(k=2)
+        router.prepare(experts)
+        router.gates.weights[0].data[:2] = drawn(7, 2, INPUTS)
+        found.append(router.losses({LAYER: route(router, experts, x_BTI, call)}, call))
+    for term in ("balance", "entropy"):
+        torch.testing.assert_close(found[1][term].value, found[0][term].value)
+
+
 def test_padding_is_in_neither_term() -> None:
     experts, router = bank(), LoRAMixer()
     router.prepare(experts)
@@ -130,6 +149,15 @@ def test_padding_is_in_neither_term() -> None:
     alone = router.losses({LAYER: short}, Call(training=True))
     for term in ("balance", "entropy"):
         torch.testing.assert_close(masked[term].value, alone[term].value)
+
+
+def test_a_pass_without_tokens_costs_nothing() -> None:
+    experts, router = bank(), LoRAMixer()
+    router.prepare(experts)
+    call = Call(training=True)
+    routing = route(router, experts, torch.ones(0, 3, INPUTS), call)
+    terms = router.losses({LAYER: routing}, call)
+    assert {term.value.item() for term in terms.values()} == {0.0}
 
 
 def clusters_routed(sign: str, seed: int) -> tuple[float, float]:

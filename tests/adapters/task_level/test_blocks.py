@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from crossroads.adapters.bank import AdapterBank, Expert
 from crossroads.adapters.calls import calling
+from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers.phatgoose import Phatgoose
 from crossroads.adapters.routers.task_moe import TaskMoE
+from crossroads.adapters.scopes import Scope
 from crossroads.adapters.task_level.blocks import RoutedBlocks
 from crossroads.core.errors import InputError
 from tests.adapters import toys
 
 Tensor = torch.Tensor
 TASKS = torch.tensor([0, 2, 1])
+
+
+class Given(Router):
+    """The same weights in every block."""
+
+    name: ClassVar[str] = "given"
+    scope: ClassVar[Scope] = "layer"
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.weights_E = torch.nn.Parameter(torch.zeros(experts))
+
+    def choose(self, expert: int) -> None:
+        self.weights_E.data = torch.eye(len(self.weights_E))[expert]
+
+    def route(self, given: RouteInput) -> Routing:
+        return Routing(weights=self.weights_E[None, None, None])
 
 
 def router(select: str = "softmax") -> TaskMoE:
@@ -109,6 +128,53 @@ def test_gradient_and_auxiliary_losses_reach_experts_and_router() -> None:
     assert blocks.deciding.vectors_TD.grad.any()  # type: ignore[union-attr]
 
 
+def test_a_weight_of_zero_has_the_gradient_of_what_its_expert_would_have_said() -> None:
+    model = toys.tiny_llama(num_hidden_layers=1)
+    made = Given(3)
+    RoutedBlocks(model, toys.bank_for(model, 3), made)
+    said: list[Tensor] = []
+    model.model.layers[0].register_forward_hook(lambda *seen: said.append(seen[-1]))
+    with torch.no_grad():
+        for expert in range(3):
+            made.choose(expert)
+            model(toys.ids(2, 5), use_cache=False)
+    made.choose(1)
+    model(toys.ids(2, 5), use_cache=False)
+    *alone, together = said
+    assert torch.equal(together, alone[1])
+    told = torch.randn(together.shape, generator=toys.rng(0))
+    (told * together).sum().backward()
+    wanted_E = torch.stack([(told * one).sum() for one in alone])
+    torch.testing.assert_close(made.weights_E.grad, wanted_E, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_is_refused_by_name(reentrant: bool) -> None:
+    model = toys.tiny_llama()
+    RoutedBlocks(model, toys.bank_for(model, 2), router())
+    model.train()
+    # The newer name first; the older one warns.
+    enable, disable = (
+        getattr(model, f"activation_checkpointing_{what}", None)
+        or getattr(model, f"gradient_checkpointing_{what}")
+        for what in ("enable", "disable")
+    )
+    enable({"use_reentrant": reentrant})
+    with (
+        pytest.raises(InputError, match=r"block model\.layers\.0: .*switch gradient checkpointing"),
+        calling(task_ids=TASKS),
+    ):
+        model(toys.ids(3, 5), use_cache=False)
+    disable()
+    with calling(task_ids=TASKS):
+        model(toys.ids(3, 5), use_cache=False)
+    # What somebody else's checkpointing does: a part of a block is run outside of it.
+    with pytest.raises(
+        InputError, match=r"block model\.layers\.1: .*switch gradient checkpointing"
+    ):
+        model.model.layers[1].mlp.up_proj(torch.zeros(3, 5, 16))
+
+
 def test_generation_goes_without_a_cache() -> None:
     model = toys.tiny_llama()
     bank, made = toys.bank_for(model, 2), router("straight-through")
@@ -128,6 +194,34 @@ def test_routers_of_other_scopes_and_layers_outside_of_blocks_are_refused() -> N
     model = toys.tiny_llama()
     with pytest.raises(InputError, match="its scope is 'module'; use RoutedModel"):
         RoutedBlocks(model, toys.bank_for(model, 2), Phatgoose())
-    head = Expert(name="a", modules={"lm_head": toys.lora(1, 16, 32)})
+    before = dict(model.named_modules())
+    some = toys.experts(model, ["a", "b"], ends=("q_proj", "lm_head"), kinds=())
     with pytest.raises(InputError, match="lm_head: lies in no block"):
-        RoutedBlocks(model, AdapterBank([head]), router())
+        RoutedBlocks(model, AdapterBank(some), router())
+    assert dict(model.named_modules()) == before
+    RoutedModel(model, AdapterBank(some), router())
+
+
+def test_a_block_that_is_there_twice_is_refused() -> None:
+    model = toys.tiny_llama()
+    model.extra = model.model.layers[0]
+    before = dict(model.named_modules())
+    with pytest.raises(InputError, match=r"layers\.0: the model has it as extra too"):
+        RoutedBlocks(model, toys.bank_for(model, 2), router())
+    assert dict(model.named_modules()) == before
+
+
+def test_a_refused_change_of_the_bank_keeps_the_blocks_and_is_refused_again() -> None:
+    model = toys.tiny_llama()
+    bank = toys.bank_for(model, 2)
+    blocks = RoutedBlocks(model, bank, router())
+    inside = dict(model.named_modules())
+    with torch.no_grad():
+        before = logits(blocks)
+        bank.add(Expert(name="bad", modules={"lm_head": toys.lora(1, 16, 32)}))
+        for _ in range(2):
+            with pytest.raises(InputError, match="lm_head: lies in no block"):
+                logits(blocks)
+            assert dict(model.named_modules()) == inside
+        bank.remove("bad")
+        assert torch.equal(logits(blocks), before)

@@ -92,13 +92,19 @@ def facts_of(router: Router, bank: AdapterBank, task: Task, encoder: str | None 
 
 
 def arm_name(router: Router, bank: AdapterBank) -> str:
-    """Return the router's name and a hash of its settings, of what it learnt, and of the bank."""
+    """Return the router's name and a hash of all it depends on: settings, what it learnt, experts.
+
+    Side data of the experts count where the router reads them.
+    """
     digest = hashlib.blake2b(digest_size=12)
     digest.update(json.dumps(dict(router.settings()), sort_keys=True, default=str).encode())
     digest.update("\n".join((*bank.names, *bank.layers)).encode())
-    states: tuple[nn.Module, ...] = (router, bank)
-    tensors = [values for module in states for values in module.state_dict().values()]
-    for values in (*tensors, *_vectors(bank)):
+    known = {
+        name: values
+        for name, values in bank.state_dict().items()
+        if "artifacts" not in name.split(".") or name.rpartition(".")[2] in router.artifacts
+    }
+    for values in (*router.state_dict().values(), *known.values(), *_vectors(bank)):
         digest.update(values.detach().float().contiguous().numpy().tobytes())
     return f"{router.name} {digest.hexdigest()}"
 

@@ -151,7 +151,7 @@ class _Part:
             self._settings(recipe.steps),
             lr=recipe.lr,
             checkpoint=self._checkpoint("factors"),
-            identity=self._key(),
+            identity=self._key("factors"),
             progress=progress,
         )
         tensors: dict[str, Tensor] = {}
@@ -169,7 +169,7 @@ class _Part:
             self._settings(self.recipe.gate_steps),
             lr=self.recipe.gate_lr,
             checkpoint=self._checkpoint("gates"),
-            identity=self._key(),
+            identity=self._key("gates"),
             progress=progress,
         )
         facts = {"seconds": time.process_time() - begun}
@@ -181,10 +181,14 @@ class _Part:
             steps=steps, warmup=min(recipe.warmup, steps), clip=recipe.clip, seed=recipe.seed
         )
 
-    def _key(self) -> str:
+    def _key(self, part: str) -> str:
+        """Return a hash of all that a part depends on: of the factors, nothing about gates."""
+        facts = self.recipe.facts()
+        if part == "factors":
+            facts = {name: fact for name, fact in facts.items() if not name.startswith("gate_")}
         told = json.dumps(
             [
-                self.recipe.facts(),
+                facts,
                 self.task.fingerprint("train"),
                 self.task.length,
                 self.task.batch,
@@ -196,7 +200,7 @@ class _Part:
         return self.out / f"{self.task.name}.{part}.safetensors"
 
     def _checkpoint(self, part: str) -> Path:
-        return self.out / f"{self.task.name}.{part}.{self._key()}.checkpoint"
+        return self.out / f"{self.task.name}.{part}.{self._key(part)}.checkpoint"
 
     def _kept(self, part: str) -> _File | None:
         """Return a finished part, None where there is none of this recipe and these rows."""
@@ -211,12 +215,12 @@ class _Part:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, TypeError, ValueError):
             return None  # cut short or another program's: it is made again
-        return _File(tensors=tensors, facts=facts) if facts.get("key") == self._key() else None
+        return _File(tensors=tensors, facts=facts) if facts.get("key") == self._key(part) else None
 
     def _keep(self, part: str, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> _File:
         from safetensors.torch import save_file
 
-        facts = {"key": self._key(), **facts}
+        facts = {"key": self._key(part), **facts}
         plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with replacing(self._path(part)) as draft:
             save_file(plain, draft, metadata={"facts": json.dumps(facts)})

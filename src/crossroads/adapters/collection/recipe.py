@@ -26,7 +26,7 @@ class Recipe:
     alpha: float = 4.0
     steps: int = 80
     lr: float = 3e-3
-    gate_steps: int = 25
+    gate_steps: int = 100
     gate_lr: float = 1e-2
     warmup: int = 5
     clip: float = 1.0

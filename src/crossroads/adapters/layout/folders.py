@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from crossroads.core.errors import InputError
+from crossroads.core.files import unwritable
 
 
 @contextmanager
@@ -31,10 +32,7 @@ def replacing_folder(folder: Path, *, mark: str, overwrite: bool) -> Iterator[Pa
         yield new
         _swap(new, folder)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"{folder}: cannot be written: {reason}; choose another folder or free the disk"
-        ) from error
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,11 @@ from torch import Tensor
 from crossroads.core.errors import InputError
 
 WEIGHTS_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+# What torch's reader raises for pickles with wrong bytes in them, beside its own errors.
+_BROKEN = (
+    OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
+    AssertionError, OverflowError, struct.error,
+)  # fmt: skip
 
 
 class TensorFile(Mapping[str, Tensor]):
@@ -109,12 +115,14 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
             f"{file}: holds more than tensors, and opening such a file can run code; ask for "
             "adapter_model.safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except _BROKEN as error:
+        reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise InputError(f"{file}: cut off or no file of tensors ({reason})") from error
     if not isinstance(found, dict):
         raise InputError(f"{file}: expected tensors by name, got {type(found).__name__}")
     for name, value in found.items():
+        if not isinstance(name, str):
+            raise InputError(f"{file}: expected tensors by name, got {name!r} for a name")
         if not isinstance(value, Tensor):
             raise InputError(f"{file}: {name}: expected a tensor, got {type(value).__name__}")
     return found

@@ -19,7 +19,11 @@ from crossroads.core.errors import InputError, UsageError
 
 
 class BestSingle(Router):
-    """Weight 1 for ``expert``; UsageError at ``prepare`` for no name or an unknown one."""
+    """Weight 1 for ``expert``, which is followed where the bank renames it.
+
+    Raises UsageError at ``prepare`` for no name or an unknown one, and where the expert was removed
+    and another one has its name; setting ``expert`` chooses anew.
+    """
 
     name: ClassVar[str] = "best-single"
     scope: ClassVar[Scope] = "model"
@@ -37,7 +41,17 @@ class BestSingle(Router):
 
     def __init__(self, *, expert: str = "") -> None:
         super().__init__()
-        self.expert, self._place = expert, 0
+        self.expert = expert
+
+    @property
+    def expert(self) -> str:
+        """The expert's name in the bank the router was last prepared for."""
+        return self._expert
+
+    @expert.setter
+    def expert(self, name: str) -> None:
+        self._expert, self._place = name, 0
+        self._known: dict[str, str] = {}  # the bank's keys when the place was found
 
     def prepare(self, bank: AdapterBank) -> None:
         if not self.expert:
@@ -46,7 +60,19 @@ class BestSingle(Router):
                 "losses with crossroads.adapters.routers.best_single.best_of; known: "
                 + ", ".join(bank.names)
             )
-        self._place = bank.position(self.expert)
+        self._place, self._known = self._found(bank), bank.keys_by_name
+        self._expert = bank.names[self._place]
+
+    def _found(self, bank: AdapterBank) -> int:
+        places = bank.places_in(self._known)
+        if self._known and self._place in places:
+            return places.index(self._place)
+        if self._known and self.expert in bank.names:
+            raise UsageError(
+                f"router best-single: the expert {self.expert!r} was removed, and another one has "
+                "its name now; set the router's expert to the one that is meant"
+            )
+        return bank.position(self.expert)
 
     def route(self, given: RouteInput) -> Routing:
         return one_hot(torch.full((1, 1, 1), self._place))

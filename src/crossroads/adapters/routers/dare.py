@@ -16,7 +16,7 @@ from torch import Tensor
 
 from crossroads.adapters.bank import AdapterBank, LoRA, ModuleBank
 from crossroads.adapters.contract import Call, Mode, Router
-from crossroads.adapters.merging import check_merge, merge, peft_merges
+from crossroads.adapters.merging import check_merge, check_ready, merge, peft_merges
 from crossroads.adapters.routers.task_arithmetic import TaskArithmetic
 from crossroads.adapters.survey.schema import Cells
 
@@ -55,8 +55,8 @@ class Dare(Router):
         self.seed, self.on, self.rank = seed, on, rank
 
     def prepare(self, bank: AdapterBank) -> None:
-        """Raise MissingExtraError where PEFT is not installed."""
-        peft_merges(self.name)
+        """Raise what ``merging.check_ready`` raises: no PEFT, or factors of unequal ranks."""
+        check_ready(self.name, bank, on=self.on)
 
     def merged(self, bank: ModuleBank) -> LoRA:
         weight = self.weight

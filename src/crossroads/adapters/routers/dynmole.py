@@ -3,6 +3,9 @@
 p = softmax(G x). The experts whose cumulative probability, in descending order, stays within
 ``top_p`` are kept, and always the first ``keep``; where the normalised Tsallis entropy of p exceeds
 ``broadcast`` all experts are. Weights are p, not renormalised. Source: DynMoLE (2025).
+
+Experts that do not adapt a layer have p = 0 there, and the entropy of the layer, in the selection,
+the loss and ``by_layer``, is over its value for the others alike: it is 1 where those are alike.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ class DynMoLE(Router):
     q : order of the entropy, above 0 and at most 2; 1 is Shannon's
     kind : of the entropy, "tsallis" or "renyi"
     entropy, balance : coefficients of the losses: mean entropy, and E * sum of kept mass f and mean
-        probability P over the tokens of all layers together
+        probability P over the tokens of all layers together; E counts all experts of the bank, and
+        those of the layer alone in ``by_layer``
     eps_mode : "clamp" bounds probabilities below at 1e-9; "add" is the published code, whose
         entropy then is off where probabilities no longer add to 1
     seed : of the gates' start, Kaiming uniform with a = sqrt(5)
@@ -122,11 +126,12 @@ class DynMoLE(Router):
         """Return entropy and balance over the real tokens of all layers together."""
         if not call.training or not decided:
             return {}
-        parts = zip(*(_tokens(routing, call) for routing in decided.values()), strict=True)
-        unsure, unbalanced = self._terms(*(torch.cat(part) for part in parts))
+        parts = zip(*(self._tokens(routing, call) for routing in decided.values()), strict=True)
+        unsure_N, probs_NE, mass_NE, mask_N = (torch.cat(part) for part in parts)
+        balance = _balance(probs_NE, mass_NE, mask_N, probs_NE.shape[-1])
         return {
-            "entropy": AuxTerm(unsure, self.entropy),
-            "balance": AuxTerm(unbalanced, self.balance),
+            "entropy": AuxTerm(masked_mean(unsure_N, mask_N), self.entropy),
+            "balance": AuxTerm(balance, self.balance),
         }
 
     @torch.no_grad()
@@ -137,12 +142,12 @@ class DynMoLE(Router):
         """
         found = {}
         for layer, routing in decided.items():
-            probs_NE, mass_NE, mask_N = _tokens(routing, call)
-            unsure, unbalanced = self._terms(probs_NE, mass_NE, mask_N)
+            unsure_N, probs_NE, mass_NE, mask_N = self._tokens(routing, call)
+            balance = _balance(probs_NE, mass_NE, mask_N, _n_alive(routing))
             has_all_N = (mass_NE > 0).sum(-1) == (probs_NE > 0).sum(-1)
             found[layer] = {
-                "entropy": float(unsure),
-                "balance": float(unbalanced),
+                "entropy": float(masked_mean(unsure_N, mask_N)),
+                "balance": float(balance),
                 "broadcast": float(masked_mean(has_all_N.float(), mask_N)),
             }
         return found
@@ -161,17 +166,22 @@ class DynMoLE(Router):
         )
         return {name: getattr(self, name) for name in names}
 
-    def _terms(self, probs_NE: Tensor, mass_NE: Tensor, mask_N: Tensor) -> tuple[Tensor, Tensor]:
-        n_experts = probs_NE.shape[-1]
-        unsure = masked_mean(self.uncertainty(probs_NE, n_experts), mask_N)
-        shares_E = masked_mean(mass_NE, mask_N) * masked_mean(probs_NE, mask_N)
-        return unsure, n_experts * shares_E.sum()
+    def _tokens(self, routing: Routing, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return a decision's entropies (N,), probabilities and kept mass (N, E), real tokens."""
+        assert routing.logits is not None
+        real_BT = call.mask_BT
+        if real_BT is None:
+            real_BT = torch.ones(routing.logits.shape[:2], dtype=torch.bool)
+        probs_NE = softmax(routing.logits).flatten(0, 2)
+        unsure_N = self.uncertainty(probs_NE, _n_alive(routing))
+        return unsure_N, probs_NE, routing.weights.flatten(0, 2), real_BT.flatten()
 
 
-def _tokens(routing: Routing, call: Call) -> tuple[Tensor, Tensor, Tensor]:
-    """Return probabilities and kept mass (N, E) of a decision, and which tokens are real."""
+def _n_alive(routing: Routing) -> int:
+    """Return how many experts adapt the layer of a decision: the others' logits are -inf."""
     assert routing.logits is not None
-    real_BT = call.mask_BT
-    if real_BT is None:
-        real_BT = torch.ones(routing.logits.shape[:2], dtype=torch.bool)
-    return softmax(routing.logits).flatten(0, 2), routing.weights.flatten(0, 2), real_BT.flatten()
+    return int((~torch.isneginf(routing.logits).flatten(0, 2).any(0)).sum())
+
+
+def _balance(probs_NE: Tensor, mass_NE: Tensor, mask_N: Tensor, n_experts: int) -> Tensor:
+    return n_experts * (masked_mean(mass_NE, mask_N) * masked_mean(probs_NE, mask_N)).sum()

@@ -73,14 +73,14 @@ class FlyLoRA(Router):
         self.k, self.ranks, self.select, self.rate = k, ranks, select, rate
         self.share = share
         self._places: dict[str, int] = {}
-        self._names: tuple[str, ...] = ()
+        self._known: dict[str, str] = {}  # the bank's keys when it was prepared for
         self._counts: dict[str, Tensor] = {}
         self.register_buffer("bias_LE", torch.zeros(0, 0))
 
     bias_LE: Tensor
 
     def prepare(self, bank: AdapterBank) -> None:
-        """Make d for every layer; that of layers and ranks that stay is kept, by their names.
+        """Make d for every layer; that of layers and ranks that stay is kept.
 
         Raises InputError where experts are not of rank one, do not fill whole adapters, or where
         ranks of two adapters would compete after a change.
@@ -148,7 +148,7 @@ class FlyLoRA(Router):
 
     def _check_adapters(self, bank: AdapterBank) -> None:
         """Refuse ranks of two adapters side by side in what counts as one."""
-        places = bank.places_in(self._names) if self.ranks else []
+        places = bank.places_in(self._known) if self.ranks else []
         for first in range(0, len(places), self.ranks or 1):
             one = slice(first, first + self.ranks)
             if len({place // self.ranks for place in places[one] if place is not None}) > 1:
@@ -164,9 +164,9 @@ class FlyLoRA(Router):
         for layer, place in self._places.items():
             if layer in rows:
                 self.bias_LE[place] = bank.carried(
-                    self._names, before_LE[rows[layer]], self.bias_LE[place]
+                    self._known, before_LE[rows[layer]], self.bias_LE[place]
                 )
-        self._names = bank.names
+        self._known = bank.keys_by_name
 
     def _scores(self, z_BTE: Tensor, bias_E: Tensor) -> Tensor:
         if self.select == "abs_biased":

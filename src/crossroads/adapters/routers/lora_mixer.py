@@ -37,7 +37,8 @@ class LoRAMixer(Router):
     k : experts of a token at inference, renormalised
     balance, peaked : coefficients a and l of the loss
     entropy : "minimise", or "as_printed" (see the module)
-    scaled : multiply the balance term by the number of experts, as Switch does
+    scaled : multiply the balance term by E, as Switch does; E counts the experts that adapt any of
+        the layers that share the decision
     hard : stage H: ``Call.labels_B`` names each sequence's expert, -1 routes it softly
     seed : of the gates' start, N(0, 0.02^2): zeros would be a saddle of the entropy term
     """
@@ -93,6 +94,8 @@ class LoRAMixer(Router):
         for routing in decided.values():
             assert routing.logits is not None
             logits_NE = routing.logits.flatten(0, 2)
+            # Experts that adapt none of the layers have no share in E and k of their balance.
+            logits_NE = logits_NE[:, ~torch.isneginf(logits_NE).any(0)]
             mask_N = _real(call, routing.logits)
             probs_NE = softmax(logits_NE)
             balances.append(self._balance(probs_NE, logits_NE, mask_N))

@@ -74,13 +74,13 @@ class LoraHub(Router):
             )
         self.budget, self.limit, self.penalty = budget, limit, penalty
         self.search, self.seed = search, seed
-        self._names: tuple[str, ...] = ()
+        self._known: dict[str, str] = {}  # the bank's keys when it was prepared for
         self.register_buffer("weights_E", torch.empty(0))
 
     def prepare(self, bank: AdapterBank) -> None:
         """Keep the weights of experts that stay; new ones have weight 0 until the next ``fit``."""
-        self.weights_E = bank.carried(self._names, self.weights_E, torch.zeros(bank.n_experts))
-        self._names = bank.names
+        self.weights_E = bank.carried(self._known, self.weights_E, torch.zeros(bank.n_experts))
+        self._known = bank.keys_by_name
 
     def fit(self, loss: Callable[[], float], progress: Progress | None = None) -> float:
         """Search the weights and keep the best; return its loss without the penalty.
@@ -88,7 +88,7 @@ class LoraHub(Router):
         ``loss`` measures the model this router is in on the few examples there are. The weights
         of 0, the base model, are measured first.
         """
-        best_value, best_loss, best_w = np.inf, np.inf, np.zeros(len(self._names))
+        best_value, best_loss, best_w = np.inf, np.inf, np.zeros(len(self._known))
         done = 0
 
         def objective(w: Point) -> float:
@@ -105,11 +105,11 @@ class LoraHub(Router):
 
         searched = _evolution if self.search == "evolution" else _nevergrad
         try:
-            searched(objective, len(self._names), self.limit, self.budget, self.seed)
+            searched(objective, len(self._known), self.limit, self.budget, self.seed)
         except MissingExtraError:
             if self.search == "nevergrad":
                 raise
-            _evolution(objective, len(self._names), self.limit, self.budget, self.seed)
+            _evolution(objective, len(self._known), self.limit, self.budget, self.seed)
         self.weights_E = torch.from_numpy(best_w).float()
         return best_loss
 

@@ -67,16 +67,16 @@ class MoGU(Router):
             )
         self.width, self.pull, self.total, self.seed = width, pull, total, seed
         self._places: dict[str, int] = {}
-        self._names: tuple[str, ...] = ()
+        self._known: dict[str, str] = {}  # the bank's keys when it was prepared for
         self.nets = nn.ModuleList()
 
     def prepare(self, bank: AdapterBank) -> None:
-        """Make the nets of every layer; those of variants that stay are kept, by their names.
+        """Make the nets of every layer; those of variants that stay are kept.
 
         Variants that come later start as drawn, and are warned of.
         """
         kept = {layer: cast("nn.ModuleList", self.nets[p]) for layer, p in self._places.items()}
-        places = bank.places_in(self._names)
+        places = bank.places_in(self._known)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             made = [
@@ -86,7 +86,7 @@ class MoGU(Router):
         if kept and None in places:
             _LOG.warning("router mogu: variants are new, and have no say yet; train it again")
         self._places = {layer: place for place, layer in enumerate(bank.layers)}
-        self._names = bank.names
+        self._known = bank.keys_by_name
         self.nets = nn.ModuleList(made)
 
     def route(self, given: RouteInput) -> Routing:
@@ -124,6 +124,8 @@ class MoGU(Router):
         weights_BTE = torch.sigmoid(routing.logits[:, :, 0])
         if self.total == "one":
             weights_BTE = weights_BTE / weights_BTE.sum(-1, keepdim=True)
+        if routing.sequence_B is not None and len(labels_B) > 1:  # one label is that of all
+            labels_B = labels_B[routing.sequence_B]
         target_BE = nn.functional.one_hot(labels_B.clamp_min(0), weights_BTE.shape[-1]).float()
         counts_BT = (labels_B >= 0).unsqueeze(-1).expand(weights_BTE.shape[:2])
         if call.mask_BT is not None:

@@ -74,15 +74,16 @@ class Poly(Router):
         self.tasks, self.grain, self.relaxed = tasks, grain, relaxed
         self.uniform, self.seed = uniform, seed
         self._places: dict[str, int] = {}
-        self._names: tuple[str, ...] = ()
+        self._known: dict[str, str] = {}  # the bank's keys when it was prepared for
         self.logits = nn.ParameterList()
 
     def prepare(self, bank: AdapterBank) -> None:
-        """Make logits (T, H, E) per decision; what is known of a layer and a skill's name stays."""
+        """Make logits (T, H, E) per decision; what is known of a layer and a skill stays."""
         keys = list(dict.fromkeys(self._key(layer) for layer in bank.layers))
         size = (self.tasks, bank.heads, bank.n_experts)
-        same = list(self._places) == keys and self._names == bank.names
+        same = list(self._places) == keys and bank.is_as_in(self._known)
         if same and all(z.shape == size for z in self.logits):
+            self._known = bank.keys_by_name
             return
         generator = torch.Generator().manual_seed(self.seed)
         made = []
@@ -90,7 +91,7 @@ class Poly(Router):
             z_THE = (torch.rand(size, generator=generator) * 2 - 1) * _START
             made.append(nn.Parameter(self._kept(key, z_THE, bank), requires_grad=False))
         self._places = {key: place for place, key in enumerate(keys)}
-        self._names = bank.names
+        self._known = bank.keys_by_name
         self.logits = nn.ParameterList(made)
 
     def logits_of(self, module: str) -> nn.Parameter:
@@ -124,7 +125,7 @@ class Poly(Router):
         place = self._places.get(key)
         if place is None or self.logits[place].shape[:2] != fresh_THE.shape[:2]:
             return fresh_THE
-        return bank.carried(self._names, self.logits[place].detach(), fresh_THE, axis=-1)
+        return bank.carried(self._known, self.logits[place].detach(), fresh_THE, axis=-1)
 
     def _of_tasks(self, given: RouteInput) -> Tensor:
         """Return the logits of every sequence's task, (B, H, E); zeros make every skill alike."""

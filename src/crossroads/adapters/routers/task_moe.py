@@ -106,7 +106,7 @@ class TaskMoE(Router):
         self.register_buffer("reached", torch.zeros((), dtype=torch.long))
         self.network: TaskNetwork | None = None
         self._places: dict[str, int] = {}
-        self._names: tuple[str, ...] = ()
+        self._known: dict[str, str] = {}  # the bank's keys when it was prepared for
         self._bank: tuple[AdapterBank, ...] = ()  # a tuple: it is no submodule of the router
 
     reached: Tensor
@@ -126,7 +126,7 @@ class TaskMoE(Router):
         if width != self.width:
             self.width = width
             if self.network is not None:
-                self._make_network(len(self._names))
+                self._make_network(len(self._known))
 
     def add_task(self, vector_D: Tensor) -> int:
         """Add a task with this vector and return its number. Raises InputError for its width."""
@@ -147,7 +147,7 @@ class TaskMoE(Router):
         """Take over another router's vectors and network, as copies."""
         self.set_vectors(other.vectors_TD)
         self.form, self.hidden = other.form, other.hidden
-        self._places, self._names = dict(other._places), other._names
+        self._places, self._known = dict(other._places), other._known
         self.network = copy.deepcopy(other.network)
 
     def temperature(self, step: int) -> float:
@@ -157,23 +157,23 @@ class TaskMoE(Router):
     def prepare(self, bank: AdapterBank) -> None:
         """Make the network, unless there is one for these experts and blocks.
 
-        What it learnt of experts that stay is kept, by their names; new ones start as drawn, and
-        are warned of. Other blocks make a new network.
+        What it learnt of experts that stay is kept; new ones start as drawn, and are warned of.
+        Other blocks make a new network.
         """
         self._bank = (bank,)
         blocks = sorted({owner(self.scope, layer) for layer in bank.layers}, key=_depth)
-        before, names = self.network, self._names
-        if tuple(blocks) == self.blocks and bank.names == names and before is not None:
-            return
+        before, known = self.network, self._known
         same_blocks = tuple(blocks) == self.blocks
         self._places = {block: place for place, block in enumerate(blocks)}
-        self._names = bank.names
+        self._known = bank.keys_by_name
+        if same_blocks and bank.is_as_in(known) and before is not None:
+            return
         network = self._make_network(bank.n_experts)
         if before is None:
             return
         if same_blocks:
-            network.take_over(before, partial(bank.carried, names))
-        if not same_blocks or None in bank.places_in(names):
+            network.take_over(before, partial(bank.carried, known))
+        if not same_blocks or None in bank.places_in(known):
             _LOG.warning(
                 "router task-moe: experts or blocks are new, and its network knows nothing of "
                 "them; train it again"
@@ -212,7 +212,7 @@ class TaskMoE(Router):
         """
         if not self.distance:
             return {}
-        pairs = list(itertools.combinations(range(len(self._names)), 2))
+        pairs = list(itertools.combinations(range(len(self._known)), 2))
         total = self.vectors_TD.new_zeros(())
         for module in self._bank[0].layers.values():
             for factor in (module.a_ERI, module.b_EOR):

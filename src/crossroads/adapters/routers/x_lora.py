@@ -76,7 +76,7 @@ class XLora(Router):
         self.depth, self.hidden, self.temperature = depth, hidden, temperature
         self.k, self.by_layer, self.width, self.seed = k, by_layer, width, seed
         self.head = nn.ModuleList()
-        self._names: tuple[str, ...] = ()
+        self._known: dict[str, str] = {}  # the bank's keys when it was prepared for
         self._places: dict[str, int] = {}
 
     def prepare(self, bank: AdapterBank) -> None:
@@ -85,12 +85,12 @@ class XLora(Router):
         What it learnt of experts and layers that stay is kept; new ones start as drawn, and are
         warned of where the head was there before: it has to be trained again.
         """
-        names, layers = bank.names, tuple(bank.layers)
-        if names == self._names and layers == tuple(self._places):
+        before, layers = self.head, tuple(bank.layers)
+        rows_ME = self._rows(layers, bank.places_in(self._known))
+        same = bank.is_as_in(self._known) and layers == tuple(self._places)
+        self._known, self._places = bank.keys_by_name, {layer: m for m, layer in enumerate(layers)}
+        if same:
             return
-        before, places = self.head, bank.places_in(self._names)
-        rows_ME = self._rows(layers, places)
-        self._names, self._places = names, {layer: m for m, layer in enumerate(layers)}
         width = self.width or _width(bank)
         sizes = [width, *[self.hidden] * (self.depth - 1), len(rows_ME)]
         with torch.random.fork_rng(devices=[]):
@@ -103,7 +103,7 @@ class XLora(Router):
         """Return which output of the head each output after a change was before, None = new."""
         blocks = [self._places.get(layer) for layer in layers] if self.by_layer else [0]
         return [
-            None if m is None or e is None else m * len(self._names) + e
+            None if m is None or e is None else m * len(self._known) + e
             for m in blocks
             for e in places
         ]
@@ -140,7 +140,7 @@ class XLora(Router):
         h = h_BTD.float()
         for layer in inner:
             h = nn.functional.dropout(torch.relu(layer(h)), _DROPOUT, training=training)
-        logits_BTME = last(h).unflatten(-1, (-1, len(self._names)))
+        logits_BTME = last(h).unflatten(-1, (-1, len(self._known)))
         return softmax(logits_BTME / self.temperature)
 
     def route(self, given: RouteInput) -> Routing:

@@ -4,8 +4,11 @@
 
 A ``RoutedModel`` mixes within every linear layer, at the cost of about one block. The two agree for
 one-hot weights and for those alone: this one is what task-level mixture of experts computes (Ye et
-al. 2022, section 3). It costs a block for every expert that any sequence of the batch uses, and has
-no cache of keys and values, which would differ by expert: generate with ``use_cache=False``.
+al. 2022, section 3). It costs a block for every expert that any sequence of the batch uses; where
+routes are trained, for every expert, as the gradient of a softmax asks what each would have said.
+There is no cache of keys and values, which would differ by expert: generate with
+``use_cache=False``. And there is no gradient checkpointing within blocks: a block that is computed
+again does not know its expert.
 
 Axes: B sequences, T positions, D width of the model, E experts.
 """
@@ -40,7 +43,8 @@ class RoutedBlocks(RoutedModel):
     router : of scope "layer"; it is shown the input of a block as ``x_BTI``
     model, bank : as of ``RoutedModel``; every adapted layer lies in a block with a number
 
-    Raises InputError for routers of another scope and for layers outside of blocks.
+    Raises InputError for routers of another scope and for layers outside of blocks; a pass does
+    for a cache and for gradient checkpointing.
     """
 
     def __init__(self, model: nn.Module, bank: AdapterBank, router: Router) -> None:
@@ -53,15 +57,30 @@ class RoutedBlocks(RoutedModel):
         self._blocks: dict[str, _RoutedBlock] = {}
         super().__init__(model, bank, _Forced(router))
 
-    def _insert(self) -> None:
-        super()._insert()
+    def _check_layers(self) -> None:
+        super()._check_layers()
+        for layer in self.bank.layers:
+            if owner("layer", layer) == layer:
+                raise InputError(f"layer {layer}: lies in no block; leave it out of the adapters")
+        self._check_places({name: self._base(name) for name in self._firsts()})
+
+    def _is_ours(self, module: nn.Module) -> bool:
+        return isinstance(module, _RoutedBlock) or super()._is_ours(module)
+
+    def _base(self, name: str) -> nn.Module | None:
+        inserted = self._blocks.get(name)
+        return super()._base(name) if inserted is None else inserted.block
+
+    def _firsts(self) -> dict[str, str]:
+        """Return the first adapted layer of every block."""
         firsts: dict[str, str] = {}
         for layer in self.bank.layers:
-            block = owner("layer", layer)
-            if block == layer:
-                raise InputError(f"layer {layer}: lies in no block; leave it out of the adapters")
-            firsts.setdefault(block, layer)
-        for name, layer in firsts.items():
+            firsts.setdefault(owner("layer", layer), layer)
+        return firsts
+
+    def _insert(self) -> None:
+        super()._insert()
+        for name, layer in self._firsts().items():
             parent, _, last = name.rpartition(".")
             made = _RoutedBlock(self.model.get_submodule(name), name, layer, self)
             setattr(self.model.get_submodule(parent), last, made)
@@ -98,6 +117,8 @@ class _RoutedBlock(nn.Module):
             raise InputError(
                 "blocks as experts: have no cache; call the model with use_cache=False"
             )
+        if self.training and getattr(self.block, "gradient_checkpointing", False):
+            raise _no_checkpointing(self._name)
         current, rows, positions = model.current, len(h_BTD), h_BTD.shape[1]
         given = RouteInput(
             module=self._layer,
@@ -112,7 +133,9 @@ class _RoutedBlock(nn.Module):
 
     def _mixed(self, weights_BTE: Tensor, h_BTD: Tensor, *args: Any, **more: Any) -> Tensor:
         total_BTD = torch.zeros_like(h_BTD)
-        used_E = (weights_BTE != 0).flatten(0, 1).any(0)
+        # A weight of 0 has a gradient: it goes by what the expert would have said.
+        is_asked_BTE = self._alive_E if weights_BTE.requires_grad else weights_BTE != 0
+        used_E = is_asked_BTE.expand_as(weights_BTE).flatten(0, 1).any(0)
         for e in used_E.nonzero()[:, 0].tolist():
             token = _EXPERT.set(e)
             try:
@@ -142,7 +165,17 @@ class _Forced(Router):
         self.deciding.prepare(bank)
 
     def route(self, given: RouteInput) -> Routing:
-        return one_hot(torch.full((1, 1, 1), _EXPERT.get()))
+        expert = _EXPERT.get(None)
+        if expert is None:  # its block was left: a part of it is computed again
+            raise _no_checkpointing(owner("layer", given.module))
+        return one_hot(torch.full((1, 1, 1), expert))
 
     def losses(self, decided: Mapping[str, Routing], call: Call) -> Mapping[str, AuxTerm]:
         return self.deciding.losses(decided, call)
+
+
+def _no_checkpointing(block: str) -> InputError:
+    return InputError(
+        f"block {block}: runs once an expert and cannot be computed again in the backward pass; "
+        "switch gradient checkpointing off, or use RoutedModel"
+    )

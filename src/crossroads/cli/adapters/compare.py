@@ -73,12 +73,13 @@ def command(
     not ranked beside one that saw none. Loss is in nats per answer token, mean over tasks; accuracy
     the share of rows whose answer is the likeliest option. A run that was stopped goes on.
 
-    JSON: {model, experts, tasks: [{name, side}], rows, seeds, threads, groups: [{group, about,
-    arms: [{router, settings, needs: [text], axes: {axis: value} or null, held_in, held_out: {nll,
-    accuracy}, gap_closed, tasks: {task: {nll, accuracy}}, parameters, held_bytes, prepare_seconds,
-    tokens_per_s, decode_tokens_per_s, speed_ratio, error}]}], left_out: {router: why}, machine,
-    version, created}; a figure is {mean, low, high, per_seed} or null. Exit code 1 when a router
-    named in --routers could not be run.
+    JSON: {model, experts, tasks: [{name, side, rows, same_rows}], rows, seeds, threads, groups:
+    [{group, about, arms: [{router, settings, needs: [text], axes: {axis: value} or null, held_in,
+    held_out: {nll, accuracy}, gap_closed, tasks: {task: {nll, accuracy}}, parameters, held_bytes,
+    prepare_seconds, tokens_per_s, decode_tokens_per_s, speed_ratio, error}]}], left_out: {router:
+    why}, notes: [text], machine, version, created}; a figure is {mean, low, high, per_seed} or
+    null, and low and high are null where every seed scores the same rows (same_rows). Exit code 1
+    when a router named in --routers could not be run.
     """
     if tasks is not None and rows_file is not None:
         raise UsageError("compare: --tasks names the collection's, --rows-file gives others")
@@ -143,6 +144,7 @@ def _tasks(
 def _show(found: Comparison) -> None:
     from rich.console import Console
 
+    from crossroads.adapters.comparing import grouped
     from crossroads.adapters.needs import GROUPS
 
     console = Console(highlight=False, markup=False)
@@ -151,7 +153,7 @@ def _show(found: Comparison) -> None:
     click.echo(
         f"{counted(len(found.experts), 'adapter')} of {found.model}; "
         f"{counted(sides.count('held_in'), 'held-in task')}, {sides.count('held_out')} held out; "
-        f"{counted(found.rows, 'row')} a task and seed, {counted(len(found.seeds), 'seed')}"
+        f"{_rows_of(found)} a task and seed, {counted(len(found.seeds), 'seed')}"
     )
     for group, about in GROUPS.items():
         ran = [arm for arm in found.ranked(group) if arm.error is None]
@@ -159,11 +161,20 @@ def _show(found: Comparison) -> None:
             click.echo(f"\n{group}: {about}")
             _table(console, found, ran)
     click.echo("+- is half the 95 % interval over seeds; nothing is ranked across groups")
+    for note in found.notes:
+        click.echo(f"note: {note}")
     for arm in found.arms:
         if arm.error is not None:
             click.echo(f"{arm.router} did not run: {arm.error}", err=True)
-    for name, why in found.left_out.items():
-        click.echo(f"left out {name}: {why}", err=True)
+    for line in grouped(found.left_out):
+        click.echo(line, err=True)
+
+
+def _rows_of(found: Comparison) -> str:
+    """Return the test rows of a task and seed; the fewest and the most where tasks differ."""
+    counts = {*found.drawn.values()}
+    fewest = f"{min(counts)} to " if len(counts) > 1 else ""
+    return f"{fewest}{counted(max(counts), 'row')}"
 
 
 def _table(console: Console, found: Comparison, arms: list[Arm]) -> None:

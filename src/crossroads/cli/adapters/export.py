@@ -11,7 +11,7 @@ import click
 
 from crossroads.cli.adapters.loading import adapters_folder, facts_of_bank, neural
 from crossroads.cli.options import comma_separated
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from crossroads.adapters.bank import AdapterBank, Expert
@@ -72,6 +72,8 @@ def command(
         raise UsageError("export: what? Give --expert, --weights, --router or --bank")
     if padded and (as_bank or expert is not None):
         raise UsageError("export: --padded is about merged adapters; leave it out")
+    if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists already; choose another folder, or --overwrite it")
     with neural():
         import torch
 
@@ -118,6 +120,7 @@ def _adapter(
     *,
     padded: bool,
 ) -> tuple[Expert, str | None]:
+    from crossroads.adapters.contract import Call, Router
     from crossroads.adapters.layout import merged_by_router, merged_expert
 
     form: Any = "padded" if padded else "tight"
@@ -126,10 +129,12 @@ def _adapter(
     if weights is not None:
         return merged_expert(bank, _weights(weights), form=form), None
     chosen = _router(router, bank, folder)
-    if chosen.call_data:
+    is_merge = type(chosen).merged is not Router.merged
+    if chosen.call_data or not (is_merge or chosen.is_static(Call())):
+        by = "prompt" if chosen.call_data else "token"
         raise UsageError(
-            f"router {chosen.name}: decides by prompt, which no single adapter does; write the "
-            "bank with --bank, or choose a router whose weights do not vary"
+            f"router {chosen.name}: decides by {by}, which no single adapter does; write the bank "
+            "with --bank, or choose a router whose weights do not vary"
         )
     return merged_by_router(bank, chosen, form=form), chosen.name
 

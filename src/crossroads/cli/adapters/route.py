@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +40,8 @@ _SHOWN = 5  # experts of a line
 @click.option(
     "--tokens", type=click.IntRange(0), default=24, show_default=True, help="Of the answer at most."
 )
-@click.option("--explain", is_flag=True, help="Show the shares in every layer.")
+@click.option("--explain", is_flag=True, help="Show the shares by kind of layer too.")
+@click.option("--explain-all", is_flag=True, help="Show the shares in every layer too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON only.")
 def command(
     *,
@@ -50,6 +53,7 @@ def command(
     chat: bool,
     tokens: int,
     explain: bool,
+    explain_all: bool,
     as_json: bool,
 ) -> None:
     """Route prompts among the adapters in DIR, in PEFT's layout, and answer them; the word shipped
@@ -59,8 +63,8 @@ def command(
     layers, and the likeliest answer; where only some experts adapt a layer, its weights are theirs
     alone. JSON: {router, settings, model, experts: [names], prompts:
     [{prompt, tokens, shares: {expert: share}, answer, answer_tokens, seconds}]}, with --explain
-    also layers: {layer: {expert: share}}. shares is empty for routers that merge adapters by other
-    means than weights (ties, dare).
+    or --explain-all also layers: {layer: {expert: share}}. shares is empty for routers that merge
+    adapters by other means than weights (ties, dare).
     """
     texts = [_read(prompt) for prompt in prompts]
     with neural():
@@ -84,7 +88,7 @@ def command(
                 prompt = base.chat([{"role": "user", "content": text}]) if chat else text
                 rows.append({"prompt": text, **_answer(base, routed, prompt, facts, tokens)})
                 moved(len(rows), len(texts))
-    if not explain:
+    if not explain and not explain_all:
         for row in rows:
             row.pop("layers")
     if as_json:
@@ -99,7 +103,7 @@ def command(
         return
     click.echo(f"{counted(len(bank.names), 'adapter')} of {base.name}, router {chosen.name}")
     for row in rows:
-        _show(row)
+        _show(row, every_layer=explain_all)
 
 
 def _answer(
@@ -124,7 +128,7 @@ def _answer(
     }
 
 
-def _show(row: dict[str, Any]) -> None:
+def _show(row: dict[str, Any], *, every_layer: bool) -> None:
     click.echo(f"\n{row['prompt']}")
     if row["answer_tokens"]:
         said = row["answer"].strip().replace("\n", "\n   ")
@@ -133,10 +137,35 @@ def _show(row: dict[str, Any]) -> None:
     more = len(row["shares"]) - len(shown)
     rest = f", {more} more" if more > 0 else ""
     click.echo(f"   {', '.join(shown) or 'no weights: merged, or the base model'}{rest}")
-    for layer, shares in row.get("layers", {}).items():
-        best = sorted(shares.items(), key=lambda pair: -pair[1])[:_SHOWN]
-        said = ", ".join(f"{name} {percent(share)}" for name, share in best if share > 0)
-        click.echo(f"   {layer}: {said or 'none'}")
+    layers = row.get("layers", {})
+    for kind, shares in _by_kind(layers).items():
+        _show_shares(kind, shares)
+    for layer, shares in layers.items() if every_layer else ():
+        _show_shares(layer, shares)
+
+
+def _show_shares(layer: str, shares: Mapping[str, float]) -> None:
+    best = sorted(shares.items(), key=lambda pair: -pair[1])[:_SHOWN]
+    said = ", ".join(f"{name} {percent(share)}" for name, share in best if share > 0)
+    click.echo(f"   {layer}: {said or 'none'}")
+
+
+def _by_kind(layers: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the mean shares over layers that differ in numbers alone, and how many these are.
+
+    >>> _by_kind({"h.0.q": {"a": 1.0, "b": 0.0}, "h.1.q": {"a": 0.5, "b": 0.5}, "h.0.v": {"a": 1}})
+    {'h.*.q (2 layers)': {'a': 0.75, 'b': 0.25}, 'h.*.v (1 layer)': {'a': 1.0}}
+    """
+    kinds: dict[str, list[Mapping[str, float]]] = {}
+    for layer, shares in layers.items():
+        kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", layer), []).append(shares)
+    return {
+        f"{kind} ({counted(len(found), 'layer')})": {
+            name: sum(shares.get(name, 0.0) for shares in found) / len(found)
+            for name in dict.fromkeys(name for shares in found for name in shares)
+        }
+        for kind, found in kinds.items()
+    }
 
 
 def _read(prompt: str) -> str:

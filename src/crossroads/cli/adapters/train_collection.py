@@ -35,7 +35,7 @@ def command(
 ) -> None:
     """Train one LoRA expert on SmolLM2-135M for each of twelve tasks, and its PHATGOOSE gates.
 
-    About an hour of one core. A run that was stopped, even by kill -9, goes on where it
+    An hour and a half of one core. A run that was stopped, even by kill -9, goes on where it
     was; an expert that was made by the same recipe on the same rows is not made again. DIR/bank
     holds the finished collection in PEFT's layout, written once all twelve are there. JSON:
     {folder, complete, experts: {name: {first_loss, last_loss, gate_spread, cpu_seconds}}}.

@@ -88,7 +88,7 @@ def command(
 
     with neural():
         from crossroads.adapters.collection.shipped import shipped_folder
-        from crossroads.adapters.comparing import candidates
+        from crossroads.adapters.comparing import candidates, grouped
         from crossroads.adapters.layout import load_bank
 
         bank = shipped_folder() if folder is None else adapters_folder(folder)
@@ -100,8 +100,7 @@ def command(
         names, left_out = list(wanted or ()), dict[str, str]()
         if not names:
             names, left_out = candidates(load_bank(bank), bank, boards[0].loaded())
-        remarks = [f"left out {router}: {why}" for router, why in left_out.items()]
-        boards = [replace(task, remarks=remarks) for task in boards]
+        boards = [replace(task, remarks=grouped(left_out)) for task in boards]
     failed = False
     for task in boards:
         place = (out or Path("runs") / f"arena-{FAMILY}") / task.name
