@@ -7,8 +7,9 @@ without stand in groups of their own, see ``crossroads.adapters.needs``.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,11 +29,12 @@ from crossroads.adapters.collection.tasks import Task
 from crossroads.adapters.contract import Router
 from crossroads.adapters.footprint import Speed, held_bytes, measure_speed, router_parameters
 from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.learning import learnt, must_learn
 from crossroads.adapters.needs import GROUPS, Group, group_of, needs_of
 from crossroads.adapters.routers import router_class, router_names
 from crossroads.adapters.routers.best_single import BestSingle, best_of
 from crossroads.core.errors import CrossroadsError, UsageError, unknown_name
-from crossroads.core.progress import Progress
+from crossroads.core.progress import Progress, progress_bar
 from crossroads.core.provenance import machine
 from crossroads.core.statistics import Summary, summarise
 
@@ -45,6 +47,11 @@ _AS_ORACLE = "is told every prompt's expert by name, which is the oracle; name t
 _BY_TASK = (
     "is told the task of every prompt by a number that only its training gave, and knows none of "
     "the tasks held out; train it, write it with save_bank and name 'saved'"
+)
+_OF_VARIANTS = "mogu"
+_NOT_EXPERTS = (
+    "blends whole variants of one model and starts from their sum, which experts of many tasks are "
+    "not; crossroads verify mogu measures it on its own ground"
 )
 _VALIDATION_ROWS = 4  # of every task, by which the best expert is chosen
 
@@ -75,6 +82,27 @@ class Arm:
     prepare_seconds: float = 0.0
     speed: Speed | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Teaching:
+    """How routers that have to learn come by it.
+
+    Attributes
+    ----------
+    tasks : whose training rows they are taught; those that learn by task take each measured one's
+    folder : keeps what was learnt
+    steps : None = each router's own
+    """
+
+    tasks: tuple[Task, ...]
+    folder: Path
+    steps: int | None = None
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The tasks' numbers, for routers that are told them."""
+        return {task.name: number for number, task in enumerate(self.tasks)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,12 +262,25 @@ class Comparison:
 
 
 def candidates(
-    bank: AdapterBank, folder: Path | None = None, tasks: Sequence[Task] = ()
+    bank: AdapterBank,
+    folder: Path | None = None,
+    tasks: Sequence[Task] = (),
+    *,
+    is_taught: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the routers that there is all data for, and why the others were left out."""
+    """Return the routers that there is all data for, and why the others were left out.
+
+    ``is_taught``: those that have to learn will, on training rows.
+    """
     found, left_out = [], {_TWIN: _AS_ORACLE}
     for name in sorted({*router_names()} - {_TWIN}):
         try:
+            if is_taught and name == _OF_VARIANTS:
+                left_out[name] = _NOT_EXPERTS
+                continue
+            if is_taught and must_learn(name):
+                found.append(name)
+                continue
             if "task_ids_B" in router_class(name).call_data:
                 left_out[name] = _BY_TASK
                 continue
@@ -368,28 +409,30 @@ def measure_router(
     seeds: Sequence[int],
     folder: Path | None = None,
     cache: Path | None = None,
+    teaching: Teaching | None = None,
     progress: Progress | None = None,
 ) -> Arm:
     """Return what one router does; see ``compare``.
 
     Raises CrossroadsError where the bank lacks what it needs, or nobody trained it.
     """
+    ways = _ways(name, base, bank, tasks, folder=folder, cache=cache, teaching=teaching)
     started = time.perf_counter()
-    chosen = name
-    if name == BEST_SINGLE:
-        chosen += f":expert={best_expert(base, bank, tasks, cache=cache)}"
-    router = choose_router(chosen, bank, folder)
-    routed = RoutedModel(base.model, bank, router)
+    mine, own, router = next(ways)
+    routed = RoutedModel(base.model, own, router)
     prepared = time.perf_counter() - started
     try:
         speed = measure_speed(base, routed)
         held, parameters = held_bytes(routed), router_parameters(routed)
     finally:
         routed.unwrap()
-    scores = measure(
-        base.model, base.tokenizer, bank, router, tasks,
-        rows=rows, seeds=seeds, cache=cache, progress=progress,
-    )  # fmt: skip
+    scores: list[TaskScore] = []
+    for some, its_bank, its_router in itertools.chain([(mine, own, router)], ways):
+        scores += measure(
+            base.model, base.tokenizer, its_bank, its_router, some,
+            rows=rows, seeds=seeds, cache=cache, progress=progress,
+            numbers=teaching.numbers if teaching else None,
+        )  # fmt: skip
     return Arm(
         router=name,
         group=group_of(router),
@@ -402,6 +445,33 @@ def measure_router(
         prepare_seconds=prepared,
         speed=speed,
     )
+
+
+def _ways(
+    name: str,
+    base: BaseModel,
+    bank: AdapterBank,
+    tasks: Sequence[Task],
+    *,
+    folder: Path | None,
+    cache: Path | None,
+    teaching: Teaching | None,
+) -> Iterator[tuple[Sequence[Task], AdapterBank, Router]]:
+    """Yield a router and its bank with the tasks they are for: all, or one where it learns so."""
+    if teaching is None or not must_learn(name):
+        chosen = name
+        if name == BEST_SINGLE:
+            chosen += f":expert={best_expert(base, bank, tasks, cache=cache)}"
+        yield tasks, bank, choose_router(chosen, bank, folder)
+        return
+    is_by_task = router_class(name.split(":", 1)[0]).by_task
+    for mine in [[task] for task in tasks] if is_by_task else [tasks]:
+        lessons = mine if is_by_task else teaching.tasks
+        with progress_bar(f"{name} learns {', '.join(task.name for task in lessons)}") as moved:
+            own, router = learnt(
+                name, base, bank, lessons, teaching.folder, steps=teaching.steps, progress=moved
+            )
+        yield mine, own, router
 
 
 def best_expert(

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 
 from crossroads.adapters.scopes import Scope
 from crossroads.adapters.survey.schema import Cells
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
 
 if TYPE_CHECKING:
     from crossroads.adapters.bank import AdapterBank, LoRA, ModuleBank
+    from crossroads.adapters.lessons import Lesson
 
 Mode = Literal["mix", "merge_delta", "merge_factors"]
 _SUM_TOLERANCE = 1e-5
@@ -211,6 +212,8 @@ class Router(nn.Module):
     artifacts : per-module data every expert must bring, such as "gate"
     call_data : fields of ``Call`` that must be given
     cells, survey_row : the nine axes of the MoErging survey, and the row of its inventory
+    learns : steps of ``learn`` unless told otherwise; 0 = it has nothing to learn
+    by_task : what it learns holds for one task alone
     """
 
     name: ClassVar[str]
@@ -220,6 +223,8 @@ class Router(nn.Module):
     call_data: ClassVar[frozenset[str]] = frozenset()
     cells: ClassVar[Cells | None] = None
     survey_row: ClassVar[str | None] = None
+    learns: ClassVar[int] = 0
+    by_task: ClassVar[bool] = False
 
     def prepare(self, bank: AdapterBank) -> None:
         """Compute what depends on the bank alone; called at insertion and when experts change.
@@ -269,6 +274,14 @@ class Router(nn.Module):
         Layers then merge the experts once and keep the merged adapter.
         """
         return False
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Learn from rows of tasks, in place, and return the bank this router then works on.
+
+        That is ``lesson.bank`` itself, or experts made for this router. Routers with ``learns``
+        above 0 implement it.
+        """
+        raise UsageError(f"router {self.name}: has nothing to learn; use it as it is")
 
     def settings(self) -> Mapping[str, Any]:
         """Return the constructor's settings, as plain data, to build the router again."""

@@ -1,7 +1,8 @@
 """The arena of adapters: one bank of experts, every router over it, held-in or held-out tasks.
 
-A cell is one router on one seed's test rows of all tasks. Nothing is trained in it: routers bring
-what they learnt, or are refused. Base model and experts are loaded once a process.
+A cell is one router on one seed's test rows of all tasks. Routers bring what they learnt, or are
+taught once for all cells (``teach``), or are refused. Base model and experts are loaded once a
+process.
 """
 
 from __future__ import annotations
@@ -24,9 +25,18 @@ from crossroads.adapters.choice import SAVED
 from crossroads.adapters.collection.batches import fitting
 from crossroads.adapters.collection.evaluation import evaluate
 from crossroads.adapters.collection.tasks import Task, get_task, task_names
-from crossroads.adapters.comparing import BASE, ORACLE, UNIFORM, Arm, Side, measure_router
+from crossroads.adapters.comparing import (
+    BASE,
+    ORACLE,
+    UNIFORM,
+    Arm,
+    Side,
+    Teaching,
+    measure_router,
+)
 from crossroads.adapters.fingerprints import code_fingerprint
 from crossroads.adapters.layout import load_bank
+from crossroads.adapters.learning import must_learn
 from crossroads.adapters.needs import GROUPS
 from crossroads.adapters.routers import build_router, router_class
 from crossroads.core.arena import Cell, Leaderboard, Metric
@@ -99,6 +109,7 @@ class AdaptersTask:
     model : folder of the base model; None = SmolLM2-135M-Instruct
     rows : test rows of every task and seed
     tasks : names; None = all of the side
+    teach : steps of routers that have to learn, 0 = each router's own; None = they are refused
     """
 
     folder: Path
@@ -106,6 +117,7 @@ class AdaptersTask:
     model: Path | None = None
     rows: int = 8
     tasks: tuple[str, ...] | None = None
+    teach: int | None = None
     family: str = "adapters"
     evidence: str = "measured here"
     remarks: Sequence[str] = field(default=())
@@ -206,7 +218,8 @@ class AdaptersTask:
             return f"{router} {code_fingerprint()}"
         build_router(router)
         source = Path(inspect.getfile(router_class(router.split(":", 1)[0]))).read_bytes()
-        return f"{router} {hashlib.blake2b(source, digest_size=10).hexdigest()}"
+        taught = f" taught {self.teach}" if self.teach is not None and must_learn(router) else ""
+        return f"{router} {hashlib.blake2b(source, digest_size=10).hexdigest()}{taught}"
 
     def run(self, router: str, seed: int) -> Cell:
         """Measure one router on the rows of one seed."""
@@ -227,7 +240,7 @@ class AdaptersTask:
             metrics["tokens_per_s"] = arm.speed.prefill
             metrics["decode_tokens_per_s"] = arm.speed.decode
         notes: dict[str, Any] = {
-            "told": GROUPS[arm.group],
+            "told": GROUPS[arm.group] + self._taught(router),
             "group": arm.group,
             "axes": arm.axes,
             "hindsight": router == ORACLE,
@@ -238,6 +251,12 @@ class AdaptersTask:
             decide_seconds=seconds / sum(score.rows for score in arm.scores),
             notes=notes,
         )
+
+    def _taught(self, router: str) -> str:
+        """Say that a router learnt here, and how long."""
+        if self.teach is None or router == BASE or not must_learn(router):
+            return ""
+        return f"; taught here, {self.teach or router_class(router.split(':', 1)[0]).learns} steps"
 
     def plots(self, board: Leaderboard) -> Sequence[Plot]:
         """Return the plots of the report."""
@@ -256,7 +275,22 @@ class AdaptersTask:
         return measure_router(
             router, base, _bank(self.folder), tasks,
             rows=self.rows, seeds=(seed,), folder=self.folder, cache=cache,
+            teaching=self._teaching(),
         )  # fmt: skip
+
+    def _teaching(self) -> Teaching | None:
+        """Return what routers learn from: training rows of the tasks that experts are named after.
+
+        Of both sides of the arena, so that no router sees tasks held out before they are measured.
+        """
+        if self.teach is None:
+            return None
+        experts = _bank(self.folder).names
+        return Teaching(
+            tasks=tuple(get_task(name) for name in task_names() if name in experts),
+            folder=cache_folder() / "adapters" / "learnt",
+            steps=self.teach or None,
+        )
 
 
 @cache

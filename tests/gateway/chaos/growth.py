@@ -106,7 +106,9 @@ def _num_sockets() -> int:
 def _is_socket(link: Path) -> bool:
     try:
         return "socket:" in str(link.readlink())
-    except FileNotFoundError:  # the gateway's threads may close it between the listing and this look
+    except (
+        FileNotFoundError
+    ):  # the gateway's threads may close it between the listing and this look
         return False
 
 

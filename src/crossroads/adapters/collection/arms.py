@@ -38,6 +38,7 @@ def measure(
     rows: int = ROWS,
     seeds: Sequence[int] = SEEDS,
     encoder: str | None = None,
+    numbers: Mapping[str, int] | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> list[TaskScore]:
@@ -47,11 +48,12 @@ def measure(
     ----------
     model : base model; it is given back as it was
     router : is told of each row what it asks for: the task's own expert (the base model for tasks
-        without one), the task's number among those of the collection that are trained on (-1 for
-        all others, which no router knows), the embedding of the prompt
+        without one), the task's number (-1 for those that no router knows, and then also the
+        embedding of the prompt), the embedding of the prompt
+    numbers : of tasks by name; None = places among those of the collection that are trained on
     encoder : of prompts, the one the bank's embeddings were made by
     """
-    facts = {task.name: facts_of(router, bank, task, encoder) for task in tasks}
+    facts = {task.name: facts_of(router, bank, task, encoder, numbers) for task in tasks}
     routed = RoutedModel(model, bank, router)
     try:
         return evaluate(
@@ -69,12 +71,20 @@ def measure(
         routed.unwrap()
 
 
-def facts_of(router: Router, bank: AdapterBank, task: Task, encoder: str | None = None) -> Facts:
-    """Return what ``router`` asks to be told of rows of a task."""
+def facts_of(
+    router: Router,
+    bank: AdapterBank,
+    task: Task,
+    encoder: str | None = None,
+    numbers: Mapping[str, int] | None = None,
+) -> Facts:
+    """Return what ``router`` asks to be told of rows of a task; see ``measure``."""
     own = task.name if task.name in bank.names else None
     place = -1 if own is None else bank.position(own)
-    known = task_names(held_in=True)
-    number = known.index(task.name) if task.name in known else -1
+    if numbers is None:
+        numbers = {name: number for number, name in enumerate(task_names(held_in=True))}
+    number = numbers.get(task.name, -1)
+    is_unknown = "task_ids_B" in router.call_data and number < 0
 
     def facts(rows: Sequence[Row]) -> Mapping[str, Any]:
         told: dict[str, Any] = {}
@@ -84,7 +94,7 @@ def facts_of(router: Router, bank: AdapterBank, task: Task, encoder: str | None 
             told["labels"] = torch.full((len(rows),), place)
         if "task_ids_B" in router.call_data:
             told["task_ids"] = torch.full((len(rows),), number)
-        if "embedding_BG" in router.call_data:
+        if "embedding_BG" in router.call_data or is_unknown:
             told["embedding"] = embed([row.prompt for row in rows], encoder)
         return told
 

@@ -7,9 +7,15 @@ the means.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from crossroads.adapters.activations import record_activation
+from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.routers.phatgoose import Phatgoose
+from crossroads.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from crossroads.adapters.lessons import Lesson
 
 
 class AverageActivation(Phatgoose):
@@ -19,3 +25,23 @@ class AverageActivation(Phatgoose):
     artifact: ClassVar[str] = "activation"
     artifacts: ClassVar[frozenset[str]] = frozenset({"activation"})
     survey_row: ClassVar[str | None] = "Average Activation"
+    learns: ClassVar[int] = 80
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Record the mean inputs of every expert, over ``lesson.steps`` batches of its own task.
+
+        Raises UsageError for an expert that no task is named after.
+        """
+        tasks = {task.name for task in lesson.tasks}
+        made = []
+        for done, expert in enumerate(lesson.bank.experts()):
+            if expert.name not in tasks:
+                raise UsageError(
+                    f"router {self.name}: no task is named after the expert {expert.name}; give "
+                    "training rows of its own task"
+                )
+            batches = map(lesson.of_task(expert.name), range(lesson.steps))
+            made.append(record_activation(lesson.model, expert, batches))
+            if lesson.progress is not None:
+                lesson.progress(done + 1, lesson.bank.n_experts)
+        return AdapterBank(made, heads=lesson.bank.heads)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,11 @@ from crossroads.core.gating import renyi_entropy, softmax, tsallis_entropy
 from crossroads.core.losses import masked_mean
 from crossroads.core.routed import AuxTerm
 
+if TYPE_CHECKING:
+    from crossroads.adapters.lessons import Lesson
+
 _ENTROPIES = {"tsallis": tsallis_entropy, "renyi": renyi_entropy}
+_RATE = 1e-2  # of the gates
 _EPS_MODES = ("clamp", "add")
 _EPS = 1e-5  # what the published code adds to every probability
 
@@ -49,6 +53,7 @@ class DynMoLE(Router):
 
     name: ClassVar[str] = "dynmole"
     survey_row: ClassVar[str | None] = "DynMoLE"
+    learns: ClassVar[int] = 40
     cells: ClassVar[Cells | None] = Cells(
         expert_training="Custom",
         expert_data="Shared",
@@ -151,6 +156,10 @@ class DynMoLE(Router):
                 "broadcast": float(masked_mean(has_all_N.float(), mask_N)),
             }
         return found
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Train the gates over finished experts; the paper trains experts along (``joint``)."""
+        return lesson.train_gates(self, lr=_RATE)
 
     def settings(self) -> Mapping[str, Any]:
         names = (

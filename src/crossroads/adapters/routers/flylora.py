@@ -25,8 +25,10 @@ from crossroads.core.gating import top_k
 
 if TYPE_CHECKING:
     from crossroads.adapters.insertion import RoutedModel
+    from crossroads.adapters.lessons import Lesson
     from crossroads.adapters.passes import Pass
 
+_RATE = 3e-3  # of B
 _SELECTIONS = ("abs_biased", "magnitude", "signed")
 
 
@@ -46,6 +48,7 @@ class FlyLoRA(Router):
 
     name: ClassVar[str] = "flylora"
     survey_row: ClassVar[str | None] = "FlyLoRA"
+    learns: ClassVar[int] = 80
     cells: ClassVar[Cells | None] = Cells(
         expert_training="Custom",
         expert_data="Shared",
@@ -141,6 +144,19 @@ class FlyLoRA(Router):
             wanted = by_adapter.mean(-1, keepdim=True)
             self.bias_of(layer).add_(self.rate * torch.sign(wanted - by_adapter).flatten())
         self._counts.clear()
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Train B of one adapter for all tasks, with as many ranks as the experts have together."""
+        from crossroads.adapters.fly import fly_bank
+        from crossroads.adapters.joint import train_jointly
+
+        ranks = self.ranks or lesson.bank.n_experts * lesson.rank
+        bank = fly_bank(lesson.sizes, ranks=ranks, k=self.k, seed=lesson.seed)
+        train_jointly(
+            lesson.model, bank, self, lesson.batches(), lesson.settings,
+            factors="up", router_lr=0, lr=_RATE, **lesson.training,
+        )  # fmt: skip
+        return bank
 
     def settings(self) -> Mapping[str, Any]:
         names = ("k", "ranks", "select", "rate", "share")

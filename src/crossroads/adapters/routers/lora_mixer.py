@@ -10,7 +10,7 @@ against its own text: ``entropy="as_printed"`` is that one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ from crossroads.core.gating import softmax, top_k
 from crossroads.core.losses import switch_balance, token_entropy
 from crossroads.core.routed import AuxTerm
 
+if TYPE_CHECKING:
+    from crossroads.adapters.lessons import Lesson
+
+_RATE = 1e-2  # of the gates
 _SIGNS = {"minimise": 1.0, "as_printed": -1.0}
 
 
@@ -46,6 +50,7 @@ class LoRAMixer(Router):
     name: ClassVar[str] = "lora-mixer"
     scope: ClassVar[Scope] = "input"
     survey_row: ClassVar[str | None] = "LoRA-Mixer (frozen experts)"
+    learns: ClassVar[int] = 40
     cells: ClassVar[Cells | None] = Cells(
         expert_training="Standard",
         expert_data="Private",
@@ -105,6 +110,10 @@ class LoRAMixer(Router):
             "balance": AuxTerm(torch.stack(balances).mean(), self.balance),
             "entropy": AuxTerm(torch.stack(entropies).mean(), sign * self.peaked),
         }
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Do stage S: train the gates over frozen experts."""
+        return lesson.train_gates(self, lr=_RATE)
 
     def settings(self) -> Mapping[str, Any]:
         names = ("k", "balance", "peaked", "entropy", "scaled", "hard", "seed")

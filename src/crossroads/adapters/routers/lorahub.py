@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,22 @@ import torch
 from torch import Tensor
 
 from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.calls import calling
+from crossroads.adapters.collection.batches import batch_of_rows, fitting
 from crossroads.adapters.contract import Call, Mode, RouteInput, Router, Routing
+from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.scopes import Scope
 from crossroads.adapters.survey.schema import Cells
+from crossroads.adapters.texts import answer_nll
 from crossroads.core.errors import InputError, MissingExtraError
 from crossroads.core.progress import Progress
 
+if TYPE_CHECKING:
+    from crossroads.adapters.lessons import Lesson
+
 Point = npt.NDArray[np.float64]
 Objective = Callable[[Point], float]
+_EXAMPLES = 5  # training rows of a task, as in the paper
 _SEARCHES = ("auto", "nevergrad", "evolution")
 
 
@@ -45,6 +53,8 @@ class LoraHub(Router):
     mode: ClassVar[Mode] = "merge_factors"
     scope: ClassVar[Scope] = "model"
     survey_row: ClassVar[str | None] = "LoraHub"
+    learns: ClassVar[int] = 40
+    by_task: ClassVar[bool] = True
     cells: ClassVar[Cells | None] = Cells(
         expert_training="Standard",
         expert_data="Private",
@@ -112,6 +122,28 @@ class LoraHub(Router):
             _evolution(objective, len(self._known), self.limit, self.budget, self.seed)
         self.weights_E = torch.from_numpy(best_w).float()
         return best_loss
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Search the weights on the first few training rows of the tasks; a step is a search."""
+        rows = [
+            row
+            for task in lesson.tasks
+            for row in fitting(lesson.tokenizer, task, "train")[:_EXAMPLES]
+        ]
+        longest = max(task.length for task in lesson.tasks)
+        batch = batch_of_rows(lesson.tokenizer, rows, length=longest)
+        self.budget = lesson.steps
+        routed = RoutedModel(lesson.model, lesson.bank, self)
+
+        def loss() -> float:
+            with torch.no_grad(), calling(mask=batch.mask_BT):
+                return float(answer_nll(lesson.model, batch).mean())
+
+        try:
+            self.fit(loss, lesson.progress)
+        finally:
+            routed.unwrap()
+        return lesson.bank
 
     def route(self, given: RouteInput) -> Routing:
         return Routing(weights=self.weights_E[None, None, None], mode=self.mode, normalised=False)

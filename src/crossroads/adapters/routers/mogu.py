@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,11 @@ from crossroads.core.errors import UsageError
 from crossroads.core.losses import masked_mean
 from crossroads.core.routed import AuxTerm
 
+if TYPE_CHECKING:
+    from crossroads.adapters.lessons import Lesson
+
 _LOG = logging.getLogger(__name__)
+_RATE = 1e-3  # of the nets
 _TOTALS = ("free", "one")
 
 
@@ -44,6 +48,7 @@ class MoGU(Router):
 
     name: ClassVar[str] = "mogu"
     survey_row: ClassVar[str | None] = "MoGU"
+    learns: ClassVar[int] = 40
     cells: ClassVar[Cells | None] = Cells(
         expert_training="Custom",
         expert_data="Shared",
@@ -114,6 +119,10 @@ class MoGU(Router):
         parts = [self._distances(routing, call, call.labels_B) for routing in decided.values()]
         distance_NE, mask_N = (torch.cat(part) for part in zip(*parts, strict=True))
         return {"pull": AuxTerm(masked_mean(distance_NE, mask_N).sum(), self.pull)}
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Train the nets, pulled towards the expert that a row's task is named after."""
+        return lesson.train_gates(self, lr=_RATE)
 
     def settings(self) -> Mapping[str, Any]:
         return {name: getattr(self, name) for name in ("width", "pull", "total", "seed")}

@@ -12,7 +12,7 @@ Adapter Routing for Cross-Task Generalization (Caccia et al. 2023), section 3.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from crossroads.adapters.contract import Call, Mode, RouteInput, Router, Routing
 from crossroads.adapters.scopes import Scope, owner
 from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from crossroads.adapters.lessons import Lesson
 
 UNKNOWN = -1  # a task without logits: every skill alike
 _START = 1e-3  # logits are drawn from U(-1e-3, 1e-3)
@@ -45,6 +48,7 @@ class Poly(Router):
     mode: ClassVar[Mode] = "merge_factors"
     call_data: ClassVar[frozenset[str]] = frozenset({"task_ids_B"})
     survey_row: ClassVar[str | None] = "Poly and MHR"
+    learns: ClassVar[int] = 80
     cells: ClassVar[Cells | None] = Cells(
         expert_training="Custom",
         expert_data="Shared",
@@ -112,6 +116,21 @@ class Poly(Router):
 
     def is_static(self, call: Call) -> bool:
         return not call.training
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Train as many skills as there are experts, of their rank and layers, and the logits."""
+        from crossroads.adapters.skills import new_skills, train_skills
+
+        self.tasks = len(lesson.tasks)
+        bank = new_skills(
+            lesson.model,
+            targets=lesson.targets,
+            skills=lesson.bank.n_experts,
+            rank=lesson.rank,
+            seed=lesson.seed,
+        )
+        train_skills(lesson.model, bank, self, lesson.batches(), lesson.settings, **lesson.training)
+        return bank
 
     def settings(self) -> Mapping[str, Any]:
         names = ("tasks", "grain", "relaxed", "uniform", "seed")

@@ -22,7 +22,7 @@ import math
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,13 @@ from crossroads.core.errors import InputError, UsageError, unknown_name
 from crossroads.core.gating import first_maximum, softmax
 from crossroads.core.routed import AuxTerm
 
+if TYPE_CHECKING:
+    from crossroads.adapters.lessons import Lesson
+
 _LOG = logging.getLogger(__name__)
 Select = Literal["straight-through", "gumbel", "softmax", "average", "random", "random-sequence"]
 _CONTROLS = frozenset({"average", "random", "random-sequence"})
+_TEXTS = 64  # prompts that a task's vector is the centroid of
 UNKNOWN = -1  # a task without a vector: ``Call.embedding_BG`` is its vector
 
 
@@ -62,6 +66,7 @@ class TaskMoE(Router):
     scope: ClassVar[Scope] = "layer"
     call_data: ClassVar[frozenset[str]] = frozenset({"task_ids_B"})
     survey_row: ClassVar[str | None] = "Task-level MoE"
+    learns: ClassVar[int] = 80
     cells: ClassVar[Cells | None] = Cells(
         expert_training="Custom",
         expert_data="Shared",
@@ -222,6 +227,31 @@ class TaskMoE(Router):
 
     def is_static(self, call: Call) -> bool:
         return not call.training and self.select != "random-sequence"
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Train as many experts as there are, and the network from task vectors to routes.
+
+        A task's vector is the centroid of its embedded training prompts and is not trained, so that
+        an unknown task goes by its prompt's embedding.
+        """
+        from crossroads.adapters.skills import new_skills
+        from crossroads.adapters.task_level.training import Rates, train_tasks
+        from crossroads.adapters.task_level.vectors import text_vectors
+
+        prompts = [[row.prompt for row in t.rows["train"][:_TEXTS]] for t in lesson.tasks]
+        self.set_vectors(text_vectors(prompts))
+        bank = new_skills(
+            lesson.model,
+            targets=lesson.targets,
+            skills=lesson.bank.n_experts,
+            rank=lesson.rank,
+            seed=lesson.seed,
+        )
+        train_tasks(
+            lesson.model, bank, self, lesson.batches(), lesson.settings,
+            rates=Rates(vectors=0.0), **lesson.training,
+        )  # fmt: skip
+        return bank
 
     def settings(self) -> Mapping[str, Any]:
         names = ("tasks", "width", "form", "hidden", "select", "tau", "rate", "floor", "explore",

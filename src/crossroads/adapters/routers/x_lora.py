@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,11 @@ from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import InputError
 from crossroads.core.gating import softmax, top_k
 
+if TYPE_CHECKING:
+    from crossroads.adapters.lessons import Lesson
+
 _LOG = logging.getLogger(__name__)
+_RATE = 1e-2  # of the head
 _DROPOUT = 0.2  # between layers of a deep head, in training
 
 
@@ -46,6 +50,7 @@ class XLora(Router):
 
     name: ClassVar[str] = "x-lora"
     survey_row: ClassVar[str | None] = "X-LoRA"
+    learns: ClassVar[int] = 40
     cells: ClassVar[Cells | None] = Cells(
         expert_training="Standard",
         expert_data="Private",
@@ -159,6 +164,10 @@ class XLora(Router):
 
     def is_static(self, call: Call) -> bool:
         return call.scalings is not None and call.scalings.shape[1] == 1
+
+    def learn(self, lesson: Lesson) -> AdapterBank:
+        """Train the head; experts stay frozen."""
+        return lesson.train_gates(self, lr=_RATE)
 
     def settings(self) -> Mapping[str, Any]:
         names = ("depth", "hidden", "temperature", "k", "by_layer", "width", "seed")

@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -47,6 +48,8 @@ def train_tasks(
     *,
     rates: Rates | None = None,
     frozen_routes: bool = False,
+    checkpoint: Path | None = None,
+    identity: str = "",
     progress: Progress | None = None,
 ) -> tuple[float, ...]:
     """Train experts and, unless they are frozen, routes, in place; return the loss of every step.
@@ -56,6 +59,7 @@ def train_tasks(
     model : frozen causal language model; it is given back as it was
     batch_of : step -> batch with the task of every sequence, ``task_ids_B``; tasks may be mixed
     rates : None = the defaults
+    checkpoint, identity, progress : of ``training.train``
 
     Raises what ``training.train`` raises.
     """
@@ -71,7 +75,15 @@ def train_tasks(
         return batch_loss(routed, batch_of(step), step=step, seed=settings.seed)
 
     try:
-        return train(loss_of, groups, settings, modules=[bank, router], progress=progress)
+        return train(
+            loss_of,
+            groups,
+            settings,
+            modules=[bank, router],
+            checkpoint=checkpoint,
+            identity=identity,
+            progress=progress,
+        )
     finally:
         routed.unwrap()
 

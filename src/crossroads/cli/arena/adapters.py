@@ -52,6 +52,13 @@ ALL = "all"
 )
 @click.option("--tasks", metavar="A,B", help="Some of the side's tasks alone.")
 @click.option(
+    "--teach",
+    metavar="STEPS",
+    type=click.IntRange(0),
+    help="Also compare routers that have to learn: teach them on training rows of the experts' "
+    "tasks, so many steps; 0 = each router's own number, minutes each.",
+)
+@click.option(
     "--rows", type=click.IntRange(1), default=8, show_default=True, help="Test rows of every task."
 )
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Paired seeds.")
@@ -68,6 +75,7 @@ def command(
     model: Path | None,
     routers: str | None,
     tasks: str | None,
+    teach: int | None,
     rows: int,
     seeds: int,
     engine: str,
@@ -95,11 +103,14 @@ def command(
         wanted = comma_separated(routers, "--routers")
         chosen = comma_separated(tasks, "--tasks")
         boards = [
-            _task(one, bank, model, rows, chosen) for one in (TASKS if name == ALL else (name,))
+            replace(_task(one, bank, model, rows, chosen), teach=teach)
+            for one in (TASKS if name == ALL else (name,))
         ]
         names, left_out = list(wanted or ()), dict[str, str]()
         if not names:
-            names, left_out = candidates(load_bank(bank), bank, boards[0].loaded())
+            names, left_out = candidates(
+                load_bank(bank), bank, boards[0].loaded(), is_taught=teach is not None
+            )
         boards = [replace(task, remarks=grouped(left_out)) for task in boards]
     failed = False
     for task in boards:
