@@ -10,13 +10,11 @@ from crossroads.adapters.collection.arms import share_closed
 from crossroads.adapters.collection.evaluation import TaskScore
 from crossroads.adapters.collection.tasks import Task
 from crossroads.adapters.comparing import (
-    Arm,
     Comparison,
-    best_expert,
     candidates,
     compare,
-    measure_router,
 )
+from crossroads.adapters.measuring import Arm
 from crossroads.adapters.needs import GROUPS
 from crossroads.adapters.routers import router_names
 from crossroads.core.errors import InputError, UsageError
@@ -195,30 +193,11 @@ def test_candidates_are_what_the_bank_has_data_for() -> None:
     assert not set(able) & set(left_out)
 
 
-def test_the_best_single_expert_is_chosen_by_validation_rows_alone() -> None:
-    base, made = base_model(), bank()
-    asked = replace(TASKS[0], rows={**TASKS[0].rows, "test": TASKS[0].rows["validation"]})
-    losses = {
-        name: measure_router(f"best-single:expert={name}", base, made, [asked], rows=3, seeds=(0,))
-        .scores[0].nll
-        for name in made.names
-    }  # fmt: skip
-    best = best_expert(base, made, TASKS)
-    assert losses[best] == min(losses.values())
-    assert best_expert(base, made, [without_test(TASKS[0])]) == best
-    board = compare(base, made, ["best-single"], TASKS, rows=1, seeds=(0,))
-    assert board["best-single"].settings == {"expert": best}
-    assert board["best-single"].group == "examples"
-
-
-def without_test(one: Task) -> Task:
-    return replace(one, rows={**one.rows, "test": ()})
-
-
-def test_an_expert_cannot_be_chosen_without_validation_rows() -> None:
-    bare = replace(TASKS[0], rows={**TASKS[0].rows, "validation": ()})
-    board = compare(base_model(), bank(), ["best-single"], [bare], rows=1, seeds=(0,))
-    assert "no validation rows" in str(board["best-single"].error)
+def test_candidates_that_are_taught_are_all_but_the_ones_told_from_outside() -> None:
+    able, left_out = candidates(bank(), is_taught=True)
+    assert {"x-lora", "poly", "task-moe", "lorahub", "multitask", "average-activation"} <= {*able}
+    assert set(left_out) == {"named", "mogu", "retrieval", "glider", "best-single"}
+    assert "verify mogu" in left_out["mogu"]
 
 
 def test_wrong_rows_are_the_evaluations_errors() -> None:

@@ -15,6 +15,7 @@ from crossroads.adapters.tasks import AdaptersTask
 from crossroads.core.arena import run_arena
 from crossroads.core.errors import UsageError
 from crossroads.core.report import HeatMap, role_of
+from crossroads.models.embedding_cache import cache_folder
 from tests.adapters.collection.toys import easy_rows, task
 from tests.adapters.saved import save_adapters, save_base
 
@@ -79,6 +80,20 @@ def test_a_note_names_tasks_whose_rows_every_seed_shares(place: Path) -> None:
         note for note in arena(place, rows=most, tasks=("words",)).notes if "every seed" in note
     ]
     assert len(said) == 1 and "an interval: words;" in said[0]
+
+
+def test_routers_that_learn_are_taught_on_the_experts_tasks_for_both_sides(place: Path) -> None:
+    taught = [arena(place, side=side, teach=2) for side in ("held_in", "held_out")]
+    cells = [one.run("lora-mixer", 0) for one in taught]
+    assert all("taught here, 2 steps" in str(cell.notes["told"]) for cell in cells)
+    learnt = list((cache_folder() / "adapters" / "learnt").iterdir())
+    assert len(learnt) == 1  # once for both
+    own = arena(place, teach=0)
+    assert own.identify("lora-mixer") != taught[0].identify("lora-mixer")
+    assert own.identify("arrow") == arena(place).identify("arrow")
+    assert "taught" not in str(taught[0].run("arrow", 0).notes["told"])
+    with pytest.raises(UsageError, match="nobody trained"):
+        arena(place).run("lora-mixer", 0)
 
 
 def test_the_same_seed_gives_the_same_figures(place: Path, tmp_path: Path) -> None:

@@ -78,8 +78,8 @@ def check_trained(router: Router) -> None:
     """Raise UsageError for a router that has numbers of its own, which nobody trained."""
     if any(values.numel() for values in router.state_dict().values()):
         raise UsageError(
-            f"router {router.name}: nobody trained its numbers; train it, write it with save_bank, "
-            "and use it as 'saved'"
+            f"router {router.name}: nobody trained its numbers; crossroads adapters teach does it, "
+            "and writes a folder whose router is 'saved'"
         )
 
 

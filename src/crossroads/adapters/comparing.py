@@ -7,9 +7,7 @@ without stand in groups of their own, see ``crossroads.adapters.needs``.
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,87 +20,38 @@ from crossroads import __version__
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.base_models import BaseModel
 from crossroads.adapters.choice import SAVED, choose_router
-from crossroads.adapters.collection.arms import measure
-from crossroads.adapters.collection.evaluation import TaskScore, draw_rows, evaluate
+from crossroads.adapters.collection.evaluation import draw_rows, evaluate
 from crossroads.adapters.collection.rows import Row
 from crossroads.adapters.collection.tasks import Task
 from crossroads.adapters.contract import Router
-from crossroads.adapters.footprint import Speed, held_bytes, measure_speed, router_parameters
-from crossroads.adapters.insertion import RoutedModel
-from crossroads.adapters.learning import learnt, must_learn
-from crossroads.adapters.needs import GROUPS, Group, group_of, needs_of
+from crossroads.adapters.learning import must_learn
+from crossroads.adapters.measuring import (
+    BEST_SINGLE,
+    Arm,
+    measure_router,
+    validation_of,
+)
+from crossroads.adapters.needs import GROUPS, Group, group_of
 from crossroads.adapters.routers import router_class, router_names
-from crossroads.adapters.routers.best_single import BestSingle, best_of
 from crossroads.core.errors import CrossroadsError, UsageError, unknown_name
-from crossroads.core.progress import Progress, progress_bar
+from crossroads.core.progress import Progress
 from crossroads.core.provenance import machine
 from crossroads.core.statistics import Summary, summarise
 
 BASE, UNIFORM, ORACLE = "base", "uniform", "oracle"
-BEST_SINGLE = "best-single"  # its expert is chosen here where none is named
 Side = Literal["held_in", "held_out"]
 SIDES: tuple[Side, ...] = ("held_in", "held_out")
 _TWIN = "named"
 _AS_ORACLE = "is told every prompt's expert by name, which is the oracle; name that one"
 _BY_TASK = (
     "is told the task of every prompt by a number that only its training gave, and knows none of "
-    "the tasks held out; train it, write it with save_bank and name 'saved'"
+    "the tasks held out; crossroads adapters teach makes a folder whose router is 'saved'"
 )
 _OF_VARIANTS = "mogu"
 _NOT_EXPERTS = (
     "blends whole variants of one model and starts from their sum, which experts of many tasks are "
     "not; crossroads verify mogu measures it on its own ground"
 )
-_VALIDATION_ROWS = 4  # of every task, by which the best expert is chosen
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arm:
-    """What one router did.
-
-    Attributes
-    ----------
-    router : as it was named; "base" is the model without adapters
-    group, needs : see ``crossroads.adapters.needs``
-    axes : the survey's nine, None where it declares none
-    scores : by task and seed
-    parameters, held_bytes : numbers of routing alone; bytes beside the base model, adapters and all
-    prepare_seconds : from adapters to a routed model
-    error : why there are no figures
-    """
-
-    router: str
-    group: Group = "adapters"
-    needs: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    axes: Mapping[str, str] | None = None
-    scores: tuple[TaskScore, ...] = ()
-    parameters: int = 0
-    held_bytes: int = 0
-    prepare_seconds: float = 0.0
-    speed: Speed | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Teaching:
-    """How routers that have to learn come by it.
-
-    Attributes
-    ----------
-    tasks : whose training rows they are taught; those that learn by task take each measured one's
-    folder : keeps what was learnt
-    steps : None = each router's own
-    """
-
-    tasks: tuple[Task, ...]
-    folder: Path
-    steps: int | None = None
-
-    @property
-    def numbers(self) -> dict[str, int]:
-        """The tasks' numbers, for routers that are told them."""
-        return {task.name: number for number, task in enumerate(self.tasks)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +233,7 @@ def candidates(
             if "task_ids_B" in router_class(name).call_data:
                 left_out[name] = _BY_TASK
                 continue
-            if name != BEST_SINGLE or not _validation(tasks, bank):
+            if name != BEST_SINGLE or not validation_of(tasks, bank):
                 choose_router(name, bank, folder)
             found.append(name)
         except CrossroadsError as error:
@@ -397,119 +346,6 @@ def _arm_of(
     except CrossroadsError as error:
         cls = router_class(name.split(":", 1)[0]) if name != SAVED else Router
         return Arm(router=name, group=group_of(cls), error=str(error))
-
-
-def measure_router(
-    name: str,
-    base: BaseModel,
-    bank: AdapterBank,
-    tasks: Sequence[Task],
-    *,
-    rows: int,
-    seeds: Sequence[int],
-    folder: Path | None = None,
-    cache: Path | None = None,
-    teaching: Teaching | None = None,
-    progress: Progress | None = None,
-) -> Arm:
-    """Return what one router does; see ``compare``.
-
-    Raises CrossroadsError where the bank lacks what it needs, or nobody trained it.
-    """
-    ways = _ways(name, base, bank, tasks, folder=folder, cache=cache, teaching=teaching)
-    started = time.perf_counter()
-    mine, own, router = next(ways)
-    routed = RoutedModel(base.model, own, router)
-    prepared = time.perf_counter() - started
-    try:
-        speed = measure_speed(base, routed)
-        held, parameters = held_bytes(routed), router_parameters(routed)
-    finally:
-        routed.unwrap()
-    scores: list[TaskScore] = []
-    for some, its_bank, its_router in itertools.chain([(mine, own, router)], ways):
-        scores += measure(
-            base.model, base.tokenizer, its_bank, its_router, some,
-            rows=rows, seeds=seeds, cache=cache, progress=progress,
-            numbers=teaching.numbers if teaching else None,
-        )  # fmt: skip
-    return Arm(
-        router=name,
-        group=group_of(router),
-        needs=needs_of(router),
-        settings=dict(router.settings()),
-        axes=axes_of(router),
-        scores=tuple(scores),
-        parameters=parameters,
-        held_bytes=held,
-        prepare_seconds=prepared,
-        speed=speed,
-    )
-
-
-def _ways(
-    name: str,
-    base: BaseModel,
-    bank: AdapterBank,
-    tasks: Sequence[Task],
-    *,
-    folder: Path | None,
-    cache: Path | None,
-    teaching: Teaching | None,
-) -> Iterator[tuple[Sequence[Task], AdapterBank, Router]]:
-    """Yield a router and its bank with the tasks they are for: all, or one where it learns so."""
-    if teaching is None or not must_learn(name):
-        chosen = name
-        if name == BEST_SINGLE:
-            chosen += f":expert={best_expert(base, bank, tasks, cache=cache)}"
-        yield tasks, bank, choose_router(chosen, bank, folder)
-        return
-    is_by_task = router_class(name.split(":", 1)[0]).by_task
-    for mine in [[task] for task in tasks] if is_by_task else [tasks]:
-        lessons = mine if is_by_task else teaching.tasks
-        with progress_bar(f"{name} learns {', '.join(task.name for task in lessons)}") as moved:
-            own, router = learnt(
-                name, base, bank, lessons, teaching.folder, steps=teaching.steps, progress=moved
-            )
-        yield mine, own, router
-
-
-def best_expert(
-    base: BaseModel, bank: AdapterBank, tasks: Sequence[Task], *, cache: Path | None = None
-) -> str:
-    """Return the expert with the lowest mean loss on validation rows of the held-in tasks.
-
-    Of all tasks where none is held in. Raises UsageError where they have no validation rows.
-    """
-    asked = _validation(tasks, bank)
-    if not asked:
-        raise UsageError(
-            f"router {BEST_SINGLE}: the tasks have no validation rows to choose an expert by; name "
-            f"one, {BEST_SINGLE}:expert={bank.names[0]}"
-        )
-    losses = {}
-    for name in bank.names:
-        scores = measure(
-            base.model, base.tokenizer, bank, BestSingle(expert=name), asked,
-            rows=_VALIDATION_ROWS, seeds=(0,), cache=cache,
-        )  # fmt: skip
-        losses[name] = [score.nll for score in scores]
-    return best_of(losses)
-
-
-def _validation(tasks: Sequence[Task], bank: AdapterBank) -> list[Task]:
-    """Return the tasks to choose by, with their validation rows in the place of the test rows."""
-    mine = [task for task in tasks if task.name in bank.names] or list(tasks)
-    return [
-        replace(task, rows={**task.rows, "test": task.rows["validation"]})
-        for task in mine
-        if task.rows["validation"]
-    ]
-
-
-def axes_of(router: Router) -> dict[str, str] | None:
-    """Return the cells a router declares, as plain data."""
-    return None if router.cells is None else router.cells.to_dict()
 
 
 def _plain(summary: Summary | None) -> dict[str, Any] | None:

@@ -25,18 +25,11 @@ from crossroads.adapters.choice import SAVED
 from crossroads.adapters.collection.batches import fitting
 from crossroads.adapters.collection.evaluation import evaluate
 from crossroads.adapters.collection.tasks import Task, get_task, task_names
-from crossroads.adapters.comparing import (
-    BASE,
-    ORACLE,
-    UNIFORM,
-    Arm,
-    Side,
-    Teaching,
-    measure_router,
-)
+from crossroads.adapters.comparing import BASE, ORACLE, UNIFORM, Side
 from crossroads.adapters.fingerprints import code_fingerprint
 from crossroads.adapters.layout import load_bank
 from crossroads.adapters.learning import must_learn
+from crossroads.adapters.measuring import Arm, Teaching, measure_router
 from crossroads.adapters.needs import GROUPS
 from crossroads.adapters.routers import build_router, router_class
 from crossroads.core.arena import Cell, Leaderboard, Metric

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from crossroads.adapters.task_level.files import read_tasks
+from crossroads.adapters.task_level.files import read_lessons, read_tasks
 from crossroads.core.errors import InputError
+from tests.adapters.collection.toys import tokenizer
 
 GOOD = {"task": "words", "prompt": "a b", "answer": " c"}
 
@@ -52,3 +53,12 @@ def test_files_without_rows_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"\xe9")
     with pytest.raises(InputError, match="cannot be read as UTF-8"):
         read_tasks(tmp_path / "latin", [], length=9)
+
+
+def test_lessons_are_as_long_as_their_longest_row(tmp_path: Path) -> None:
+    rows = [{"task": "words", "prompt": "a " * n, "answer": " b"} for n in (3, 7, 40)]
+    found = read_lessons(_file(tmp_path, *map(json.dumps, rows)), ["words"], tokenizer(), most=16)
+    assert [(one.name, one.held_in, one.length, one.batch) for one in found] == [
+        ("words", True, 8, 64)
+    ]
+    assert len(found[0].rows["train"]) == 2 and found[0].rows["test"] == ()

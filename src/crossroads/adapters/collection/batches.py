@@ -16,7 +16,7 @@ def fitting(tokenizer: Any, task: Task, split: Split) -> list[Row]:
     """Return the rows of a split whose prompt and longest option have at most ``task.length``
     tokens together, in order. Raises InputError where none has.
     """
-    kept = [row for row in task.rows[split] if _tokens(tokenizer, row) <= task.length]
+    kept = [row for row in task.rows[split] if row_tokens(tokenizer, row) <= task.length]
     if not kept:
         raise InputError(f"task {task.name}: no {split} row has at most {task.length} tokens")
     return kept
@@ -49,7 +49,9 @@ def batch_of_rows(tokenizer: Any, rows: Sequence[Row], *, length: int) -> TextBa
     )
 
 
-def _tokens(tokenizer: Any, row: Row) -> int:
+def row_tokens(tokenizer: Any, row: Row) -> int:
+    """Return the tokens of a row's prompt and longest option together."""
+
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from crossroads.adapters.collection.batches import fitting, row_tokens
 from crossroads.adapters.collection.rows import Row
 from crossroads.adapters.collection.tasks import Task
 from crossroads.core.errors import InputError
+
+_BATCH_TOKENS = 512
 
 
 def read_tasks(path: Path, experts: Sequence[str], *, length: int) -> list[Task]:
@@ -48,6 +52,26 @@ def read_tasks(path: Path, experts: Sequence[str], *, length: int) -> list[Task]
         )
         for name, found in rows.items()
     ]
+
+
+def read_lessons(path: Path, experts: Sequence[str], tokenizer: Any, *, most: int) -> list[Task]:
+    """Return the tasks of a JSONL file with all rows to learn from; see ``read_tasks``.
+
+    A task is as long as its longest row of at most ``most`` tokens; its batches have about 512.
+    """
+    found = []
+    for task in read_tasks(path, experts, length=most):
+        rows = fitting(tokenizer, task, "test")
+        length = max(row_tokens(tokenizer, row) for row in rows)
+        found.append(
+            replace(
+                task,
+                rows={"train": tuple(rows), "validation": (), "test": ()},
+                length=length,
+                batch=max(1, _BATCH_TOKENS // length),
+            )
+        )
+    return found
 
 
 def _row(line: str, where: str) -> tuple[str, Row]:

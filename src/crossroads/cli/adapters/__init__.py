@@ -15,6 +15,10 @@ _COMMANDS = {
         "crossroads.cli.adapters.compare",
         "Compare routers over the adapters of a folder: loss, accuracy, speed, memory.",
     ),
+    "teach": (
+        "crossroads.cli.adapters.teach",
+        "Teach a router that has to learn, and save it with the adapters.",
+    ),
     "serve": (
         "crossroads.cli.adapters.serve",
         "Serve a folder of adapters as one model behind OpenAI's API.",

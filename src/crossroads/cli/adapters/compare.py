@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from crossroads.adapters.base_models import BaseModel
     from crossroads.adapters.collection.tasks import Task
-    from crossroads.adapters.comparing import Arm, Comparison
+    from crossroads.adapters.comparing import Comparison
+    from crossroads.adapters.measuring import Arm
     from crossroads.core.statistics import Summary
 
 _PIPE_WIDTH = 160
