@@ -15,12 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crossroads.adapters import needs
+from crossroads.adapters.routers import router_class
+from crossroads.core.statistics import summarise
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "prompts" / "routers.md",
     ROOT / "docs" / "prompts" / "measured.md",
+    ROOT / "docs" / "adapters.md",
     ROOT / "docs" / "adapters" / "collection.md",
 )
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -178,6 +183,55 @@ def adapters() -> str:
     return "\n".join(lines) + "\n"
 
 
+def arena() -> str:
+    """Every router of the adapters' arena, by what it must be given, the lowest loss first."""
+    boards = {
+        side: json.loads((RESULTS / f"adapters-arena-{side}.json").read_text("utf-8"))
+        for side in ("held-in", "held-out")
+    }
+    rows = {
+        side: {row["router"]: row for row in board["rows"] if row["error"] is None}
+        for side, board in boards.items()
+    }
+    lines = [
+        "| group | router | loss held in | share of the gap closed | accuracy held in "
+        "| loss held out | accuracy held out | prompt speed, of the base's | numbers of routing "
+        "| MiB held |",
+        "|---" * 10 + "|",
+    ]
+    for group in needs.GROUPS:
+        mine = [name for name in rows["held-in"] if group_of(name) == group]
+        for name in sorted(mine, key=lambda n: rows["held-in"][n]["metrics"]["nll"]["mean"]):
+            held_in, held_out = rows["held-in"][name], rows["held-out"].get(name)
+            cells = [
+                figure(held_in, "nll", ".2f"),
+                closed(rows["held-in"], name),
+                figure(held_in, "accuracy", ".0%"),
+                figure(held_out, "nll", ".2f") if held_out else "-",
+                figure(held_out, "accuracy", ".0%") if held_out else "-",
+                figure(held_in, "speed", ".2f").split(" ")[0],
+                figure(held_in, "parameters", ",.0f").split(" ")[0],
+                figure(held_in, "held_mib", ",.0f").split(" ")[0],
+            ]
+            lines.append(f"| {group} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def group_of(router: str) -> needs.Group:
+    """Return what a router must be given; the base model is a reference."""
+    if router == "base":
+        return "reference"
+    return needs.group_of(router_class(router.split(":", 1)[0]))
+
+
+def closed(rows: dict[str, Any], router: str) -> str:
+    """Return the share of the way from uniform to oracle, mean over seeds, with its interval."""
+    ends = [rows[name]["metrics"]["nll"]["per_seed"] for name in ("uniform", router, "oracle")]
+    shares = [(low - own) / (low - high) for low, own, high in zip(*ends, strict=True)]
+    found = summarise(shares)
+    return f"{found.mean:.0%} ± {found.half_width:.0%}"
+
+
 def spread(losses: list[float] | None) -> str:
     """Return the mean and the range of the draws, or a dash."""
     if losses is None:
@@ -196,6 +250,7 @@ SPECIAL: dict[str, Callable[[], str]] = {
     "throughput": throughput,
     "levels": levels,
     "adapters-levels": adapters,
+    "adapters-arena": arena,
     "report-mmlu-pro": partial(report, "mmlu-pro"),
     "report-routellm": partial(report, "routellm"),
 }

@@ -362,3 +362,16 @@ def test_layers_that_share_a_decision_have_the_experts_of_any_of_them() -> None:
     assert by_layer == {"q": [True, True], "up": [True, False], "down": [True, False]}
     assert {k: v.tolist() for k, v in bank.alive_by_owner("model").items()} == {"": [True, True]}
     assert bank.layers["up"].alive_E.tolist() == [True, False]
+
+
+def test_a_subset_knows_who_was_ever_in_the_bank() -> None:
+    bank = AdapterBank([expert("a", (1, 0, 0), 0), expert("b", (1, 0, 0), 1)])
+    former = bank.keys_by_name
+    bank.remove("a")
+    part = bank.subset(["b"])
+    part.add(expert("a", (1, 0, 0), 2))  # another one under the old name
+    assert part.places_in(former) == [1, None]
+    whole = bank.subset(["b"])
+    whole.add(expert("c", (1, 0, 0), 3))
+    bank.add(expert("c", (1, 0, 0), 4))
+    assert bank.places_in(whole.keys_by_name) == [0, 1]  # what the subset meets is its own affair

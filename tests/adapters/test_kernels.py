@@ -229,6 +229,26 @@ def test_the_choice_follows_rows_bank_and_type() -> None:
     assert choose(4096, 1, large, torch.bfloat16) == "grouped"
 
 
+@pytest.mark.parametrize(
+    ("rows", "experts", "rank", "dtype", "faster"),
+    [
+        (16, 128, 8, torch.float32, "dense"),
+        (64, 32, 8, torch.float32, "dense"),
+        (64, 32, 16, torch.float32, "grouped"),
+        (64, 128, 8, torch.float32, "grouped"),
+        (256, 32, 8, torch.float32, "grouped"),
+        (4096, 8, 16, torch.float32, "dense"),
+        (1024, 128, 8, torch.bfloat16, "dense"),
+        (4096, 32, 16, torch.bfloat16, "dense"),
+        (4096, 128, 8, torch.bfloat16, "grouped"),
+    ],
+)
+def test_the_choice_is_the_kernel_that_was_faster_for_two_experts_a_token(
+    rows: int, experts: int, rank: int, dtype: torch.dtype, faster: Kernel
+) -> None:
+    assert choose(rows, 2, module_bank([rank] * experts), dtype) == faster
+
+
 def test_an_unknown_kernel_is_refused() -> None:
     with pytest.raises(UsageError, match="unknown kernel 'groupd'; did you mean 'grouped'"):
         mixed(torch.zeros(1, 1, 6), module_bank([2]), sparse(1, 1, 1, 1, 0), "groupd")  # type: ignore[arg-type]
@@ -236,10 +256,14 @@ def test_an_unknown_kernel_is_refused() -> None:
 
 def test_the_choice_at_its_limits() -> None:
     large = module_bank([16] * 32)
-    assert choose(64, 2, large, torch.float32) == "dense"
-    assert choose(65, 2, large, torch.float32) == "grouped"
-    assert choose(1100, 1, large, torch.bfloat16) == "dense"
-    assert choose(1100, 2, large, torch.bfloat16) == "grouped"
+    assert choose(32, 2, large, torch.float32) == "dense"
+    assert choose(33, 2, large, torch.float32) == "grouped"
+    assert choose(100_000, 2, module_bank([16] * 8), torch.float32) == "dense"
+    assert choose(100_000, 2, module_bank([16] * 8 + [1]), torch.float32) == "grouped"
+    assert choose(2047, 1, large, torch.bfloat16) == "dense"
+    assert choose(2048, 1, large, torch.bfloat16) == "grouped"
+    assert choose(4096, 2, large, torch.bfloat16) == "dense"  # 256 columns a place
+    assert choose(4096, 2, module_bank([16] * 33), torch.bfloat16) == "grouped"
 
 
 @pytest.mark.parametrize("part", ["a_ERI", "b_EOR", "scale_E"])

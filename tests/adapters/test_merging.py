@@ -17,11 +17,12 @@ MERGES = ("ties", "ties:on=delta", "dare", "dare:elect=true", "dare:on=delta")
 
 
 def test_a_merge_of_one_expert_with_everything_kept_is_that_expert() -> None:
-    one = LoRA(a_RI=torch.randn(2, 6), b_OR=torch.randn(5, 2), scale=3.0)
-    bank = ModuleBank("layer", [None, one])
-    for on in ("factors", "delta"):
-        found = merge(bank, lambda tensors, weights_E: tensors[0] * weights_E[0], weight=1.0, on=on)
-        torch.testing.assert_close(found.delta_OI(), one.delta_OI())
+    for scale in (3.0, -3.0):
+        one = LoRA(a_RI=torch.randn(2, 6), b_OR=torch.randn(5, 2), scale=scale)
+        bank = ModuleBank("layer", [None, one])
+        for on in ("factors", "delta"):
+            found = merge(bank, lambda given, by_E: given[0] * by_E[0], weight=1.0, on=on)
+            torch.testing.assert_close(found.delta_OI(), one.delta_OI())
 
 
 @pytest.mark.parametrize("spec", MERGES)

@@ -36,5 +36,6 @@ def test_every_router_that_ships_has_a_group() -> None:
 
 def test_needs_are_named() -> None:
     assert needs_of(build_router("phatgoose")) == ("gate of every expert",)
-    assert needs_of(build_router("glider"))[-1] == "the prompt's embedding"
+    told = ("embeddings of every expert", "the prompt's embedding")
+    assert needs_of(build_router("glider"))[-2:] == told == needs_of(build_router("retrieval"))
     assert needs_of(build_router("uniform")) == ()

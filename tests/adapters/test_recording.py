@@ -14,7 +14,7 @@ from crossroads.adapters.recording import Recorder
 from crossroads.adapters.routers import build_router
 from crossroads.core.errors import InputError
 from crossroads.core.trace import DECODE, PREFILL, RoutingTrace
-from tests.adapters.toys import bank_for, ids, tiny_llama, tiny_t5
+from tests.adapters.toys import bank_for, experts, ids, tiny_llama, tiny_t5
 
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
 
@@ -135,5 +135,20 @@ def test_what_cannot_be_one_trace_is_refused() -> None:
     with torch.no_grad(), recorder.on():
         model(ids(1, 2))
         bank.remove("e0")
+        with pytest.raises(InputError, match="recorder: the experts changed"):
+            model(ids(1, 2))
+
+
+def test_experts_are_known_by_their_keys() -> None:
+    model = tiny_llama()
+    bank = bank_for(model, 2)
+    recorder = Recorder(RoutedModel(model, bank, build_router("uniform")))
+    with torch.no_grad(), recorder.on():
+        model(ids(1, 2))
+        bank.rename("e1", "other")
+        model(ids(1, 2))
+        assert recorder.trace().meta["experts"] == ["e0", "other"]
+        bank.remove("other")
+        bank.add(*experts(model, ["other"], seed=7))  # another one of the same name
         with pytest.raises(InputError, match="recorder: the experts changed"):
             model(ids(1, 2))

@@ -73,6 +73,11 @@ def test_routers_and_baselines_are_judged_on_the_same_rows(place: Path) -> None:
     assert heat.columns == ["words", "lines"] and "uniform" not in heat.rows
 
 
+def test_rows_are_counted_in_words(place: Path) -> None:
+    assert arena(place, rows=1).description.endswith("at most 1 test row of each")
+    assert arena(place, rows=3).description.endswith("at most 3 test rows of each")
+
+
 def test_a_note_names_tasks_whose_rows_every_seed_shares(place: Path) -> None:
     most = len(TASKS["words"].rows["test"])
     assert not [note for note in arena(place, rows=3).notes if "every seed" in note]
@@ -124,6 +129,30 @@ def test_a_cell_is_made_anew_when_its_rows_experts_or_router_change(place: Path)
     with pytest.raises(UsageError, match="did you mean 'phatgoose'"):
         one.identify("phatgose")
     assert pickle.loads(pickle.dumps(one)) == one
+
+
+@pytest.mark.parametrize("router", ["base", "saved", "glider", "lora-mixer"])
+def test_a_cell_is_made_anew_when_any_code_of_the_room_changes(
+    place: Path, router: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = arena(place, teach=2).identify(router)
+    monkeypatch.setattr(tasks, "code_fingerprint", lambda: "other code")
+    assert arena(place, teach=2).identify(router) != before
+
+
+def test_a_cell_of_a_strangers_router_is_made_anew_when_its_code_changes(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crossroads.adapters.routers.uniform import Uniform
+
+    file = tmp_path / "theirs.py"
+    monkeypatch.setattr("inspect.getfile", lambda _: str(file))
+    monkeypatch.setattr(tasks, "router_class", lambda _: Uniform)
+    found = set()
+    for text in ("a = 1", "a = 2", "a = 1"):
+        file.write_text(text, "utf-8")
+        found.add(arena(place).identify("uniform"))
+    assert len(found) == 2
 
 
 def test_some_tasks_can_be_chosen_on_their_side_alone(place: Path) -> None:

@@ -192,6 +192,23 @@ def test_other_experts_need_another_telemetry() -> None:
         model(ids(1, 4))
 
 
+def test_experts_are_known_by_their_keys() -> None:
+    model = tiny_llama()
+    bank = bank_for(model, 2)
+    telemetry = Telemetry(RoutedModel(model, bank, build_router("uniform")))
+    with torch.no_grad(), telemetry.on():
+        model(ids(1, 4))
+        bank.rename("e1", "other")
+        model(ids(1, 4))
+    report = telemetry.report()
+    assert report["experts"] == ["e0", "other"]
+    assert all(layer["counts"] == {"e0": 8, "other": 8} for layer in report["layers"].values())
+    bank.remove("other")
+    bank.add(*experts(model, ["other"], seed=7))  # another one of the same name
+    with pytest.raises(InputError, match="telemetry: the experts changed"), telemetry.on():
+        model(ids(1, 4))
+
+
 def test_all_living_experts_are_everybody() -> None:
     model = tiny_llama()
     first, second = experts(model, ["a", "b"])

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.routers import build_router
 from crossroads.adapters.training import DivergedError, Group, TrainSettings, train
 from crossroads.core.errors import InputError
+from tests.adapters import toys
 
 SETTINGS = TrainSettings(steps=12, warmup=3)
 
@@ -97,3 +100,38 @@ def test_the_schedule_warms_up_and_falls_to_nothing() -> None:
     assert linear[:4] == pytest.approx([1 / 3, 2 / 3, 1.0, 1.0])
     assert linear[-1] == pytest.approx(1 / 9)
     assert TrainSettings(steps=12, warmup=3, decay="constant").factor(11) == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of a library that is not ours
+def test_the_trainer_of_transformers_trains_the_adapters_alone(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="the trainer of transformers needs accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    model = toys.tiny_llama()
+    bank = toys.bank_for(model, 2, kinds=())
+    routed = RoutedModel(model, bank, build_router("uniform"))
+    trained = {name: values.requires_grad_(True) for name, values in bank.named_parameters()}
+    before = {name: values.detach().clone() for name, values in trained.items()}
+    base = {name: values.clone() for name, values in model.state_dict().items()}
+    # Experts are no submodules of the model: they are handed over with their optimiser.
+    trainer = Trainer(
+        model=routed.model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            use_cpu=True,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        ),
+        train_dataset=[{"input_ids": row, "labels": row} for row in toys.ids(4, 6)],
+        optimizers=(torch.optim.AdamW(trained.values(), lr=1e-2), None),
+    )
+    assert trainer.train().global_step == 2
+    assert all(not torch.equal(values, before[name]) for name, values in trained.items())
+    assert all(torch.equal(values, base[name]) for name, values in model.state_dict().items())
+    after = model(toys.ids(2, 6)).logits
+    routed.unwrap()
+    assert not torch.equal(model(toys.ids(2, 6)).logits, after)

@@ -120,6 +120,18 @@ def tiny_gpt2(seed: int = 0) -> Any:
     return GPT2LMHeadModel(config).eval().requires_grad_(False)
 
 
+def tiny_opt(seed: int = 0) -> Any:
+    """Its feed-forward layers get the tokens of all sequences as rows."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(seed)
+    config = OPTConfig(
+        vocab_size=32, hidden_size=16, ffn_dim=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, word_embed_proj_dim=16,
+    )  # fmt: skip
+    return OPTForCausalLM(config).eval().requires_grad_(False)
+
+
 def linear_layers(model: nn.Module, ends: Sequence[str] = LLAMA_LAYERS) -> list[str]:
     """Return the names of the layers whose last part is one of ``ends``."""
     return [name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends]

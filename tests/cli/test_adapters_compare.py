@@ -83,6 +83,13 @@ def test_seeds_with_the_same_rows_have_no_interval_and_a_note(place: Path) -> No
     assert "arrow" in table and "+-" not in table
 
 
+def test_two_seeds_show_no_interval(place: Path) -> None:
+    result = _invoke(place, *_rows(place), "--routers", "arrow")
+    table, said = result.stdout.split("+- is half")
+    assert "arrow" in table and "+-" not in table
+    assert said.startswith(" the 95 % interval over seeds; an interval needs 3 seeds or more;")
+
+
 def test_a_named_router_that_cannot_run_is_exit_code_one_after_the_table(place: Path) -> None:
     with pytest.raises(InputError, match=r"router retrieval could not be run: .* no embeddings"):
         _invoke(place, *_rows(place), "--routers", "retrieval")
@@ -91,7 +98,7 @@ def test_a_named_router_that_cannot_run_is_exit_code_one_after_the_table(place: 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["--rows-file", "nowhere"], InputError, "nowhere: cannot be read"),
+        (["--rows-file", "nowhere"], InputError, "nowhere: no such file; give"),
         (["--rows-file", "x", "--tasks", "gsm8k"], UsageError, "--rows-file gives others"),
         ([], UsageError, "no adapter is named after a task of the collection"),
         (["--tasks", "gsm9k"], UsageError, "did you mean 'gsm8k'"),

@@ -10,11 +10,18 @@ from click.testing import CliRunner
 
 from crossroads.adapters.calls import calling
 from crossroads.adapters.insertion import RoutedModel
-from crossroads.adapters.layout import has_router, load_bank, load_router
+from crossroads.adapters.layout import (
+    has_router,
+    load_bank,
+    load_router,
+    merged_expert,
+    save_bank,
+)
 from crossroads.adapters.routers import build_router
 from crossroads.cli import cli
 from crossroads.core.errors import CrossroadsError, InputError, UsageError
-from tests.adapters.saved import bank, save_adapters
+from tests.adapters.layout.tiny import change_config
+from tests.adapters.saved import EXPERTS, bank, save_adapters
 from tests.adapters.toys import ids, tiny_llama
 
 
@@ -80,11 +87,79 @@ def test_a_bank_takes_its_router_along(folder: str, tmp_path: Path) -> None:
     assert not has_router(tmp_path / "plain") and load_bank(tmp_path / "plain").names == ("lines",)
 
 
+def test_a_bank_keeps_its_saved_router_unless_another_is_named(tmp_path: Path) -> None:
+    saved = str(save_adapters(tmp_path / "saved", router=build_router("phatgoose:k=1")))
+    out = str(tmp_path / "again")
+    shown = CliRunner().invoke(
+        cli, ["adapters", "export", saved, out, "--bank"], catch_exceptions=False
+    )
+    assert ", router phatgoose, " in shown.stdout
+    assert load_router(out, load_bank(out)).settings()["k"] == 1
+    assert _run(saved, str(tmp_path / "arrow"), "--bank", "--router", "arrow")["router"] == "arrow"
+
+
+def test_some_of_a_bank_go_without_what_was_learnt_of_all(tmp_path: Path) -> None:
+    saved = str(save_adapters(tmp_path / "saved", router=build_router("x-lora")))
+    assert _run(saved, str(tmp_path / "all"), "--bank")["router"] == "x-lora"
+    arguments = ["adapters", "export", saved, str(tmp_path / "some"), "--bank", "--only", "words"]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert ", no router, " in result.stdout
+    assert "the saved router is left out: " in result.stderr
+    assert "learnt of the experts letters, words, lines" in result.stderr
+
+
+def test_a_merge_of_half_precision_is_computed_in_full(tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    save_bank(half, bank(), dtype=torch.float16)
+    exact = load_bank(half)  # in float32
+    weights = "--weights", "letters=0.3,words=0.37,lines=0.11"
+    for dtype in ("float32", None):
+        out = tmp_path / f"merged-{dtype}"
+        _run(str(half), str(out), *weights, *(("--dtype", dtype) if dtype else ()))
+        made = load_bank(out, dtype="auto")
+        assert {p.dtype for p in made.parameters()} == {getattr(torch, dtype or "float16")}
+    found = load_bank(tmp_path / "merged-float32").expert("merged-float32")
+    wanted = merged_expert(exact, {"letters": 0.3, "words": 0.37, "lines": 0.11})
+    for layer, lora in wanted.modules.items():
+        torch.testing.assert_close(
+            found.modules[layer].delta_OI(), lora.delta_OI(), atol=1e-7, rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize(("place", "how"), [("words", "lies in"), (".", "is"), ("..", "holds")])
+def test_nothing_is_written_into_or_around_what_is_read(
+    tmp_path: Path, place: str, how: str
+) -> None:
+    read = save_adapters(tmp_path / "bank")
+    before = sorted(read.rglob("*"))
+    with pytest.raises(InputError, match=rf": {how} .*bank, which is read; choose a folder apart"):
+        _run(str(read), str(read / place), "--expert", "lines", "--overwrite")
+    assert sorted(read.rglob("*")) == before
+
+
+def test_what_cannot_be_loaded_is_left_out_on_demand(tmp_path: Path) -> None:
+    read = save_adapters(tmp_path / "bank")
+    change_config(read / "words", use_dora=True)
+    change_config(read / "lines", modules_to_save=["lm_head"])
+    arguments = ["adapters", "export", str(read), str(tmp_path / "out"), "--router", "uniform"]
+    with pytest.raises(InputError, match="use_dora"):
+        CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    change_config(read / "words", use_dora=False, modules_to_save=["lm_head"])
+    with pytest.raises(InputError, match=r"--partial \(in Python partial=True\) leaves such"):
+        CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    change_config(read / "words", use_dora=True)
+    result = CliRunner().invoke(cli, [*arguments, "--partial", "--json"], catch_exceptions=False)
+    assert json.loads(result.stdout)["experts"] == [n for n in EXPERTS if n != "words"]
+    left = result.stderr.splitlines()
+    assert left[0].startswith("left out words: ") and "use_dora" in left[0]
+    assert left[1].startswith("left out of lines: modules_to_save: whole modules were trained")
+
+
 def test_people_are_told_what_was_written(folder: str, tmp_path: Path) -> None:
     arguments = ["adapters", "export", folder, str(tmp_path / "one"), "--router", "uniform"]
     shown = CliRunner().invoke(cli, arguments, catch_exceptions=False).stdout
     assert shown.startswith(f"adapter in {tmp_path / 'one'}: 10 layers, ")
-    assert "rank up to 6" in shown
+    assert "rank up to 6, router uniform, " in shown
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from crossroads.adapters.collection.shipped import shipped_folder
-from crossroads.cli.adapters.loading import adapters_folder, neural
+from crossroads.cli.adapters import loading
+from crossroads.cli.adapters.loading import adapters_folder, neural, told_when_long
 from crossroads.core.errors import InputError, MissingExtraError
 
 
@@ -44,3 +46,16 @@ def test_shipped_names_the_packages_own_adapters_unless_there_is_such_a_folder(
     assert adapters_folder(Path("shipped")) == Path("shipped")
     with pytest.raises(InputError, match=r"nowhere: no such folder; .* the word shipped"):
         adapters_folder(Path("nowhere"))
+
+
+def test_only_what_takes_long_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with told_when_long("short"):
+        pass
+    monkeypatch.setattr(loading, "_SHORT_S", 0.0)
+    with told_when_long("long"):
+        deadline = time.monotonic() + 30
+        while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == "long ...\n"

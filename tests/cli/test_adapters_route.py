@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from crossroads.cli import cli
 from crossroads.cli.adapters import route
 from crossroads.core.errors import CrossroadsError, InputError, UsageError
+from tests.adapters.layout.tiny import change_config
 from tests.adapters.saved import save_adapters, save_base
 
 
@@ -103,6 +105,27 @@ def test_wrong_input_is_one_line(
 def test_a_prompt_that_is_no_text_is_refused(folders: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="standard input: not UTF-8"):
         _run(*folders, "--prompt", "-", input=b"\xff\xfe")
+
+
+def test_adapters_one_level_deeper_are_found_by_the_reader(
+    tmp_path: Path, folders: tuple[str, ...]
+) -> None:
+    shutil.copytree(Path(folders[0]) / "words", tmp_path / "a" / "next")
+    with pytest.raises(InputError, match=r"one level deeper, such as .*next: give .*a$"):
+        _run(str(tmp_path), *folders[1:], "--prompt", "a")
+
+
+def test_what_does_not_fit_the_model_is_left_out_on_demand(
+    tmp_path: Path, folders: tuple[str, ...]
+) -> None:
+    shutil.copytree(folders[0], tmp_path / "bank")
+    change_config(tmp_path / "bank" / "words", use_dora=True)
+    arguments = [str(tmp_path / "bank"), *folders[1:], "--prompt", "a"]
+    result = CliRunner().invoke(
+        cli, ["adapters", "route", *arguments, "--partial"], catch_exceptions=False
+    )
+    assert result.stdout.startswith("2 adapters of base")
+    assert "left out words: " in result.stderr and "use_dora" in result.stderr
 
 
 def test_a_folder_without_adapters_is_refused(tmp_path: Path, folders: tuple[str, ...]) -> None:

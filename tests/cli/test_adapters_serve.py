@@ -102,7 +102,9 @@ def test_what_cannot_be_served_is_told_before_serving(tmp_path: Path) -> None:
     own = ("--model", base, "--port", "0")
     assert "nowhere: no such folder" in _refused(str(tmp_path / "nowhere"), *own)
     assert "unknown adapter router 'fat'" in _refused(adapters, *own, "--router", "fat")
-    assert "oracle: does not choose" in _refused(adapters, *own, "--router", "oracle")
+    told = _refused(adapters, *own, "--router", "oracle")
+    assert "oracle: does not choose" in told and "as in adapters:letters" in told
+    assert "--expert" not in told  # of another command
     assert "x-lora: nobody trained" in _refused(adapters, *own, "--router", "x-lora")
     other = str(save_base(tmp_path / "other", hidden_size=8))
     message = _refused(adapters, "--model", other, "--port", "0")

@@ -60,6 +60,23 @@ def test_a_person_reads_one_line(place: Path) -> None:
     _teach(place, "mixer", "--router", "lora-mixer", "--steps", "1", "--overwrite")
 
 
+def test_nothing_is_written_into_the_adapters_that_are_read(place: Path) -> None:
+    with pytest.raises(InputError, match=r"words: lies in .*bank, which is read"):
+        _teach(place, "bank/words", "--router", "x-lora", "--overwrite")
+
+
+def test_rows_that_do_not_count_are_told(place: Path, tmp_path: Path) -> None:
+    row = {"task": "words", "prompt": "a q", "answer": " b"}
+    rows = [row, row, {**row, "prompt": "a " * 80}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    result = _invoke(
+        place, "teach", str(place / "bank"), str(tmp_path / "out"), "--router", "x-lora",
+        "--steps", "1", "--rows-file", str(tmp_path / "rows.jsonl"),
+    )  # fmt: skip
+    assert "1 row of more than 64 tokens left out, the first in line 3" in result.stderr
+    assert "1 row left out that stood there before, the first in line 2" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -40,6 +40,8 @@ def test_a_named_router_is_compared_with_the_baselines(tmp_path: Path) -> None:
         (["--routers", "top-pp"], "top-p"),
         (["--routers", "top-p:q=1"], "setting of router 'top-p'"),
         (["--task", "lm", "--routers", "soft"], "looks at later tokens"),
+        (["--task", "speech", "--routers", "hash"], "'hash' reads the ids of tokens"),
+        (["--routers", "top2:k=99"], "'top2:k=99', task vision-quick: k: expected between"),
     ],
 )
 def test_wrong_routers_are_refused_before_training(

@@ -123,6 +123,7 @@ def test_the_table_of_token_routers_says_what_a_decoder_refuses() -> None:
     assert said["soft"] == ["no", "-"]
     assert said["da-moe"] == ["no", "attn"]
     assert said["top2"] == ["yes", "-"]
+    assert "in a language model it is promoe:uncond=false" in result.stderr
 
 
 def test_a_token_router_that_cannot_be_loaded_is_named_on_stderr(
@@ -158,8 +159,15 @@ def test_routers_among_adapters_are_listed_with_what_they_must_be_given() -> Non
 def test_the_table_of_adapter_routers_explains_its_groups() -> None:
     result = CliRunner().invoke(command, ["adapter-routers"], catch_exceptions=False)
     said = {line.split()[0]: line for line in result.stdout.splitlines()[1:]}
-    assert said["glider"].rstrip().endswith("gate of every expert, the prompt's embedding")
+    assert (
+        said["glider"]
+        .rstrip()
+        .endswith("gate of every expert, embeddings of every expert, the prompt's embedding")
+    )
     assert "contributors: needs what contributors add" in result.stderr
+    assert said["retrieval"].rstrip().endswith("embeddings of every expert, the prompt's embedding")
+    assert said["x-lora"].rstrip().endswith("to be taught (adapters teach)")
+    assert said["arrow"].rstrip().endswith(" -")
 
 
 def test_only_routers_are_grouped() -> None:

@@ -33,7 +33,8 @@ def test_it_trains_as_the_library_does_and_keeps_what_it_trained(
     arguments = [str(written), "--out", str(out), "--json"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     found = json.loads(result.stdout)
-    assert found.keys() == {"run", "router", "steps", "seconds", "figures", "out"}
+    assert found.keys() == {"run", "router", "steps", "resumed_at", "seconds", "figures", "out"}
+    assert found["resumed_at"] == 0
     assert (found["router"], found["steps"]) == ("top2", 2)
     assert found["figures"] == train_from(written, tmp_path / "again", progress=False).figures
     assert len((out / "metrics.jsonl").read_text("utf-8").splitlines()) == 2
@@ -46,6 +47,9 @@ def test_people_are_told_figures_and_folder(
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(command, [str(written)], catch_exceptions=False)
     assert result.stdout.startswith("top2: 2 steps")
+    assert "going on" not in result.stdout
+    again = CliRunner().invoke(command, [str(written)], catch_exceptions=False)
+    assert again.stdout.splitlines()[0].endswith(", going on after step 2")
     assert "accuracy  0." in result.stdout
     assert result.stdout.splitlines()[-1].split()[-1] == "runs/small"
     assert (tmp_path / "runs" / "small" / "metrics.jsonl").is_file()

@@ -194,3 +194,20 @@ def test_a_helper_that_never_began_is_not_waited_for(
     done: list[int] = []
     team.run_blocks([(0, 0, 5), (1, 5, 10)], lambda: lambda block: done.append(block[0]), 1)
     assert sorted(done) == [0, 1]
+
+
+def test_a_thread_that_works_alone_gives_mkl_back_what_it_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of_openmp: list[int] = []
+    of_mkl = [7]
+
+    def set_mkl(count: int) -> int:
+        of_mkl.append(count)
+        return of_mkl[-2]
+
+    monkeypatch.setattr(team, "_limits", lambda: (of_openmp.append, set_mkl))
+    with team._one_thread():
+        assert of_mkl[-1] == of_openmp[-1] == 1
+    assert of_mkl[-1] == 7
+    assert of_openmp[-1] == torch.get_num_threads()

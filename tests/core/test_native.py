@@ -37,6 +37,18 @@ def test_what_was_built_is_found(source: Source, library: type[ctypes.CDLL]) -> 
     assert loaded.half(42) == 21
 
 
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--bogus"], 2), (["x"], 2)])
+def test_the_command_compiles_only_when_asked_to(
+    source: Source, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        source.main("half.kernels", arguments)
+    assert left.value.code == code
+    told = capsys.readouterr()
+    assert "usage: python -m half.kernels" in (told.err if code else told.out)
+    assert not source.is_built()
+
+
 @needs_compiler
 def test_a_changed_source_or_flag_is_another_file(source: Source) -> None:
     built = source.build()
@@ -123,11 +135,11 @@ def test_the_command_line_prints_where_or_why_not(
     source: Source, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert source.main() == 1
+    assert source.main("half.kernels", []) == 1
     assert "no C compiler" in capsys.readouterr().err
     monkeypatch.delenv("CC")
     if shutil.which("cc"):
-        assert source.main() == 0
+        assert source.main("half.kernels", []) == 0
         assert capsys.readouterr().out == f"{source.built_path()}\n"
 
 

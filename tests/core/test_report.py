@@ -66,8 +66,16 @@ def test_without_differences_the_ordering_metric_carries_its_interval(board: Lea
     metrics = tuple(metric for metric in board.metrics if metric.name != "gain")
     lines = text_of(replace(board, metrics=metrics)).splitlines()
     assert "+-0.0248" in next(line for line in lines if line.startswith("better"))
-    assert "+-" not in next(line for line in lines if line.startswith("bound"))
+    assert "+-" in next(line for line in lines if line.startswith("bound"))
     assert "0.8100 +-" not in text_of(board)  # where differences have one
+
+
+def test_two_seeds_show_no_interval_and_say_so() -> None:
+    board = run_arena(ToyTask(), ["better", "steady"], seeds=2, jobs=1)
+    assert board["better"].metrics["gain"].half_width is not None  # the JSON has it
+    assert "+-" not in text_of(board) and "no intervals below 3 seeds" in text_of(board)
+    seen = visible(render_report(board, ()))
+    assert "&plusmn;" not in seen and "needs three or more, so none is shown" in seen
 
 
 def test_a_long_name_is_folded_and_no_figure_is_cut(board: Leaderboard) -> None:
@@ -107,8 +115,14 @@ def test_every_group_of_rivals_has_a_best_router_of_its_own(board: Leaderboard, 
     found = visible(render_report(replace(board, rows=rows), ()))
     best = re.findall(r"Best router of the group (\w+)</span> <strong>(\w+)</strong>", found)
     assert best == [("alone", "better"), ("told", "steady")]
-    assert found.count('class="best"') == 2 * len(board.metrics)
-    assert "one for each group of rivals" in found and "group of rivals" not in visible(page)
+    assert 'class="best"' not in found  # each is alone in its group
+    assert "one for each group of them" in found and "group of them" not in visible(page)
+
+
+def test_a_router_without_rivals_is_not_bold(board: Leaderboard, page: str) -> None:
+    assert visible(page).count('class="best"') >= len(board.metrics)
+    alone = replace(board, rows=tuple(row for row in board.rows if row.router != "steady"))
+    assert 'class="best"' not in visible(render_report(alone, ()))
 
 
 def test_only_headline_metrics_are_in_the_table(board: Leaderboard) -> None:
@@ -158,6 +172,12 @@ def test_the_plotting_library_is_inside_once(page: str) -> None:
     assert b"plotly.js v" in gzip.decompress(base64.b64decode(packed))
     assert len(page) < 2_500_000
     assert len(re.findall(r"<script", visible(page))) == 1  # the data
+
+
+def test_the_table_has_shadows_where_it_can_be_scrolled_to(page: str) -> None:
+    rule = re.search(r"\.scroll \{.*?\}", visible(page), re.DOTALL)
+    assert rule is not None and rule[0].count("no-repeat local") == 2
+    assert rule[0].count("var(--shade)") == 2 and visible(page).count("--shade: ") == 2
 
 
 def test_names_cannot_become_markup(board: Leaderboard) -> None:

@@ -95,6 +95,16 @@ def test_the_log_switch_changes_the_axis(browser: Any, url: str) -> None:
     assert page.execute_script(kind) == "linear"
 
 
+def test_the_table_shows_where_it_can_be_scrolled_to(browser: Any, url: str) -> None:
+    page = opened(browser, url)
+    images, fixed = page.execute_script(
+        "const style = getComputedStyle(document.querySelector('.scroll'));"
+        "return [style.backgroundImage, style.backgroundAttachment]"
+    )
+    assert images.count("linear-gradient") == 4  # a cover and a shadow at either edge
+    assert fixed.split(", ")[:4] == ["local", "local", "scroll", "scroll"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_both_schemes(browser: Any, url: str, scheme: str) -> None:
     def emulate(command: str, **settings: Any) -> None:

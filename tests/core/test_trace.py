@@ -272,3 +272,24 @@ def test_traffic_counts_a_token_once_per_device() -> None:
         traffic(replace(trace, home=None), placement)
     with pytest.raises(InputError, match="m: expected"):
         window_counts(trace, 0, 0)
+    for column in (2, -1):
+        with pytest.raises(InputError, match="column: expected one of the 2 columns, 0 to 1"):
+            window_counts(trace, column, 4)
+
+
+def test_a_placement_may_be_lists_and_its_devices_are_whole_numbers() -> None:
+    trace = make()
+    placement = np.arange(8).reshape(2, 4)
+    assert np.array_equal(traffic(trace, placement.tolist()), traffic(trace, placement))
+    for wrong in ([[0, 1], [0]], [[0.5] * 4] * 2, [[-1] * 4] * 2, [0, 1]):
+        with pytest.raises(InputError, match="placement: expected"):
+            traffic(trace, wrong)
+
+
+def test_paths_may_be_text(tmp_path: Path) -> None:
+    trace = make()
+    for name in ("run.npz", "run"):
+        trace.save(str(tmp_path / name))
+        same(RoutingTrace.load(str(tmp_path / name)), trace)
+    write_jsonl(trace, str(tmp_path / "run.jsonl"))
+    assert read_jsonl(str(tmp_path / "run.jsonl")).n_tokens == trace.n_tokens

@@ -91,3 +91,5 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
     assert draw(2, 1) != draw(7, 1), "the next epoch has another order"
     with pytest.raises(UsageError, match=r"\[1, 100\]"):
         batch_indices(100, 101, step=0, seed=0)
+    with pytest.raises(UsageError, match="step: expected 0 or more, got -1"):
+        batch_indices(100, 10, step=-1, seed=0)

@@ -220,6 +220,12 @@ def test_bad_tokens_are_refused(tokens_BT: Tensor, words: str) -> None:
         model_of()(tokens_BT)
 
 
+@pytest.mark.parametrize("progress", [2, -0.1, float("nan")])
+def test_progress_is_a_share_of_the_run(progress: float) -> None:
+    with pytest.raises(UsageError, match="progress: expected a share"):
+        RouteContext(progress=progress)
+
+
 def test_bad_companions_of_tokens_are_refused() -> None:
     model = model_of()
     used = model(tokens(3), cache=model.init_cache(2)).cache
@@ -240,6 +246,8 @@ def test_bad_generation_settings_are_refused() -> None:
     model = model_of()
     with pytest.raises(UsageError, match="temperature: expected 0"):
         model.generate(tokens(3), 2, temperature=1.0)
+    with pytest.raises(UsageError, match="num_new: expected 0 or more tokens, got -1"):
+        model.generate(tokens(3), -1)
     with pytest.raises(UsageError, match="decisions: cannot be given"):
         model.generate(tokens(3), 2, context=RouteContext(decisions={0: None}))
     with pytest.raises(InputError, match="prompt: expected a real last token"):

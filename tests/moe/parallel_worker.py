@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from crossroads.core.errors import CrossroadsError, InputError, UsageError
-from crossroads.core.routed import RouteContext
+from crossroads.core.routed import LayerRecord, ModelOutput, RouteContext
 from crossroads.moe.building import MoEFactory, MoESpec
+from crossroads.moe.commits import Commits
 from crossroads.moe.experts import FFNBank
 from crossroads.moe.layer import MoELayer
 from crossroads.moe.parallel import average_gradients, shard_layer
+from crossroads.moe.ranks import Ranks
 from crossroads.moe.sharded import load_sharded, save_sharded
 from tests.moe.processes import group
 
@@ -126,10 +128,53 @@ def same_as_one(
         torch.testing.assert_close(parameter.grad, wanted, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def waits_for_nobody(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    """One rank has all the rows, of a stream and with weights that carry no gradient."""
+    x_BTD, token_id = torch.ones(2, LENGTH, WIDTH), torch.zeros(2, LENGTH, dtype=torch.int64)
+    layer = shard_layer(build("hash"), mesh)
+    given = RouteContext(training=True, cond={"token_id": token_id})  # all to expert 0
+    layer(x_BTD, given).delta.sum().backward()
+    average_gradients(layer)
+    whole = build("hash")
+    whole(x_BTD, given).delta.sum().backward()
+    assert isinstance(layer.experts, FFNBank)
+    assert isinstance(whole.experts, FFNBank)
+    assert whole.experts.up.grad is not None
+    wanted = whole.experts.up.grad[list(layer.experts.local)]  # of each rank's loss the same
+    torch.testing.assert_close(layer.experts.up.grad, wanted, atol=1e-5, rtol=1e-4)
+
+
+def commits_alike(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    """State that each rank would move by its own counts moves by those of all."""
+    x_BTD, mask_BT = batch(world)
+    given = RouteContext(mask_BT=mask_BT, training=True)
+    whole = build("loss-free")
+    answer = whole(x_BTD, given)
+    whole.commit(whole.stats(answer.decisions), answer.new_state)
+
+    mine = slice(sum(sizes(world)[:rank]), sum(sizes(world)[: rank + 1]))
+    layer = shard_layer(build("loss-free"), mesh)
+    answer = layer(x_BTD[mine], RouteContext(mask_BT=mask_BT[mine], training=True))
+    commits = Commits(layer)
+    record = LayerRecord(
+        layer=0,
+        decisions=answer.decisions,
+        aux=answer.aux,
+        new_state=answer.new_state,
+        flops=answer.flops,
+    )
+    commits.add(ModelOutput(out=answer.delta, records=(record,)))
+    commits.apply(Ranks.here())
+    found, wanted = layer.state_dict(), whole.state_dict()
+    assert torch.equal(found["router.bias_E"], wanted["router.bias_E"])
+    assert bool(wanted["router.bias_E"].any())
+
+
 def refuses(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
     expect(UsageError, "5 cannot be split", lambda: shard_layer(build("top2", n_experts=5), mesh))
     layer = shard_layer(build("top2"), mesh)
     expect(UsageError, "split over ranks already", lambda: shard_layer(layer, mesh))
+    expect(UsageError, "average_gradients", lambda: Ranks.here().sum_gradients(layer))
     assert isinstance(layer.experts, FFNBank)
     x_ND = torch.randn(3, WIDTH)
     elsewhere = (layer.experts.local[0] + layer.experts.n_local) % N_EXPERTS
@@ -171,7 +216,15 @@ def equal_states(layer: MoELayer, wanted: MoELayer) -> None:
         torch.testing.assert_close(value, wanted.state_dict()[name], atol=0, rtol=0, msg=name)
 
 
-STEPS = (equals_one_process, equals_one_process_on_two_meshes, refuses, saves, loads)
+STEPS = (
+    equals_one_process,
+    equals_one_process_on_two_meshes,
+    waits_for_nobody,
+    commits_alike,
+    refuses,
+    saves,
+    loads,
+)
 WORK = {step.__name__: step for step in STEPS}
 
 

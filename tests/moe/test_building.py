@@ -7,9 +7,11 @@ import torch
 
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import RouteContext, routed_layers
+from crossroads.models.blocks import MLP
 from crossroads.models.decoder import DecoderConfig, DecoderLM
 from crossroads.moe.building import MoEFactory, MoESpec
 from crossroads.moe.contract import Router
+from crossroads.moe.experts import FFNBank
 from crossroads.moe.routers import router_class
 
 CONFIG = DecoderConfig(vocab_size=17, width=16, num_layers=4, num_heads=2, max_length=16)
@@ -24,6 +26,37 @@ def model(**spec: object) -> DecoderLM:
 def flops(made: DecoderLM) -> float:
     tokens = torch.randint(0, 17, (2, 8), generator=torch.Generator().manual_seed(0))
     return float(made(tokens).flops)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dense_hidden": -3}, "dense_hidden: expected at least 1, got -3"),
+        ({"n_experts": 0}, "n_experts: expected at least 1"),
+        ({"hidden": 0}, "hidden: expected at least 1"),
+        ({"shared": -1}, "shared: expected at least 0"),
+        ({"activation": "foo"}, "activation: expected one of swiglu, gelu"),
+    ],
+)
+def test_sizes_and_activations_that_cannot_be_are_refused(wrong: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        MoESpec(**wrong)  # type: ignore[arg-type]
+    if wrong == {"activation": "foo"}:
+        with pytest.raises(UsageError, match=message):
+            FFNBank(4, 4, 2, **wrong)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="activation"):
+            MLP(4, 4, "foo")
+
+
+@pytest.mark.parametrize("num_layers", [0, 3, 5])
+def test_a_factory_of_other_layers_than_the_model_has_is_refused(num_layers: int) -> None:
+    with pytest.raises(UsageError, match="num_layers"):
+        DecoderLM(CONFIG, sublayer=MoEFactory(MoESpec(), num_layers))
+
+
+def test_silu_experts_stand_beside_silu_layers() -> None:
+    made = model(activation="silu", layers="odd", shared=1)
+    assert torch.isfinite(made(torch.zeros(1, 4, dtype=torch.int64)).out).all()
 
 
 @pytest.mark.parametrize("router", ["switch", "top2"])

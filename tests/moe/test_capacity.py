@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -128,6 +131,34 @@ def test_slots_respect_multiple_minimum_and_the_factor_of_evaluation() -> None:
     assert room.slots(16, 1, 8, training=True) == 4
     assert room.slots(16, 1, 8, training=False) == 8
     assert Capacity(factor=0.01, minimum=4).slots(16, 1, 8, training=True) == 4
+    assert Capacity(factor=1.0, multiple=4).slots(5, 1, 1, training=True) == 8  # up, never down
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 9])
+def test_an_infinite_factor_of_evaluation_has_room_for_every_place(tokens: int) -> None:
+    room = Capacity(factor=0.5, eval_factor=math.inf)
+    assert room.slots(tokens, 2, 8, training=False) == max(2 * tokens, 1)
+    assert room.slots(8, 1, 8, training=True) == 1
+    idx = torch.zeros(1, 9, 1, dtype=torch.int64)
+    assert not bool(overflow(idx, everybody(idx), 8, room, training=False).any())
+
+
+@pytest.mark.parametrize(
+    ("change", "places", "keeps"),
+    [
+        ({}, 1, True),
+        ({}, 2, False),
+        ({"priority": "gate"}, 1, False),
+        ({"group": "batch"}, 1, False),
+        ({"eval_factor": 4.0}, 1, False),
+        ({"eval_factor": None}, 1, False),
+    ],
+)
+def test_one_queue_alone_keeps_the_order_of_a_decoder(
+    change: dict[str, Any], places: int, keeps: bool
+) -> None:
+    room = Capacity(**{"factor": 1.0, "eval_factor": math.inf, **change})
+    assert room.keeps_order(places) == keeps
 
 
 @pytest.mark.parametrize(
@@ -138,8 +169,13 @@ def test_slots_respect_multiple_minimum_and_the_factor_of_evaluation() -> None:
         {"factor": 1.0, "eval_factor": -1.0},
         {"factor": 1.0, "multiple": 0},
         {"factor": 1.0, "minimum": 0},
+        {"factor": math.inf},
+        {"factor": 1.0, "eval_factor": math.nan},
+        {"factor": 1.0, "rounding": "nearest"},
+        {"factor": 1.0, "priority": "weight"},
+        {"factor": 1.0, "group": "seq"},
     ],
 )
-def test_a_capacity_that_holds_nobody_is_refused(wrong: dict[str, float]) -> None:
+def test_a_capacity_that_holds_nobody_or_is_unknown_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="capacity"):
         Capacity(**wrong)

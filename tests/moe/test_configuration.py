@@ -44,6 +44,19 @@ def test_a_run_trains_and_continues(tmp_path: Path) -> None:
     assert again.figures == first.figures
 
 
+def test_the_configuration_that_a_run_keeps_trains_it_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = train_from(written(tmp_path, RUN), out, progress=False)
+    kept = out / "config.yaml"
+    again = train_from(kept, tmp_path / "again", progress=False)
+    assert (again.figures, again.resumed_at) == (first.figures, 0)
+    assert (tmp_path / "again" / "config.yaml").read_text("utf-8") == kept.read_text("utf-8")
+    assert train_from(kept, out, progress=False).resumed_at == 2  # the same run: nothing to do
+    other = kept.read_text("utf-8").replace("data: ", "data: other ")
+    with pytest.raises(InputError, match=r"data: the run was of 'other .*leave data out"):
+        read_run(written(tmp_path, other))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -56,11 +69,13 @@ def test_a_run_trains_and_continues(tmp_path: Path) -> None:
         ("bed: vision\ntraining: {steps: 0}", "steps: expected at least 1"),
         ("bed: vision\nbed_settings: {colour: red}", r"bed_settings\.colour"),
         ("bed: [", "run.yaml"),
-        ("- a", r"expected fields and values \(bed, bed_settings, preset, model, training\)"),
+        ("- a", r"expected fields and values \(bed, bed_settings, preset, model, training, data\)"),
         ("bed: vision\ntraining: {stepz: 3}", r"training\.stepz: .* did you mean 'steps'"),
         ("bed: vision\nmodel: {layers: some}", r"model\.layers: expected 'all'"),
         ("bed: vision\nmodel: {router: }", r"model\.router: expected the name of a router"),
         ("bed: vision\ntraining: {betas: [0.9]}", r"training\.betas\[1\]: is missing"),
+        ("bed: vision\nmodel: {activation: foo}", r"model\.activation"),
+        ("bed: vision\nmodel: {dense_hidden: -3}", "dense_hidden: expected at least 1, got -3"),
         ("bed: lm\nbed_settings: {causal: false}", r"bed_settings\.causal: unknown field"),
     ],
 )
@@ -76,6 +91,8 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     ("model", "message"),
     [
         ('{router: "top2:k=9", n_experts: 4}', "between 1 and 4"),
+        ('{router: "switch:capacity=big"}', "capacity factor: expected a positive .*'big'"),
+        ('{router: "top2", n_experts: 1}', "'top2' needs at least 2 experts for k = 2, got 1"),
         ("{router: top2, layers: [9]}", "layers 0 to 3"),
         ("{router: softmax-ec}", "looks at later tokens"),
     ],

@@ -12,6 +12,7 @@ from crossroads.core.errors import InputError
 from crossroads.moe.contract import Dense, ExpertChoice, TokenChoice
 from crossroads.moe.conversions import (
     dense_to_expert_choice,
+    executed,
     expert_choice_to_dense,
     expert_choice_to_token_choice,
     to_token_choice,
@@ -116,3 +117,12 @@ def slot(dispatch: list[float], combine_: list[float]) -> Dense:
 def test_what_no_sparse_decision_can_say_is_refused(dense: Dense) -> None:
     with pytest.raises(InputError, match="a slot mixes several tokens"):
         to_token_choice(dense)
+
+
+def test_null_dropped_and_empty_places_do_not_run() -> None:
+    choice = TokenChoice(
+        idx_NK=torch.tensor([[0, 2], [1, -1], [2, 0]]),
+        w_NK=torch.ones(3, 2),
+        dropped_NK=torch.tensor([[False, False], [True, False], [False, False]]),
+    )
+    assert executed(choice, ("ffn", "ffn", "null")).tolist() == [[0, -1], [-1, -1], [-1, 0]]

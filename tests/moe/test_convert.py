@@ -145,8 +145,8 @@ def test_generation_with_a_cache_equals_the_dense_model_and_plain_recomputation(
 def test_a_converted_model_reads_back_the_same(tmp_path: Path, tied: bool) -> None:
     model = llama(tie_word_embeddings=tied)
     upcycle(model, router="switch", n_experts=4, layers=[0, 2], noise_std=0.2)
-    save_converted(model, tmp_path / "model")
-    again = load_converted(tmp_path / "model")
+    save_converted(model, str(tmp_path / "model"))
+    again = load_converted(str(tmp_path / "model"))
     assert torch.equal(logits_of(again, IDS_BT), logits_of(model, IDS_BT))
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
         "config.json",
@@ -245,6 +245,22 @@ def test_losses_and_gradients_of_a_training_pass_reach_the_routers() -> None:
     assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in gates)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_beams_that_change_places_are_not_recorded(beams: int) -> None:
+    model = upcycle(llama(), n_experts=4)
+    recorder = Recorder()
+    asked = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams}
+    if beams == 1:
+        with recording(model, recorder):
+            model.generate(IDS_BT, **asked)
+            model.generate(IDS_BT, **asked)  # starts again: nothing to follow
+        assert recorder.trace().n_tokens == 2 * 2 * (9 + 5)
+        return
+    with pytest.raises(InputError, match="num_beams=1"), recording(model, recorder):
+        model.generate(IDS_BT, **asked)
+    model.generate(IDS_BT, **asked)  # outside of a recording beams are as good as ever
+
+
 def test_a_copied_model_has_surroundings_of_its_own() -> None:
     model = upcycle(llama(), n_experts=4)
     twin = copy.deepcopy(model)
@@ -258,6 +274,10 @@ def test_a_copied_model_has_surroundings_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda: upcycle(made(SPARSE["mixtral"]())),
+            "model like Llama, Qwen or Mistral, or try swap",
+        ),
         (lambda: upcycle(llama(), layers=[7]), r"layers: the model has \[0, 1, 2\]"),
         (lambda: upcycle(llama(), layers="some"), "layers: expected all, odd"),
         (lambda: upcycle(llama(mlp_bias=True)), "without biases"),
@@ -265,7 +285,7 @@ def test_a_copied_model_has_surroundings_of_its_own() -> None:
         (lambda: upcycle(llama(), router="softmax-ec"), "cannot give"),
         (lambda: upcycle(llama(), noise_std=-1.0), "noise_std"),
         (lambda: upcycle(llama(), router="hash", router_std=0.0), "no linear score"),
-        (lambda: swap_router(llama()), "LlamaForCausalLM has no mixture of experts"),
+        (lambda: swap_router(llama()), "no mixture of experts.* like Mixtral, OLMoE or Qwen-MoE"),
         (lambda: upcycle(torch.nn.Linear(2, 2)), "Linear has no dense feed-forward"),
         (lambda: upcycle(upcycle(llama())), "LlamaForCausalLM is converted already"),
         (lambda: upcycle(llama(), layers=[]), r"layers: expected some of \[0, 1, 2\], got none"),

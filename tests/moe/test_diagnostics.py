@@ -212,6 +212,12 @@ def test_without_best_closes_the_first_choice_and_nothing_else() -> None:
     assert not (narrowed == 3).any()
     assert torch.equal(layer(x_BTD, context).decisions[0].choice.idx_NK, before)
 
+    every = replace(context, allow=torch.tensor([True, True, True, False]))
+    token = replace(context, allow=torch.tensor([True, True, True, False]).expand(2, 5, 4))
+    with dg.without_best(layer):
+        for barred in (every, token):
+            assert torch.equal(layer(x_BTD, barred).decisions[0].choice.idx_NK, narrowed)
+
     def size() -> float:
         return float(layer(x_BTD, context).delta.detach().norm())
 

@@ -442,6 +442,7 @@ def test_a_router_that_looks_ahead_is_refused_in_a_decoder() -> None:
         (torch.zeros(2, 0, D), RouteContext(), "expected at least one token"),
         (torch.zeros(1, 3, D), RouteContext(mask_BT=torch.ones(1, 4, dtype=torch.bool)), "mask: "),
         (torch.zeros(1, 3, D), RouteContext(mask_BT=torch.ones(1, 3)), "mask: expected bool"),
+        (torch.zeros(1, 3, D), RouteContext(mask_BT=[[True] * 3]), "mask: .*got list"),  # type: ignore[arg-type]
         (torch.full((1, 3, D), torch.nan), RouteContext(), "router .*layer 0: logits hold NaN"),
     ],
 )
@@ -460,6 +461,8 @@ def test_bad_calls_name_the_argument(h_BTD: Tensor, context: RouteContext, messa
         (lambda: build_router("switch:kk=1", D, E), "setting of router 'switch'"),
         (lambda: build_router("switch:k=a", D, E), "a whole number"),
         (lambda: build_router("switch:capacity=0", D, E), "capacity factor: expected a positive"),
+        (lambda: layer(gate_sharing="modul"), "gate_sharing: expected one of independent, module"),
+        (lambda: layer(loop="pre-norm"), "loop: expected one of prenorm, released"),
         (lambda: FFNBank(D, 0, E), "hidden: expected at least 1"),
         (lambda: FFNBank(D, 4, ["ffn", "lora"]), "no lora experts"),
     ],
@@ -467,3 +470,24 @@ def test_bad_calls_name_the_argument(h_BTD: Tensor, context: RouteContext, messa
 def test_bad_settings_name_the_setting(build: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build()
+
+
+@pytest.mark.parametrize("router", ["switch", "softmax-ec", "soft"])
+@pytest.mark.parametrize("of_experts", [torch.float64, torch.bfloat16])
+def test_experts_of_another_type_than_the_stream_are_refused(
+    router: str, of_experts: torch.dtype
+) -> None:
+    made = layer(router)
+    made.experts.to(of_experts)
+    with pytest.raises(InputError, match=r"cast one of them, or use autocast"):
+        made(tokens(1, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert bool(torch.isfinite(made.bfloat16()(tokens(1, 3)).delta).all())
+
+
+@pytest.mark.parametrize("view", ["sequence", "pooled"])
+def test_experts_of_whole_sequences_keep_no_cache_and_say_so(view: Any) -> None:
+    router = build_router("switch", D, 2, kinds=("module", "module"))
+    made = MoELayer(router, ModuleExperts([RunningSum(), RunningSum()], D, view=view), layer=3)
+    with pytest.raises(UsageError, match=f"layer 3: a {view} view .*decode without a cache"):
+        made.init_cache(2)

@@ -6,6 +6,7 @@ it ``needs``; the few other exceptions stand in the tables below, each with its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ from torch.utils.checkpoint import checkpoint  # noqa: E402
 
 from crossroads.core.errors import InputError, UsageError  # noqa: E402
 from crossroads.core.routed import SublayerOutput  # noqa: E402
+from crossroads.moe.capacity import Capacity  # noqa: E402
+from crossroads.moe.contract import TokenChoice  # noqa: E402
 from crossroads.moe.conversions import to_dense  # noqa: E402
 from crossroads.moe.layer import MoELayer  # noqa: E402
 from crossroads.moe.routers import known_settings, router_class  # noqa: E402
@@ -39,6 +42,9 @@ Tensor = torch.Tensor
 NO_EXPERT_ROWS = {"hash": "a fixed function of the id", "position": "a fixed function of the place"}
 CHOICES_ALONE = {"promoe": {"uncond": False}}  # its unconditional expert is not chosen by scores
 NOT_THE_NUMERICAL_GRADIENT = {"vqmoe": "its codes are passed straight through"}
+QUEUING = [n for n in NAMES if "capacity" in known_settings(router_class(n))]
+CAUSAL_VARIANT = {"da-moe": {"importance": "self"}}
+IN_ORDER = Capacity(factor=0.4, eval_factor=math.inf)
 NOT_ONE_GATED_FFN = {
     "soft": "the slot sees a mixture of tokens",
     "vqmoe": "two branches, one of them normed",
@@ -184,10 +190,21 @@ def test_a_per_token_router_lets_no_token_touch_another(name: str) -> None:
     assert not torch.allclose(first[1, 4], second[1, 4])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_in_a_decoder_no_token_sees_a_later_one_or_the_layer_refuses(name: str) -> None:
-    layer, h_BTD = build(name), stream()
-    given = context(causal=True)
+@pytest.mark.parametrize("name", QUEUING)
+def test_a_router_with_a_capacity_says_that_tokens_touch_each_other(name: str) -> None:
+    (router,) = build(name, capacity=1.0).routers
+    assert not router.per_token
+    assert not router.causal_safe
+
+
+@pytest.mark.parametrize(
+    ("name", "capacity"), [(n, None) for n in NAMES] + [(n, c) for n in QUEUING for c in (0.15, 1)]
+)
+def test_in_a_decoder_no_token_sees_a_later_one_or_the_layer_refuses(
+    name: str, capacity: float | None
+) -> None:
+    layer = build(name) if capacity is None else build(name, capacity=capacity)
+    h_BTD, given = stream(), context(causal=True)
     if not all(router.causal_safe for router in layer.routers):
         with pytest.raises((UsageError, InputError), match=r"decoder|causal"):
             run(layer, h_BTD, given)
@@ -196,6 +213,26 @@ def test_in_a_decoder_no_token_sees_a_later_one_or_the_layer_refuses(name: str) 
     changed[:, 6:] = stream(seed=9)[:, 6:]
     first, second = run(layer, h_BTD, given).delta, run(layer, changed, given).delta
     torch.testing.assert_close(first[:, :6], second[:, :6], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", QUEUING)
+def test_one_queue_in_order_of_position_serves_a_decoder_and_loses_nobody_in_evaluation(
+    name: str,
+) -> None:
+    known = known_settings(router_class(name))
+    one = {setting: 1 for setting in ("k", "k_min", "k_max", "k_eval") if setting in known}
+    layer = build(name, capacity=IN_ORDER, **one, **CAUSAL_VARIANT.get(name, {}))
+    if not all(router.causal_safe for router in layer.routers):
+        pytest.skip("looks at later tokens without a capacity too")
+    h_BTD = stream()
+    changed = h_BTD.clone()
+    changed[:, 6:] = stream(seed=9)[:, 6:]
+    for training in (False, True):
+        given = context(causal=True, training=training)
+        first, second = run(layer, h_BTD, given), run(layer, changed, given)
+        torch.testing.assert_close(first.delta[:, :6], second.delta[:, :6], atol=1e-6, rtol=1e-5)
+        lost = [c.dropped_NK for c in first.decisions[0].choices if isinstance(c, TokenChoice)]
+        assert any(bool(dropped.any()) for dropped in lost) == training
 
 
 # ---------------------------------------------------------------------------- P5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ from crossroads.moe.contract import (
     TokenChoice,
 )
 from crossroads.moe.diagnostics import summarise, summarise_trace
+from crossroads.moe.experts import ModuleExperts
+from crossroads.moe.layer import MoELayer
 from crossroads.moe.recording import Recorder, kinds_of
-from crossroads.moe.routers import router_names
+from crossroads.moe.routers import build_router, router_names
+from crossroads.moe.trace_facts import trace_facts
 
 NONE = 255
 
@@ -183,6 +187,57 @@ def test_many_passes_are_kept_in_order_and_second_passes_left_out() -> None:
     assert trace.meta["model"] == "toy"
 
 
+def test_tensors_that_the_caller_fills_anew_are_copied() -> None:
+    tokens, mask_BT = torch.zeros(1, 3, dtype=torch.int64), torch.ones(1, 3, dtype=torch.bool)
+    cond = {"pos": torch.zeros(1, 3, dtype=torch.int64), "doc_id": torch.zeros(1, 3)}
+    choice = TokenChoice(idx_NK=torch.tensor([[0], [1], [2]]), w_NK=torch.ones(3, 1))
+    recorder = Recorder()
+    for i in range(3):
+        tokens.fill_(i + 1)
+        mask_BT[0, :i] = False
+        cond["pos"].copy_(10 * i + torch.arange(3)[None])
+        cond["doc_id"].fill_(i)
+        context = RouteContext(mask_BT=mask_BT, cond=cond)
+        recorder.record(passed(decided(choice, (1, 3))), context, token_id_BT=tokens)
+    trace = recorder.trace()
+    assert trace.token_id.tolist() == [1, 1, 1, 2, 2, 3]
+    assert trace.seq_ptr.tolist() == [0, 3, 5, 6]
+    assert trace.pos.tolist() == [0, 1, 2, 11, 12, 22]
+
+
+def test_a_trace_says_what_the_model_is_and_the_recorder_knows_better() -> None:
+    torch.manual_seed(0)
+    config = DecoderConfig(vocab_size=32, width=16, num_layers=4, num_heads=2, hidden=16)
+    spec = MoESpec(router="adamoe:n_null=2", dense_hidden=16, n_experts=4, layers="odd", shared=1)
+    model = DecoderLM(config, sublayer=MoEFactory(spec, num_layers=4))
+    recorder = Recorder(meta={"width": "mine"}).describe(model)
+    x_BT = torch.randint(0, 32, (2, 7))
+    with torch.no_grad():
+        recorder.record(model(x_BT), token_id_BT=x_BT)
+    trace = recorder.trace()
+    layer: Any = model.blocks[1].ffn
+    assert trace.rows[0]["router"] == "adamoe"
+    assert trace.rows[0]["expert_kinds"] == ["ffn"] * 4 + ["null"] * 2
+    one = sum(4 * p[0].numel() for p in layer.experts.parameters())
+    assert trace.rows[0]["bytes_per_expert"] == one
+    assert trace.rows[0]["shared_bytes"] == sum(4 * p.numel() for p in layer.shared.parameters())
+    assert trace.meta["dense_layers"] == [0, 2]
+    assert trace.meta["n_layers"] == 4
+    assert trace.meta["bytes_per_token"] == 16 * 4
+    assert trace.meta["width"] == "mine"
+    assert json.loads(json.dumps(trace.meta)) == trace.meta
+
+
+def test_experts_of_several_sizes_are_told_one_by_one() -> None:
+    members = [torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4)]
+    router = build_router("switch", 4, 2, kinds=("module",) * 2)
+    layer = MoELayer(router, ModuleExperts(members, 4))
+    facts, rows = trace_facts(layer)
+    assert facts == {"n_layers": 1, "dense_layers": [], "width": 4, "bytes_per_token": 16}
+    assert rows[0]["bytes_per_expert"] == [64, 80]
+    assert trace_facts(torch.nn.Linear(2, 2)) == ({}, {})
+
+
 def test_foreign_and_empty_passes_are_refused() -> None:
     choice = TokenChoice(idx_NK=torch.tensor([[0]]), w_NK=torch.ones(1, 1))
     recorder = Recorder()
@@ -202,11 +257,13 @@ def test_foreign_and_empty_passes_are_refused() -> None:
         ({"token_id_BT": torch.zeros(1, 2)}, "token ids: expected integers"),
         ({"home": [0, 1]}, "home: expected one number a sequence"),
         ({"domain": []}, "domain: expected one number a sequence"),
+        ({"domain": [1]}, r"domain: expected numbers from 0 to 0 .* got \[1\]"),
+        ({"domain": [-1]}, "domain: expected numbers from 0 to 0"),
     ],
 )
 def test_facts_of_another_shape_are_refused_and_leave_no_pass(given: Any, message: str) -> None:
     choice = TokenChoice(idx_NK=torch.tensor([[0], [1]]), w_NK=torch.ones(2, 1))
-    recorder = Recorder()
+    recorder = Recorder(domains=["a"])
     with pytest.raises(InputError, match=message):
         recorder.record(passed(decided(choice, (1, 2))), **given)
     with pytest.raises(InputError, match="no forward pass was recorded"):
@@ -217,6 +274,9 @@ def test_kinds_of_another_number_of_experts_are_refused() -> None:
     choice = TokenChoice(idx_NK=torch.tensor([[0]]), w_NK=torch.ones(1, 1))
     with pytest.raises(InputError, match="kinds: layer 0 has 4 experts, got 3"):
         Recorder(kinds={0: ("ffn",) * 3}).record(passed(decided(choice, (1, 1))))
+    for kinds in ([], [("ffn",) * 4]):
+        with pytest.raises(InputError, match="kinds: expected a mapping"):
+            Recorder(kinds=kinds)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", router_names())

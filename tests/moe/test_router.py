@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 from crossroads.core.errors import InputError, UsageError  # noqa: E402
 from crossroads.moe.capacity import Capacity  # noqa: E402
 from crossroads.moe.contract import RouterInput, TokenChoice  # noqa: E402
-from crossroads.moe.router import TokenChoiceRouter, grouped  # noqa: E402
+from crossroads.moe.router import TokenChoiceRouter, forced, grouped  # noqa: E402
 
 Tensor = torch.Tensor
 
@@ -157,6 +158,14 @@ def test_half_precision_tokens_are_scored_in_float32() -> None:
         ({"k": 0}, "k: expected between 1 and 3"),
         ({"k": 4}, "k: expected between 1 and 3"),
         ({"noise_std": -1.0}, "noise_std"),
+        ({"capacity": "big"}, "capacity factor: expected a positive number, got 'big'"),
+        ({"capacity": True}, "capacity factor: expected a positive number, got True"),
+        ({"noise_std": math.nan}, "noise_std"),
+        ({"balance": math.nan}, "balance: expected a finite number"),
+        ({"balance": -0.1}, "balance: expected a finite number"),
+        ({"z_loss": math.inf}, "z_loss: expected a finite number"),
+        ({"f_norm": "pick"}, "f_norm: expected one of picks, tokens, got 'pick'"),
+        ({"noise_scale": "per-expert"}, "noise_scale: expected one of absolute, per_expert"),
         ({"kinds": ("ffn",)}, "kinds: expected 3"),
     ],
 )
@@ -172,6 +181,8 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any], message: str) 
         ({"allow": torch.ones(1, 2, dtype=torch.bool)}, "allow: expected shape"),
         ({"allow": torch.ones(1, 3)}, "allow: expected bool"),
         ({"force_BT": torch.zeros(1, 5), "training": True}, "force: expected shape"),
+        ({"force_BT": torch.zeros(1, 1), "training": True}, "force: expected whole numbers"),
+        ({"logit_bias": torch.tensor([0.0, torch.inf, 0.0])}, "expected numbers, got infinity"),
     ],
 )
 def test_side_information_of_another_shape_is_refused(wrong: dict[str, Any], message: str) -> None:
@@ -260,3 +271,37 @@ def test_a_logit_bias_of_nan_is_refused() -> None:
 def test_finite_logits_whose_sum_overflows_are_no_error() -> None:
     huge = tokens([3e38, 0.0, 0.0], [3e38, 3e38, 0.0])
     assert choice_of(router(k=1), huge).idx_NK.tolist() == [[0], [0]]
+
+
+def test_force_replaces_the_last_place_that_is_taken() -> None:
+    idx_NK = torch.tensor([[1, -1], [1, 2], [-1, -1]])
+    inp = tokens(*[[0.0] * 3] * 3, force_BT=torch.tensor([[0, 0, 0]]), training=True)
+    assert forced(idx_NK, inp, 3).tolist() == [[0, -1], [1, 0], [0, -1]]
+
+
+@pytest.mark.parametrize(
+    "capacity",
+    [
+        1.0,
+        Capacity(factor=1.0, eval_factor=math.inf, priority="gate"),
+        Capacity(factor=1.0, eval_factor=math.inf, group="batch"),
+    ],
+)
+def test_a_capacity_that_later_tokens_share_is_refused_in_a_decoder(capacity: Any) -> None:
+    made = router(capacity=capacity)
+    assert not made.causal_safe
+    assert not made.per_token
+    inp = tokens([0.0, 2.0, 1.0], causal=True)
+    with pytest.raises(UsageError, match=r"serve a decoder; leave capacity out, or .*math.inf"):
+        made.decide(inp)
+    late = router()
+    late.capacity = made.capacity  # not known when the router was built
+    with pytest.raises(UsageError, match="serve a decoder; leave capacity out"):
+        late.decide(inp)
+    assert choice_of(made, replace(inp, causal=False)).dropped_NK is not None
+
+
+def test_places_after_the_first_wait_for_everybodys_first_and_are_refused_in_a_decoder() -> None:
+    in_order = Capacity(factor=1.0, eval_factor=math.inf)
+    assert router(capacity=in_order).causal_safe
+    assert not router(k=2, capacity=in_order).causal_safe

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from crossroads.core.arena import run_arena
 from crossroads.core.report import render_report
+from crossroads.moe import tasks
 from crossroads.moe.beds import get_bed
+from crossroads.moe.fingerprints import hash_of_sources
 from crossroads.moe.routers import router_names
 from crossroads.moe.tasks import BASELINES, MoETask, candidates, serves
 
@@ -43,6 +46,21 @@ def test_all_routers_are_candidates_or_baselines() -> None:
         assert plain == set(router_names()) - (looking_ahead - {"da-moe"})
 
 
+def test_speech_has_no_ids_to_hash_and_says_so() -> None:
+    made = MoETask(bed=get_bed("speech"))
+    assert set(BASELINES) - set(made.baselines) == {"hash"}
+    assert [n for n in made.notes if "baseline hash is left out: it reads the ids" in n]
+    assert "hash" in MoETask(bed=get_bed("vision")).baselines
+
+
+def test_routers_that_nobody_asked_for_are_not_in_the_notes() -> None:
+    made = MoETask(bed=get_bed("lm"))
+    assert any("later tokens are left out" in note for note in made.notes)
+    chosen = replace(made, is_selection=True)
+    assert not any("later tokens" in note for note in chosen.notes)
+    assert chosen.fingerprint == made.fingerprint
+
+
 def test_same_seed_same_figures() -> None:
     made = task("vision")
     first, second = (made.run("softmax-tc", 1) for _ in range(2))
@@ -68,9 +86,43 @@ def test_arena_keeps_cells_and_reports_loads_and_curves(tmp_path: object) -> Non
     assert loss.series[0].name == "top-p"  # before the baselines
     page = render_report(board, made.plots(board))
     assert "What top-p sends where" in page
+    load = made.plots(board)[3]
+    layers = len(load.rows) // 2  # of top-p and of top2
+    assert len({name[:16] for name in load.rows[:layers]}) == layers  # told apart when cut
+    assert load.limit >= max(abs(v) for line in load.values for v in line if v is not None)
 
 
 def test_identity_changes_with_settings_and_code() -> None:
     made = task("vision")
     assert made.identify("top-p") != made.identify("top-p:p=0.3")
     assert made.fingerprint != task("lm").fingerprint
+
+
+def test_cells_do_not_outlive_the_code_of_layers_kernels_and_backbones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = task("vision")
+    before = {router: made.identify(router) for router in ("dense", "top-p")}
+    monkeypatch.setattr(tasks, "code_fingerprint", lambda: "other code")
+    assert all(made.identify(router) != identity for router, identity in before.items())
+
+    sources = [
+        "moe/layer.py",
+        "moe/routers/top_p.py",
+        "models/vit.py",
+        "core/dispatch/kernels.c",
+        "core/gating.py",
+        "core/losses.py",
+        "core/routed.py",
+    ]
+    for name in [*sources, "prompts/router.py"]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("before", "utf-8")
+    first = hash_of_sources(tmp_path)
+    (tmp_path / "prompts/router.py").write_text("after", "utf-8")
+    assert hash_of_sources(tmp_path) == first
+    for name in sources:
+        (tmp_path / name).write_text("after", "utf-8")
+        assert hash_of_sources(tmp_path) != first, name
+        (tmp_path / name).write_text("before", "utf-8")

@@ -92,11 +92,15 @@ def test_a_stopped_job_continues_to_the_same_numbers(
     assert [json.loads(line)["step"] for line in logged] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_killed_process_loses_at_most_the_interval(tmp_path: Path) -> None:
+def test_a_killed_process_loses_at_most_the_interval_and_continues(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=30, checkpoint_every=4, ema=0.5)
     code = (
-        "import sys, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[2])\n"
+        "import sys, time, torch; torch.set_num_threads(1); sys.path.insert(0, sys.argv[2])\n"
         "from tests.moe.test_training import *\n"
-        "train(Copy(), SPEC, replace(CONFIG, steps=100000, checkpoint_every=3), out=sys.argv[1])"
+        "def hold(step, model):\n"
+        "    if step == 22: time.sleep(600)\n"
+        "config = replace(CONFIG, steps=30, checkpoint_every=4, ema=0.5)\n"
+        "train(Copy(), SPEC, config, out=sys.argv[1], watch=hold)"
     )
     root = str(Path(__file__).parents[2])
     metrics = tmp_path / "metrics.jsonl"
@@ -110,7 +114,13 @@ def test_a_killed_process_loses_at_most_the_interval(tmp_path: Path) -> None:
             os.kill(process.pid, signal.SIGKILL)
     reached = metrics.read_text("utf-8").count("\n")
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
-    assert reached - 3 <= kept <= reached + 3
+    assert reached - 4 <= kept <= reached + 4
+    assert kept < config.steps
+    again, whole = train(Copy(), SPEC, config, out=tmp_path), train(Copy(), SPEC, config)
+    assert [row["loss"] for row in again.history] == [row["loss"] for row in whole.history]
+    assert again.figures == whole.figures
+    for first, second in zip(weights(whole.model), weights(again.model), strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 def test_micro_batches_are_one_step_for_weights_and_state() -> None:
@@ -214,7 +224,8 @@ def test_a_gradient_that_is_not_finite_stops_training() -> None:
             loss, output = super().loss(model, batch, context)
             return loss + (0 * output.out).abs().sqrt().sum(), output  # 0, of infinite slope
 
-    with pytest.raises(DivergedError, match="at step 0: the gradient's norm is nan"):
+    message = r"at step 0: the gradient's norm is nan \(router 'switch' of layer 0 up to .*: not fi"
+    with pytest.raises(DivergedError, match=message):
         train(Steep(), SPEC, CONFIG)
 
 
@@ -251,6 +262,48 @@ def test_divergence_names_step_and_router_and_keeps_the_checkpoint(tmp_path: Pat
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert kept["step"] == 4
     assert all(bool(torch.isfinite(v).all()) for v in kept["model"].values())
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("part", ["gate.weight", "experts.up", "norm.weight"])
+def test_divergence_names_the_layer_that_broke_and_its_router(part: str, layer: int) -> None:
+    class Poisoned(Copy):
+        def loss(
+            self, model: nn.Module, batch: Tensor, context: RouteContext
+        ) -> tuple[Tensor, ModelOutput]:
+            if context.training and context.step == 1:
+                named = dict(routed_layers(model)[layer].named_parameters())
+                next(p for n, p in named.items() if n.endswith(part)).data.fill_(torch.nan)
+            return super().loss(model, batch, context)
+
+    what = {"gate.weight": "router", "experts.up": "experts", "norm.weight": "norm or shared"}[part]
+    with pytest.raises(DivergedError, match=rf"step 1: {what}.* of layer {layer}\b.*: weights are"):
+        train(Poisoned(), SPEC, CONFIG)
+
+
+def test_a_gradient_that_breaks_in_a_layer_is_followed_to_it() -> None:
+    class Steep(Copy):
+        def loss(
+            self, model: nn.Module, batch: Tensor, context: RouteContext
+        ) -> tuple[Tensor, ModelOutput]:
+            loss, output = super().loss(model, batch, context)
+            gate = routed_layers(model)[1].routers[0].gate.weight
+            return loss + (0 * gate).abs().sqrt().sum(), output  # 0, of infinite slope
+
+    with pytest.raises(DivergedError, match=r"norm is nan \(router 'switch' of layer 1: not fin"):
+        train(Steep(), SPEC, CONFIG)
+
+
+def test_weights_outside_of_the_routed_layers_are_named_too() -> None:
+    class Poisoned(Copy):
+        def loss(
+            self, model: nn.Module, batch: Tensor, context: RouteContext
+        ) -> tuple[Tensor, ModelOutput]:
+            list(model.parameters())[-1].data.fill_(torch.inf)
+            return super().loss(model, batch, context)
+
+    with pytest.raises(DivergedError, match=r"at step 0: \S+ \(outside of the routed layers\): w"):
+        train(Poisoned(), SPEC, CONFIG)
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:

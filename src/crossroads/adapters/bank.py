@@ -389,8 +389,13 @@ class AdapterBank(nn.Module):
         self.version += 1
 
     def subset(self, names: Sequence[str]) -> AdapterBank:
-        """Return a new bank of some experts, in the order given."""
-        return AdapterBank([self.expert(name) for name in names], heads=self.heads)
+        """Return a new bank of some experts, in the order given.
+
+        It knows which experts were ever here: for ``places_in`` it is this bank.
+        """
+        part = AdapterBank([self.expert(name) for name in names], heads=self.heads)
+        part._met |= self._met
+        return part
 
     def arranged(self, layers: Sequence[str]) -> AdapterBank:
         """Return this bank, with the same numbers in memory, and its layers in another order.

@@ -88,10 +88,10 @@ def union(banks: Sequence[AdapterBank]) -> AdapterBank:
 def delta_average(banks: Sequence[AdapterBank], name: str = "merged") -> Expert:
     """Return the average of the adapters' whole B A, as one dense LoRA of rank sum R.
 
-    Deltas of different seeds hardly interfere: their projections are nearly orthogonal.
+    Deltas of different seeds hardly interfere: their projections are nearly orthogonal. Raises
+    InputError for adapters of different layers or sizes, and for experts not of rank one.
     """
-    if not banks:
-        raise InputError("flylora: no adapters to average; give one or more")
+    _check_alike(banks)
     modules = {}
     for layer in banks[0].layers:
         a_RI = torch.cat([bank.layers[layer].a_ERI.detach()[:, 0] for bank in banks])
@@ -104,10 +104,16 @@ def delta_average(banks: Sequence[AdapterBank], name: str = "merged") -> Expert:
 def factor_average(banks: Sequence[AdapterBank], name: str = "merged") -> AdapterBank:
     """Return the average of A and of B separately, what the published script does.
 
-    Sensible only where all adapters share the seed of A.
+    Sensible only where all adapters share the seed of A. Raises InputError for adapters of
+    different layers, sizes or ranks, and for experts not of rank one.
     """
-    if not banks:
-        raise InputError("flylora: no adapters to average; give one or more")
+    _check_alike(banks)
+    ranks = [bank.n_experts for bank in banks]
+    if len(set(ranks)) > 1:
+        raise InputError(
+            f"flylora: expected adapters of as many ranks as the first, {ranks[0]}, got "
+            f"{next(n for n in ranks if n != ranks[0])}; average their deltas instead"
+        )
     experts = []
     for rank, expert in enumerate(banks[0].experts()):
         modules = {}
@@ -121,3 +127,31 @@ def factor_average(banks: Sequence[AdapterBank], name: str = "merged") -> Adapte
             )
         experts.append(Expert(name=f"{name}-{rank}", modules=modules))
     return AdapterBank(experts)
+
+
+def _check_alike(banks: Sequence[AdapterBank]) -> None:
+    if not banks:
+        raise InputError("flylora: no adapters to average; give one or more")
+    sizes = [
+        {layer: (module.inputs, module.outputs) for layer, module in bank.layers.items()}
+        for bank in banks
+    ]
+    for number, other in enumerate(sizes):
+        layers = {**sizes[0], **other}
+        for layer in (one for one in layers if sizes[0].get(one) != other.get(one)):
+            raise InputError(
+                f"flylora: expected adapters of the same layers, and at {layer} the first has "
+                f"{_told(sizes[0].get(layer))}, number {number + 1} {_told(other.get(layer))}; "
+                "average adapters of one base model and the same targets"
+            )
+    for bank in banks:
+        for layer, module in bank.layers.items():
+            if module.rank != 1:
+                raise InputError(
+                    f"flylora: {layer} has experts of rank {module.rank}, expected rank one for "
+                    "all; average adapters that fly_bank made"
+                )
+
+
+def _told(size: tuple[int, int] | None) -> str:
+    return "nothing" if size is None else f"{size[0]} inputs and {size[1]} outputs"

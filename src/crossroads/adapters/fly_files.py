@@ -21,6 +21,7 @@ from crossroads.core.errors import InputError
 from crossroads.core.files import replacing
 
 _FORMAT = "crossroads-flylora 1"
+_ABOUT = {"seed": int, "ranks": int, "k": int, "density": float, "alpha": float, "name": str}
 
 
 def save_fly(
@@ -72,12 +73,61 @@ def load_fly(path: Path) -> tuple[AdapterBank, dict[str, Tensor]]:
         raise InputError(f"{path}: cannot be read: {error}; save the adapter again") from error
     if metadata.get("format") != _FORMAT:
         raise InputError(f"{path}: is no FlyLoRA adapter; write one with save_fly")
-    inputs: dict[str, int] = json.loads(metadata["inputs"])
-    sizes = {layer: (width, len(tensors[f"{layer}.b"])) for layer, width in inputs.items()}
-    bank = _made(json.loads(metadata["adapter"]), sizes)
+    about = _checked(f"{path}: adapter", _plain(path, metadata, "adapter"))
+    inputs: dict[str, int] = _plain(path, metadata, "inputs")
+    sizes = {
+        layer: _size(path, layer, width, about["ranks"], tensors) for layer, width in inputs.items()
+    }
+    if not sizes:
+        raise InputError(f"{path}: inputs: expected the inputs of one layer or more, found none")
+    bank = _made(about, sizes)
     for layer, module in bank.layers.items():
         module.b_EOR.data[:, :, 0] = tensors[f"{layer}.b"].T.to(module.b_EOR.dtype)
     return bank, {layer: tensors[f"{layer}.d"] for layer in inputs if f"{layer}.d" in tensors}
+
+
+def _plain(path: Path, metadata: dict[str, str], field: str) -> dict[str, Any]:
+    text = metadata.get(field, "nothing")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = text
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {field}: expected a JSON object, found {text!r}")
+    return found
+
+
+def _checked(where: str, about: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of an adapter. Raises InputError for missing, unknown and wrong ones."""
+    if about.keys() != _ABOUT.keys():
+        raise InputError(f"{where}: expected {', '.join(_ABOUT)}, found {', '.join(about)}")
+    for field, kind in _ABOUT.items():
+        value = about[field]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise InputError(f"{where}: {field}: expected {kind.__name__}, found {value!r}")
+    return about
+
+
+def _size(
+    path: Path, layer: str, inputs: object, ranks: int, tensors: dict[str, Tensor]
+) -> tuple[int, int]:
+    """Return inputs and outputs of a layer, its tensors being of these ranks."""
+    if type(inputs) is not int or inputs < 1:
+        raise InputError(
+            f"{path}: inputs: {layer}: expected a whole number above 0, found {inputs!r}"
+        )
+    found = tensors.get(f"{layer}.b")
+    if found is None or found.ndim != 2 or found.shape[1] != ranks:
+        shape = "none" if found is None else tuple(found.shape)
+        raise InputError(
+            f"{path}: {layer}.b: expected a shape of (outputs, {ranks}), found {shape}"
+        )
+    bias = tensors.get(f"{layer}.d")
+    if bias is not None and bias.shape != (ranks,):
+        raise InputError(
+            f"{path}: {layer}.d: expected a shape of ({ranks},), found {tuple(bias.shape)}"
+        )
+    return inputs, len(found)
 
 
 def _bias(router: FlyLoRA, layer: str, ranks: int) -> Tensor:
@@ -92,12 +142,14 @@ def _bias(router: FlyLoRA, layer: str, ranks: int) -> Tensor:
 
 def _about(bank: AdapterBank) -> dict[str, Any]:
     first = bank.cards[0]
-    found: dict[str, Any] = dict(first.info.get("flylora") or {})
-    if not found or found["ranks"] != bank.n_experts:
+    info = first.info.get("flylora")
+    found: dict[str, Any] = dict(info) if isinstance(info, dict) else {}
+    if not found or found.get("ranks") != bank.n_experts:
         raise InputError("flylora: expected one adapter as fly_bank makes it; take one of a union")
     scale = float(next(iter(bank.layers.values())).scale_E[0])
     name = first.name.rpartition("-")[0]
-    return {**found, "alpha": scale * found["ranks"], "name": name}
+    about = {**found, "alpha": scale * found["ranks"], "name": name}
+    return _checked(f"flylora: info of expert {first.name!r}", about)
 
 
 def _made(about: dict[str, Any], sizes: dict[str, tuple[int, int]]) -> AdapterBank:

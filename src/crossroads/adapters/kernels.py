@@ -39,9 +39,12 @@ Kernel = Literal["auto", "dense", "grouped", "gather"]
 KERNELS: tuple[Kernel, ...] = ("auto", "dense", "grouped", "gather")
 _HALF = (torch.bfloat16, torch.float16)
 # The rule is measured by benchmarks/adapters/kernels.py; docs/adapters/kernels.md has the table.
-_SMALL_BANK = 256  # E * R up to which two wide products beat sorting and many narrow ones
-_FEW_ROWS = 64  # rows up to which the same holds whatever the bank
-_FEW_PER_EXPERT = 64  # rows per expert, in half precision: wide products are cheap there
+_SMALL_BANK = 128  # E * R up to which two wide products beat sorting and many narrow ones
+_SMALL_PRODUCT = 2**14  # rows * E * R up to which the same holds, of a few rows or a larger bank
+# In half precision wide products are cheap: sorting needs both, many columns for a place and many
+# rows for an expert.
+_COLUMNS_PER_PLACE = 256
+_ROWS_PER_EXPERT = 64
 # Of torch's own grouped product, where there is one.
 _GROUPED_TYPES = (torch.float32, *_HALF) if hasattr(nn.functional, "grouped_mm") else ()
 _HALF_BLOCK = 32  # rows a block is padded to in half precision, where every new size is compiled
@@ -49,9 +52,12 @@ _HALF_BLOCK = 32  # rows a block is padded to in half precision, where every new
 
 def choose(rows: int, places: int, bank: ModuleBank, dtype: torch.dtype) -> Kernel:
     """Return the kernel for sparse routing of ``rows`` tokens with ``places`` experts each."""
-    if rows <= _FEW_ROWS or bank.n_experts * bank.rank <= _SMALL_BANK:
+    columns = bank.n_experts * bank.rank
+    if columns <= _SMALL_BANK or rows * columns <= _SMALL_PRODUCT:
         return "dense"
-    if dtype in _HALF and rows * places <= _FEW_PER_EXPERT * bank.n_experts:
+    if dtype in _HALF and (
+        columns <= _COLUMNS_PER_PLACE * places or rows * places < _ROWS_PER_EXPERT * bank.n_experts
+    ):
         return "dense"
     return "grouped"
 

@@ -8,6 +8,7 @@ experts trained apart are known up to a rotation of their ranks only, which delt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crossroads.adapters.bank import AdapterBank, LoRA, ModuleBank
-from crossroads.core.errors import InputError, MissingExtraError, unknown_name
+from crossroads.core.errors import InputError, MissingExtraError, UsageError, unknown_name
 
 On = Literal["factors", "delta"]
 Combination = Callable[[Sequence[Tensor], Tensor], Tensor]  # (tensors, a weight each) -> one
@@ -30,8 +31,12 @@ def peft_merges(router: str) -> Any:
     return merge_utils
 
 
-def check_merge(router: str, *, on: str, density: float, rank: int) -> None:
-    """Raise UsageError for an unknown place, InputError for a density or a rank that cannot be."""
+def check_merge(
+    router: str, *, on: str, density: float, rank: int, weight: float | None = None
+) -> None:
+    """Raise UsageError for an unknown place or a weight that is no finite number, InputError for a
+    density or a rank that cannot be. A weight of None is the router's own.
+    """
     if on not in get_args(On):
         raise unknown_name(f"place that router {router} merges on", on, get_args(On))
     if not 0 < density <= 1:
@@ -43,6 +48,8 @@ def check_merge(router: str, *, on: str, density: float, rank: int) -> None:
         raise InputError(
             f"router {router}: rank: expected 0 or more, got {rank}; 0 takes the experts' largest"
         )
+    if weight is not None and not (isinstance(weight, int | float) and math.isfinite(weight)):
+        raise UsageError(f"router {router}: weight: expected a finite number, got {weight!r}")
 
 
 def check_ready(router: str, bank: AdapterBank, *, on: str) -> None:

@@ -53,4 +53,7 @@ def needs_of(router: Router | type[Router]) -> tuple[str, ...]:
         "scalings": "weights from outside",
     }
     asked = [facts.get(name, name) for name in sorted(router.call_data)]
-    return tuple([f"{kind} of every expert" for kind in sorted(router.artifacts)] + asked)
+    kinds = sorted(router.artifacts)
+    if "embedding_BG" in router.call_data:  # prompts are compared with what experts bring
+        kinds.append("embeddings")
+    return tuple([f"{kind} of every expert" for kind in kinds] + asked)

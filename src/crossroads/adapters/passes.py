@@ -60,7 +60,7 @@ class Pass:
     n_cached : positions that were in the cache before it
     entered : the modules that were started in it; ``is_open`` until the first of them has returned
     decided : decisions by the layer or the scope that shares them
-    seen : decisions by layer, as the layer used them
+    seen : decisions by layer, as the layer used them; where whole blocks are experts, the block's
     """
 
     call: Call = field(default_factory=Call)
@@ -74,6 +74,10 @@ class Pass:
     seen: dict[str, Seen] = field(default_factory=dict)
     _shared: dict[str, _Shared] = field(default_factory=dict)
     _calls: dict[tuple[int, int, bool], Call] = field(default_factory=dict)
+
+    def apart(self) -> Pass:
+        """Return the same pass without decisions: what layers decide in it is not kept here."""
+        return replace(self, decided={}, seen={}, _shared={})
 
     def say(self, call: Call) -> None:
         """Replace the call."""

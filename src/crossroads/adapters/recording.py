@@ -79,7 +79,7 @@ class Recorder:
     ) -> None:
         self.routed, self.places = routed, places
         self.meta = {"kind": "adapters", **(meta or {})}
-        self._experts = routed.bank.names
+        self._experts, self._known = routed.bank.names, routed.bank.keys_by_name
         self._layers: list[str] = []
         self._left_out: set[str] = set()
         self._pending: list[_Kept] = []
@@ -98,8 +98,9 @@ class Recorder:
 
         Raises InputError where experts or layers are others than in the first.
         """
-        if self.routed.bank.names != self._experts:
+        if not self.routed.bank.is_as_in(self._known):
             raise InputError("recorder: the experts changed; begin another one for the new set")
+        self._experts = self.routed.bank.names
         kept = {name: seen for name, seen in one.seen.items() if not self._is_encoders(name)}
         self._left_out |= one.seen.keys() - kept.keys()
         if not kept:

@@ -171,7 +171,7 @@ class AdaptersTask:
         bank = _bank(self.folder)
         return (
             f"{bank.n_experts} LoRA experts on {_base(self.model).name}; {len(self.task_names)} "
-            f"{self.name} tasks, at most {self.rows} test rows of each"
+            f"{self.name} tasks, at most {self._test_rows} of each"
         )
 
     @property
@@ -182,6 +182,10 @@ class AdaptersTask:
             *self.remarks,
         )
 
+    @property
+    def _test_rows(self) -> str:
+        return f"{self.rows} test row{'' if self.rows == 1 else 's'}"
+
     def _repeated(self) -> Sequence[str]:
         """Say of which tasks every seed scores the same rows."""
         words = _base(self.model).tokenizer
@@ -189,7 +193,7 @@ class AdaptersTask:
         if not few:
             return ()
         return (
-            f"no more than {self.rows} test rows, so that every seed scores the same ones and they "
+            f"no more than {self._test_rows}, so that every seed scores the same ones and they "
             f"add nothing to an interval: {', '.join(few)}; ask for fewer rows",
         )
 
@@ -206,13 +210,17 @@ class AdaptersTask:
         return digest.hexdigest()
 
     def identify(self, router: str) -> str:
-        """Return the router with a digest of its module. Raises UsageError for an unknown one."""
+        """Return the router with a digest of this room's code, and of its own from elsewhere.
+
+        Raises UsageError for an unknown one.
+        """
         if router in {BASE, SAVED}:
             return f"{router} {code_fingerprint()}"
         build_router(router)
         source = Path(inspect.getfile(router_class(router.split(":", 1)[0]))).read_bytes()
+        own = hashlib.blake2b(source, digest_size=10).hexdigest()
         taught = f" taught {self.teach}" if self.teach is not None and must_learn(router) else ""
-        return f"{router} {hashlib.blake2b(source, digest_size=10).hexdigest()}{taught}"
+        return f"{router} {code_fingerprint()} {own}{taught}"
 
     def run(self, router: str, seed: int) -> Cell:
         """Measure one router on the rows of one seed."""

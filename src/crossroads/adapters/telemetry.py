@@ -77,6 +77,7 @@ class Telemetry:
         self.routed, self.agreement = routed, agreement
         self.experts: tuple[str, ...] = routed.bank.names
         self.n_passes = 0
+        self._known = routed.bank.keys_by_name
         self._alive_E = {name: bank.alive_E for name, bank in routed.bank.layers.items()}
         self._sums: dict[tuple[str, ...], _Sums] = {}
 
@@ -88,9 +89,13 @@ class Telemetry:
 
     @torch.no_grad()
     def add(self, one: Pass) -> None:
-        """Take one pass. Raises InputError where the experts are others than at the start."""
-        if self.routed.bank.names != self.experts:
+        """Take one pass; experts are reported by the names they have in the last one.
+
+        Raises InputError where they are others than at the start.
+        """
+        if not self.routed.bank.is_as_in(self._known):
             raise InputError("telemetry: the experts changed; begin another one for the new set")
+        self.experts = self.routed.bank.names
         self.n_passes += 1
         for names, seen in _alike(one):
             sums = self._sums.get(names)

@@ -149,6 +149,13 @@ def _step(
     return value
 
 
+def steps_done(checkpoint: Path) -> int:
+    """Return how many steps a checkpoint of ``train`` holds; 0 without one."""
+    if not checkpoint.is_file():
+        return 0
+    return len(torch.load(checkpoint, weights_only=True, mmap=True)["losses"])
+
+
 def batch_loss(routed: RoutedModel, batch: TextBatch, *, step: int, seed: int) -> Tensor:
     """Return mean NLL of a training batch's answers plus the router's auxiliary losses."""
     with calling(

@@ -43,6 +43,7 @@ _ADAPTER_COLUMNS = {
     "group": "group",
     "reads": "must be given",
 }
+_TAUGHT = "to be taught (adapters teach)"
 _ADAPTER_KEYS = ("group", "mode", "needs", "settings")
 _WHOLE = {"name", "family", "arxiv", "status"}  # columns that are never wrapped
 _WIDTH, _EXPERTS = 8, 8  # of the routers that are built to be asked what they need
@@ -103,7 +104,8 @@ def _list_moe_routers(*, as_json: bool) -> None:
     _tell_broken(rows)
     click.echo(
         "\ndecoder: no = looks at later tokens, so a decoder refuses it; reads: what it needs "
-        "besides the tokens\nCompare them: crossroads arena moe --routers NAME:setting=value   "
+        "besides the tokens\npromoe reads cond:null, which text has not: in a language model it is "
+        "promoe:uncond=false\nCompare them: crossroads arena moe --routers NAME:setting=value   "
         "Their settings: crossroads list moe-routers --json",
         err=True,
     )
@@ -221,7 +223,7 @@ def _adapter_routers() -> list[dict[str, Any]]:
             "mode": cls.mode,
             "needs": list(needs_of(cls)),
             "settings": {k: _plain(v) for k, v in known_settings(cls).items()},
-            "reads": ", ".join(needs_of(cls)),
+            "reads": ", ".join([*needs_of(cls), *([_TAUGHT] if cls.learns else [])]),
         }
 
     return [

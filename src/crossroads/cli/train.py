@@ -23,7 +23,8 @@ def command(run: Path, out: Path | None, *, as_json: bool) -> None:
     """Train the small model that the YAML file RUN describes, with one router.
 
     Writes config.yaml, metrics.jsonl and checkpoint.pt. A run that was stopped continues from its
-    last checkpoint, to the same numbers. JSON: {run, router, steps, seconds, figures, out}.
+    last checkpoint, to the same numbers. The config.yaml of a run is such a file too. JSON: {run,
+    router, steps, resumed_at, seconds, figures, out}.
     """
     try:
         from crossroads.moe.configuration import read_run, train_from
@@ -39,13 +40,15 @@ def command(run: Path, out: Path | None, *, as_json: bool) -> None:
             "run": str(run),
             "router": router,
             "steps": done.steps,
+            "resumed_at": done.resumed_at,
             "seconds": done.seconds,
             "figures": dict(done.figures),
             "out": str(folder),
         }
         click.echo(json.dumps(found, indent=2))
         return
-    click.echo(f"{router}: {done.steps} steps in {done.seconds:.1f} s")
+    went_on = f", going on after step {done.resumed_at}" if done.resumed_at else ""
+    click.echo(f"{router}: {done.steps} steps in {done.seconds:.1f} s{went_on}")
     for name, value in done.figures.items():
         click.echo(f"{name}  {value:.4f}")
     click.echo(f"metrics and checkpoint  {folder}")

@@ -10,6 +10,7 @@ loaded: file and folder must be this user's or root's, and writable by nobody el
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import hashlib
 import logging
@@ -122,8 +123,18 @@ class Source:
         _log.warning("%s is not used: %s", path, fault)
         return None
 
-    def main(self) -> int:
-        """Build for a command line: print where, or why not; return its exit code."""
+    def main(self, module: str, arguments: Sequence[str] | None = None) -> int:
+        """Build for ``python -m module``: print where, or why not; return the exit code.
+
+        The command takes no arguments; argparse leaves the process with code 2 where it is given
+        some, and with 0 after ``--help``.
+        """
+        parser = argparse.ArgumentParser(
+            prog=f"python -m {module}",
+            description=f"Compile {self.path.name} for this machine and print where it is kept.",
+            epilog=f"{VARIABLE}=FOLDER keeps it elsewhere, {VARIABLE}=off leaves it unused.",
+        )
+        parser.parse_args(arguments)
         try:
             sys.stdout.write(f"{self.build()}\n")
         except UnavailableError as error:

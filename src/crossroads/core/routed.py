@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 
 Carry = Mapping[str, Tensor]
 
@@ -58,6 +58,15 @@ class RouteContext:
     allow: Tensor | None = None
     cond: Mapping[str, Tensor] = field(default_factory=dict)
     decisions: Mapping[int, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if torch.compiler.is_compiling():
+            return  # a graph that looks at progress would be made anew at every step
+        if not 0 <= self.progress <= 1:
+            raise UsageError(
+                f"progress: expected a share of the run in [0, 1], got {self.progress!r}; "
+                "give step / total steps"
+            )
 
     def with_cond(self, **more: Tensor) -> RouteContext:
         """Return a copy with further side information."""

@@ -252,11 +252,12 @@ class RoutingTrace:
 
     # ------------------------------------------------------------------ containers
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write ``path``, a file that ends in ``.npz`` or a folder without an ending; atomic.
 
         Raises InputError for another ending, a folder that exists, and where writing fails.
         """
+        path = Path(path)
         meta = json.dumps({"format_version": FORMAT_VERSION, **self.meta})
         if path.suffix == ".npz":
             with replacing(path) as temporary, temporary.open("wb") as file:
@@ -283,11 +284,12 @@ class RoutingTrace:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @classmethod
-    def load(cls, path: Path, *, memory_map: bool = True, check: bool = True) -> RoutingTrace:
+    def load(cls, path: str | Path, *, memory_map: bool = True, check: bool = True) -> RoutingTrace:
         """Read what ``save`` wrote; a folder's arrays stay on disk with ``memory_map``.
 
         Raises InputError for a missing, damaged or unsound trace.
         """
+        path = Path(path)
         if not path.exists():
             raise InputError(f"{path}: no such trace; give a .npz file or a folder of .npy files")
         try:

@@ -19,7 +19,7 @@ _MOST_SLOTS = 65_536  # of a token at a layer: more is no trace, and would take 
 _PER_TOKEN = ("token_id", "pos", "step", "phase")
 
 
-def write_jsonl(trace: RoutingTrace, path: Path) -> None:
+def write_jsonl(trace: RoutingTrace, path: str | Path) -> None:
     """Write one line per request, token and column, after a line with the metadata."""
     trace = trace.per_token()
     slots = trace.expert.shape[2]  # a line has the experts that were chosen, maybe fewer than these
@@ -39,16 +39,17 @@ def write_jsonl(trace: RoutingTrace, path: Path) -> None:
                 "weights": trace.weight[n, layer][live].tolist(),
             }
             lines.append(json.dumps({**shared, **row}))
-    write_atomically(path, "\n".join(lines) + "\n")
+    write_atomically(Path(path), "\n".join(lines) + "\n")
 
 
-def read_jsonl(path: Path, *, n_experts: int | None = None) -> RoutingTrace:
+def read_jsonl(path: str | Path, *, n_experts: int | None = None) -> RoutingTrace:
     """Read lines with ``request``, ``token``, ``layer`` and ``ids``, in any order.
 
     ``weights`` defaults to equal shares, ``pos`` to ``token``, ``token_id`` to -1, ``step`` and
     ``phase`` to 0; ``n_experts`` to what the metadata line or the largest id says. Raises
     InputError with the line.
     """
+    path = Path(path)
     meta, records = _read_lines(path)
     return _from_records(path, meta, records, n_experts).check()
 

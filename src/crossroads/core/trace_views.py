@@ -6,10 +6,9 @@ Axes: L columns, E experts (the largest number of a column).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crossroads.core.errors import InputError
 from crossroads.core.trace import RoutingTrace
@@ -69,6 +68,11 @@ def window_counts(trace: RoutingTrace, column: int, m: int) -> NDArray[np.int64]
     """Return uses of every expert in all windows of m tokens inside a sequence, (windows, E)."""
     if m < 1:
         raise InputError(f"m: expected at least 1 token, got {m}")
+    if not 0 <= column < trace.n_columns:
+        raise InputError(
+            f"column: expected one of the {trace.n_columns} columns, 0 to {trace.n_columns - 1}, "
+            f"got {column!r}"
+        )
     ids = trace.per_token().expert[:, column]
     uses = np.zeros((trace.n_tokens + 1, trace.n_experts), np.int64)
     row, place = np.nonzero(ids != trace.sentinel)
@@ -80,25 +84,39 @@ def window_counts(trace: RoutingTrace, column: int, m: int) -> NDArray[np.int64]
     return np.asarray(total[start + m] - total[start])
 
 
-def traffic(trace: RoutingTrace, placement: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+def traffic(trace: RoutingTrace, placement: ArrayLike) -> NDArray[np.int64]:
     """Return tokens sent between devices, (steps, L, source, destination).
 
     ``placement`` is (L, E), the device of every expert; a token starts at the ``home`` of its
     sequence and is sent once to a device whatever the number of its experts there. Raises
-    InputError without ``home`` or for a placement of another shape.
+    InputError without ``home`` or for a placement of another shape or other than whole numbers
+    from 0.
     """
     trace = trace.per_token()
     if trace.home is None:
         raise InputError("trace home: absent; record it to know where sequences start")
-    if placement.shape != (trace.n_columns, trace.n_experts):
-        raise InputError(
-            f"placement: expected shape {(trace.n_columns, trace.n_experts)}, got {placement.shape}"
-        )
-    devices = int(max(placement.max(initial=0), trace.home.max(initial=0))) + 1
+    device_LE = _whole(placement, (trace.n_columns, trace.n_experts))
+    devices = int(max(device_LE.max(initial=0), trace.home.max(initial=0))) + 1
     row, column, place = np.nonzero(trace.expert != trace.sentinel)
-    there = placement[column, trace.expert[row, column, place].astype(np.int64)]
+    there = device_LE[column, trace.expert[row, column, place].astype(np.int64)]
     sent = np.unique(np.stack([row, column, there]), axis=1)
     source = trace.home[trace.sequence_of_token[sent[0]]]
     out = np.zeros((int(trace.step.max(initial=-1)) + 1, trace.n_columns, devices, devices), int)
     np.add.at(out, (trace.step[sent[0]], sent[1], source, sent[2]), 1)
     return out
+
+
+def _whole(placement: ArrayLike, shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Return a placement as an array of device numbers."""
+    try:
+        array = np.asarray(placement)
+    except ValueError:
+        raise InputError(f"placement: expected shape {shape}, got rows of many lengths") from None
+    if array.shape != shape:
+        raise InputError(f"placement: expected shape {shape}, got {array.shape}")
+    if array.dtype.kind not in "iu" or int(array.min(initial=0)) < 0:
+        raise InputError(
+            f"placement: expected numbers of devices, whole and from 0, got {array.dtype}"
+            + (f" and {array.min()}" if array.dtype.kind in "iu" else "")
+        )
+    return array.astype(np.int64)

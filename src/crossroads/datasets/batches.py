@@ -18,8 +18,11 @@ def batch_indices(num_items: int, batch_size: int, *, step: int, seed: int) -> I
     """Return the items of one step, (batch_size,), in epochs without replacement.
 
     Every epoch is a new permutation; its last items that fill no batch are left out. Raises
-    UsageError for a batch larger than the data.
+    UsageError for a batch larger than the data and for a negative step or seed.
     """
+    for name, value in (("step", step), ("seed", seed)):
+        if value < 0:
+            raise UsageError(f"{name}: expected 0 or more, got {value!r}")
     if not 1 <= batch_size <= num_items:
         raise UsageError(
             f"batch_size: expected a number in [1, {num_items}], the items there are, "

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import UsageError, unknown_name
 from crossroads.core.routed import Collector, DenseSublayer, RouteContext, SublayerFactory
 from crossroads.models.attention import Attended, Attention, Visibility
 from crossroads.models.inputs import check_sizes
@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
     "relu": nn.ReLU,
+    "silu": nn.SiLU,
 }
 
 
@@ -35,12 +36,14 @@ class MLP(nn.Module):
     Parameters
     ----------
     width, hidden : D and the number of hidden units
-    activation : "gelu", "gelu_tanh" or "relu"
+    activation : "gelu", "gelu_tanh", "relu" or "silu"
     """
 
     def __init__(self, width: int, hidden: int, activation: str = "gelu") -> None:
         super().__init__()
         check_sizes(width=width, hidden=hidden)
+        if activation not in ACTIVATIONS:
+            raise unknown_name("activation", activation, ACTIVATIONS)
         self.up = nn.Linear(width, hidden)
         self.activation = ACTIVATIONS[activation]()
         self.down = nn.Linear(hidden, width)
@@ -211,8 +214,15 @@ def fill(
 
     A factory may carry an attribute ``shared``, a mapping from names to modules used by several
     layers (one router for all). The model registers those once, under ``shared.<name>``; layers
-    keep unregistered references.
+    keep unregistered references. Raises UsageError where its ``num_layers`` is not that of the
+    model.
     """
+    expected = getattr(factory, "num_layers", len(blocks))
+    if expected != len(blocks):
+        raise UsageError(
+            f"num_layers: the factory of sublayers was made for {expected} layers, the model has "
+            f"{len(blocks)}; give the factory that number"
+        )
     for layer, block in enumerate(blocks):
         block.ffn = factory(layer, width, make_norm() if make_norm is not None else None)
     return nn.ModuleDict(getattr(factory, "shared", {}))

@@ -185,10 +185,12 @@ class DecoderLM(nn.Module):
 
         Raises
         ------
-        UsageError : a negative temperature, a temperature without a generator, or given decisions,
-            which do not cover tokens that are not known yet
+        UsageError : a negative number of tokens or temperature, a temperature without a generator,
+            or given decisions, which do not cover tokens that are not known yet
         InputError : an empty prompt, or one that ends in padding
         """
+        if num_new < 0:
+            raise UsageError(f"num_new: expected 0 or more tokens, got {num_new!r}")
         if temperature < 0 or (temperature > 0 and generator is None):
             raise UsageError(
                 f"temperature: expected 0, or a positive number and a generator, got "

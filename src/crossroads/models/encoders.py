@@ -327,11 +327,6 @@ def _minilm_files() -> tuple[Path, Path]:
 _ENCODERS: dict[str, Callable[[], Any]] = {"static": StaticEncoder, "minilm": MiniLMEncoder}
 
 
-def encoder_names() -> list[str]:
-    """Return the names ``get_encoder`` knows."""
-    return list(_ENCODERS)
-
-
 @cache
 def get_encoder(name: str) -> Encoder:
     """Return the encoder of that name, loaded once per process.

@@ -106,4 +106,4 @@ def prepare() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(SOURCE.main())
+    sys.exit(SOURCE.main("crossroads.models.word_sums"))

@@ -18,6 +18,7 @@ from torch import nn
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import SublayerFactory
 from crossroads.models.blocks import MLP, SwiGLU, dense_mlp, dense_swiglu
+from crossroads.moe.checks import check_known
 from crossroads.moe.contract import Router
 from crossroads.moe.experts import Activation, FFNBank
 from crossroads.moe.layer import GateSharing, Loop, MoELayer
@@ -41,7 +42,8 @@ class MoESpec:
     dense_hidden : hidden units of the dense feed-forward that active compute is matched to
     hidden : of one expert; None = dense_hidden divided by the experts a token runs (at most by 2),
         shared ones included
-    activation : ``swiglu`` (no biases), ``gelu``, ``gelu_tanh`` or ``relu`` (with biases)
+    activation : ``swiglu`` (no biases), ``gelu``, ``gelu_tanh``, ``relu`` or ``silu`` (with
+        biases)
     layers : which layers are routed: ``all``, ``odd``, ``even`` (0-based), or their indices
     shared : experts every token runs; None = as many as the router's method has
     n_iter, gate_sharing, loop, out_scale, shared_scale : see ``MoELayer``
@@ -63,6 +65,13 @@ class MoESpec:
     shared_scale: float = 1.0
     path: str = "sparse"
 
+    def __post_init__(self) -> None:
+        for name, least in (("n_experts", 1), ("dense_hidden", 1), ("hidden", 1), ("shared", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name}: expected at least {least}, got {value!r}")
+        check_known("activation", self.activation, Activation)
+
     def routed(self, layer: int) -> bool:
         """Return whether a layer is routed."""
         if self.router == DENSE:
@@ -80,6 +89,8 @@ class MoEFactory:
     """
 
     def __init__(self, spec: MoESpec, num_layers: int) -> None:
+        if num_layers < 1:
+            raise UsageError(f"num_layers: expected at least 1, got {num_layers!r}")
         if isinstance(spec.layers, str):
             if spec.layers not in ("all", "odd", "even"):
                 raise UsageError(

@@ -6,6 +6,7 @@ Axes: G groups of S tokens, N = G * S, K places, E experts, C slots per expert a
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,11 @@ import torch
 from torch import Tensor
 
 from crossroads.core.errors import UsageError
+from crossroads.moe.checks import check_known
 
 Rounding = Literal["ceil", "floor", "round"]
+Priority = Literal["position", "gate"]
+Group = Literal["sequence", "batch"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +27,8 @@ class Capacity:
 
     Attributes
     ----------
-    factor, eval_factor : C = S * K * factor / E; 1 leaves room for exactly balanced routing
+    factor, eval_factor : C = S * K * factor / E; 1 leaves room for exactly balanced routing.
+        ``eval_factor=math.inf`` loses nothing in evaluation, as a decoder must
     rounding : of that number; ``round`` goes to the even neighbour at a half
     multiple : C is rounded up to a multiple of this
     minimum : C is at least this
@@ -37,23 +42,40 @@ class Capacity:
     rounding: Rounding = "ceil"
     multiple: int = 1
     minimum: int = 1
-    priority: Literal["position", "gate"] = "position"
-    group: Literal["sequence", "batch"] = "sequence"
+    priority: Priority = "position"
+    group: Group = "sequence"
 
     def __post_init__(self) -> None:
-        for name in ("factor", "eval_factor"):
+        for name, most in (("factor", sys.float_info.max), ("eval_factor", math.inf)):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UsageError(f"capacity {name}: expected a positive number, got {value}")
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            is_absent = name == "eval_factor" and value is None
+            if not (is_absent or (is_number and 0 < value <= most)):
+                raise UsageError(f"capacity {name}: expected a positive number, got {value!r}")
+        check_known("capacity rounding", self.rounding, Rounding)
+        check_known("capacity priority", self.priority, Priority)
+        check_known("capacity group", self.group, Group)
         if self.multiple < 1 or self.minimum < 1:
             raise UsageError(
                 "capacity multiple and minimum: expected at least 1, "
                 f"got {self.multiple} and {self.minimum}"
             )
 
+    def keeps_order(self, places: int) -> bool:
+        """Return whether what a later token chooses never costs an earlier one its place.
+
+        With one place a token that is a queue in order of position within the sequence; with more,
+        first choices of later tokens go before. In evaluation a decoder also shows one token at a
+        time, and only a queue that loses nobody serves that like the whole sequence.
+        """
+        in_order = places == 1 and self.priority == "position" and self.group == "sequence"
+        return in_order and self.eval_factor == math.inf
+
     def slots(self, tokens: int, k: int, n_experts: int, *, training: bool) -> int:
         """Return C for a group of so many real tokens."""
         factor = self.factor if training or self.eval_factor is None else self.eval_factor
+        if factor == math.inf:
+            return max(tokens * k, self.minimum)
         # The product first: 0.1 * 3 / 0.3 would round to a slot more.
         exact = round(tokens * k * factor / n_experts, 9)
         rounded = {"ceil": math.ceil(exact), "floor": math.floor(exact), "round": round(exact)}

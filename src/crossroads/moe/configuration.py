@@ -6,8 +6,9 @@
     training: {steps: 2000, batch_size: 32, checkpoint_every: 200}
 
 What is left out has the bed's own value. ``train_from(path, out)`` runs it, and continues it when
-it was stopped. The fields of ``model`` are those of ``MoESpec``, of ``training`` those of
-``TrainConfig``, of ``bed_settings`` those of the bed.
+it was stopped; the ``config.yaml`` that it keeps is such a file too. The fields of ``model`` are
+those of ``MoESpec``, of ``training`` those of ``TrainConfig``, of ``bed_settings`` those of the
+bed.
 """
 
 from __future__ import annotations
@@ -35,13 +36,18 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFile:
-    """The sections of the file, as they are written."""
+    """The sections of the file, as they are written.
+
+    The ``config.yaml`` that a run keeps is such a file too. It names its ``data``; a bed that has
+    other data is refused.
+    """
 
     bed: str
     bed_settings: dict[str, Any] = field(default_factory=dict)
     preset: Preset = "quick"
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    data: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,7 +98,15 @@ def train_from(path: str | Path, out: str | Path, *, progress: bool | None = Non
 
 def _bed(file: RunFile) -> ArenaBed:
     made: Any = get_bed(file.bed)
-    return _changed(made, file.bed_settings, "bed_settings") if file.bed_settings else made
+    own = {name: getattr(made, name) for name in _FIXED}
+    given = {n: v for n, v in file.bed_settings.items() if n not in own or v != own[n]}
+    bed: ArenaBed = _changed(made, given, "bed_settings") if given else made
+    if file.data not in (None, bed.fingerprint):
+        raise InputError(
+            f"data: the run was of {file.data!r}, this bed is of {bed.fingerprint!r}; leave data "
+            "out to train on what is here"
+        )
+    return bed
 
 
 def _changed(made: _Made, fields: Mapping[str, Any], section: str) -> _Made:

@@ -187,6 +187,18 @@ class RouterOutput:
     cache: Any = None
 
 
+def without_halves(fn: Callable[[Tensor], Tensor], kept: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what ``Module._apply`` is given, but for one tensor without half precision."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        made = fn(tensor)
+        if tensor is not kept or made.element_size() >= torch.float32.itemsize:
+            return made
+        return tensor.to(made.device)
+
+    return moved
+
+
 class Router(nn.Module):
     """Base of all routers.
 
@@ -196,10 +208,12 @@ class Router(nn.Module):
     needs : which optional fields of ``RouterInput`` it reads (``attn``, ``attn_out``, ``resid``,
         ``carry``, ``cond:label`` ...)
     per_token : changing one token changes no other token's decision
+    remedy : what to do where a decoder refuses the router
     """
 
     causal_safe: bool = True
     per_token: bool = True
+    remedy: str = "choose a causal variant or another router"
     needs: frozenset[str] = frozenset()
     shared_experts: int = 0  # experts every token runs besides the chosen ones, by this method
 

@@ -41,10 +41,13 @@ from crossroads.moe.hf_blocks import (
     is_silu,
     moe_blocks,
     surroundings_of,
+    switch_off_logits,
 )
+from crossroads.moe.hf_caches import same_sequences
 from crossroads.moe.layer import MoELayer
 from crossroads.moe.recording import Recorder
 from crossroads.moe.routers import build_router
+from crossroads.moe.sharing import is_shared, routers_of_layers
 
 ORIGINAL = "original"
 PROBE_TOKENS = 256
@@ -82,23 +85,28 @@ def upcycle(
     """
     blocks = {index: (name, block) for index, name, block in dense_blocks(model)}
     if not blocks:
-        raise _nothing(model, "dense feed-forward (gate_proj, up_proj, down_proj)", "swap_router")
+        what = "dense feed-forward (gate_proj, up_proj, down_proj)"
+        raise _nothing(model, what, "Llama, Qwen or Mistral", "swap_router")
     chosen = _chosen(layers, blocks)
     for index in chosen:
         _check_dense(index, blocks[index][1])
     surroundings = attach(model)
     made = torch.Generator().manual_seed(seed)
     n_layers = max(blocks) + 1
-    for index in chosen:
+    groups = routers_of_layers(router, settings, len(chosen), n_experts)
+    shared: dict[int, Router] = {}
+    for (number, group), index in zip(groups, chosen, strict=True):
         name, block = blocks[index]
         gate, up, down = (
             getattr(block, part).weight for part in ("gate_proj", "up_proj", "down_proj")
         )
-        routes = _router(router, gate.shape[1], n_experts, made, settings)
-        if router_std is not None:
-            _redraw(routes, router_std, made)
-        matrix_E2FD = _copies(torch.cat([gate, up]), n_experts, noise_std, made)
-        down_EDF = _copies(down, n_experts, noise_std, made)
+        if number not in shared:
+            shared[number] = _router(router, gate.shape[1], group.n_experts, made, settings)
+            if router_std is not None:
+                _redraw(shared[number], router_std, made)
+        routes = shared[number]
+        matrix_E2FD = _copies(torch.cat([gate, up]), group.n_experts, noise_std, made)
+        down_EDF = _copies(down, group.n_experts, noise_std, made)
         moe = MoELayer(
             routes.to(gate.device),
             bank_of(matrix_E2FD, down_EDF, routes.kinds).to(gate.device),
@@ -137,21 +145,18 @@ def swap_router(
     """
     blocks = {index: (name, block) for index, name, block in moe_blocks(model)}
     if not blocks:
-        raise _nothing(model, "mixture of experts (a gate and stacked experts)", "upcycle")
+        what = "mixture of experts (a gate and stacked experts)"
+        raise _nothing(model, what, "Mixtral, OLMoE or Qwen-MoE", "upcycle")
     chosen = _chosen(layers, blocks)
     for index in chosen:
         _check_sparse(index, blocks[index][1])
     surroundings = attach(model)
-    made = torch.Generator().manual_seed(seed)
-    for index in chosen:
-        name, block = blocks[index]
-        read = block.moe if isinstance(block, RoutedMLP) else _read(block, index, max(blocks) + 1)
-        assert isinstance(read, MoELayer)
-        if router != ORIGINAL:
-            n_experts = read.experts.kinds.count("ffn")
-            routes = _router(router, read.experts.d_out, n_experts, made, settings)
-            read = _with_router(read, routes.to(next(read.experts.parameters()).device))
-        _put(model, name, RoutedMLP(read, surroundings).train(model.training))
+    found = [_layer(blocks[index][1], index, max(blocks) + 1) for index in chosen]
+    if router != ORIGINAL:
+        found = _with_routers(found, router, settings, torch.Generator().manual_seed(seed))
+    for index, moe in zip(chosen, found, strict=True):
+        _put(model, blocks[index][0], RoutedMLP(moe, surroundings).train(model.training))
+    switch_off_logits(model)
     _remember(
         model,
         {
@@ -164,8 +169,10 @@ def swap_router(
     return model
 
 
-def _read(block: Any, index: int, n_layers: int) -> MoELayer:
+def _layer(block: Any, index: int, n_layers: int) -> MoELayer:
     """Return a sparse block as a MoE layer over the same parameters."""
+    if isinstance(block, RoutedMLP):
+        return block.moe
     experts = block.experts
     n_experts = experts.gate_up_proj.shape[0]
     router = OriginalRouter(block.gate, n_experts)
@@ -184,6 +191,31 @@ def _read(block: Any, index: int, n_layers: int) -> MoELayer:
     if gate is not None:
         moe.shared_gate = gate
     return moe
+
+
+def _with_routers(
+    layers: Sequence[MoELayer],
+    spec: str,
+    settings: Mapping[str, Any] | None,
+    made: torch.Generator,
+) -> list[MoELayer]:
+    """Return the layers with a new router each, or with one for each group that shares it."""
+    numbers = [layer.experts.kinds.count("ffn") for layer in layers]
+    shared: dict[int, Router] = {}
+    answer = []
+    for (number, group), layer, n_experts in zip(
+        routers_of_layers(spec, settings, len(layers), numbers[0]), layers, numbers, strict=True
+    ):
+        if is_shared(spec) and group.n_experts != n_experts:
+            raise UsageError(
+                f"router {spec!r}: its group has {group.n_experts} experts, layer {layer.layer} "
+                f"has {n_experts}; choose a share that fits"
+            )
+        if number not in shared:
+            routes = _router(spec, layer.experts.d_out, n_experts, made, settings)
+            shared[number] = routes.to(next(layer.experts.parameters()).device)
+        answer.append(_with_router(layer, shared[number]))
+    return answer
 
 
 def _with_router(layer: MoELayer, router: Router) -> MoELayer:
@@ -267,7 +299,10 @@ def observed(
 def recording(model: nn.Module, recorder: Recorder) -> Iterator[Recorder]:
     """Record every forward pass within; the steps of ``generate`` continue their sequences.
 
-    Beam search reorders sequences between steps and cannot be followed: use one beam.
+    The recorder takes kinds and metadata from the model, see ``Recorder.describe``.
+
+    Beam search puts sequences in another order between steps, and assisted decoding takes tokens
+    back: neither can be followed, and where it shows in the model's cache InputError is raised.
     """
     numbers: list[int] = []
 
@@ -276,9 +311,11 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[Recorder]:
         numbers[:] = recorder.record(output, seen, sequences=list(numbers) if same else None)
 
     around = surroundings_of(model)
+    recorder.describe(model)
     before, around.observer = around.observer, keep
     try:
-        yield recorder
+        with same_sequences(model):
+            yield recorder
     finally:
         around.observer = before
 
@@ -286,11 +323,12 @@ def recording(model: nn.Module, recorder: Recorder) -> Iterator[Recorder]:
 # ---------------------------------------------------------------------- saving
 
 
-def save_converted(model: nn.Module, folder: Path) -> None:
+def save_converted(model: nn.Module, folder: str | Path) -> None:
     """Write a converted model: its configuration, the conversion, and weights as safetensors.
 
     Raises UsageError for a model that was not converted, InputError where nothing can be written.
     """
+    folder = Path(folder)
     transformers_config = getattr(model, "config", None)
     conversions = getattr(model, "conversions", None)
     if conversions is None or transformers_config is None:
@@ -305,7 +343,7 @@ def save_converted(model: nn.Module, folder: Path) -> None:
     write_atomically(folder / _SETTINGS, json.dumps(kept, indent=2) + "\n")
 
 
-def load_converted(folder: Path) -> nn.Module:
+def load_converted(folder: str | Path) -> nn.Module:
     """Return a model that ``save_converted`` wrote, in evaluation mode.
 
     Raises InputError for a folder that holds no such model.
@@ -316,6 +354,7 @@ def load_converted(folder: Path) -> nn.Module:
         from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError as error:
         raise MissingExtraError(f"{error.name}", extra="neural") from None
+    folder = Path(folder)
     try:
         kept = json.loads((folder / _SETTINGS).read_text("utf-8"))
         conversions, scales = kept["conversions"], kept["out_scale"]
@@ -351,15 +390,15 @@ def load_converted(folder: Path) -> nn.Module:
 # ---------------------------------------------------------------------- the pieces
 
 
-def _nothing(model: nn.Module, what: str, other: str) -> UsageError:
+def _nothing(model: nn.Module, what: str, families: str, other: str) -> UsageError:
     """Return the error for a model without a block of the wanted form."""
     if any(isinstance(module, RoutedMLP) for module in model.modules()):
         return UsageError(
             f"model: {type(model).__name__} is converted already; swap_router changes its routers"
         )
     return UsageError(
-        f"model: {type(model).__name__} has no {what} in its layers; expected a model like Llama "
-        f"or Mixtral, or try {other}"
+        f"model: {type(model).__name__} has no {what} in its layers; expected a model like "
+        f"{families}, or try {other}"
     )
 
 
@@ -432,9 +471,12 @@ def _copies(
     return nn.Parameter(stacked, requires_grad=matrix.requires_grad)
 
 
-def _put(model: nn.Module, name: str, block: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, block)
+def _put(model: nn.Module, name: str, block: RoutedMLP) -> None:
+    above, _, last = name.rpartition(".")
+    parent = model.get_submodule(above)
+    setattr(parent, last, block)
+    if parent not in block.surroundings.layers:
+        block.surroundings.layers.append(parent)
 
 
 def _remember(model: Any, conversion: dict[str, Any]) -> None:

@@ -395,8 +395,7 @@ def _again(router: Any, inputs: tuple[RouterInput, ...], answer: RouterOutput) -
     closed_NE = torch.zeros(len(best_N), decision.n_experts, dtype=torch.bool)
     closed_NE = closed_NE.to(best_N.device).scatter(1, best_N.clamp_min(0), True)
     allow = ~closed_NE.reshape(*inp.mask_BT.shape, -1)
-    if inp.allow is not None:
-        batch, _, n_experts = allow.shape
-        allow = allow & inp.allow.reshape(batch, -1, n_experts)
+    if inp.allow is not None:  # (E,), (B, E) or (B, T, E)
+        allow = allow & (inp.allow.unsqueeze(1) if inp.allow.ndim == 2 else inp.allow)
     result: RouterOutput = router.decide(replace(inp, allow=allow))
     return result

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.core import gating, losses
-from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe.capacity import Capacity
+from crossroads.moe.checks import check_coefficients
 from crossroads.moe.contract import (
     NOBODY,
     ExpertChoice,
@@ -66,8 +66,7 @@ class ExpertChoiceRouter(Router):
     ) -> None:
         super().__init__(n_experts, kinds)
         self.noise_std = self.default_noise if noise_std is None else noise_std
-        if self.noise_std < 0:
-            raise UsageError(f"noise_std: expected 0 or more, got {noise_std}")
+        check_coefficients(noise_std=self.noise_std, z_loss=z_loss)
         self.d = d
         self.room = Capacity(factor=cf, eval_factor=eval_cf, rounding="round")
         self.z_loss = z_loss

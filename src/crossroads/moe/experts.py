@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from crossroads.core import dispatch
 from crossroads.core.dispatch.activations import Kind, activate
 from crossroads.core.errors import InputError, UsageError
+from crossroads.moe.checks import check_known
 from crossroads.moe.contract import NOBODY, ExpertKind
 
 Activation = Kind
@@ -95,6 +96,7 @@ class FFNBank(Experts):
             )
         if hidden < 1:
             raise UsageError(f"hidden: expected at least 1, got {hidden}")
+        check_known("activation", activation, Activation)
         self.d, self.hidden = d, hidden
         self.activation: Activation = activation
         self.path: dispatch.Path = path
@@ -155,6 +157,12 @@ class FFNBank(Experts):
         )
 
     def run_slots(self, x_ECD: Tensor) -> Tensor:
+        autocast = torch.is_autocast_enabled(x_ECD.device.type)
+        if x_ECD.dtype != self.up.dtype and not autocast:
+            raise InputError(
+                f"experts are {self.up.dtype} and their slots {x_ECD.dtype}; cast one of them, or "
+                "use autocast"
+            )
         if all(kind == "ffn" for kind in self.kinds):
             return self._slots(x_ECD)
         y_ECD = torch.zeros_like(x_ECD)

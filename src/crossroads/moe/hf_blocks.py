@@ -10,8 +10,11 @@ Axes: B sequences, T new positions, N = B * T tokens, D width, F hidden width, E
 
 from __future__ import annotations
 
+import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +39,16 @@ from crossroads.moe.layer import MoELayer
 Observer = Callable[[ModelOutput, RouteContext, bool], None]
 
 
+class _Pass(Collector):
+    """One forward pass, and how it stood when a layer was reached."""
+
+    def repeated(self) -> _Pass:
+        """Return a pass for computing the next layer once more; its records lead nowhere."""
+        again = _Pass(self.context)
+        again._carry = dict(self._carry)
+        return again
+
+
 class Surroundings:
     """What the routed blocks of one model share during a forward pass.
 
@@ -45,48 +58,122 @@ class Surroundings:
         and token ids are filled in from each call
     observer : called after every pass with its output, its context and whether it continues the
         sequences of the pass before (a decoding step)
+    layers : those that hold a routed block
+    arguments : names of the positional arguments, by type of model
     """
 
     def __init__(self) -> None:
         self.context = RouteContext()
         self.observer: Observer | None = None
-        self._now: Collector | None = None
-        self._last = RouteContext(causal=True)
+        self.layers: list[nn.Module] = []
+        self.arguments: dict[type[nn.Module], tuple[str, ...]] = {}
+        self._owner: nn.Module | None = None  # the model whose call the pass is
+        self._now: _Pass | None = None
+        self._last: RouteContext | None = None
         self._continues = False
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Start a pass (a forward pre-hook of the model)."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        shown = kwargs.get("inputs_embeds") if ids is None else ids
-        past = kwargs.get("past_key_values")
-        self._continues = past is not None and bool(past.get_seq_length())
+        """Start a pass (a forward pre-hook of the model, and of the models within it)."""
+        if self._owner is not None and self._owner is not model:
+            return  # a model within the one that was called
+        # A wrapper may have put a subclass in the place of the model's type.
+        names = next((self.arguments[t] for t in type(model).__mro__ if t in self.arguments), ())
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        ids = given.get("input_ids")
+        shown = given.get("inputs_embeds") if ids is None else ids
+        past = given.get("past_key_values")
+        seen = 0 if past is None else int(past.get_seq_length())
+        self._continues = seen > 0
         cond = dict(self.context.cond)
         if ids is not None:
             cond["token_id"] = ids
-        if kwargs.get("position_ids") is not None and shown is not None:
-            cond["pos"] = kwargs["position_ids"].expand(shown.shape[:2])
+        if shown is not None and given.get("position_ids") is not None:
+            cond["pos"] = given["position_ids"].expand(shown.shape[:2])
+        elif shown is not None and seen:  # as transformers counts them then
+            count = torch.arange(seen, seen + shown.shape[1], device=shown.device)
+            cond["pos"] = count.expand(shown.shape[:2])
+        _refuse_missing_logits(model, given)
+        for layer in self.layers if model.training else ():
+            plain = getattr(layer, "_gradient_checkpointing_func", None)
+            if plain is not None and not isinstance(plain, _Repeating):
+                layer._gradient_checkpointing_func = _Repeating(plain, self)
         self._last = replace(
             self.context,
-            mask_BT=_new_part(kwargs.get("attention_mask"), shown, self.context.mask_BT),
+            mask_BT=_new_part(given.get("attention_mask"), shown, self.context.mask_BT),
             training=model.training,
             causal=True,
             cond=cond,
         )
-        self._now = Collector(self._last)
+        self._owner, self._now = model, _Pass(self._last)
 
     def after(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
     ) -> None:
-        """End a pass (a forward hook of the model)."""
-        collector, self._now = self._now, None
-        if collector is not None and self.observer is not None:
+        """End a pass (a forward hook of the model), also one that failed: it has no output."""
+        if model is not self._owner:
+            return
+        done, self._now, self._owner = self._now, None, None
+        if done is None or output is None or not done.records:
+            return
+        if self.observer is not None:
             logits = output.logits if hasattr(output, "logits") else output[0]
-            self.observer(collector.output(logits), self._last, self._continues)
+            self.observer(done.output(logits), done.context, self._continues)
 
     @property
-    def collector(self) -> Collector:
-        """The running pass; outside of one (recomputed activations), one like the last."""
-        return self._now if self._now is not None else Collector(self._last)
+    def running(self) -> _Pass:
+        """The running pass.
+
+        Outside of one a block called alone has no mask; one that is computed again during a
+        backward pass, by a checkpoint that is not the model's, takes the last pass for its own.
+        """
+        if self._now is not None:
+            return self._now
+        if self._last is not None and torch._C._current_graph_task_id() >= 0:
+            return _Pass(self._last)
+        return _Pass(replace(self.context, causal=True))
+
+    @contextmanager
+    def within(self, one: _Pass) -> Iterator[None]:
+        """Run blocks in a pass that is over."""
+        before, self._now = self._now, one
+        try:
+            yield
+        finally:
+            self._now = before
+
+
+class _Repeating:
+    """A checkpointing function of ``transformers`` that computes a layer again in its own pass."""
+
+    def __init__(self, plain: Callable[..., Any], surroundings: Surroundings) -> None:
+        self.plain, self.surroundings = plain, surroundings
+
+    def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        there = self.surroundings.running.repeated()
+        is_first = True
+
+        def pinned(*inputs: Any, **more: Any) -> Any:
+            nonlocal is_first
+            if is_first:
+                is_first = False
+                return run(*inputs, **more)
+            with self.surroundings.within(there.repeated()):
+                return run(*inputs, **more)
+
+        return self.plain(pinned, *args, **kwargs)
+
+
+def _refuse_missing_logits(model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Raise UsageError where a call wants the logits of gates that are no longer there."""
+    config = getattr(model, "config", None)
+    wanted = given.get("output_router_logits")
+    if wanted is None:
+        wanted = getattr(config, "output_router_logits", False)
+    if wanted and hasattr(config, "output_router_logits") and not has_gates(model):
+        raise UsageError(
+            "output_router_logits: none of the model's own routers is left; leave it out, and take "
+            "decisions and auxiliary losses from crossroads.moe.convert.observed"
+        )
 
 
 def _new_part(given: Any, shown: Any, default: Tensor | None) -> Tensor | None:
@@ -105,7 +192,7 @@ class RoutedMLP(nn.Module):
         self.surroundings = surroundings
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.surroundings.collector(self.moe.layer, self.moe, hidden_states)
+        return self.surroundings.running(self.moe.layer, self.moe, hidden_states)
 
 
 class OriginalRouter(Router):
@@ -157,9 +244,13 @@ def attach(model: nn.Module) -> Surroundings:
         if isinstance(block, RoutedMLP):
             return block.surroundings
     found = Surroundings()
-    # Bound methods: a deep copy of the model gets surroundings of its own.
-    model.register_forward_pre_hook(found.before, with_kwargs=True)
-    model.register_forward_hook(found.after, with_kwargs=True, always_call=False)
+    for part in model.modules():
+        # ``model.model`` may be called without the head that stands around it.
+        if part is model or hasattr(part, "base_model_prefix"):
+            found.arguments[type(part)] = tuple(inspect.signature(part.forward).parameters)
+            # Bound methods: a deep copy of the model gets surroundings of its own.
+            part.register_forward_pre_hook(found.before, with_kwargs=True)
+            part.register_forward_hook(found.after, with_kwargs=True, always_call=True)
     return found
 
 
@@ -190,6 +281,26 @@ def moe_blocks(model: nn.Module) -> Iterator[tuple[int, str, nn.Module]]:
         stacked = isinstance(getattr(experts, "gate_up_proj", None), nn.Parameter)
         if layer and (isinstance(module, RoutedMLP) or (stacked and hasattr(module, "gate"))):
             yield int(layer.group(1)), name, module
+
+
+def has_gates(model: nn.Module) -> bool:
+    """Return whether a mixture of experts of the model still has the router it came with."""
+    return any(
+        not isinstance(block, RoutedMLP) or isinstance(block.moe.routers[0], OriginalRouter)
+        for _, _, block in moe_blocks(model)
+    )
+
+
+def switch_off_logits(model: nn.Module) -> None:
+    """Keep the model from asking for logits of its own gates where all of them are replaced."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "output_router_logits", False) and not has_gates(model):
+        config.output_router_logits = False
+        warnings.warn(
+            "output_router_logits is switched off: none of the model's own routers is left; take "
+            "auxiliary losses from crossroads.moe.convert.observed",
+            stacklevel=3,
+        )
 
 
 def is_silu(module: nn.Module) -> bool:

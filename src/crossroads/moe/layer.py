@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm, Carry, RouteContext, SublayerOutput, mask_of
+from crossroads.moe.checks import check_known
 from crossroads.moe.contract import Router, RouterInput, RouterOutput, RoutingDecision
 from crossroads.moe.execution import apply_decision, apply_to_sequences, executed_counts
 from crossroads.moe.experts import Experts
@@ -70,6 +71,8 @@ class MoELayer(nn.Module):
     ) -> None:
         super().__init__()
         routers = (router,) if isinstance(router, Router) else tuple(router)
+        check_known("gate_sharing", gate_sharing, GateSharing)
+        check_known("loop", loop, Loop)
         _check_fit(routers, experts, n_iter, gate_sharing)
         self._routers = (routers,)  # inside a tuple: not registered by attribute
         if own_router:
@@ -168,7 +171,15 @@ class MoELayer(nn.Module):
         )
 
     def init_cache(self, batch: int) -> Any:
-        """Return the caches of the iterations for decoding so many sequences, or None."""
+        """Return the caches of the iterations for decoding so many sequences, or None.
+
+        Raises UsageError for experts that see whole sequences: they keep nothing between calls.
+        """
+        if self.experts.view != "token":
+            raise UsageError(
+                f"experts of layer {self.layer}: a {self.experts.view} view needs the whole "
+                "sequence and keeps nothing between calls; decode without a cache"
+            )
         return self._joined([self._router_of(i).init_cache(batch) for i in range(self.n_iter)])
 
     def _joined(self, caches: list[Any]) -> Any:
@@ -310,8 +321,13 @@ class MoELayer(nn.Module):
                 name = getattr(router, "name", type(router).__name__)
                 raise UsageError(
                     f"router {name!r} looks at later tokens and cannot serve a decoder; "
-                    "choose a causal variant or another router"
+                    f"{router.remedy}"
                 )
+        if context.mask_BT is not None and not isinstance(context.mask_BT, Tensor):
+            raise InputError(
+                f"mask: expected a bool tensor of shape {tuple(h_BTD.shape[:2])} (True = real "
+                f"token), got {type(context.mask_BT).__name__}"
+            )
         return mask_of(h_BTD, context.mask_BT)
 
 

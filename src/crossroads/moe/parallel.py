@@ -146,8 +146,8 @@ class ExpertParallelBank(FFNBank):
         w_MK = torch.where(here_MK, w_NK[row_M], torch.zeros_like(w_NK[row_M]))
         work_MK = _exchange(local_MK, sent, got, self.group)
         x_MD, w_MK = all_to_all((x_ND[row_M], w_MK), sent, got, self.group)
-        # Without rows the graph must stay whole all the same: the others wait for our backward.
-        y_MD = super()._bank(x_MD, work_MK, w_MK) if len(x_MD) else x_MD
+        # Without rows too: it keeps our weights in the graph, and others wait for our backward.
+        y_MD = super()._bank(x_MD, work_MK, w_MK)
         (back_MD,) = all_to_all((y_MD,), got, sent, self.group)
         return torch.zeros_like(x_ND).index_add(0, row_M, back_MD)
 
@@ -176,8 +176,12 @@ def shard_layer(
 
     ``mesh`` has one dimension, the ranks that share the experts. ``counts_group`` are all ranks
     with different tokens, over which the counts of balance losses are summed; default those of the
-    mesh. Raises UsageError for experts that cannot be split.
+    mesh. Raises UsageError for experts that cannot be split and for what is no mesh.
     """
+    if not isinstance(mesh, DeviceMesh):
+        raise UsageError(
+            f"mesh: expected a DeviceMesh, got {mesh!r}; make one with init_device_mesh"
+        )
     if not isinstance(layer.experts, FFNBank):
         raise UsageError(
             f"experts: {type(layer.experts).__name__} cannot be split over ranks; use an FFNBank"
@@ -194,8 +198,14 @@ def shard_layer(
 def shard_model(
     model: nn.Module, mesh: DeviceMesh, *, counts_group: ProcessGroup | None = None
 ) -> nn.Module:
-    """Split the experts of every routed layer over the ranks of a mesh, in place."""
-    for layer in routed_layers(model):
+    """Split the experts of every routed layer over the ranks of a mesh, in place.
+
+    Raises UsageError for a mesh that is none, and for a model without routed layers.
+    """
+    layers = routed_layers(model)
+    if not layers:
+        raise UsageError(f"model: {type(model).__name__} has no routed layers to split")
+    for layer in layers:
         assert isinstance(layer, MoELayer)
         shard_layer(layer, mesh, counts_group=counts_group)
     return model
@@ -216,8 +226,12 @@ def average_gradients(
     Replicated parameters are averaged over the ranks of ``group`` (default: all). An expert has
     already received the gradients of the tokens of its mesh; where meshes stand side by side,
     ``replicas`` are the ranks that hold the same experts, over which they are summed. The sum is
-    divided by the number of ranks in ``group``.
+    divided by the number of ranks in ``group``. Raises UsageError without a process group.
     """
+    if not dist.is_initialized():
+        raise UsageError(
+            "average_gradients: no process group; call torch.distributed.init_process_group first"
+        )
     world = dist.get_world_size(group)
     own = expert_parameters(model)
     for parameter in model.parameters():

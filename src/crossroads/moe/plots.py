@@ -11,6 +11,7 @@ from crossroads.core.report import Bar, BarPlot, CurvePlot, HeatMap, Plot, Serie
 
 SHOWN_CURVES = 6  # routers drawn at first; the others wait in the legend
 REFERENCE = "top2"
+LEAST_LIMIT = 25.0  # points: loads that differ less are not painted as if they were far apart
 
 
 def moe_plots(board: Leaderboard, judged: Metric) -> list[Plot]:
@@ -97,7 +98,7 @@ def _load(rows: Sequence[Row]) -> HeatMap:
     names, values, widest = [], [], 0
     for row in rows:
         for layer, load in row.cells[0].notes["load"].items():
-            names.append(f"{row.router}, layer {layer}")
+            names.append(f"{layer}: {row.router}")  # what a narrow page cuts off is at the end
             values.append([100 * (share - 1 / len(load)) for share in load])
             widest = max(widest, len(load))
     padded = [[*line, *[None] * (widest - len(line))] for line in values]
@@ -109,10 +110,11 @@ def _load(rows: Sequence[Row]) -> HeatMap:
         ),
         unit="points",
         rows=names,
+        row_label="layer: router",
         columns=[str(e) for e in range(widest)],
         column_label="expert",
         values=padded,
-        limit=25.0,
+        limit=_strongest(padded),
     )
 
 
@@ -141,6 +143,7 @@ def _over_time(rows: Sequence[Row], name: str) -> CurvePlot:
 def _by_label(row: Row) -> HeatMap:
     notes = row.cells[0].notes
     table = np.array(notes["by_label"])
+    points = [[float(v) for v in line] for line in 100 * (table - table.mean(0))]
     return HeatMap(
         title=f"What {row.router} sends where",
         caption=(
@@ -152,9 +155,14 @@ def _by_label(row: Row) -> HeatMap:
         row_label="label",
         columns=[str(e) for e in range(table.shape[1])],
         column_label="expert",
-        values=[[float(v) for v in line] for line in 100 * (table - table.mean(0))],
-        limit=25.0,
+        values=points,
+        limit=_strongest(points),
     )
+
+
+def _strongest(values: Sequence[Sequence[float | None]]) -> float:
+    """Return where a scale of colours ends: at the largest value, or where little is little."""
+    return max([LEAST_LIMIT, *(abs(v) for line in values for v in line if v is not None)])
 
 
 def _curve(row: Row, name: str, *, hidden: bool) -> Series:

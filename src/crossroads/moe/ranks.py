@@ -75,9 +75,20 @@ class Ranks:
 
     @torch.no_grad()
     def sum_gradients(self, model: nn.Module) -> None:
-        """Make every gradient the sum over processes; a parameter that nobody used keeps none."""
+        """Make every gradient the sum over processes; a parameter that nobody used keeps none.
+
+        Raises UsageError for experts split over ranks: theirs are not the same parameters.
+        """
         if self.world == 1:
             return
+        from crossroads.moe.parallel import expert_parameters  # needs torch.distributed
+
+        if expert_parameters(model):
+            raise UsageError(
+                "model: its experts are split over ranks, and gradients of different experts "
+                "cannot be summed; leave shard_model out, or write the step yourself with "
+                "average_gradients"
+            )
         parameters = [p for p in model.parameters() if p.requires_grad]
         used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
         if parameters:

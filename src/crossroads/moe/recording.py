@@ -1,12 +1,13 @@
 """Decisions of forward passes as a routing trace.
 
-    recorder = Recorder(kinds=kinds_of(model), meta={"model": "tiny", "seed": 0})
+    recorder = Recorder(meta={"model": "tiny", "seed": 0}).describe(model)
     recorder.record(model(x_BT, context), context, token_id_BT=x_BT)
     recorder.trace().save(Path("run.npz"))
 
 Recording keeps detached tensors and converts them in bulk, so that it costs a forward pass next to
-nothing. Only real tokens are kept; the columns of the trace are the routers' calls in their order,
-one per layer, iteration and branch.
+nothing; masks and ids, which a caller may fill anew for the next pass, are copied. Only real tokens
+are kept; the columns of the trace are the routers' calls in their order, one per layer, iteration
+and branch.
 
 Axes: B sequences, T positions, N = B * T tokens, E experts, K places, L columns.
 """
@@ -34,6 +35,7 @@ from crossroads.moe.contract import (
     TokenChoice,
 )
 from crossroads.moe.conversions import expert_choice_to_token_choice
+from crossroads.moe.trace_facts import trace_facts
 
 PENDING_PASSES = 64  # kept as tensors before they are turned into compact arrays
 UNKNOWN_TOKEN = -1
@@ -95,6 +97,10 @@ class Recorder:
         domains: Sequence[str] = (),
         meta: Mapping[str, Any] | None = None,
     ) -> None:
+        if kinds is not None and not isinstance(kinds, Mapping):
+            raise InputError(
+                f"kinds: expected a mapping from layer to kinds, as kinds_of gives, got {kinds!r}"
+            )
         self.kinds = dict(kinds or {})
         self.keep_logits = keep_logits
         self.approx_topk = approx_topk
@@ -105,8 +111,21 @@ class Recorder:
         self._parts: list[_Pass] = []
         self._home: dict[int, int] = {}
         self._domain: dict[int, int] = {}
+        self._facts: dict[int, dict[str, Any]] = {}
         self._n_sequences = 0
         self._step = 0
+
+    def describe(self, model: nn.Module) -> Recorder:
+        """Take from a model what it can say of itself; return the recorder.
+
+        That is ``kinds`` where none were given, and metadata (``crossroads.moe.trace_facts``); what
+        the recorder was given wins.
+        """
+        facts, self._facts = trace_facts(model)
+        self.meta = {**facts, **self.meta}
+        if not self.kinds and not self._step:
+            self.kinds = dict(kinds_of(model))
+        return self
 
     def record(
         self,
@@ -130,6 +149,12 @@ class Recorder:
         batch, length = _shape(output)
         token_id = context.cond.get("token_id") if token_id_BT is None else token_id_BT
         _check_facts(batch, length, token_id, {"home": home, "domain": domain})
+        named = len(self.meta.get("domains", ()))
+        if named and domain is not None and not all(0 <= n < named for n in domain):
+            raise InputError(
+                f"domain: expected numbers from 0 to {named - 1} (the domains named), "
+                f"got {list(domain)}"
+            )
         numbers = self._numbers(sequences, batch)
         if context.pass_id:
             return numbers
@@ -145,10 +170,10 @@ class Recorder:
             _Pass(
                 step=self._step,
                 columns=columns,
-                mask=torch.ones(batch, length, dtype=torch.bool) if mask is None else mask,
-                token_id=token_id,
-                pos=context.cond.get("pos"),
-                doc=context.cond.get("doc_id"),
+                mask=torch.ones(batch, length, dtype=torch.bool) if mask is None else _kept(mask),
+                token_id=_kept(token_id),
+                pos=_kept(context.cond.get("pos")),
+                doc=_kept(context.cond.get("doc_id")),
                 sequence=np.array(numbers, np.int64),
                 phase=np.full(batch, PREFILL if sequences is None else DECODE, np.uint8),
             )
@@ -166,7 +191,7 @@ class Recorder:
         self._compact()
         if not self._parts:
             raise InputError("recorder: no forward pass was recorded; call record first")
-        return _assembled(self._parts, self.meta, self._home, self._domain).check()
+        return _assembled(self._parts, self.meta, self._facts, self._home, self._domain).check()
 
     def _numbers(self, sequences: Sequence[int] | None, batch: int) -> list[int]:
         if sequences is None:
@@ -245,6 +270,11 @@ class Recorder:
     def _compact(self) -> None:
         self._parts.extend(_compacted(p) for p in self._pending)
         self._pending.clear()
+
+
+def _kept(given: Tensor | None) -> Tensor | None:
+    """Return a copy of what belongs to the caller."""
+    return None if given is None else given.detach().clone()
 
 
 def _shape(output: ModelOutput) -> tuple[int, int]:
@@ -354,7 +384,11 @@ def _sorted_places(
 
 
 def _assembled(
-    parts: list[_Pass], meta: dict[str, Any], home: dict[int, int], domain: dict[int, int]
+    parts: list[_Pass],
+    meta: dict[str, Any],
+    facts: Mapping[int, dict[str, Any]],
+    home: dict[int, int],
+    domain: dict[int, int],
 ) -> RoutingTrace:
     sequence = np.concatenate([p.sequence[p.mask] for p in parts])
     doc = np.concatenate([_or(p.doc, 0, p.mask) for p in parts]).astype(np.int64)
@@ -387,7 +421,7 @@ def _assembled(
         meta={
             **meta,
             "granularity": "sequence" if whole else "token",
-            "rows": [c.what for c in parts[0].columns],
+            "rows": [{**facts.get(c.what["layer"], {}), **c.what} for c in parts[0].columns],
         },
     )
 

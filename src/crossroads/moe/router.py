@@ -19,6 +19,7 @@ from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe.capacity import Capacity, overflow
+from crossroads.moe.checks import check_coefficients, check_known
 from crossroads.moe.contract import (
     NOBODY,
     ExpertKind,
@@ -31,6 +32,10 @@ from crossroads.moe.contract import (
 )
 
 NoiseScale = Literal["absolute", "per_expert"]
+IN_ORDER = (
+    "leave capacity out, or train with one place a token and "
+    "Capacity(factor=..., eval_factor=math.inf)"
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +67,8 @@ class TokenChoiceRouter(Router):
     balance : coefficient of the Switch balance loss; 0 leaves it out
     f_norm : what the loss divides its counts by, see ``losses.switch_balance``
     z_loss : coefficient of the router z-loss
-    capacity : None = dropless; a number is a ``Capacity`` with that factor
+    capacity : None = dropless; a number is a ``Capacity`` with that factor. With one that lets
+        later tokens take places (``Capacity.keeps_order``) decoders refuse the router
     bias : whether the linear score has one
     """
 
@@ -85,13 +91,18 @@ class TokenChoiceRouter(Router):
         kinds: tuple[ExpertKind, ...] | None = None,
     ) -> None:
         super().__init__(n_experts, kinds)
+        if k > n_experts == 1:
+            raise UsageError(
+                f"n_experts: router {_name(self)!r} needs at least {k} experts for k = {k}, got 1"
+            )
         if not 1 <= k <= n_experts:
             raise UsageError(
                 f"k: expected between 1 and {n_experts} (the experts) for router {_name(self)!r}, "
                 f"got {k}"
             )
-        if noise_std < 0:
-            raise UsageError(f"noise_std: expected 0 or more, got {noise_std}")
+        check_coefficients(noise_std=noise_std, balance=balance, z_loss=z_loss)
+        check_known("noise_scale", noise_scale, NoiseScale)
+        check_known("f_norm", f_norm, losses.Normalisation)
         self.d = d
         self.k = k
         self.renorm = self.default_renorm if renorm is None else renorm
@@ -100,9 +111,21 @@ class TokenChoiceRouter(Router):
         self.balance = balance
         self.f_norm: losses.Normalisation = f_norm
         self.z_loss = z_loss
-        self.capacity = Capacity(factor=capacity) if isinstance(capacity, int | float) else capacity
+        if capacity is not None and not isinstance(capacity, Capacity):
+            capacity = Capacity(factor=capacity)
+        self.capacity = capacity
         self.process_group: Any = None  # set where counts must be summed over ranks
+        self.queue_for(k)
         self.build_score(bias)
+
+    def queue_for(self, places: int) -> None:
+        """Say what queues for so many places a token mean for causality, if there are any."""
+        if self.capacity is None:
+            return
+        self.per_token = False
+        if not self.capacity.keeps_order(places):
+            self.causal_safe = False
+            self.remedy = IN_ORDER
 
     # ------------------------------------------------------------------ the four choices
 
@@ -214,9 +237,17 @@ class TokenChoiceRouter(Router):
         return "normalised" if self.renorm else "unnormalised"
 
     def drops(self, idx_NK: Tensor, w_NK: Tensor, inp: RouterInput) -> Tensor | None:
-        """Return the places lost to capacity, or None where nothing can be lost."""
+        """Return the places lost to capacity, or None where nothing can be lost.
+
+        Raises UsageError in a decoder where a later token could take an earlier one's place.
+        """
         if self.capacity is None:
             return None
+        if inp.causal and not self.capacity.keeps_order(idx_NK.shape[1]):
+            raise UsageError(
+                f"router {_name(self)!r}: its capacity lets later tokens take places of earlier "
+                f"ones and cannot serve a decoder; {IN_ORDER}"
+            )
         batch, length = inp.mask_BT.shape
         shape = (1, batch * length) if self.capacity.group == "batch" else (batch, length)
         by_gate = self.capacity.priority == "gate"
@@ -249,12 +280,16 @@ def _name(router: Router) -> str:
 def opened(logits_NE: Tensor, inp: RouterInput) -> Tensor:
     """Return logits with ``logit_bias`` added and the experts that ``allow`` forbids at -inf.
 
-    Raises InputError for logits that are not finite, a bias of NaN and shapes that do not fit.
+    Raises InputError for logits that are not finite, a bias of NaN or plus infinity and shapes that
+    do not fit.
     """
     check_finite(logits_NE, inp)
     if inp.logit_bias is not None:
-        if bool(torch.isnan(inp.logit_bias).any()):
-            raise InputError("logit_bias: expected numbers, got NaN")
+        if not bool((inp.logit_bias < torch.inf).all()):
+            got = "NaN" if bool(torch.isnan(inp.logit_bias).any()) else "infinity"
+            raise InputError(
+                f"logit_bias: expected numbers, got {got}; forbid the other experts by allow"
+            )
         logits_NE = logits_NE + per_token(inp.logit_bias, logits_NE, inp, "logit_bias")
     if inp.allow is not None:
         allowed_NE = per_token(inp.allow, logits_NE, inp, "allow")
@@ -296,13 +331,17 @@ def per_token(given: Tensor, logits_NE: Tensor, inp: RouterInput, name: str) -> 
 def wanted_experts(inp: RouterInput, n_experts: int) -> Tensor | None:
     """Return ``force`` (B, T), -1 = none, of a training pass, or None where nothing is forced.
 
-    Raises InputError for another shape and for experts from ``n_experts`` on.
+    Raises InputError for another shape or type and for experts from ``n_experts`` on.
     """
     if inp.force_BT is None or not inp.training:
         return None
     if inp.force_BT.shape != inp.mask_BT.shape:
         raise InputError(
             f"force: expected shape {tuple(inp.mask_BT.shape)}, got {tuple(inp.force_BT.shape)}"
+        )
+    if inp.force_BT.is_floating_point() or inp.force_BT.dtype == torch.bool:
+        raise InputError(
+            f"force: expected whole numbers (int64, -1 for none), got {inp.force_BT.dtype}"
         )
     if int(inp.force_BT.max()) >= n_experts:
         raise InputError(
@@ -335,3 +374,8 @@ def closed(idx_NK: Tensor, logits_NE: Tensor, inp: RouterInput) -> Tensor:
 def grouped(values_N: Tensor, inp: RouterInput) -> Tensor:
     """Return rows of tokens as rows of groups, one group a sequence: (N, ...) to (B, T, ...)."""
     return values_N.reshape(*inp.mask_BT.shape, *values_N.shape[1:])
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return vectors of length 1 along the last axis; zeros stay zeros."""
+    return nn.functional.normalize(x, dim=-1, eps=1e-12)

@@ -40,11 +40,12 @@ def sharded_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def save_sharded(model: nn.Module, folder: Path) -> None:
+def save_sharded(model: nn.Module, folder: str | Path) -> None:
     """Write a checkpoint into a new folder; every rank calls it. It appears whole or not at all.
 
     Raises InputError when the folder exists.
     """
+    folder = Path(folder)
     if folder.exists():
         raise InputError(f"{folder}: exists already; remove it or choose another folder")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -62,11 +63,12 @@ def save_sharded(model: nn.Module, folder: Path) -> None:
         dist.barrier()
 
 
-def load_sharded(model: nn.Module, folder: Path) -> None:
+def load_sharded(model: nn.Module, folder: str | Path) -> None:
     """Fill a model, split over any number of ranks or not at all, from ``save_sharded``'s folder.
 
     Raises InputError where the folder is missing or its tensors are not those of the model.
     """
+    folder = Path(folder)
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: holds no checkpoint; give a folder that save_sharded wrote")
     reader = HuggingFaceStorageReader(str(folder))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from crossroads.core.errors import UsageError
+from crossroads.moe.routers import known_settings, parse_router, router_class
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +39,29 @@ def sharing_groups(share: str, n_layers: int, n_experts: int) -> tuple[SharingGr
     if start != n_layers:
         raise UsageError(f"share {share!r}: covers {start} layers, the model routes {n_layers}")
     return tuple(groups)
+
+
+def is_shared(router: str) -> bool:
+    """Return whether a router of this name serves several layers."""
+    return bool(getattr(router_class(parse_router(router)[0]), "shared_across_layers", False))
+
+
+def routers_of_layers(
+    router: str, settings: Mapping[str, Any] | None, n_layers: int, n_experts: int
+) -> list[tuple[int, SharingGroup]]:
+    """Return for every routed layer the number of its router and the layers that router serves.
+
+    What the text of ``router`` says of ``share`` wins over ``settings``. Raises UsageError as
+    ``sharing_groups`` does.
+    """
+    if not is_shared(router):
+        alone = [SharingGroup(layers=range(i, i + 1), n_experts=n_experts) for i in range(n_layers)]
+        return list(enumerate(alone))
+    name, given = parse_router(router)
+    default = known_settings(router_class(name)).get("share", "all")
+    plan = {"share": default, **(settings or {}), **given}["share"]
+    groups = sharing_groups(str(plan), n_layers, n_experts)
+    return [(number, group) for number, group in enumerate(groups) for _ in group.layers]
 
 
 def parse_plan(share: str) -> list[tuple[int, int]]:

@@ -24,6 +24,7 @@ from crossroads.core.arena import Cell, Leaderboard, Metric
 from crossroads.core.routed import routed_layers
 from crossroads.moe.beds import ArenaBed, Preset
 from crossroads.moe.building import DENSE
+from crossroads.moe.fingerprints import code_fingerprint
 from crossroads.moe.probing import LayerProbe, figures, load_table, overlap, probe
 from crossroads.moe.routers import build_router, parse_router, router_class, router_names
 from crossroads.moe.training import TrainConfig, train
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from crossroads.core.report import Plot
 
 BASELINES = ("dense", "switch", "top2", "hash", "random", "loss-free", "sigmoid")
+WITHOUT_IDS = ("speech",)  # beds whose tokens have neither id nor pixels to hash
 SNAPSHOTS = 8  # times in a run at which routing is compared with its end
 COMMON: tuple[Metric, ...] = (
     Metric(
@@ -109,7 +111,8 @@ COMMON: tuple[Metric, ...] = (
 class MoETask:
     """One bed under one preset; satisfies ``crossroads.core.arena.Task``.
 
-    ``config`` overrides the preset's (shorter runs in tests).
+    ``config`` overrides the preset's (shorter runs in tests). ``is_selection`` says that somebody
+    chose the routers, so that the notes need not tell which others there are.
     """
 
     bed: ArenaBed
@@ -119,6 +122,11 @@ class MoETask:
     baselines: Sequence[str] = BASELINES
     evidence: str = "trained here"
     remarks: Sequence[str] = field(default=())
+    is_selection: bool = False
+
+    def __post_init__(self) -> None:
+        able = tuple(name for name in self.baselines if not misfit(name, self.bed))
+        object.__setattr__(self, "baselines", able)
 
     @property
     def name(self) -> str:
@@ -143,9 +151,12 @@ class MoETask:
             "experts are sized for the compute of the dense arm; routers that run more than two "
             "experts a token spend more, see MFLOP per token"
         ]
-        if self.bed.causal:
+        if self.bed.causal and not self.is_selection:
             left_out = [n for n in router_names() if not serves(n, causal=True)]
             notes.append(f"routers that look at later tokens are left out: {', '.join(left_out)}")
+        for name in BASELINES:
+            if why := misfit(name, self.bed):
+                notes.append(f"the baseline {name} is left out: it {why}")
         return (*notes, *self.remarks)
 
     @property
@@ -194,11 +205,15 @@ class MoETask:
 
 
 def identify(router: str) -> str:
-    """Return the router with a digest of the module it is defined in."""
+    """Return the router with a digest of the code that its cells depend on.
+
+    That is the source of this room and of what it runs on, and of a router from elsewhere.
+    """
     if router == DENSE:
-        return DENSE
+        return f"{DENSE} {code_fingerprint()}"
     source = Path(inspect.getfile(router_class(parse_router(router)[0]))).read_bytes()
-    return f"{router} {hashlib.blake2b(source, digest_size=10).hexdigest()}"
+    own = hashlib.blake2b(source, digest_size=10).hexdigest()
+    return f"{router} {code_fingerprint()} {own}"
 
 
 def serves(router: str, *, causal: bool) -> bool:
@@ -206,9 +221,20 @@ def serves(router: str, *, causal: bool) -> bool:
     return not causal or router == DENSE or build_router(router, 8, 8).causal_safe
 
 
+def misfit(router: str, bed: ArenaBed) -> str:
+    """Return why a router cannot stand in a bed's backbone, or nothing where it can."""
+    if not serves(router, causal=bed.causal):
+        return "looks at later tokens and cannot serve a decoder"
+    if bed.name not in WITHOUT_IDS or router == DENSE:
+        return ""
+    if "cond:token_id" not in build_router(router, 8, 8).needs:
+        return ""
+    return f"reads the ids of tokens, which those of {bed.name} have not"
+
+
 def candidates(bed: ArenaBed) -> list[str]:
     """Return the routers a bed can compare, baselines left out."""
-    names = [n for n in router_names() if n not in BASELINES and serves(n, causal=bed.causal)]
+    names = [n for n in router_names() if n not in BASELINES and not misfit(n, bed)]
     return names + (["da-moe:importance=self"] if bed.causal else [])
 
 

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,7 @@ from crossroads.core.progress import progress_bar
 from crossroads.core.routed import ModelOutput, RouteContext
 from crossroads.moe.building import MoESpec
 from crossroads.moe.commits import Commits
+from crossroads.moe.divergence import broken_gradients, broken_weights
 from crossroads.moe.hardware import Hardware
 from crossroads.moe.ranks import Ranks
 
@@ -139,13 +140,15 @@ class Trained:
     history : one mapping per logged step: ``step``, ``loss``, ``aux``, per-layer loads ...
     figures : of the last evaluation
     seconds : wall time, of all runs that a resumed job took together
+    steps, resumed_at : optimiser steps in all; how many of them a checkpoint already had
     """
 
     model: nn.Module
     history: tuple[Mapping[str, Any], ...]
     figures: Mapping[str, float]
     seconds: float
-    steps: int = field(default=0)
+    steps: int = 0
+    resumed_at: int = 0
 
 
 def train(
@@ -200,7 +203,7 @@ class _Run:
         )
         self.history: list[dict[str, Any]] = []
         self.figures: dict[str, float] = {}
-        self.done = 0
+        self.done = self.resumed_at = 0
         self.earlier_seconds = 0.0
         self.started = time.perf_counter()
         if out is not None:
@@ -231,9 +234,13 @@ class _Run:
         self._stop_together(failure)
         loss, aux = self.ranks.total(loss, aux)
         self.ranks.sum_gradients(self.model)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
+        used = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in used if p.grad is not None])
         if not bool(torch.isfinite(norm)):
-            raise self._diverged(step, f"the gradient's norm is {float(norm)}")
+            where = broken_gradients(self.model)
+            what = f"the gradient's norm is {float(norm)}" + (f" ({where})" if where else "")
+            raise self._diverged(step, what)
+        nn.utils.clip_grads_with_norm_(used, config.clip, norm)
         self.optimiser.step()
         commits.apply(self.ranks)
         if self.average is not None:
@@ -252,6 +259,7 @@ class _Run:
             figures=self.figures,
             seconds=self._seconds(),
             steps=self.done,
+            resumed_at=self.resumed_at,
         )
 
     # ------------------------------------------------------------------ one step
@@ -312,6 +320,8 @@ class _Run:
         raise self._diverged(step, f"the loss is {float(total.detach())}")
 
     def _diverged(self, step: int, what: str) -> DivergedError:
+        cause = broken_weights(self.model)  # seldom where it was first met
+        what = what if cause is None else f"{cause}; {what}"
         kept = "no checkpoint was written"
         if self.out is not None and (self.out / CHECKPOINT).exists():
             kept = f"the last good checkpoint is {self.out / CHECKPOINT}"
@@ -414,6 +424,7 @@ class _Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.done, self.figures = state["step"], state["figures"]
+        self.resumed_at = self.done
         self.earlier_seconds = state["seconds"]
         self._rewind(path.parent / METRICS)
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import statistics
 
 import pytest
+import torch
 
+from crossroads.adapters.claims import collection_bed, phatgoose
+from crossroads.adapters.claims.collection_bed import CollectionBed
 from crossroads.adapters.claims.mixed_documents import (
     HALF,
     documents,
     votes,
 )
 from crossroads.adapters.claims.phatgoose import EARLIER, NAME, judge, own_expert_share
+from crossroads.adapters.texts import TextBatch
 from crossroads.core.catalog import Outcome
+from tests.adapters import toys
 from tests.adapters.claims.beds import HandBed, Values, shipped_bed
 
 NEAR = (0.01, 0.02, 0.015)  # differences between seeds
@@ -41,6 +46,46 @@ def bed(closed: float, held_out: Values, average: Values = (3.0, 3.01, 3.0)) -> 
 )
 def test_the_rules(made: HandBed, verdict: Outcome) -> None:
     assert judge(made) == verdict
+
+
+@pytest.mark.parametrize(("full", "batches"), [(False, 2), (True, 80)])
+def test_mean_inputs_are_of_all_training_batches_in_a_full_run(
+    full: bool, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    class Bed:
+        description = ""
+
+        def __init__(self, **_: object) -> None: ...
+
+        def add_activations(self, batches: int) -> None:
+            told.append(batches)
+
+    monkeypatch.setattr(phatgoose, "CollectionBed", Bed)
+    monkeypatch.setattr(phatgoose, "judge", lambda _: "null")
+    monkeypatch.setattr(phatgoose, "measured", lambda *_: {})
+    assert phatgoose.verify(full).measured["batches_of_mean_inputs"] == batches
+    assert told == [batches]
+
+
+def test_mean_inputs_are_of_as_many_batches_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    model = toys.tiny_llama()
+    bank = toys.bank_for(model, 2)
+    monkeypatch.setattr(collection_bed, "get_task", lambda _: None)
+
+    def batch_of(step: int) -> TextBatch:
+        steps.append(step)
+        return toys.batch(toys.ids(2, 4, seed=step))
+
+    monkeypatch.setattr(collection_bed, "training_batches", lambda *_, **__: batch_of)
+    monkeypatch.setattr(CollectionBed, "tokenizer", None)
+    bed = CollectionBed(rows=1, bank=bank, model=model)
+    bed.add_activations(3)
+    assert steps == [0, 1, 2] * 2
+    first, *_ = bank.layers.values()
+    assert torch.isfinite(first.artifact("activation")).all()
 
 
 @pytest.mark.acceptance

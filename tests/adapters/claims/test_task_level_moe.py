@@ -11,8 +11,18 @@ from crossroads.adapters.claims.text_tasks import TextTasks
 from tests.adapters import toys
 
 
-def runs(gains: list[float], gaps: list[float]) -> list[dict[str, float]]:
-    return [{"few-shot ARG": gain, "route gap": gap} for gain, gap in zip(gains, gaps, strict=True)]
+def runs(gains: list[float], gaps: list[float], **arms: list[float]) -> list[dict[str, float]]:
+    """Two stages score 0.7; the others 0.6, unless ``arms`` says otherwise."""
+    return [
+        {
+            "few-shot ARG": gain,
+            "route gap": gap,
+            "two stages": 0.7,
+            "one stage": arms["one_stage"][place] if "one_stage" in arms else 0.6,
+            "random": arms["random"][place] if "random" in arms else 0.6,
+        }
+        for place, (gain, gap) in enumerate(zip(gains, gaps, strict=True))
+    ]
 
 
 @pytest.mark.parametrize(
@@ -30,10 +40,23 @@ def test_the_rules(gains: list[float], gaps: list[float], outcome: str) -> None:
     assert claim.judge(runs(gains, gaps)) == outcome
 
 
+@pytest.mark.parametrize("other", ["one_stage", "random"])
+@pytest.mark.parametrize(
+    ("scores", "outcome"),
+    [([0.8, 0.8, 0.4], "holds"), ([0.8, 0.8, 0.6], "holds in direction")],
+)
+def test_it_holds_where_two_stages_win_on_the_tasks_trained_on(
+    other: str, scores: list[float], outcome: str
+) -> None:
+    gains, gaps = [0.02, 0.021, 0.019], [0.4, 0.41, 0.39]
+    assert claim.judge(runs(gains, gaps, **{other: scores})) == outcome
+
+
 def test_figures_have_a_value_a_seed_and_intervals() -> None:
     found = claim.figures(runs([0.01, 0.02, 0.03], [0.1, 0.2, 0.3]))
     assert found["few-shot ARG"] == [0.01, 0.02, 0.03]
     assert found["intervals"]["route gap"]["mean"] == pytest.approx(0.2)
+    assert found["two stages above"] == {"one stage": 0.1, "random": 0.1}
 
 
 def test_vectors_of_new_tasks_lie_nearest_those_of_their_family() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,23 @@ def test_the_base_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_every_part_is_told_when_it_starts_goes_on_and_ends(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def kill(done: int, whole: int) -> None:
+        if done == 31:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        _make(tmp_path, names=["next"], progress=kill, say=said.append)
+    assert said == ["next: factors, starting, 32 steps"]
+    _make(tmp_path, names=["next"], say=said.append)
+    assert said[1] == "next: factors, going on at step 30 of 32"
+    assert said[2].startswith("next: factors done, ")
+    assert said[3] == "next: gates, starting, 31 steps"
+    assert said[4].startswith("next: gates done, ") and said[5].startswith("next: loss ")
+
+
 def test_what_is_made_is_not_made_again(whole: tuple[Path, list[Made]]) -> None:
     out, made = whole
 
@@ -137,6 +155,22 @@ def test_another_recipe_or_other_rows_make_new_experts(
     monkeypatch.setitem(TOYS, "next", task("next", easy_rows("m")))
     (other,) = _make(tmp_path, short, names=["next"])
     assert not _equal(first.expert, other.expert)
+
+
+def test_another_rate_of_the_gates_makes_the_gates_alone_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = Recipe(steps=2, gate_steps=2)
+    (first,) = _make(tmp_path, short, names=["next"])
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("the factors are trained again")
+
+    monkeypatch.setattr(making, "train_expert", refused)
+    (again,) = _make(tmp_path, replace(short, gate_lr=5e-2), names=["next"])
+    before, after = _tensors(first.expert), _tensors(again.expert)
+    for name, values in before.items():
+        assert torch.equal(values, after[name]) == (not name.startswith("gate")), name
 
 
 def test_an_unfinished_part_of_another_recipe_is_passed_over(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,22 @@ class GatedForTests(Router):
 
     def settings(self) -> dict[str, Any]:
         return {"temperature": self.temperature}
+
+
+class WideForTests(Router):
+    """Equal weights; settings of wider types than their defaults."""
+
+    name = "wide-for-tests"
+
+    def __init__(self, *, scale: float = 1, parts: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.scale, self.parts = scale, parts
+
+    def route(self, given: RouteInput) -> Routing:
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        return {"scale": self.scale, "parts": self.parts}
 
 
 def expert(folder: Path, name: str, **settings: Any) -> Expert:
@@ -299,8 +317,11 @@ def test_adapters_of_two_base_models_are_refused_with_both_sizes(strangers: Path
     '{"schema": 2, "experts": []}',
     '{"schema": 1, "experts": []}',
     '{"schema": 1, "experts": [{"name": "x", "folder": "../strangers/a"}]}',
+    '{"schema": 1, "experts": [{"name": "x", "folder": ".."}]}',
     '{"schema": 1, "experts": [{"name": "x"}]}',
+    '{"schema": 1, "experts": [{"name": 3, "folder": "a"}]}',
     "[]",
+    "[" * 100_000,
 ])  # fmt: skip
 def test_a_broken_list_of_experts_is_refused(strangers: Path, content: str) -> None:
     (strangers / "bank.json").write_text(content, "utf-8")
@@ -378,3 +399,93 @@ def test_heads_are_kept(tmp_path: Path, bank: AdapterBank) -> None:
     save_with_peft(tmp_path / "more" / "c")
     with pytest.raises(InputError, match="numbers of heads"):
         load_bank([tmp_path / "bank", tmp_path / "more"])
+
+
+def rewrite(file: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; ``...`` takes a field out."""
+    written = {**json.loads(file.read_text("utf-8")), **changes}
+    kept = {field: value for field, value in written.items() if value is not ...}
+    file.write_text(json.dumps(kept), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"router": ...}, "router: expected a name, found None"),
+        ({"router": 3}, "router: expected a name, found 3"),
+        ({"router": "torch.nn.Linear"}, r"router: .* not a subclass of Router"),
+        ({"router": ".Linear"}, r"router: expected the name of one that is installed, found '\."),
+        ({"experts": ...}, "experts: expected a list of texts, found None"),
+        ({"experts": "german"}, "experts: expected a list of texts, found 'german'"),
+        ({"layers": "x"}, "layers: expected a list of texts, found 'x'"),
+        ({"settings": [1]}, r"settings: expected an object, found \[1\]"),
+        ({"settings": {"foo": 1}}, r"settings: expected .*\(top_p, keep, .*\), found foo: .*'foo'"),
+        ({"settings": {"top_p": "x"}}, "settings: top_p: expected a number, found 'x'"),
+        ({"settings": {"keep": 1.5}}, r"settings: keep: expected a whole number, found 1\.5"),
+        ({"settings": {"keep": True}}, "settings: keep: expected a whole number, found True"),
+        ({"settings": {"kind": None}}, "settings: kind: expected a text, found None"),
+        ({"settings": {"keep": 0}}, "settings: dynmole: expected .* keep of at least 1"),
+        (
+            {"router": "glider", "settings": {"tau": "x"}},
+            "settings: tau: expected a number or null, found",
+        ),
+        ({"router": "uniform", "settings": {"x": 1}}, "settings: .*unexpected keyword argument"),
+    ],
+)
+def test_a_router_file_of_a_stranger_is_refused_by_its_field(
+    tmp_path: Path, bank: AdapterBank, changes: dict[str, Any], message: str
+) -> None:
+    save_bank(tmp_path / "bank", bank, build_router("dynmole"))
+    rewrite(tmp_path / "bank" / "router.json", **changes)
+    with pytest.raises(InputError, match=rf"router\.json: {message}"):
+        load_router(tmp_path / "bank", bank)
+
+
+def test_a_file_has_no_module_imported(
+    tmp_path: Path, bank: AdapterBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_bank(tmp_path / "bank", bank, build_router("uniform"))
+    (tmp_path / "module_of_a_stranger.py").write_text(
+        "from crossroads.adapters.routers.uniform import Uniform\n\n\n"
+        "class Theirs(Uniform):\n    name = 'theirs'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    rewrite(tmp_path / "bank" / "router.json", router="module_of_a_stranger.Theirs")
+    with pytest.raises(InputError, match=r"json: router: .* import 'module_of_a_stranger' first"):
+        load_router(tmp_path / "bank", bank)
+    assert "module_of_a_stranger" not in sys.modules
+    build_router("module_of_a_stranger.Theirs")  # the caller's own word imports it
+    assert load_router(tmp_path / "bank", bank).name == "theirs"
+    del sys.modules["module_of_a_stranger"]
+
+
+def test_settings_of_another_type_than_their_default_come_back(
+    tmp_path: Path, bank: AdapterBank
+) -> None:
+    save_bank(tmp_path / "bank", bank, WideForTests(scale=0.5, parts=["a"]))
+    found = load_router(tmp_path / "bank", bank)
+    assert found.settings() == {"scale": 0.5, "parts": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heads": "x"}, "heads: expected a whole number above 0, found 'x'"),
+        ({"heads": None}, "heads: expected a whole number above 0, found None"),
+        ({"heads": 0}, "heads: expected a whole number above 0, found 0"),
+        ({"info": [1]}, r"experts: german: info: expected an object, found \[1\]"),
+        ({"description": None}, "experts: german: description: expected a text, found None"),
+        ({"artifacts": 3}, "experts: german: artifacts: expected a list of texts, found 3"),
+    ],
+)
+def test_a_bank_file_of_a_stranger_is_refused_by_its_field(
+    tmp_path: Path, bank: AdapterBank, changes: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "bank" / "bank.json"
+    save_bank(file.parent, bank)
+    first, *others = json.loads(file.read_text("utf-8"))["experts"]
+    rewrite(
+        file, **(changes if "heads" in changes else {"experts": [{**first, **changes}, *others]})
+    )
+    with pytest.raises(InputError, match=rf"bank\.json: {message}"):
+        load_bank(file.parent)

@@ -143,6 +143,16 @@ def test_patterns_whose_order_peft_lost_go_by_the_tensors(tmp_path: Path) -> Non
     assert "several keys match" in read_adapter(tmp_path)[1].warnings[0]
 
 
+def test_a_rank_that_only_layers_without_a_key_may_have_is_refused(tmp_path: Path) -> None:
+    save_with_peft(tmp_path)
+    change_config(tmp_path, rank_pattern={"layers.0.self_attn.q_proj": 7})
+    with pytest.raises(InputError) as caught:
+        read_adapter(tmp_path)
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path / 'adapter_model.safetensors'}: {KEY}: expected (7, 16), ")
+    assert "found (4, 16), by rank_pattern of adapter_config.json" in said
+
+
 def test_a_base_model_of_another_name_is_a_warning(tmp_path: Path) -> None:
     save_with_peft(tmp_path)
     change_config(tmp_path, base_model_name_or_path="somebody/llama-2")

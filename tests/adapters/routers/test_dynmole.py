@@ -58,6 +58,20 @@ def test_a_floor_of_all_experts_is_dense_and_a_threshold_of_1_never_broadcasts()
     assert DynMoLE(broadcast=1.0).kept(uniform, 6).sum() == 4  # 4/6 is within 0.75
 
 
+def test_top_p_of_1_keeps_all_whatever_the_rounding_of_sums() -> None:
+    draw = torch.Generator().manual_seed(0)
+    probs_BTE = torch.randn(1, 5000, 6, generator=draw).softmax(-1)
+    assert (probs_BTE.sort(descending=True).values.cumsum(-1)[..., -1] > 1).any()
+    assert DynMoLE(top_p=1.0, keep=2, broadcast=1.0).kept(probs_BTE, 6).all()
+
+
+def test_only_what_is_more_unsure_than_the_threshold_is_broadcast() -> None:
+    probs = probabilities([0.5, 0.3, 0.15, 0.05])
+    unsure = float(DynMoLE().uncertainty(probs, 4))
+    for broadcast, kept in ((unsure, 1), (unsure - 1e-4, 4), (unsure + 1e-4, 1)):
+        assert DynMoLE(top_p=0.0, keep=1, broadcast=broadcast).kept(probs, 4).sum() == kept
+
+
 @given(seed=st.integers(0, 200))
 @settings(deadline=None, max_examples=30)
 def test_weights_are_the_probabilities_of_the_kept_and_at_least_the_floor_is(seed: int) -> None:
@@ -208,8 +222,12 @@ def test_the_entropy_may_be_renyis() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "shannon"}, {"eps_mode": "drop"}, {"q": 0.0}, {"keep": 0}, {"top_p": 1.5}]
-)
+    "wrong",
+    [
+        {"kind": "shannon"}, {"eps_mode": "drop"}, {"q": 0.0}, {"keep": 0}, {"top_p": 1.5},
+        {"top_p": math.nan}, {"broadcast": math.nan}, {"entropy": math.inf}, {"balance": math.nan},
+    ],
+)  # fmt: skip
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="dynmole:"):
         DynMoLE(**wrong)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -221,9 +222,16 @@ def test_padding_is_not_counted() -> None:
     router.prepare(bank)
     x_BTI = inputs(5, 1, 6, INPUTS)
     mask_BT = torch.tensor([[True, True, True, False, False, False]])
-    counted(bank, router, x_BTI, mask=mask_BT)
+    fires_TE = routed(bank, router, x_BTI).weights[0, :, 0]
+    assert not torch.equal(fires_TE[:3].sum(0), fires_TE.sum(0))
+    model = RoutedModel(Stack(), bank, router)
+    with torch.no_grad(), router.counting(model), calling(training=True, mask=mask_BT):
+        model.model(x_BTI)
+    assert torch.equal(router._counts[LAYER], fires_TE[:3].sum(0))
+    router.update()
     padded = router.bias_LE.clone()
     router.bias_LE.zero_()
+    model.unwrap()
     counted(bank, router, x_BTI[:, :3])
     assert torch.equal(router.bias_LE, padded)
 
@@ -281,6 +289,57 @@ def test_what_is_no_flylora_adapter_is_neither_saved_nor_loaded(tmp_path: Path) 
         load_fly(tmp_path / "y.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"adapter": None}, "adapter: expected a JSON object, found 'nothing'"),
+        ({"adapter": "{"}, "adapter: expected a JSON object, found '{'"),
+        ({"adapter": "{}"}, "adapter: expected seed, ranks, k, density, alpha, name, found "),
+        ({"adapter": {"k": "x"}}, "adapter: k: expected int, found 'x'"),
+        ({"adapter": {"alpha": None}}, "adapter: alpha: expected float, found None"),
+        ({"inputs": "[1]"}, r"inputs: expected a JSON object, found '\[1\]'"),
+        ({"inputs": "{}"}, "inputs: expected the inputs of one layer or more"),
+        ({"inputs": '{"layers.0.proj": "x"}'}, "inputs: layers.0.proj: expected a whole number"),
+        ({"inputs": '{"elsewhere": 4}'}, r"elsewhere\.b: expected a shape .*, 8\), found none"),
+        ({"b": torch.ones(12, 7)}, r"layers\.0\.proj\.b: expected .*, 8\), found \(12, 7\)"),
+        ({"d": torch.ones(3)}, r"layers\.0\.proj\.d: expected a shape of \(8,\), found \(3,\)"),
+    ],
+)
+def test_a_file_of_a_stranger_is_refused_by_its_field(
+    tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    save_fly(tmp_path / "good", trained())
+    with safe_open(tmp_path / "good", framework="pt") as file:
+        metadata = dict(file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for field, value in changes.items():
+        if isinstance(value, Tensor):
+            tensors[f"{LAYER}.{field}"] = value
+        elif value is None:
+            del metadata[field]
+        elif isinstance(value, dict):
+            metadata[field] = json.dumps({**json.loads(metadata[field]), **value})
+        else:
+            metadata[field] = value
+    save_file(tensors, tmp_path / "bad", metadata=metadata)
+    with pytest.raises(InputError, match=f"bad: {told}"):
+        load_fly(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("info", [3, {"ranks": 8}, {"seed": "x"}])
+def test_facts_of_a_stranger_are_not_saved_as_an_adapters(tmp_path: Path, info: Any) -> None:
+    bank = trained()
+    facts = {**bank.cards[0].info["flylora"], **info} if "seed" in str(info) else info
+    bank.describe(bank.names[0], info={"flylora": facts})
+    with pytest.raises(
+        InputError, match=r"flylora: (expected one adapter|info of expert 'fly-0': )"
+    ):
+        save_fly(tmp_path / "x.safetensors", bank)
+
+
 def test_a_union_lets_every_adapter_fire_its_own_ranks() -> None:
     first, second = trained(1, name="a"), trained(2, name="b")
     both, x_BTI = union([first, second]), inputs(6, 2, 3, INPUTS)
@@ -316,6 +375,39 @@ def test_merges_are_the_average_of_deltas_and_the_average_of_factors() -> None:
     crossed = delta(factor_average(banks))
     assert (crossed - merged).abs().max() > 0.1 * merged.abs().max()
     torch.testing.assert_close(delta(factor_average([banks[0]] * 2)), delta(banks[0]))
+
+
+@pytest.mark.parametrize("average", [delta_average, factor_average])
+def test_adapters_of_other_layers_or_sizes_are_not_averaged(average: Any) -> None:
+    one = fly_bank(SIZES, ranks=4, k=2)
+    two = fly_bank({**SIZES, "layers.1.proj": (4, 5)}, ranks=4, k=2)
+    for banks, told in (
+        ([one, two], "at layers.1.proj the first has nothing, number 2 4 inputs and 5 outputs"),
+        ([two, one], "at layers.1.proj the first has 4 inputs and 5 outputs, number 2 nothing"),
+        ([one, fly_bank({LAYER: (8, OUTPUTS)}, ranks=4, k=2)], "has 48 inputs .* 2 8 inputs"),
+    ):
+        with pytest.raises(InputError, match=f"expected adapters of the same layers, .*{told}"):
+            average(banks)
+    wide = LoRA(a_RI=torch.ones(2, INPUTS), b_OR=torch.ones(OUTPUTS, 2), scale=1.0)
+    with pytest.raises(InputError, match="has experts of rank 2, expected rank one"):
+        average([AdapterBank([Expert(name="x", modules={LAYER: wide})])])
+    with pytest.raises(InputError, match="no adapters to average"):
+        average([])
+
+
+def test_a_bank_of_plain_adapters_is_refused_with_what_makes_another() -> None:
+    wide = LoRA(a_RI=torch.ones(2, INPUTS), b_OR=torch.ones(OUTPUTS, 2), scale=1.0)
+    plain = AdapterBank([Expert(name="x", modules={LAYER: wide})])  # fewer than k besides
+    with pytest.raises(InputError, match="rank one for all; crossroads adapters teach makes such"):
+        FlyLoRA().prepare(plain)
+
+
+def test_ranks_are_not_cut_where_factors_are_averaged() -> None:
+    small, large = fly_bank(SIZES, ranks=4, k=2), fly_bank(SIZES, ranks=8, k=2)
+    for banks in ([small, large], [large, small]):
+        with pytest.raises(InputError, match=r"as many ranks as the first, \d, got \d; average th"):
+            factor_average(banks)
+    assert delta_average([small, large]).modules[LAYER].rank == 12
 
 
 def numbered(bank: AdapterBank, **settings: Any) -> FlyLoRA:
@@ -392,6 +484,11 @@ def test_wrong_settings_and_banks_are_refused_by_name() -> None:
         InputError, match="k = 9 is not between 1 and 8, the ranks of an adapter; set k so"
     ):
         FlyLoRA(k=9).prepare(trained())
+    for wrong in (
+        {"k": 0}, {"ranks": -1}, {"rate": math.nan}, {"rate": -1.0}, {"share": math.inf},
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="router flylora: expected k of at least 1, ranks"):
+            FlyLoRA(**wrong)
     with pytest.raises(InputError, match="k is 0"):
         fly_bank(SIZES, ranks=8, k=0)
     with pytest.raises(InputError, match="density is 0"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.glider import Glider, calibrated_tau
 from crossroads.adapters.routers.phatgoose import Phatgoose
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 from tests.adapters import toys
 
 AXES = torch.eye(4)
@@ -160,3 +161,13 @@ def test_the_router_is_built_again_from_its_settings() -> None:
     router = build_router("glider:weight=5:k=3:p=0.5")
     assert build_router("glider", **router.settings()).settings() == router.settings()
     assert router.settings()["weight"] == 5
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("p", 2.0), ("p", -1.0), ("p", math.nan), ("high", math.nan), ("low", math.inf),
+     ("tau", math.nan), ("weight", "much")],
+)  # fmt: skip
+def test_settings_that_mean_nothing_are_refused(setting: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"router glider: {setting}: expected "):
+        Glider(**{setting: value})  # type: ignore[arg-type]

@@ -197,3 +197,11 @@ def test_the_printed_sign_flattens_routing() -> None:
 def test_an_unknown_sign_is_refused() -> None:
     with pytest.raises(UsageError, match="minimise or as_printed"):
         LoRAMixer(entropy="maximise")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"k": 0}, {"k": -1}, {"balance": math.nan}, {"peaked": math.inf}]
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="lora-mixer: expected k of at least 1 and finite"):
+        LoRAMixer(**wrong)  # type: ignore[arg-type]

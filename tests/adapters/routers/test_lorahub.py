@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.insertion import RoutedModel
-from crossroads.adapters.routers import build_router
-from crossroads.adapters.routers.lorahub import LoraHub
-from crossroads.core.errors import InputError, MissingExtraError
+from crossroads.adapters.routers import build_router, lorahub
+from crossroads.adapters.routers.lorahub import LoraHub, Objective
+from crossroads.core.errors import InputError, MissingExtraError, UsageError
 from tests.adapters import toys
 
 WANTED = torch.tensor([0.9, -0.6, 0.0, 0.3])
@@ -47,6 +48,18 @@ def test_the_penalty_pulls_weights_to_zero() -> None:
     strict, _ = prepared(search="evolution", budget=300, penalty=50.0)
     strict.fit(lambda: float((strict.weights_E - WANTED).square().sum()))
     assert float(strict.weights_E.abs().max()) < 0.05
+
+
+def test_the_penalty_is_of_the_mean_size_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = []
+
+    def once(objective: Objective, *_: object) -> None:
+        values.append(objective(np.array([1.0, -0.5, 0.0, 0.5])))
+
+    monkeypatch.setattr(lorahub, "_evolution", once)
+    router, _ = prepared(search="evolution", penalty=0.05)
+    assert router.fit(lambda: 3.0) == 3.0
+    assert values == [pytest.approx(3.0 + 0.05 * 0.5)]
 
 
 def test_the_same_seed_finds_the_same() -> None:
@@ -107,6 +120,11 @@ def test_a_missing_library_is_named_or_done_without(monkeypatch: pytest.MonkeyPa
 def test_settings_are_checked_and_kept() -> None:
     with pytest.raises(InputError, match="search: expected one of auto, nevergrad, evolution"):
         LoraHub(search="grid")
+    for wrong in ("budget=0", "limit=0", "limit=nan", "penalty=-1", "penalty=nan", "seed=-1"):
+        with pytest.raises(
+            UsageError, match="router lorahub: expected budget of at least 1, limit"
+        ):
+            build_router(f"lorahub:{wrong}")
     router = build_router("lorahub:budget=10:seed=3")
     assert build_router("lorahub", **router.settings()).settings() == router.settings()
 

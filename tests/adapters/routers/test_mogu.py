@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from crossroads.adapters.contract import Call, RouteInput, Routing
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers.mogu import MoGU
 from crossroads.core.errors import UsageError
-from tests.adapters.toys import experts, ids, linear_layers, lora, tiny_llama
+from tests.adapters.toys import experts, ids, linear_layers, lora, tiny_llama, tiny_opt
 
 Tensor = torch.Tensor
 
@@ -142,6 +144,30 @@ def test_the_pull_is_the_squared_distance_over_layers_and_real_labelled_tokens()
     assert router.losses(found, Call()) == {}
 
 
+@pytest.mark.parametrize("first", ["q_proj", "fc1"])
+def test_the_pull_is_that_of_tokens_where_a_model_flattens_them(first: str) -> None:
+    model = tiny_opt()
+    bank = AdapterBank(experts(model, ["v0", "v1"], ends=("q_proj", "fc1"), kinds=()))
+    routed = RoutedModel(model, bank, MoGU())
+    mask_BT = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    with torch.no_grad(), calling(training=True, labels=torch.tensor([0, 1])):
+        routed.model(input_ids=ids(2, 5), attention_mask=mask_BT)
+    seen = routed.current.seen
+    assert [one.shape for one in seen.values()] == [(2, 5), (10, 1)]
+    if first == "fc1":  # as in a model that flattens before its first adapted layer
+        routed.current.seen = dict(reversed(seen.items()))
+    real_N = mask_BT.bool().flatten()
+    target_NE = torch.eye(2)[torch.tensor([0, 1]).repeat_interleave(5)][real_N]
+    distances = []
+    for routing in routed.last_routings.values():
+        assert routing.logits is not None
+        weights_NE = torch.sigmoid(routing.logits[:, :, 0]).flatten(0, 1)[real_N]
+        distances.append((weights_NE - target_NE).square())
+    wanted = 2.0 * torch.cat(distances).mean(0).sum()
+    torch.testing.assert_close(routed.aux_loss(), wanted)
+    routed.unwrap()
+
+
 def test_descending_the_pull_raises_the_labels_weight() -> None:
     _, bank = variants()
     router = MoGU()
@@ -218,3 +244,17 @@ def test_wrong_settings_are_refused() -> None:
         MoGU(total="two")
     with pytest.raises(UsageError, match="width at least 1"):
         MoGU(width=0)
+    for pull in (-1.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match="pull is a number of at least 0"):
+            MoGU(pull=pull)
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_nets_that_come_later_are_trained_where_the_others_are(is_trained: bool) -> None:
+    model, bank = variants(2)
+    router = MoGU()
+    router.prepare(bank)
+    router.requires_grad_(is_trained)
+    bank.add(*experts(model, ["new"], ends=("o_proj", "q_proj"), seed=77))
+    router.prepare(bank)  # another variant, and layers that had no nets
+    assert {p.requires_grad for p in router.parameters()} == {is_trained}

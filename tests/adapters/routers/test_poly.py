@@ -168,6 +168,19 @@ def test_skills_that_stay_keep_their_logits_when_others_come_and_go() -> None:
     assert poly.logits[0][..., 3].abs().max() <= 1e-3
 
 
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_logits_in_training_stay_in_it_when_the_bank_changes(is_trained: bool) -> None:
+    skills = bank()
+    poly = router(skills)
+    poly.logits[0].requires_grad_(is_trained)
+    factors = skills.layers[LAYER].lora(0)
+    assert factors is not None
+    skills.add(Expert(name="new", modules={LAYER: factors}))
+    poly.prepare(skills)
+    assert poly.logits[0].shape[-1] == SKILLS + 1
+    assert poly.logits[0].requires_grad is is_trained
+
+
 def test_other_heads_start_anew() -> None:
     poly = router(bank(), drawn(1, 1, 1, SKILLS))
     poly.prepare(bank(2))

@@ -276,6 +276,19 @@ def test_the_distance_of_experts_is_charged_and_zero_for_equal_ones() -> None:
     assert not prepared(experts).losses({}, Call())
 
 
+def test_the_distance_is_the_mean_over_pairs_of_experts() -> None:
+    one = toys.lora(1, 2, 2, seed=1)
+    found = [
+        Expert(
+            name=name,
+            modules={"layers.0.q": LoRA(a_RI=one.a_RI + shift, b_OR=one.b_OR, scale=1.0)},
+        )
+        for name, shift in (("a", 0.0), ("b", 1.0), ("c", 3.0))
+    ]
+    term = prepared(AdapterBank(found), distance=0.5).losses({}, Call())["distance"]
+    assert float(term.value) == pytest.approx((1 + 3 + 2) / 3 * 2**0.5)
+
+
 def test_equal_experts_have_a_finite_gradient_of_their_distance() -> None:
     model = toys.tiny_llama()
     router = TaskMoE(distance=1.0)

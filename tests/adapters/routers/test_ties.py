@@ -71,6 +71,9 @@ def test_electing_keeps_what_agrees_in_sign() -> None:
         ("ties:on=delt", "that router ties merges on 'delt'; did you mean 'delta'"),
         ("ties:elect=totl", "election of signs of router ties 'totl'; did you mean 'total'"),
         ("ties:densty=1", "did you mean 'density'"),
+        ("ties:weight=nan", "router ties: weight: expected a finite number, got nan"),
+        ("dare:weight=inf", "router dare: weight: expected a finite number, got inf"),
+        ("dare:weight=much", "router dare: weight: expected a finite number, got 'much'"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused_with_what_to_do(spec: str, message: str) -> None:

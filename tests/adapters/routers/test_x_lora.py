@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.calls import calling
+from crossroads.adapters.contract import Call, RouteInput
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.x_lora import XLora, prompt_scalings
 from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 from tests.adapters import toys
 
 
@@ -53,6 +56,24 @@ def test_the_largest_weights_are_kept_as_they_are() -> None:
     for all_of_them, kept in zip(weights(dense), weights(sparse), strict=True):
         smallest = all_of_them.argmin(-1, keepdim=True)
         torch.testing.assert_close(kept, all_of_them.scatter(-1, smallest, 0.0))
+
+
+def test_weights_are_shared_among_the_experts_that_adapt_a_layer() -> None:
+    model = toys.tiny_llama()
+    whole, part = toys.strangers(model, 2)
+    first = next(iter(part.modules))
+    rest = {layer: lora for layer, lora in part.modules.items() if layer != first}
+    for k in (0, 1):
+        bank, router = AdapterBank([whole, replace(part, modules=rest)]), XLora(k=k)
+        router.prepare(bank)
+        told = Call(scalings=torch.tensor([[[[0.25, 0.75]]]]))
+        given = [
+            RouteInput(module=layer, x_BTI=torch.ones(1, 1, module.inputs), bank=module, call=told)
+            for layer, module in bank.layers.items()
+        ]
+        found = {one.module: router.route(one).dense(2).flatten().tolist() for one in given}
+        assert found.pop(first) == [1.0, 0.0]
+        assert [*found.values()] == [[0.25, 0.75] if k == 0 else [0.0, 0.75]] * len(rest)
 
 
 def test_training_moves_the_head_alone_and_the_loss_falls() -> None:
@@ -112,8 +133,9 @@ def test_wrong_use_is_named() -> None:
     uniform = RoutedModel(model, AdapterBank(toys.strangers(model, 2)), build_router("uniform"))
     with pytest.raises(InputError, match="router is 'uniform', not 'x-lora'"):
         prompt_scalings(uniform, toys.ids())
-    with pytest.raises(InputError, match="depth"):
-        XLora(depth=0)
+    for wrong in ({"depth": 0}, {"hidden": 0}, {"width": -1}):
+        with pytest.raises(UsageError, match="x-lora: expected depth and hidden of at least 1"):
+            XLora(**wrong)  # type: ignore[arg-type]
     router = build_router("x-lora:k=2:by_layer=true")
     assert build_router("x-lora", **router.settings()).settings() == router.settings()
 

@@ -102,10 +102,38 @@ def test_a_chat_stream_begins_with_a_role_and_ends_with_shares(client: openai.Op
         model="mine", messages=[{"role": "user", "content": PROMPT}], max_tokens=3, stream=True
     )
     chunks = list(stream)
-    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[0].choices[0].delta.role == "assistant" and chunks[0].choices[0].delta.content
+    assert all(chunk.choices[0].delta.role is None for chunk in chunks[1:])
     assert chunks[-1].choices[0].finish_reason == "length"
     assert chunks[-1].model_extra is not None
     assert chunks[-1].model_extra["crossroads"]["adapters"]
+
+
+@pytest.mark.parametrize(
+    ("model", "router"), [("mine", "phatgoose"), ("mine:base", None), ("mine:words", "named")]
+)
+def test_an_answer_tells_the_router_that_decided(
+    client: openai.OpenAI, model: str, router: str | None
+) -> None:
+    answer = client.completions.create(model=model, prompt=PROMPT, max_tokens=1)
+    assert answer.model_extra is not None
+    assert answer.model_extra["crossroads"]["router"] == router
+    stream = client.completions.create(model=model, prompt=PROMPT, max_tokens=1, stream=True)
+    last = [*stream][-1]
+    assert last.model_extra is not None and last.model_extra["crossroads"]["router"] == router
+
+
+def test_a_chat_stream_without_text_has_a_role_all_the_same(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "mine",
+        "messages": [{"role": "user", "content": PROMPT}],
+        "max_tokens": 1,
+    }
+    whole = client.chat.completions.create(**asked)
+    said = whole.choices[0].message.content
+    (chunk,) = client.chat.completions.create(**asked, stop=[said.strip()[0], " "], stream=True)
+    assert chunk.choices[0].delta.role == "assistant" and chunk.choices[0].delta.content == ""
+    assert chunk.choices[0].finish_reason == "stop"
 
 
 @pytest.mark.parametrize(

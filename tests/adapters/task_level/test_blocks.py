@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -9,13 +11,17 @@ import torch
 
 from crossroads.adapters.bank import AdapterBank, Expert
 from crossroads.adapters.calls import calling
-from crossroads.adapters.contract import RouteInput, Router, Routing
+from crossroads.adapters.contract import Call, RouteInput, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.recording import Recorder
 from crossroads.adapters.routers.phatgoose import Phatgoose
 from crossroads.adapters.routers.task_moe import TaskMoE
 from crossroads.adapters.scopes import Scope
+from crossroads.adapters.shares import shares_of
 from crossroads.adapters.task_level.blocks import RoutedBlocks
+from crossroads.adapters.telemetry import Telemetry
 from crossroads.core.errors import InputError
+from crossroads.core.routed import AuxTerm
 from tests.adapters import toys
 
 Tensor = torch.Tensor
@@ -37,6 +43,9 @@ class Given(Router):
 
     def route(self, given: RouteInput) -> Routing:
         return Routing(weights=self.weights_E[None, None, None])
+
+    def losses(self, decided: Mapping[str, Routing], call: Call) -> Mapping[str, AuxTerm]:
+        return {"decisions": AuxTerm(torch.tensor(float(len(decided))), 1.0)}
 
 
 def router(select: str = "softmax") -> TaskMoE:
@@ -225,3 +234,54 @@ def test_a_refused_change_of_the_bank_keeps_the_blocks_and_is_refused_again() ->
             assert dict(model.named_modules()) == inside
         bank.remove("bad")
         assert torch.equal(logits(blocks), before)
+
+
+def test_layers_are_reported_with_the_decision_of_their_block() -> None:
+    model = toys.tiny_llama()
+    adapted = toys.linear_layers(model)
+    made = Given(3)
+    made.weights_E.data = torch.tensor([0.5, 0.3, 0.2])
+    blocks = RoutedBlocks(model, toys.bank_for(model, 3), made)
+    telemetry, recorder = Telemetry(blocks), Recorder(blocks)
+    with torch.no_grad(), telemetry.on(), recorder.on():
+        model(toys.ids(2, 5), use_cache=False)
+    layers = telemetry.report()["layers"]
+    assert set(layers) == set(adapted) == set(blocks.last_routings)
+    for facts in layers.values():
+        assert facts["tokens"] == 10
+        assert list(facts["mean_share"].values()) == pytest.approx([0.5, 0.3, 0.2])
+    assert list(shares_of(blocks).experts.values()) == pytest.approx([0.5, 0.3, 0.2])
+    assert recorder.trace().expert.tolist() == [[[0, 1, 2]] * len(layers)] * 10
+    assert list(blocks.current.decided) == ["model.layers.0", "model.layers.1"]
+    assert blocks.aux_loss() == 2.0  # decisions, one a block
+
+
+def test_padding_is_left_out_of_what_is_reported_of_blocks() -> None:
+    model = toys.tiny_llama()
+    blocks = RoutedBlocks(model, toys.bank_for(model, 3), router("straight-through"))
+    telemetry = Telemetry(blocks)
+    mask = torch.ones(3, 5, dtype=torch.long)
+    mask[0, :2] = 0
+    with torch.no_grad(), telemetry.on(), calling(task_ids=TASKS):
+        model(toys.ids(3, 5), attention_mask=mask, use_cache=False)
+    (first, *_) = blocks.current.decided.values()
+    chosen_B = first.dense(3)[:, 0, 0].argmax(-1).tolist()
+    counts = [sum(n for e, n in zip(chosen_B, (3, 5, 5), strict=True) if e == x) for x in range(3)]
+    (layer, *_) = telemetry.report()["layers"].values()
+    assert (layer["tokens"], list(layer["counts"].values())) == (13, counts)
+
+
+def test_an_expert_that_does_not_adapt_a_layer_has_no_share_there() -> None:
+    model = toys.tiny_llama()
+    first, second = toys.experts(model, ["a", "b"])
+    *layers, last = first.modules
+    fewer = replace(second, modules={x: second.modules[x] for x in layers}, artifacts={})
+    made = Given(2)
+    made.weights_E.data = torch.tensor([0.25, 0.75])
+    blocks = RoutedBlocks(model, AdapterBank([first, fewer]), made)
+    with torch.no_grad():
+        model(toys.ids(2, 5), use_cache=False)
+    found = blocks.last_routings
+    assert found[layers[-1]].weights.flatten().tolist() == [0.25, 0.75]
+    assert found[last].weights.flatten().tolist() == [0.25, 0.0]  # of "b" it is the frozen layer
+    assert not found[last].normalised

@@ -99,6 +99,26 @@ def test_places_of_a_token_stay_packed_after_the_draw() -> None:
     assert not bool(gone_NK[:, 0].any())
 
 
+def test_the_best_expert_is_never_lost_to_the_draw() -> None:
+    made = reading(Top2(4, 4, k=4, later="random", threshold=1.0))  # kept at one in four
+    idx_NK = made.decide(tokens(torch.zeros(400, 4), training=True)).decision.choice.idx_NK
+    assert bool((idx_NK[:, 0] == 0).all())
+    assert 0.2 < float((idx_NK[:, 1:] >= 0).sum()) / 1200 < 0.3
+
+
+def test_a_forced_expert_takes_a_place_the_draw_has_freed() -> None:
+    rare = torch.log(torch.tensor([[0.9, 0.09, 0.01]])).expand(400, 3)
+    force_BT = torch.full((1, 400), 2)
+    force_BT[0, :5] = -1
+    made = reading(Top2(3, 3, later="random"))
+    free = made.decide(tokens(rare, training=True)).decision.choice.idx_NK
+    idx_NK = made.decide(tokens(rare, training=True, force_BT=force_BT)).decision.choice.idx_NK
+    assert 0 < int((free[:, 1] < 0).sum()) < 400
+    assert bool((idx_NK[:, 0] == 0).all())  # the best expert stays
+    assert bool((idx_NK[5:, 1] == 2).all())
+    assert torch.equal(idx_NK[:5], free[:5])
+
+
 @pytest.mark.parametrize(("counted", "share"), [("first", [1.0, 0.0]), ("all", [0.5, 0.5])])
 def test_the_balance_loss_of_top2_counts_first_choices_unless_told(
     counted: str, share: list[float]
@@ -194,6 +214,16 @@ def test_the_bias_selects_and_never_weighs() -> None:
     assert weights(answer).tolist() == [[0.5]]
 
 
+def test_a_commit_without_counts_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"stats: expected 'count_E'.* got none"):
+        LossFree(3, 3).commit({}, {})
+
+
+def test_dense_is_no_router_to_build() -> None:
+    with pytest.raises(UsageError, match=r"'dense' stands for no router .* MoESpec"):
+        build_router("dense", 8, 4)
+
+
 def test_the_bias_moves_once_per_commit_towards_the_mean_load() -> None:
     made = reading(LossFree(3, 3, rate=0.1))
     x_TD = torch.tensor([[2.0, 0.0, 0.0]] * 2 + [[0.0, 2.0, 0.0]])
@@ -202,6 +232,17 @@ def test_the_bias_moves_once_per_commit_towards_the_mean_load() -> None:
     # Two micro-batches: counts (4, 2, 0) around a mean of 2.
     made.commit({"count_E": 2 * answer.decision.stats["count_E"]}, {})
     torch.testing.assert_close(made.bias_E, torch.tensor([-0.1, 0.0, 0.1]))
+
+
+@pytest.mark.parametrize("cast", [torch.nn.Module.bfloat16, torch.nn.Module.half])
+def test_the_bias_of_a_half_precision_model_still_takes_small_steps(cast: Any) -> None:
+    half, whole = cast(LossFree(3, 4)), LossFree(3, 4)
+    for _ in range(300):
+        for made in (half, whole):
+            made.commit({"count_E": torch.tensor([4.0, 0.0, 0.0, 0.0])}, {})
+    assert half.gate.weight.dtype != torch.float32
+    assert torch.equal(half.bias_E, whole.bias_E)
+    assert LossFree(3, 4).double().bias_E.dtype == torch.float64
 
 
 def test_the_bias_evens_out_loads_without_a_loss() -> None:
@@ -261,6 +302,19 @@ def test_softmax_scores_are_shares_already_and_not_divided_again() -> None:
         ("random:k_eval=0", "k_eval: expected between 1 and 4"),
         ("loss-free:scores=relu", "scores: expected"),
         ("loss-free:rate=-1", "rate"),
+        ("loss-free:rate=nan", "rate"),
+        ("loss-free:sequence_balance=-1", "sequence_balance"),
+        ("softmax-tc:load=nan", "load"),
+        ("softmax-ec:z_loss=nan", "z_loss"),
+        ("softmax-ec:noise_std=nan", "noise_std"),
+        ("soft:scale_init=nan", "scale_init"),
+        ("top-p:entropy=nan", "entropy"),
+        ("top-p:p_step=-1", "p_step"),
+        ("vqmoe:beta=nan", "beta"),
+        ("vqmoe:commit=-1", "commit"),
+        ("promoe:tau=nan", "tau"),
+        ("promoe:rcl=-1", "rcl"),
+        ("attention:v_gain=nan", "v_gain"),
         ("hash:k=5", "k: expected between 1 and 4"),
         ("top2:treshold=1", "did you mean 'threshold'"),
         ("hash:balance=1", "unknown setting"),

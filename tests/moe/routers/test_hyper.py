@@ -118,3 +118,43 @@ def test_the_gate_is_written_once_and_applied_to_every_token() -> None:
     written = 6 * 7 + 7 * 5 * 7
     assert router.router_flops(10) == 2 * (written + 10 * 5 * 6)
     assert router.nominal_active == 2.0
+
+
+def test_experts_of_evaluation_are_part_of_the_state() -> None:
+    router, other = HyperRouter(6, 8), HyperRouter(6, 8)
+    router.k_eval = 5
+    other.load_state_dict(router.state_dict())
+    assert other.k_eval == 5
+    with pytest.raises(UsageError, match="k_eval: expected between 1 and 4"):
+        HyperRouter(6, 4).set_extra_state(torch.tensor(5))
+
+
+def test_evaluation_writes_the_gate_anew_only_when_something_it_is_made_of_changes() -> None:
+    router, inp = HyperRouter(6, 5), view(tokens(1, 4, 6))
+    count = 0
+    write = router.generated
+
+    def counted() -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal count
+        count += 1
+        return write()
+
+    def logits() -> torch.Tensor:
+        found = router.decide(inp).decision.logits_NE
+        weight_ED, bias_E = write()
+        torch.testing.assert_close(found, inp.x_ND @ weight_ED.T + bias_E, check_dtype=False)
+        return found
+
+    router.generated = counted  # type: ignore[method-assign]
+    with torch.no_grad():
+        first = logits()
+        assert torch.equal(first, logits())
+        assert count == 1
+        router.embedding.data.mul_(-1)  # behind autograd's back
+        assert not torch.equal(first, logits())
+        assert count == 2
+        router.load_state_dict(HyperRouter(6, 5).state_dict())
+        logits()
+        assert count == 3
+    logits()
+    assert count == 4  # with gradients each pass has its own

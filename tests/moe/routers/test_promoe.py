@@ -314,7 +314,7 @@ def test_settings_out_of_range_are_refused_by_name() -> None:
     ):
         with pytest.raises(UsageError, match=match):
             ProMoE(D, E, **wrong)
-    with pytest.raises(UsageError, match="routed experts"):
+    with pytest.raises(UsageError, match="'promoe' needs at least 2 experts"):
         ProMoE(D, 1)
 
 
@@ -337,3 +337,14 @@ def test_prototypes_start_small_and_one_shared_expert_is_part_of_the_method() ->
     assert float(router.prototypes.detach().std()) == pytest.approx(0.02, rel=0.05)
     assert ProMoE.shared_experts == 1
     assert router.nominal_active == 1.0
+
+
+def test_an_image_with_one_live_expert_is_left_out_of_the_mean() -> None:
+    prototypes, h_GSD = tokens(2, D, seed=3), tokens(2, 4, D, seed=4)
+    member = torch.zeros(2, 4, 2, dtype=torch.bool)
+    member[0, :2, 0] = member[0, 2:, 1] = True
+    member[1, :, 1] = True  # nothing to tell apart
+    both = contrastive_loss(prototypes, h_GSD, member, 0.07)
+    alone = contrastive_loss(prototypes, h_GSD[:1], member[:1], 0.07)
+    assert float(alone) > 0
+    torch.testing.assert_close(both, alone)

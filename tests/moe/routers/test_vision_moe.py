@@ -109,8 +109,10 @@ def test_its_losses_are_importance_of_clean_and_load_of_noisy_logits() -> None:
         torch.testing.assert_close(answer.aux[name].value, value)
 
 
-def test_load_is_left_out_without_noise() -> None:
-    router = SoftmaxTokenChoice(4, 3, noise_std=0.0, balance=0.01)
+def test_a_load_loss_without_noise_is_refused_and_left_out_as_told() -> None:
+    with pytest.raises(UsageError, match=r"load: .* needs noise, .* set load=0 as well"):
+        build_router("softmax-tc:noise_std=0", 4, 3)
+    router = SoftmaxTokenChoice(4, 3, noise_std=0.0, load=0.0, balance=0.01)
     aux = router.decide(view(tokens(1, 5, 4), training=True)).aux
     assert aux.keys() == {"importance", "balance"}
 

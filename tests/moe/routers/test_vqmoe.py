@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import RouteContext
 from crossroads.moe.contract import Branch, RouterOutput, TokenChoice
 from crossroads.moe.routers.vqmoe import Codebook, VQMoE
@@ -267,6 +267,17 @@ def test_a_cosine_codebook_goes_by_direction_alone() -> None:
         router.certified_radius(x_ND)
 
 
+def test_a_radius_is_of_finite_tokens_of_the_codes_width() -> None:
+    router = started()
+    for wrong, message in (
+        (numbers(3, D + 1), r"tokens: expected shape \(N, "),
+        (numbers(D), "tokens: expected shape"),
+        (numbers(3, D) * float("nan"), "tokens: expected finite numbers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            router.certified_radius(wrong)
+
+
 def test_a_balanced_codebook_draws_unused_codes_to_tokens_and_leaves_used_ones() -> None:
     router = started(codebook="balanced")
     book = router.codebook
@@ -347,3 +358,12 @@ def test_one_product_gives_what_gate_branches_and_codes_give_alone(codebook: str
     torch.testing.assert_close(found.score_NE, router.score(inp))
     torch.testing.assert_close(found.gate_N2, router.branch_gate(inp.x_ND))
     assert torch.equal(found.code_N, router.codebook.nearest(inp.x_ND, router.codebook.codes))
+
+
+def test_the_usage_of_a_half_precision_model_is_averaged_in_float32() -> None:
+    half, whole = Codebook(D, E, kind="balanced").bfloat16(), Codebook(D, E, kind="balanced")
+    for _ in range(300):
+        for book in (half, whole):
+            book.commit(torch.tensor([10.0, 1.0, 1.0, 0.0]), {})
+    assert half.codes.dtype == torch.bfloat16
+    assert torch.equal(half.usage_M, whole.usage_M)

@@ -8,10 +8,8 @@ this room's code, so that a measurement that was stopped goes on.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from crossroads.adapters.collection.scoring import Facts
 from crossroads.adapters.collection.shipped import shipped_folder
 from crossroads.adapters.collection.tasks import Task, get_task, task_names
 from crossroads.adapters.contract import Router
+from crossroads.adapters.fingerprints import code_fingerprint
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.layout import load_bank
 from crossroads.adapters.routers import build_router
@@ -37,7 +36,6 @@ from crossroads.models.smollm2_torch import load_smollm2, smollm2_tokenizer
 
 SEEDS = (0, 1, 2)
 BASE = "base"  # the arm without any expert
-_TEXTS = 2  # training batches read for a mean activation, about 1,000 tokens
 Queries = Callable[[Task, Sequence[Row]], torch.Tensor]  # -> embeddings (rows, G)
 
 
@@ -68,7 +66,7 @@ class CollectionBed:
         self.bank = load_bank(shipped_folder()) if bank is None else bank
         self.held_in = tuple(held_in or self.bank.names)
         self._model = model
-        self._cache = cache or cache_folder() / "adapters" / f"scores-{_code_hash()}"
+        self._cache = cache or cache_folder() / "adapters" / f"scores-{code_fingerprint()}"
         self._scores: dict[tuple[str, bool], dict[str, tuple[float, ...]]] = {}
 
     @property
@@ -94,13 +92,13 @@ class CollectionBed:
         """Return the tasks that were trained on, or those of no expert."""
         return [get_task(n) for n in (self.held_in if held_in else task_names(held_in=False))]
 
-    def add_activations(self) -> None:
-        """Give experts their mean activations, for routers that need them."""
+    def add_activations(self, batches: int) -> None:
+        """Give experts their mean activations over the first training batches of their tasks."""
         with progress_bar("mean activations") as progress:
             for place, name in enumerate(self.bank.names):
                 batch_of = training_batches(self.tokenizer, get_task(name), seed=0)
                 expert = record_activation(
-                    self.model, self.bank.expert(name), map(batch_of, range(_TEXTS))
+                    self.model, self.bank.expert(name), map(batch_of, range(batches))
                 )
                 self.bank.set_artifact(name, "activation", expert.artifacts["activation"])
                 progress(place + 1, len(self.bank.names))
@@ -177,12 +175,3 @@ class CollectionBed:
 
 def _told(queries: Queries, task: Task, rows: Sequence[Row]) -> Mapping[str, Any]:
     return {"embedding": queries(task, rows)}
-
-
-def _code_hash() -> str:
-    """Return a hash of this room's source, so that no figure outlives the code it is of."""
-    digest = hashlib.blake2b(digest_size=8)
-    room = Path(str(files("crossroads.adapters")))
-    for path in sorted(room.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()

@@ -7,13 +7,16 @@ shift symbols (``skill_bed``), and then one new task of every family from 8 exam
 of rank 4 face one shared LoRA of rank 12. Task vectors are Fisher information of the base model's
 last layer on 8 examples. Scores are shares of symbols that are right.
 
-Rules, set before measuring, for seeds that no setting was chosen on. Let g be the few-shot ARG of
-two-stage routing over the shared LoRA, fine-tuned likewise, and c the similarity of learnt routes
-within families less that across. ``holds``: the 95 % intervals of both lie above 0. ``holds in
-direction``: both means are above 0. ``fails``: the interval of g lies below 0. Else ``null``.
+Rules, for seeds that no setting was chosen on. Let g be the few-shot ARG of two-stage routing over
+the shared LoRA, fine-tuned likewise, and c the similarity of learnt routes within families less
+that across. ``holds``: the 95 % intervals of both lie above 0, and on the tasks trained on two
+stages score above one stage and above random routes by task, means over seeds. ``holds in
+direction``: the means of g and c are above 0. ``fails``: the interval of g lies below 0. Else
+``null``. All but the two comparisons on the tasks trained on was set before measuring: these were
+added after the first measurement, which was below in both, since the paper's method is to win them.
 
-Reported and deciding nothing: zero-shot ARG; routing in one stage, average and random by task, with
-as many steps of the experts. ``full`` adds SmolLM2 on four real tasks, whose vectors are centroids
+Reported and deciding nothing: zero-shot ARG, and average routing, with as many steps of the
+experts. ``full`` adds SmolLM2 on four real tasks, whose vectors are centroids
 of sentence embeddings.
 """
 
@@ -47,6 +50,7 @@ from crossroads.core.statistics import Summary, summarise
 NAME = "task-level-moe"
 SEEDS = (1, 2, 3)
 PAPER = {"few_shot_arg": 0.026, "zero_shot_arg": 0.056}
+RIVALS = ("one stage", "random")  # of two stages, on the tasks trained on
 FAMILY = ("a", "a", "b", "b", "c", "c")
 SEEN = ShiftTasks(
     shift_TK=torch.tensor(
@@ -85,11 +89,17 @@ def judge(runs: Sequence[Mapping[str, float]]) -> Outcome:
     gain, kin = (summarise([r[n] for r in runs]) for n in ("few-shot ARG", "route gap"))
     if gain.high is not None and gain.high < 0:
         return "fails"
-    if all(found.low is not None and found.low > 0 for found in (gain, kin)):
+    is_sure = all(found.low is not None and found.low > 0 for found in (gain, kin))
+    if is_sure and all(ahead(runs, other) > 0 for other in RIVALS):
         return "holds"
     if all(found.mean is not None and found.mean > 0 for found in (gain, kin)):
         return "holds in direction"
     return "null"
+
+
+def ahead(runs: Sequence[Mapping[str, float]], other: str) -> float:
+    """Return by how much two stages are above another arm on the tasks trained on, the mean."""
+    return statistics.fmean(r["two stages"] - r[other] for r in runs)
 
 
 def figures(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -98,6 +108,7 @@ def figures(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {
         **{name: [round(r[name], 4) for r in runs] for name in runs[0]},
         "intervals": {name: _interval(found) for name, found in told.items()},
+        "two stages above": {other: round(ahead(runs, other), 4) for other in RIVALS},
     }
 
 

@@ -25,7 +25,7 @@ from crossroads.adapters.collection.rows import place
 from crossroads.adapters.collection.tasks import Task, get_task, task_names
 from crossroads.adapters.experts import new_expert, train_expert
 from crossroads.adapters.gates import train_gate
-from crossroads.adapters.training import TrainSettings
+from crossroads.adapters.training import TrainSettings, steps_done
 from crossroads.core.files import replacing
 from crossroads.core.progress import Progress
 
@@ -64,7 +64,7 @@ def make_collection(
     out : folder of the parts
     model, tokenizer : of the base model; None = loaded when something is to be made
     progress : steps done and steps in all, of all experts
-    say : called with a line after every part
+    say : called with a line when a part starts or goes on, and after it
 
     Raises UsageError for an unknown task, UnavailableError without data or base model.
     """
@@ -74,7 +74,7 @@ def make_collection(
     made = []
     for number, task in enumerate(tasks):
         start = number * (recipe.steps + recipe.gate_steps)
-        part = _Part(out=out, recipe=recipe, task=task, base=base)
+        part = _Part(out=out, recipe=recipe, task=task, base=base, say=say or _nothing)
         made.append(part.make(_shifted(progress, start, whole)))
         if say:
             last = made[-1]
@@ -117,6 +117,7 @@ class _Part:
     recipe: Recipe
     task: Task
     base: _Base
+    say: Callable[[str], None]
 
     def make(self, progress: Progress) -> Made:
         steps = self.recipe.steps
@@ -136,6 +137,7 @@ class _Part:
     def _train_factors(self, progress: Progress) -> _File:
         begun = time.process_time()
         recipe = self.recipe
+        self._say_start("factors", recipe.steps)
         expert, losses = train_expert(
             self.base.model,
             new_expert(
@@ -162,6 +164,7 @@ class _Part:
 
     def _train_gates(self, expert: Expert, progress: Progress) -> _File:
         begun = time.process_time()
+        self._say_start("gates", self.recipe.gate_steps)
         gated = train_gate(
             self.base.model,
             expert,
@@ -174,6 +177,11 @@ class _Part:
         )
         facts = {"seconds": time.process_time() - begun}
         return self._keep("gates", gated.artifacts["gate"], facts)
+
+    def _say_start(self, part: str, steps: int) -> None:
+        done = steps_done(self._checkpoint(part))
+        how = f"going on at step {done} of {steps}" if done else f"starting, {steps} steps"
+        self.say(f"{self.task.name}: {part}, {how}")
 
     def _settings(self, steps: int) -> TrainSettings:
         recipe = self.recipe
@@ -226,6 +234,7 @@ class _Part:
             save_file(plain, draft, metadata={"facts": json.dumps(facts)})
         for done in self.out.glob(f"{self.task.name}.{part}.*.checkpoint"):
             done.unlink()
+        self.say(f"{self.task.name}: {part} done, {facts['seconds']:.0f} CPU s")
         return _File(tensors=plain, facts=facts)
 
 
@@ -258,6 +267,10 @@ def _shifted(progress: Progress | None, start: int, whole: int) -> Progress:
     if progress is None:
         return lambda done, total: None
     return lambda done, total: progress(start + done, whole)
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""
 
 
 def _mean(values: Sequence[float]) -> float:

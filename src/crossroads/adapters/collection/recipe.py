@@ -16,7 +16,8 @@ class Recipe:
     ----------
     targets, rank, alpha : layers of every block, and the adapter's size; scale = alpha / rank
     steps, lr : of the factors: AdamW without weight decay, ``warmup`` steps up, linear decay
-    gate_steps, gate_lr : of the gates, on the batches of the first steps, factors frozen
+    gate_steps, gate_lr : of the gates, factors frozen, with the same ``warmup`` and decay, on the
+        factors' batches from the first one again and, beyond ``steps``, on those that would follow
     clip : largest norm of a gradient
     seed : of initial factors and of the order of rows
     """

@@ -109,9 +109,14 @@ class Configuration:
         """Return the ranks a layer may have, the likeliest first; none where nothing is said.
 
         PEFT takes the first key that matches, but sorts keys when it writes: any may have been it.
+        ``r`` is of layers that no key matches.
         """
         given = (self.rank,) if self.rank is not None else ()
-        return (*_matches(self.rank_pattern, layer), *given)
+        return _matches(self.rank_pattern, layer) or given
+
+    def names_rank(self, layer: str) -> bool:
+        """Return whether a key of ``rank_pattern`` matches a layer."""
+        return bool(_matches(self.rank_pattern, layer))
 
     def scale_of(self, layer: str, rank: int) -> float:
         """Return the scale of a layer's delta at the rank its tensors have."""
@@ -182,7 +187,7 @@ def read_json(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {error.strerror}; is it an adapter?") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: is not JSON: {error}; fetch it again") from error
     if not isinstance(found, dict):
         raise InputError(f"{file}: expected a JSON object, got {type(found).__name__}")

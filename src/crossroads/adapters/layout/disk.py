@@ -13,12 +13,15 @@ Any folder whose sub-folders are adapters is a bank too: names are the folders'.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_type_hints
 from urllib.parse import quote
 
 import torch
@@ -31,8 +34,8 @@ from crossroads.adapters.layout.folders import replacing_folder
 from crossroads.adapters.layout.reading import Dtype, Report, open_adapter
 from crossroads.adapters.layout.tensors import WEIGHTS_FILES, TensorFile, save_tensors
 from crossroads.adapters.layout.writing import write_expert
-from crossroads.adapters.routers import build_router, router_class, router_names
-from crossroads.core.errors import InputError
+from crossroads.adapters.routers import GROUP, known_settings, router_class, router_names
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.progress import progress_bar
 
 _LOG = logging.getLogger(__name__)
@@ -40,6 +43,10 @@ BANK_FILE, ROUTER_FILE, ROUTER_WEIGHTS = "bank.json", "router.json", "router.saf
 ARTIFACTS = "artifacts"
 SCHEMA = 1
 _NOT_SAVED = {"source", "configuration"}  # of where it was read; the adapter's folder says it
+_PLAIN: Mapping[Any, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a text",
+    NoneType: "null",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,20 +142,24 @@ def has_router(folder: Path | str) -> bool:
 def load_router(folder: Path | str, bank: AdapterBank) -> Router:
     """Return the router a bank was saved with, prepared for ``bank`` and with what it learnt.
 
-    Raises InputError where there is none or where it learnt of other experts; UsageError for a
-    router that is not installed.
+    The file imports nothing: a router that is neither ours nor an entry point is taken only where
+    its module is imported already.
+
+    Raises InputError where there is none, where it is of a module that is not imported, and where
+    it learnt of other experts; UsageError for a name that is not installed.
     """
     file = Path(folder) / ROUTER_FILE
     written = _of_schema(file)
-    router = build_router(str(written["router"]), **written.get("settings", {}))
+    experts = _texts(file, "experts", written.get("experts"))
+    layers = _texts(file, "layers", written.get("layers", list(bank.layers)))
+    router = _built(file, written.get("router"), written.get("settings", {}))
     weights = file.with_name(ROUTER_WEIGHTS)
     state = dict(TensorFile(weights)) if weights.is_file() else {}
-    if state and tuple(written["experts"]) != bank.names:
+    if state and tuple(experts) != bank.names:
         raise InputError(
-            f"{weights}: learnt of the experts {', '.join(written['experts'])}, the bank has "
+            f"{weights}: learnt of the experts {', '.join(experts)}, the bank has "
             f"{', '.join(bank.names)}; load it with its own bank, or train it again"
         )
-    layers = written.get("layers", list(bank.layers))
     if state and set(layers) != set(bank.layers):
         other = sorted(set(layers) ^ set(bank.layers))[0]
         raise InputError(
@@ -213,6 +224,63 @@ def _write_router(folder: Path, bank: AdapterBank, router: Router) -> None:
         save_tensors(folder / ROUTER_WEIGHTS, state)
 
 
+def _built(file: Path, name: Any, settings: Any) -> Router:
+    """Return the router that a file names, with the settings it holds."""
+    if not isinstance(name, str):
+        raise _unexpected(file, "router", "a name", name)
+    if not isinstance(settings, dict):
+        raise _unexpected(file, "settings", "an object", settings)
+    cls = _class_of(file, name)
+    hints = _hints(cls)
+    for key, value in settings.items():
+        if wanted := _wanted(value, hints.get(key)):
+            raise _unexpected(file, f"settings: {key}", wanted, value)
+    known = ", ".join(known_settings(cls)) or "none"
+    try:
+        inspect.signature(cls).bind(**settings)
+    except TypeError as error:
+        raise InputError(
+            f"{file}: settings: expected those of router {name} ({known}), found "
+            f"{', '.join(settings) or 'none'}: {error}"
+        ) from error
+    try:
+        return cls(**settings)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{file}: settings: {error}") from error
+
+
+def _class_of(file: Path, name: str) -> type[Router]:
+    if "." not in name:
+        return router_class(name)
+    module = name.rpartition(".")[0]
+    if module not in sys.modules:
+        raise InputError(
+            f"{file}: router: expected the name of one that is installed, found {name!r}, and no "
+            f"file has a module imported; where you trust it, import {module!r} first, or add it "
+            f"to the entry points {GROUP}"
+        )
+    try:
+        return router_class(name)
+    except UsageError as error:
+        raise InputError(f"{file}: router: {error}") from error
+
+
+def _hints(cls: type[Router]) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls.__init__)
+    except NameError:  # of names that type checkers alone see
+        return {}
+
+
+def _wanted(value: Any, hint: Any) -> str:
+    """Return what a setting should be where it is of another type than its hint, or nothing."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    fits = type(value) in kinds or (type(value) is int and float in kinds)
+    if fits or not _PLAIN.keys() >= set(kinds):
+        return ""
+    return " or ".join(_PLAIN[kind] for kind in kinds)
+
+
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     try:
         file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
@@ -244,6 +312,12 @@ def _adapters(folder: Path) -> Iterable[_Found]:
         name = "default" if inside else folder.resolve().name
         found.insert(0, _Found(name=name, folder=folder, card={}))
     if not found:
+        deeper = sorted({file.parent for mark in marks for file in folder.glob(f"*/*/{mark}")})
+        if deeper:
+            raise InputError(
+                f"{folder}: holds no adapters; they are one level deeper, such as {deeper[0]}: "
+                f"give {deeper[0].parent}"
+            )
         raise InputError(
             f"{folder}: holds no adapters; expected sub-folders with {CONFIG_FILE}, as PEFT's "
             "save_pretrained writes them"
@@ -258,17 +332,46 @@ def _listed(folder: Path) -> Iterable[_Found]:
         raise InputError(f"{file}: experts: expected a list, got {cards!r}")
     for card in cards:
         place = card.get("folder") if isinstance(card, dict) else None
-        if not isinstance(place, str) or Path(place).name != place or not card.get("name"):
+        if not isinstance(place, str) or Path(place).name != place or place == "..":
             raise InputError(f"{file}: experts: expected a name and a folder in it, got {card!r}")
-        yield _Found(name=str(card["name"]), folder=folder / place, card=card)
+        name = card.get("name")
+        if not isinstance(name, str) or not name:
+            raise _unexpected(file, f"experts: {place}: name", "a text", name)
+        _check_card(file, card)
+        yield _Found(name=name, folder=folder / place, card=card)
+
+
+def _check_card(file: Path, card: Mapping[str, Any]) -> None:
+    where = f"experts: {card['name']}"
+    if not isinstance(description := card.get("description", ""), str):
+        raise _unexpected(file, f"{where}: description", "a text", description)
+    if not isinstance(info := card.get("info", {}), dict):
+        raise _unexpected(file, f"{where}: info", "an object", info)
+    _texts(file, f"{where}: artifacts", card.get("artifacts", []))
 
 
 def _heads(folders: Sequence[Path | str]) -> int:
-    files = [Path(folder) / BANK_FILE for folder in folders]
-    found = {int(_of_schema(file).get("heads", 1)) if file.is_file() else 1 for file in files}
+    found = {_heads_of(Path(folder) / BANK_FILE) for folder in folders}
     if len(found) > 1:
         raise InputError("bank: folders of different numbers of heads; load them one by one")
     return found.pop()
+
+
+def _heads_of(file: Path) -> int:
+    heads = _of_schema(file).get("heads", 1) if file.is_file() else 1
+    if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1:
+        raise _unexpected(file, "heads", "a whole number above 0", heads)
+    return heads
+
+
+def _texts(file: Path, field: str, found: Any) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise _unexpected(file, field, "a list of texts", found)
+    return found
+
+
+def _unexpected(file: Path, field: str, wanted: str, found: Any) -> InputError:
+    return InputError(f"{file}: {field}: expected {wanted}, found {found!r}; fetch the file again")
 
 
 def _check_names(found: Sequence[_Found]) -> None:

@@ -241,7 +241,10 @@ def _wrong_rank(
             return Left(kind="shape", what=name, why=f"expected two axes, found {shape}")
     rank, ranks = shape_a[0], settings.ranks_of(layer)
     if ranks and rank not in ranks:
-        return Left(kind="shape", what=a, why=f"expected {(ranks[0], shape_a[1])}, found {shape_a}")
+        why = f"expected {(ranks[0], shape_a[1])}, found {shape_a}"
+        if settings.names_rank(layer):
+            why += f", by rank_pattern of {settings.file.name}"
+        return Left(kind="shape", what=a, why=why)
     if rank != shape_b[1]:
         return Left(kind="shape", what=b, why=f"expected {(shape_b[0], rank)}, found {shape_b}")
     return None
@@ -274,8 +277,8 @@ def _refusal(settings: Configuration, file: Path, left: Sequence[Left]) -> str:
         named = f", {settings.base_model!r}" if settings.base_model else ""
         hint = f"; is it the base model that the adapter was trained on{named}?"
     return (
-        f"{where}: {first.what}: {first.why}{more}{hint} partial=True leaves such things out and "
-        "reports them"
+        f"{where}: {first.what}: {first.why}{more}{hint} crossroads adapters' --partial (in Python "
+        "partial=True) leaves such things out and reports them"
     )
 
 

@@ -50,7 +50,7 @@ class Dare(Router):
         rank: int = 0,
     ) -> None:
         super().__init__()
-        check_merge(self.name, on=on, density=density, rank=rank)
+        check_merge(self.name, on=on, density=density, rank=rank, weight=weight)
         self.density, self.elect, self.weight = density, elect, weight
         self.seed, self.on, self.rank = seed, on, rank
 

@@ -90,6 +90,11 @@ class DynMoLE(Router):
                 "dynmole: expected 0 < q <= 2, keep of at least 1 and top_p in [0, 1]; got "
                 f"q={q}, keep={keep}, top_p={top_p}"
             )
+        if math.isnan(broadcast) or not (math.isfinite(entropy) and math.isfinite(balance)):
+            raise UsageError(
+                "dynmole: expected a number for broadcast and finite coefficients; got "
+                f"broadcast={broadcast}, entropy={entropy}, balance={balance}"
+            )
         self.top_p, self.keep, self.broadcast, self.q = top_p, keep, broadcast, q
         self.kind = kind
         self.entropy, self.balance, self.eps_mode, self.seed = entropy, balance, eps_mode, seed
@@ -116,6 +121,7 @@ class DynMoLE(Router):
         probs_BTE = probs_BTE.detach()
         order = probs_BTE.argsort(dim=-1, descending=True, stable=True)
         within = probs_BTE.gather(-1, order).cumsum(-1) <= self.top_p
+        within |= self.top_p >= 1  # all of them, though sums of shares are rounded above 1
         within[..., : self.keep] = True
         kept = torch.zeros_like(within).scatter(-1, order, within)
         if self.broadcast < 1:  # above that nobody is, whatever the rounding of equal shares

@@ -10,6 +10,7 @@ balance: inside the absolute value, a falling d makes |z + d| larger once it is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +21,7 @@ from torch import Tensor
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.adapters.survey.schema import Cells
-from crossroads.core.errors import InputError, unknown_name
+from crossroads.core.errors import InputError, UsageError, unknown_name
 from crossroads.core.gating import top_k
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class FlyLoRA(Router):
         super().__init__()
         if select not in _SELECTIONS:
             raise unknown_name("selection of router flylora", select, _SELECTIONS)
+        if not (k >= 1 and ranks >= 0 and 0 <= rate < math.inf and math.isfinite(share)):
+            raise UsageError(
+                "router flylora: expected k of at least 1, ranks and rate of at least 0 and a "
+                f"finite share; got k={k}, ranks={ranks}, rate={rate} and share={share}"
+            )
         self.k, self.ranks, self.select, self.rate = k, ranks, select, rate
         self.share = share
         self._places: dict[str, int] = {}
@@ -94,17 +100,18 @@ class FlyLoRA(Router):
                 f"router flylora: {n_experts} experts are no multiple of {ranks} ranks; add and "
                 "remove whole adapters, or set ranks to what one of them has (0: all are one)"
             )
+        for layer, module in bank.layers.items():
+            if module.rank != 1 or not bool(module.alive_E.all()):
+                raise InputError(
+                    f"router flylora: {layer} has experts of rank {module.rank}, expected rank one "
+                    "for all; crossroads adapters teach makes such a bank, in Python "
+                    "crossroads.adapters.fly.fly_bank"
+                )
         if not 1 <= self.k <= ranks:
             raise InputError(
                 f"router flylora: k = {self.k} is not between 1 and {ranks}, the ranks of an "
                 "adapter; set k so"
             )
-        for layer, module in bank.layers.items():
-            if module.rank != 1 or not bool(module.alive_E.all()):
-                raise InputError(
-                    f"router flylora: {layer} has experts of rank {module.rank}, expected rank one "
-                    "for all; crossroads.adapters.fly.fly_bank makes such banks"
-                )
         self._check_adapters(bank)
         self._follow(bank)
         self._counts = {}

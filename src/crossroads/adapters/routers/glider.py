@@ -11,6 +11,7 @@ elsewhere. Every sequence has its own q and lambda.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -23,7 +24,7 @@ from crossroads.adapters.routers.phatgoose import Phatgoose
 from crossroads.adapters.routers.retrieval import query
 from crossroads.adapters.selection import select
 from crossroads.adapters.survey.schema import Cells
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.gating import softmax, top_p
 
 _LOG = logging.getLogger(__name__)
@@ -72,6 +73,11 @@ class Glider(Phatgoose):
         p: float = 0.0,
     ) -> None:
         super().__init__(k=k, temperature=temperature, untrained=untrained)
+        for setting, value in {"weight": weight, "high": high, "low": low, "tau": tau}.items():
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise UsageError(f"router glider: {setting}: expected a number, got {value!r}")
+        if not 0 <= p <= 1:
+            raise UsageError(f"router glider: p: expected 0 to 1, got {p}; 0 keeps k experts")
         self.weight, self.high, self.low, self.tau, self.p = weight, high, low, tau, p
         self.threshold = _PAPER_TAU
         self._embeddings_EG = torch.empty(0, 0)

@@ -9,6 +9,7 @@ against its own text: ``entropy="as_printed"`` is that one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -77,6 +78,11 @@ class LoRAMixer(Router):
         super().__init__()
         if entropy not in _SIGNS:
             raise UsageError(f"lora-mixer: entropy is {' or '.join(_SIGNS)}, got {entropy!r}")
+        if not (k >= 1 and math.isfinite(balance) and math.isfinite(peaked)):
+            raise UsageError(
+                "lora-mixer: expected k of at least 1 and finite coefficients; got "
+                f"k={k}, balance={balance} and peaked={peaked}"
+            )
         self.k, self.balance, self.peaked, self.entropy = k, balance, peaked, entropy
         self.scaled, self.hard, self.seed = scaled, hard, seed
         self.gates = LinearGates("input", lambda gate: nn.init.normal_(gate, std=0.02))

@@ -8,6 +8,7 @@ Source: LoraHub: Efficient Cross-Task Generalization via Dynamic LoRA Compositio
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,7 +26,7 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.scopes import Scope
 from crossroads.adapters.survey.schema import Cells
 from crossroads.adapters.texts import answer_nll
-from crossroads.core.errors import InputError, MissingExtraError
+from crossroads.core.errors import InputError, MissingExtraError, UsageError
 from crossroads.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ class LoraHub(Router):
         if search not in _SEARCHES:
             raise InputError(
                 f"router lorahub: search: expected one of {', '.join(_SEARCHES)}, got {search!r}"
+            )
+        if not (budget >= 1 and 0 < limit < math.inf and 0 <= penalty < math.inf and seed >= 0):
+            raise UsageError(
+                "router lorahub: expected budget of at least 1, limit above 0, penalty and seed of "
+                f"at least 0; got budget={budget}, limit={limit}, penalty={penalty} and seed={seed}"
             )
         self.budget, self.limit, self.penalty = budget, limit, penalty
         self.search, self.seed = search, seed

@@ -10,6 +10,7 @@ where x is the input of the attention's output projection, the one layer that is
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -70,6 +71,8 @@ class MoGU(Router):
                 f"mogu: total is {' or '.join(_TOTALS)} and width at least 1; got {total!r} and "
                 f"{width}"
             )
+        if not 0 <= pull < math.inf:
+            raise UsageError(f"mogu: pull is a number of at least 0, got {pull:g}")
         self.width, self.pull, self.total, self.seed = width, pull, total, seed
         self._places: dict[str, int] = {}
         self._known: dict[str, str] = {}  # the bank's keys when it was prepared for
@@ -78,14 +81,16 @@ class MoGU(Router):
     def prepare(self, bank: AdapterBank) -> None:
         """Make the nets of every layer; those of variants that stay are kept.
 
-        Variants that come later start as drawn, and are warned of.
+        Variants that come later start as drawn, and are warned of; where nets are being trained,
+        theirs are too.
         """
+        is_trained = any(parameter.requires_grad for parameter in self.nets.parameters())
         kept = {layer: cast("nn.ModuleList", self.nets[p]) for layer, p in self._places.items()}
         places = bank.places_in(self._known)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             made = [
-                self._nets(kept.get(layer), places, module.inputs)
+                self._nets(kept.get(layer), places, module.inputs, is_trained=is_trained)
                 for layer, module in bank.layers.items()
             ]
         if kept and None in places:
@@ -128,25 +133,34 @@ class MoGU(Router):
         return {name: getattr(self, name) for name in ("width", "pull", "total", "seed")}
 
     def _distances(self, routing: Routing, call: Call, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (w - target)^2, (N, E), and which tokens are real and labelled."""
+        """Return (w - target)^2, (N, E), and which tokens are real and labelled.
+
+        Token by token, since some models flatten the input of some layers: then a call that fits
+        one layer's rows and positions does not fit another's.
+        """
         assert routing.logits is not None
-        weights_BTE = torch.sigmoid(routing.logits[:, :, 0])
+        weights_NE = torch.sigmoid(routing.logits[:, :, 0]).flatten(0, 1)
         if self.total == "one":
-            weights_BTE = weights_BTE / weights_BTE.sum(-1, keepdim=True)
+            weights_NE = weights_NE / weights_NE.sum(-1, keepdim=True)
         if routing.sequence_B is not None and len(labels_B) > 1:  # one label is that of all
             labels_B = labels_B[routing.sequence_B]
-        target_BE = nn.functional.one_hot(labels_B.clamp_min(0), weights_BTE.shape[-1]).float()
-        counts_BT = (labels_B >= 0).unsqueeze(-1).expand(weights_BTE.shape[:2])
+        labels_N = labels_B.repeat_interleave(len(weights_NE) // len(labels_B))
+        target_NE = nn.functional.one_hot(labels_N.clamp_min(0), weights_NE.shape[-1]).float()
+        counts_N = labels_N >= 0
         if call.mask_BT is not None:
-            counts_BT = counts_BT & call.mask_BT
-        distance_BTE = (weights_BTE - target_BE.unsqueeze(1)).square()
-        return distance_BTE.flatten(0, 1), counts_BT.flatten()
+            counts_N = counts_N & call.mask_BT.flatten()
+        return (weights_NE - target_NE).square(), counts_N
 
     def _nets(
-        self, kept: nn.ModuleList | None, places: list[int | None], inputs: int
+        self,
+        kept: nn.ModuleList | None,
+        places: list[int | None],
+        inputs: int,
+        *,
+        is_trained: bool,
     ) -> nn.ModuleList:
         """Return a layer's nets, drawn but for those of variants that were there before."""
-        drawn = [self._net(inputs) for _ in places]
+        drawn = [self._net(inputs).requires_grad_(is_trained) for _ in places]
         if kept is None or kept[0][0].in_features != inputs:
             return nn.ModuleList(drawn)
         return nn.ModuleList(
@@ -158,4 +172,4 @@ class MoGU(Router):
             nn.Linear(inputs, self.width, bias=False),
             nn.Linear(self.width, inputs),
             nn.Linear(inputs, 1),
-        ).requires_grad_(False)
+        )

@@ -93,7 +93,7 @@ class Poly(Router):
         made = []
         for key in keys:
             z_THE = (torch.rand(size, generator=generator) * 2 - 1) * _START
-            made.append(nn.Parameter(self._kept(key, z_THE, bank), requires_grad=False))
+            made.append(self._kept(key, z_THE, bank))
         self._places = {key: place for place, key in enumerate(keys)}
         self._known = bank.keys_by_name
         self.logits = nn.ParameterList(made)
@@ -139,12 +139,17 @@ class Poly(Router):
     def _key(self, module: str) -> str:
         return owner(_GRAINS[self.grain], module)
 
-    def _kept(self, key: str, fresh_THE: Tensor, bank: AdapterBank) -> Tensor:
-        """Return fresh logits with those of skills that were there before in their places."""
+    def _kept(self, key: str, fresh_THE: Tensor, bank: AdapterBank) -> nn.Parameter:
+        """Return fresh logits with those of skills that were there before in their places.
+
+        Logits in training stay in it.
+        """
         place = self._places.get(key)
         if place is None or self.logits[place].shape[:2] != fresh_THE.shape[:2]:
-            return fresh_THE
-        return bank.carried(self._known, self.logits[place].detach(), fresh_THE, axis=-1)
+            return nn.Parameter(fresh_THE, requires_grad=False)
+        before = self.logits[place]
+        carried_THE = bank.carried(self._known, before.detach(), fresh_THE, axis=-1)
+        return nn.Parameter(carried_THE, requires_grad=before.requires_grad)
 
     def _of_tasks(self, given: RouteInput) -> Tensor:
         """Return the logits of every sequence's task, (B, H, E); zeros make every skill alike."""

@@ -45,7 +45,7 @@ class Ties(Router):
         rank: int = 0,
     ) -> None:
         super().__init__()
-        check_merge(self.name, on=on, density=density, rank=rank)
+        check_merge(self.name, on=on, density=density, rank=rank, weight=weight)
         if elect not in _ELECTIONS:
             raise unknown_name("election of signs of router ties", elect, _ELECTIONS)
         self.density, self.weight, self.elect = density, weight, elect

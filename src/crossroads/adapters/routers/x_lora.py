@@ -24,7 +24,7 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.scopes import owner
 from crossroads.adapters.selection import check_settings
 from crossroads.adapters.survey.schema import Cells
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.gating import softmax, top_k
 
 if TYPE_CHECKING:
@@ -75,8 +75,11 @@ class XLora(Router):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise InputError(f"router x-lora: depth: expected 1 or more, got {depth}")
+        if depth < 1 or hidden < 1 or width < 0:
+            raise UsageError(
+                "router x-lora: expected depth and hidden of at least 1 and width of at least 0; "
+                f"got depth={depth}, hidden={hidden} and width={width}"
+            )
         check_settings(self.name, least=0, k=k, temperature=temperature)
         self.depth, self.hidden, self.temperature = depth, hidden, temperature
         self.k, self.by_layer, self.width, self.seed = k, by_layer, width, seed

@@ -1,8 +1,9 @@
 """The HTTP side: /v1/chat/completions, /v1/completions, /v1/models and /health.
 
-Answers and errors have OpenAI's shapes. Beside them, ``crossroads`` tells the router and every
-adapter's share of the routing weights over the prompt: in the body, in a stream in its last chunk
-with a choice; and the first adapter in the header ``x-crossroads-adapter``.
+Answers and errors have OpenAI's shapes. Beside them, ``crossroads`` tells the router ("named" for
+an adapter asked for by name, null for the base model alone) and every adapter's share of the
+routing weights over the prompt: in the body, in a stream in its last chunk with a choice; and the
+first adapter in the header ``x-crossroads-adapter``.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ async def _answer(engine: Engine, kind: Kind, request: Request) -> Response:
         "object": _TYPES[kind][0],
         "choices": [{"index": 0, **said, "logprobs": None, "finish_reason": last.finish}],
         "usage": _usage(last),
-        "crossroads": _routed(engine, last),
+        "crossroads": _routed(engine, wish, last),
     }
     first = next(iter(last.experts), None)
     return JSONResponse(body, headers=_header(first))
@@ -98,19 +99,20 @@ async def _events(
         return _event({**kind, "choices": [choice], **usage, **more})
 
     def text(said: str) -> dict[str, Any]:
-        return {"delta": {"content": said}} if wish.kind == "chat" else {"text": said}
+        return {"delta": {**role, "content": said}} if wish.kind == "chat" else {"text": said}
 
-    if wish.kind == "chat":
-        yield chunk({"delta": {"role": "assistant", "content": ""}}, None)
+    # The role comes with the first text: what stands in front takes the first event for its time.
+    role = {"role": "assistant"} if wish.kind == "chat" else {}
     try:
         async with aclosing(engine.answer(wish)) as pieces:
             async for piece in pieces:
                 if piece.text:
                     yield chunk(text(piece.text), None)
+                    role = {}
                 if piece.finish is None:
                     continue
-                end: dict[str, Any] = {"delta": {}} if wish.kind == "chat" else {"text": ""}
-                yield chunk(end, piece.finish, crossroads=_routed(engine, piece))
+                end = {"delta": {}} if wish.kind == "chat" and not role else text("")
+                yield chunk(end, piece.finish, crossroads=_routed(engine, wish, piece))
                 if wish.include_usage:
                     yield _event({**kind, "choices": [], "usage": _usage(piece)})
     except RefusedError as error:
@@ -139,9 +141,9 @@ async def _body(request: Request) -> Any:
         raise RefusedError(f"the body: no JSON: {error}") from error
 
 
-def _routed(engine: Engine, piece: Piece) -> dict[str, Any]:
+def _routed(engine: Engine, wish: Wish, piece: Piece) -> dict[str, Any]:
     shares = {name: round(share, 4) for name, share in piece.experts.items()}
-    return {"router": engine.router.name, "adapters": shares}
+    return {"router": engine.router_of(wish.model), "adapters": shares}
 
 
 def _usage(piece: Piece) -> dict[str, int]:

@@ -21,10 +21,11 @@ from crossroads.adapters.contract import Router
 from crossroads.adapters.generating import TextStream, generate
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.passes import Pass
+from crossroads.adapters.routers.named import Named
 from crossroads.adapters.serving.openable import gives_way, openable
 from crossroads.adapters.serving.wishes import RefusedError, Wish
 from crossroads.adapters.shares import shares_of
-from crossroads.core.errors import CrossroadsError
+from crossroads.core.errors import CrossroadsError, UsageError
 
 BASE = "base"
 
@@ -67,7 +68,13 @@ class Engine:
         plain: bool = False,
         max_waiting: int = 64,
     ) -> None:
-        facts = told(router, bank, [name])  # a router that cannot be told fails here
+        if router.call_data & {"experts", "labels_B"}:
+            raise UsageError(
+                f"router {router.name}: does not choose, it is told every prompt's own expert; "
+                "serve another one, and clients name an adapter themselves, as in "
+                f"{name}:{bank.names[0]}"
+            )
+        facts = told(router, bank, [name])  # one that cannot be told otherwise fails here
         self.base, self.bank, self.router, self.name = base, bank, router, name
         self._write = as_text if plain else base.chat
         self._max_waiting, self._open = max_waiting, 0
@@ -83,6 +90,11 @@ class Engine:
         """The names clients may ask for."""
         own = [f"{self.name}:{expert}" for expert in self.bank.names] if self._can_choose else []
         return [self.name, f"{self.name}:{BASE}", *own]
+
+    def router_of(self, model: str) -> str | None:
+        """Return the router that decides for a model's name; None for the base model alone."""
+        chosen = self._chosen(model)
+        return None if chosen == BASE else Named.name if chosen else self.router.name
 
     def check(self, wish: Wish) -> None:
         """Raise RefusedError for a model that is not here, or a line that is full."""
@@ -177,13 +189,17 @@ class Engine:
 
     def _facts(self, wish: Wish, around: ExitStack) -> dict[str, Any]:
         """Return what is said about the request; a named expert goes before the router."""
-        chosen = wish.model.removeprefix(self.name).removeprefix(":")
+        chosen = self._chosen(wish.model)
         if chosen == BASE:
             around.enter_context(self._routed.disabled())
             return {}
         if chosen:
             return {"experts": [chosen]}
         return told(self.router, self.bank, [wish.asked])
+
+    def _chosen(self, model: str) -> str:
+        """Return what stands behind the colon of a model's name, nothing where there is none."""
+        return model.removeprefix(self.name).removeprefix(":")
 
 
 def _refused(error: CrossroadsError) -> RefusedError:

@@ -15,8 +15,10 @@ Axes: B sequences, T positions, D width of the model, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +27,8 @@ from torch import Tensor, nn
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
-from crossroads.adapters.scopes import owner
+from crossroads.adapters.passes import Pass, Seen
+from crossroads.adapters.scopes import owner, reads_encoder
 from crossroads.adapters.selection import one_hot
 from crossroads.core.errors import InputError
 from crossroads.core.routed import AuxTerm
@@ -56,6 +59,18 @@ class RoutedBlocks(RoutedModel):
         self.deciding = router
         self._blocks: dict[str, _RoutedBlock] = {}
         super().__init__(model, bank, _Forced(router))
+
+    @contextmanager
+    def running(self, expert: int) -> Iterator[Pass]:
+        """Run a block's layers with one expert inside, as a pass apart."""
+        before = self._passes.current
+        self._passes.current = inner = self.current.apart()
+        token = _EXPERT.set(expert)
+        try:
+            yield inner
+        finally:
+            _EXPERT.reset(token)
+            self._passes.current = before
 
     def _check_layers(self) -> None:
         super()._check_layers()
@@ -119,29 +134,33 @@ class _RoutedBlock(nn.Module):
             )
         if self.training and getattr(self.block, "gradient_checkpointing", False):
             raise _no_checkpointing(self._name)
-        current, rows, positions = model.current, len(h_BTD), h_BTD.shape[1]
+        shape = (h_BTD.shape[0], h_BTD.shape[1])
+        is_encoder = model.has_two_stacks and reads_encoder(self._name)
+        call = model.current.call_for(*shape, encoder=is_encoder)
         given = RouteInput(
             module=self._layer,
             x_BTI=h_BTD,
             bank=model.bank.layers[self._layer],
-            call=current.call_for(rows, positions, encoder=False),
+            call=call,
             any_alive_E=self._alive_E,
         )
         routing = model.deciding.route(given)
-        current.decided[self._name] = routing
-        return self._mixed(routing.dense(model.bank.n_experts)[:, :, 0], h_BTD, *args, **more)
+        model.current.share(self._name, self._layer, call, routing)
+        seen = Seen(routing=routing, shape=shape, mask_BT=call.mask_BT)
+        return self._mixed(seen, h_BTD, *args, **more)
 
-    def _mixed(self, weights_BTE: Tensor, h_BTD: Tensor, *args: Any, **more: Any) -> Tensor:
+    def _mixed(self, seen: Seen, h_BTD: Tensor, *args: Any, **more: Any) -> Tensor:
+        (model,) = self._model
+        weights_BTE = seen.routing.dense(model.bank.n_experts)[:, :, 0]
         total_BTD = torch.zeros_like(h_BTD)
         # A weight of 0 has a gradient: it goes by what the expert would have said.
         is_asked_BTE = self._alive_E if weights_BTE.requires_grad else weights_BTE != 0
         used_E = is_asked_BTE.expand_as(weights_BTE).flatten(0, 1).any(0)
         for e in used_E.nonzero()[:, 0].tolist():
-            token = _EXPERT.set(e)
-            try:
+            with model.running(e) as inner:
                 found = self.block(h_BTD, *args, **more)
-            finally:
-                _EXPERT.reset(token)
+            for layer in inner.seen:
+                model.current.seen[layer] = self._seen_by(layer, seen)
             if not isinstance(found, Tensor):
                 raise InputError(
                     f"block {self._name}: expected hidden states, it returns "
@@ -149,6 +168,17 @@ class _RoutedBlock(nn.Module):
                 )
             total_BTD = total_BTD + weights_BTE[..., e, None].to(found.dtype) * found
         return total_BTD
+
+    def _seen_by(self, layer: str, seen: Seen) -> Seen:
+        """Return the block's decision as one of its layers used it.
+
+        An expert that does not adapt the layer leaves it as it is; nobody takes its weight over.
+        """
+        (model,) = self._model
+        alive_E = model.bank.layers[layer].alive_E
+        if bool(alive_E.all()):
+            return seen
+        return replace(seen, routing=replace(seen.routing, normalised=False).among(alive_E))
 
 
 class _Forced(Router):

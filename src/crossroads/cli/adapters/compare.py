@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.adapters.loading import adapters_folder, load, neural, on_a_folder
+from crossroads.cli.adapters.loading import adapters_folder, load, neural, on_a_folder, say
 from crossroads.cli.options import comma_separated
 from crossroads.cli.words import counted
 from crossroads.core.errors import InputError, UsageError
@@ -58,6 +58,7 @@ def command(
     *,
     folder: Path,
     model: Path | None,
+    partial: bool,
     routers: str | None,
     tasks: str | None,
     rows_file: Path | None,
@@ -100,7 +101,7 @@ def command(
             torch.set_num_threads(threads)
         wanted = comma_separated(routers, "--routers")
         folder = adapters_folder(folder)
-        base, bank = load(folder, model, wanted or ())
+        base, bank = load(folder, model, wanted or (), partial=partial)
         chosen = _tasks(tasks, rows_file, bank.names, base)
         able, left_out = (wanted, {}) if wanted else candidates(bank, folder, chosen)
         made = f"{code_fingerprint()}-{model_fingerprint(base.model)}"
@@ -129,7 +130,7 @@ def _tasks(
     from crossroads.adapters.task_level.files import read_tasks
 
     if path is not None:
-        return read_tasks(path, experts, length=base.context)
+        return read_tasks(path, experts, base.tokenizer, length=base.context, say=say)
     wanted = comma_separated(names, "--tasks")
     if wanted is None:
         own = [name for name in task_names() if name in experts]
@@ -161,7 +162,8 @@ def _show(found: Comparison) -> None:
         if ran:
             click.echo(f"\n{group}: {about}")
             _table(console, found, ran)
-    click.echo("+- is half the 95 % interval over seeds; nothing is ranked across groups")
+    few = "; an interval needs 3 seeds or more" if len(found.seeds) < 3 else ""
+    click.echo(f"+- is half the 95 % interval over seeds{few}; nothing is ranked across groups")
     for note in found.notes:
         click.echo(f"note: {note}")
     for arm in found.arms:
@@ -210,7 +212,9 @@ def _figures(found: Comparison, arm: Arm) -> list[str]:
 
 
 def _text(summary: Summary | None, form: str) -> str:
+    from crossroads.core.report import half_shown
+
     if summary is None or summary.mean is None:
         return "-"
-    half: Any = summary.half_width
+    half: Any = half_shown(summary)
     return f"{summary.mean:{form}}" + ("" if half is None else f" +-{half:{form}}")

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.adapters.loading import adapters_folder, facts_of_bank, neural
+from crossroads.cli.adapters.loading import (
+    adapters_folder,
+    check_apart,
+    facts_of_bank,
+    neural,
+    partial_option,
+    read_adapters,
+    say,
+)
 from crossroads.cli.options import comma_separated
 from crossroads.core.errors import InputError, UsageError
 
@@ -28,16 +36,22 @@ _DTYPES = ("float32", "float16", "bfloat16")
     "--router",
     metavar="R",
     help="Export what a router makes of all: one adapter where its weights are the same for all "
-    "tokens, with --bank the bank with its router.",
+    "tokens, with --bank the bank with its router; the saved one by default.",
 )
 @click.option("--bank", "as_bank", is_flag=True, help="Write a bank, not one adapter.")
 @click.option("--only", metavar="A,B", help="Take these adapters of DIR alone.")
-@click.option("--dtype", type=click.Choice(_DTYPES), help="Of the files; the adapters' by default.")
+@click.option(
+    "--dtype",
+    type=click.Choice(_DTYPES),
+    help="Of the files; the adapters' by default. A merge is computed in float32 and rounded last: "
+    "float16 files move logits by some 2e-3, float32 ones keep it whole.",
+)
 @click.option(
     "--padded",
     is_flag=True,
     help="Pad a merged adapter to one rank, for loaders that know no rank_pattern.",
 )
+@partial_option
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it is an adapter or a bank.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON only.")
 def command(
@@ -51,6 +65,7 @@ def command(
     only: str | None,
     dtype: str | None,
     padded: bool,
+    partial: bool,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -72,25 +87,30 @@ def command(
         raise UsageError("export: what? Give --expert, --weights, --router or --bank")
     if padded and (as_bank or expert is not None):
         raise UsageError("export: --padded is about merged adapters; leave it out")
+    with neural():
+        folder = adapters_folder(folder)
+    check_apart(folder, out)
     if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another folder, or --overwrite it")
     with neural():
         import torch
 
-        from crossroads.adapters.layout import export_expert, load_bank, save_bank
+        from crossroads.adapters.layout import export_expert, save_bank
 
         kind = None if dtype is None else getattr(torch, dtype)
-        folder = adapters_folder(folder)
-        bank = load_bank(folder, dtype="auto")
+        bank = read_adapters(folder, partial=partial, dtype="auto")
         names = comma_separated(only, "--only")
         if names is not None:
             bank = bank.subset(names)
         told: dict[str, Any] = {"folder": str(out), "kind": "bank" if as_bank else "adapter"}
         if as_bank:
-            chosen = _router(router, bank, folder) if router is not None else None
+            chosen = _router_of_bank(router, bank, folder, is_part=partial or names is not None)
             save_bank(out, bank, chosen, dtype=kind, overwrite=overwrite)
             told |= {"router": chosen and chosen.name, **facts_of_bank(bank), "rank": None}
         else:
+            if expert is None:
+                kind = kind or next(iter(bank.parameters())).dtype
+                bank = bank.float()
             made, by = _adapter(bank, folder, expert, weights, router, padded=padded)
             export_expert(made, out, dtype=kind, task_type="CAUSAL_LM", overwrite=overwrite)
             told |= {
@@ -105,9 +125,10 @@ def command(
         click.echo(json.dumps(told, indent=2))
         return
     rank = f", rank up to {told['rank']}" if told["rank"] else ""
+    named = f", router {told['router']}" if told["router"] else ", no router" if as_bank else ""
     click.echo(
         f"{told['kind']} in {out}: {told['layers']} layers, {told['parameters']:,} parameters"
-        f"{rank}, {_size(told['bytes'])}"
+        f"{rank}{named}, {_size(told['bytes'])}"
     )
 
 
@@ -137,6 +158,29 @@ def _adapter(
             "with --bank, or choose a router whose weights do not vary"
         )
     return merged_by_router(bank, chosen, form=form), chosen.name
+
+
+def _router_of_bank(
+    spec: str | None, bank: AdapterBank, folder: Path, *, is_part: bool
+) -> Any | None:
+    """Return the router to write with a bank: the one named, else the saved one, else none.
+
+    What a saved one learnt of all adapters says nothing of some: it is then left out, with a line.
+    """
+    from crossroads.adapters.choice import SAVED
+    from crossroads.adapters.layout import has_router
+
+    if spec is not None:
+        return _router(spec, bank, folder)
+    if not has_router(folder):
+        return None
+    try:
+        return _router(SAVED, bank, folder)
+    except InputError as error:
+        if not is_part:
+            raise
+        say(f"the saved router is left out: {error}")
+        return None
 
 
 def _router(spec: str | None, bank: AdapterBank, folder: Path) -> Any:

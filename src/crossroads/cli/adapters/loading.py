@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +20,18 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 SHIPPED = "shipped"
 _WORDS = {"base", "saved"}  # taken as routers, names of none
+_SHORT_S = 3.0  # nobody needs to be told why they wait for less
+
+partial_option = click.option(
+    "--partial",
+    is_flag=True,
+    help="Load what can be computed rightly, and say on stderr what of DIR is left out.",
+)
 
 
 def on_a_folder(function: Command) -> Command:
-    """Add the argument DIR and the option --model."""
+    """Add the argument DIR and the options --model and --partial."""
+    function = partial_option(function)
     function = click.option(
         "--model",
         metavar="DIR",
@@ -57,22 +67,70 @@ def adapters_folder(folder: Path) -> Path:
     return folder
 
 
+def check_apart(folder: Path, out: Path) -> None:
+    """Raise InputError where a folder to write is, holds or lies in the one that is read."""
+    read, written = folder.resolve(), out.resolve()
+    if read == written:
+        how = "is"
+    elif written.is_relative_to(read):
+        how = "lies in"
+    elif read.is_relative_to(written):
+        how = "holds"
+    else:
+        return
+    raise InputError(f"{out}: {how} {folder}, which is read; choose a folder apart from it")
+
+
+@contextmanager
+def told_when_long(doing: str) -> Iterator[None]:
+    """Say on stderr what takes long; on a terminal, bars do."""
+    if sys.stderr.isatty():
+        yield
+        return
+    timer = threading.Timer(_SHORT_S, click.echo, [f"{doing} ..."], {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def load(
-    folder: Path, model: Path | None, routers: Iterable[str] = ()
+    folder: Path, model: Path | None, routers: Iterable[str] = (), *, partial: bool = False
 ) -> tuple[BaseModel, AdapterBank]:
     """Return the base model, and the adapters of a folder after a look at whether they fit it.
 
     Names of ``routers`` are looked up first: a misspelt one need not wait for the model.
     """
     from crossroads.adapters.base_models import load_base
-    from crossroads.adapters.layout import load_bank
     from crossroads.adapters.routers import router_class
 
     for spec in routers:
         if spec not in _WORDS:
             router_class(spec.split(":", 1)[0])
-    base = load_base(model)
-    return base, load_bank(folder, model=base.model)
+    with told_when_long(f"loading the base model and the adapters in {folder}"):
+        base = load_base(model)
+        return base, read_adapters(folder, partial=partial, model=base.model)
+
+
+def read_adapters(folder: Path, *, partial: bool, **how: Any) -> AdapterBank:
+    """Return the adapters of a folder as ``read_bank`` does, and say what was left out."""
+    from crossroads.adapters.layout import read_bank
+
+    bank, reports = read_bank(folder, partial=partial, **how)
+    for report in reports:
+        for left in report.left:
+            of = "" if left.kind == "adapter" else f"of {report.expert}: "
+            say(f"left out {of}{left.what}: {left.why}")
+        for warning in report.warnings:
+            say(f"note: {warning}")
+    return bank
+
+
+def say(line: str) -> None:
+    """Tell people something beside the results."""
+    click.echo(line, err=True)
 
 
 def percent(share: float) -> str:

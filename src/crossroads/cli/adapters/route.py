@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.adapters.loading import adapters_folder, load, neural, on_a_folder, percent
+from crossroads.cli.adapters.loading import (
+    adapters_folder,
+    load,
+    neural,
+    on_a_folder,
+    percent,
+    told_when_long,
+)
 from crossroads.cli.words import counted
 from crossroads.core.errors import InputError, UsageError
 
@@ -47,6 +54,7 @@ def command(
     *,
     folder: Path,
     model: Path | None,
+    partial: bool,
     prompts: tuple[str, ...],
     router: str | None,
     expert: str | None,
@@ -73,14 +81,16 @@ def command(
         from crossroads.core.progress import progress_bar
 
         folder = adapters_folder(folder)
-        base, bank = load(folder, model, [router] if router else ())
-        chosen = choose_router(router, bank, folder)
+        base, bank = load(folder, model, [router] if router else (), partial=partial)
+        with told_when_long("preparing the router"):
+            chosen = choose_router(router, bank, folder)
         if expert is not None and not chosen.call_data & {"experts", "labels_B"}:
             raise UsageError(
                 f"--expert {expert}: router {chosen.name} decides itself and is not told; leave it "
                 "out, or choose --router named"
             )
-        routed = RoutedModel(base.model, bank, chosen)
+        with told_when_long("putting the adapters into the model"):
+            routed = RoutedModel(base.model, bank, chosen)
         rows: list[dict[str, Any]] = []
         with progress_bar("Answering") as moved:
             for text in texts:

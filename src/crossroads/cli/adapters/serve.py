@@ -45,6 +45,7 @@ def command(
     *,
     folder: Path,
     model: Path | None,
+    partial: bool,
     router: str | None,
     name: str,
     plain: bool,
@@ -75,7 +76,7 @@ def command(
             if threads is not None:
                 torch.set_num_threads(threads)
             folder = adapters_folder(folder)
-            base, bank = load(folder, model, [router] if router else ())
+            base, bank = load(folder, model, [router] if router else (), partial=partial)
             engine = Engine(
                 base,
                 bank,

@@ -10,10 +10,12 @@ import click
 
 from crossroads.cli.adapters.loading import (
     adapters_folder,
+    check_apart,
     facts_of_bank,
     load,
     neural,
     on_a_folder,
+    say,
 )
 from crossroads.cli.options import comma_separated
 from crossroads.cli.words import counted
@@ -53,6 +55,7 @@ def command(
     folder: Path,
     out: Path,
     model: Path | None,
+    partial: bool,
     router: str,
     rows_file: Path | None,
     tasks: str | None,
@@ -73,6 +76,9 @@ def command(
     """
     if rows_file is not None and tasks is not None:
         raise UsageError("teach: --tasks names the collection's, --rows-file gives others")
+    with neural():
+        folder = adapters_folder(folder)
+    check_apart(folder, out)
     if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another folder, or --overwrite it")
     from crossroads.core.files import check_writable
@@ -92,7 +98,7 @@ def command(
         kind = build_router(router)
         if not kind.learns:
             raise UsageError(f"router {kind.name}: has nothing to learn; use it as it is")
-        base, bank = load(adapters_folder(folder), model, [router])
+        base, bank = load(folder, model, [router], partial=partial)
         chosen = _tasks(tasks, rows_file, bank.names, base)
         if "task_ids_B" in kind.call_data:
             _check_numbers(kind.name, chosen)
@@ -126,7 +132,7 @@ def _tasks(
     from crossroads.adapters.task_level.files import read_lessons
 
     if path is not None:
-        return read_lessons(path, experts, base.tokenizer, most=base.context)
+        return read_lessons(path, experts, base.tokenizer, most=base.context, say=say)
     wanted = comma_separated(names, "--tasks")
     wanted = wanted or [name for name in task_names() if name in experts]
     if not wanted:

@@ -63,7 +63,8 @@ def command(
     """Compare routers of tokens at equal active compute, on models trained here.
 
     Names and what they do: crossroads list moe-routers. Seven baselines are always trained along,
-    the dense model among them: a router is judged beside them.
+    the dense model among them: a router is judged beside them (six in speech, whose frames have no
+    id that "hash" could read).
 
     Prints the leaderboard and writes report.html and leaderboard.json. A run that was stopped
     continues: finished cells are kept in the output folder. Exit code 1 when a router named in
@@ -80,6 +81,8 @@ def command(
         raise MissingExtraError(error.name or "torch", extra="neural") from None
     wanted = comma_separated(routers, "--routers")
     tasks = [_task(each, preset, steps) for each in (TASKS if name == ALL else (name,))]
+    if wanted:
+        tasks = [replace(task, is_selection=True) for task in tasks]
     chosen = [_checked(wanted, task) if wanted else candidates(task.bed) for task in tasks]
     count = seeds or (FULL_SEEDS if preset == "full" else 1)
     failed = False
@@ -112,17 +115,23 @@ def _task(name: str, preset: str, steps: int | None) -> MoETask:
 
 def _checked(routers: list[str], task: MoETask) -> list[str]:
     """Refuse names, settings and routers that do not fit before anything is trained."""
+    import torch
+
     from crossroads.moe.building import DENSE
     from crossroads.moe.routers import parse_router
-    from crossroads.moe.tasks import serves
+    from crossroads.moe.tasks import misfit
 
     for router in routers:
         if router == DENSE:
             continue
         parse_router(router)
-        if not serves(router, causal=task.bed.causal):
+        if why := misfit(router, task.bed):
             raise UsageError(
-                f"router {router!r} looks at later tokens and cannot serve a decoder; "
-                "choose another --task, or a causal variant"
+                f"router {router!r} {why}; choose another --task, or another variant or router"
             )
+        try:
+            with torch.random.fork_rng(devices=[]):
+                task.bed.build(task.bed.spec(router))  # sizes that do not fit show only here
+        except UsageError as error:
+            raise UsageError(f"router {router!r}, task {task.name}: {error}") from error
     return routers

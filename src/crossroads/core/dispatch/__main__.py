@@ -5,4 +5,4 @@ import sys
 from crossroads.core.dispatch.native import SOURCE
 
 if __name__ == "__main__":
-    sys.exit(SOURCE.main())
+    sys.exit(SOURCE.main("crossroads.core.dispatch"))

@@ -35,12 +35,14 @@ __all__ = [
     "Series",
     "format_figure",
     "group_of",
+    "half_shown",
     "leaderboard_table",
     "render_report",
     "role_of",
     "write_report",
 ]
 
+FEWEST_SEEDS = 3  # for an interval that says anything: of two seeds it is 13 standard errors wide
 POINTS = "points"  # unit of differences between qualities, shown with their sign
 Role = Literal["router", "baseline", "bound", "reference"]
 
@@ -144,12 +146,19 @@ def format_figure(metric: Metric, value: float | None) -> str:
     return f"{rounded:{sign},.{metric.digits}f}"
 
 
+def half_shown(summary: Summary | None) -> float | None:
+    """Return half the interval's width where it is worth showing; the JSON has all of them."""
+    if summary is None or len(summary.per_seed) < FEWEST_SEEDS:
+        return None
+    return summary.half_width
+
+
 def leaderboard_table(board: Leaderboard) -> Table:
     """Return the headline metrics of every row that ran, for a terminal of 80 columns.
 
     Metrics in points are differences and carry half the width of their interval: there it matters
     whether 0 is inside. A board without any has it on the metric that orders the rows, so that no
-    order is read where the seeds show none. Bounds are no candidates and need none. ``*`` marks
+    order is read where the seeds show none. Fewer than three seeds show none anywhere. ``*`` marks
     baselines, ``**`` bounds. Long names are folded, never the figures.
     """
     from rich import box
@@ -162,7 +171,9 @@ def leaderboard_table(board: Leaderboard) -> Table:
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,
-        caption="* baseline" + ("   ** bound: decides with hindsight" if bounded else ""),
+        caption="* baseline"
+        + ("   ** bound: decides with hindsight" if bounded else "")
+        + ("\nno intervals below 3 seeds" if len(board.seeds) == 2 else ""),
         caption_justify="left",
     )
     table.add_column("router", overflow="fold", min_width=12)
@@ -173,8 +184,7 @@ def leaderboard_table(board: Leaderboard) -> Table:
         role = role_of(row)
         if row.error is None:
             figures = [
-                _cell_text(m, row.metrics.get(m.name), spread=m.name in spread and role != "bound")
-                for m in shown
+                _cell_text(m, row.metrics.get(m.name), spread=m.name in spread) for m in shown
             ]
             style = "" if role == "router" else "dim"
             table.add_row(row.router + marks[role], *figures, style=style)
@@ -185,8 +195,9 @@ def _cell_text(metric: Metric, summary: Summary | None, *, spread: bool) -> str:
     if summary is None:
         return "-"
     text = format_figure(metric, summary.mean)
-    if spread and summary.half_width is not None:
-        text += f" +-{summary.half_width:.{metric.digits}f}"
+    half = half_shown(summary)
+    if spread and half is not None:
+        text += f" +-{half:.{metric.digits}f}"
     return text
 
 
@@ -235,7 +246,7 @@ def _row_for_page(board: Leaderboard, row: Row) -> dict[str, Any]:
     for metric in board.metrics:
         summary = row.metrics.get(metric.name)
         mean = None if summary is None else summary.mean
-        half = None if summary is None else summary.half_width
+        half = half_shown(summary)
         figures.append(
             {
                 "text": format_figure(metric, mean),
@@ -258,7 +269,10 @@ def _row_for_page(board: Leaderboard, row: Row) -> dict[str, Any]:
 
 
 def _best_mean(board: Leaderboard, metric: Metric, group: str | None) -> float | None:
-    """The best figure among a group's routers; baselines and bounds do not compete."""
+    """The best figure among a group's routers, None where fewer than two compete.
+
+    Baselines and bounds do not compete.
+    """
     means = [
         mean
         for row in board.rows
@@ -267,7 +281,7 @@ def _best_mean(board: Leaderboard, metric: Metric, group: str | None) -> float |
         and metric.name in row.metrics
         and (mean := row.metrics[metric.name].mean) is not None
     ]
-    if not means:
+    if len(means) < 2:
         return None
     return max(means) if metric.higher_is_better else min(means)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.core.arena import Metric
-from crossroads.core.routed import ModelOutput, RouteContext
+from crossroads.core.routed import ModelOutput
 from crossroads.moe.building import MoESpec
 from crossroads.moe.training import Bed, TrainConfig
 
@@ -59,11 +59,6 @@ class ArenaBed(Bed, Protocol):
     def probe(self, model: nn.Module) -> tuple[ModelOutput, Ints]:
         """Return the model's answer on a fixed held-out batch, and a label per real token."""
         ...
-
-
-def forward_context(**cond: Tensor) -> RouteContext:
-    """Return the context of an evaluation."""
-    return RouteContext(training=False, cond=cond)
 
 
 def tensor(values: npt.NDArray[Any]) -> Tensor:

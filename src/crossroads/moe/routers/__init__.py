@@ -38,6 +38,11 @@ def parse_router(spec: str) -> tuple[str, dict[str, Any]]:
     Raises UsageError for an unknown name or setting, or a value of another type.
     """
     name = _with_dashes(spec.split(":", maxsplit=1)[0])
+    if name == "dense":
+        raise UsageError(
+            "router 'dense' stands for no router at all: MoESpec, run files of crossroads train "
+            "and crossroads arena moe take it; there is nothing to build"
+        )
     return name, parse_settings(spec, known_settings(router_class(name)), what="router")
 
 

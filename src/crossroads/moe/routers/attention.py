@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.core import gating
-from crossroads.core.errors import UsageError
+from crossroads.moe.checks import check_positive
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.router import TokenChoiceRouter
 
@@ -56,8 +56,7 @@ class AttentionRouter(TokenChoiceRouter):
         balance: float = 0.0,
         **settings: Any,
     ) -> None:
-        if v_gain <= 0:
-            raise UsageError(f"v_gain: expected more than 0, got {v_gain}")
+        check_positive(v_gain=v_gain)
         super().__init__(
             d,
             n_experts,

@@ -89,6 +89,7 @@ class DAMoE(TokenChoiceRouter):
         ):
             if value not in get_args(known):
                 raise UsageError(f"{setting}: expected one of {get_args(known)}, got {value!r}")
+        self.causal_safe = importance != "received"  # a capacity may yet forbid it
         super().__init__(
             d,
             n_experts,
@@ -104,7 +105,6 @@ class DAMoE(TokenChoiceRouter):
         self.heads: HeadReduction = heads
         self.queries: QueryReduction = queries
         self.scaling: Scaling = normalise
-        self.causal_safe = importance != "received"
 
     def importance(self, inp: RouterInput) -> Tensor:
         """Return how much each token matters, in [0, 1], shape (B, T), detached; 0 at padding."""

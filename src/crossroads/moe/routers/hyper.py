@@ -18,7 +18,8 @@ Axes: N tokens, D width, E experts, H hidden width of the hypernetwork.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ class HyperRouter(TokenChoiceRouter):
     hidden : width of the hypernetwork
     k_min, k_max : experts per token at the ends of training; None = E / 2 and E
     k_schedule : how K goes from one to the other with progress
-    k_eval : experts per token outside training; an attribute that may be set to any number later
+    k_eval : experts per token outside training; an attribute that may be set to any number later,
+        and part of the state dict
     renorm, noise_std, balance, f_norm, z_loss, capacity : as in ``TokenChoiceRouter``; the paper
         balances nothing
 
@@ -52,6 +54,7 @@ class HyperRouter(TokenChoiceRouter):
 
     name = "hyper"
     default_renorm = True
+    _written: tuple[Tensor, Tensor, Tensor] | None  # embedding, and the gate it wrote
 
     def __init__(
         self,
@@ -96,6 +99,8 @@ class HyperRouter(TokenChoiceRouter):
                 f"got {self.k_min} and {self.k_max}"
             )
         self.k_schedule: Schedule = k_schedule
+        self.queue_for(max(self.k, self.k_max))
+        self._forget()
 
     def build_score(self, bias: bool) -> None:
         first = nn.Linear(self.d, self.hidden)
@@ -114,9 +119,39 @@ class HyperRouter(TokenChoiceRouter):
         theta = theta.reshape(self.n_experts, self.d + 1)
         return theta[:, : self.d], theta[:, self.d]
 
+    def written(self, inp: RouterInput) -> tuple[Tensor, Tensor]:
+        """Return ``generated()``, in evaluation without gradients as long as the embedding stays.
+
+        The gate is kept beside the embedding that wrote it; what is compared are D numbers.
+        """
+        if inp.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.generated()
+        if self._written is None or not torch.equal(self._written[0], self.embedding):
+            self._written = (self.embedding.detach().clone(), *self.generated())
+        return self._written[1:]
+
+    def _forget(self) -> None:
+        """Drop the kept gate: the hypernetwork is about to change."""
+        self._written = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HyperRouter:
+        self._forget()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        self._forget()
+        super()._load_from_state_dict(*arguments)
+
+    def get_extra_state(self) -> Tensor:
+        """Return ``k_eval`` for the state dict."""
+        return torch.tensor(self.k)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.k_eval = int(state)
+
     def score(self, inp: RouterInput) -> Tensor:
         x_ND = gating.at_least_float32(inp.x_ND)
-        weight_ED, bias_E = self.generated()
+        weight_ED, bias_E = self.written(inp)
         return nn.functional.linear(x_ND, weight_ED.to(x_ND.dtype), bias_E.to(x_ND.dtype))
 
     @property

@@ -6,7 +6,7 @@ step b_e += u * sign(mean load - load_e). The bias never enters a weight and car
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from crossroads.core import gating, losses
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
-from crossroads.moe.contract import RouterInput
+from crossroads.moe.checks import check_coefficients
+from crossroads.moe.contract import RouterInput, without_halves
 from crossroads.moe.router import Scored, grouped
 from crossroads.moe.routers.sigmoid import Sigmoid
 
@@ -33,7 +34,8 @@ class LossFree(Sigmoid):
     settings : of ``TokenChoiceRouter``; ``balance`` is 0 unless given
 
     The bias is the buffer ``bias_E`` of the state dict. It changes in ``commit`` alone, from the
-    counts before capacity of all micro-batches and ranks of a step.
+    counts before capacity of all micro-batches and ranks of a step, and stays float32 when the
+    model is cast.
     """
 
     name = "loss-free"
@@ -53,8 +55,7 @@ class LossFree(Sigmoid):
     ) -> None:
         if scores not in ("sigmoid", "softmax"):
             raise UsageError(f"scores: expected 'sigmoid' or 'softmax', got {scores!r}")
-        if rate < 0:
-            raise UsageError(f"rate: expected 0 or more, got {rate}")
+        check_coefficients(rate=rate, sequence_balance=sequence_balance)
         if renorm is None and scores == "softmax":
             renorm = False  # shares of all experts already
         super().__init__(d, n_experts, balance=balance, renorm=renorm, **settings)
@@ -62,6 +63,10 @@ class LossFree(Sigmoid):
         self.rate = rate
         self.sequence_balance = sequence_balance
         self.register_buffer("bias_E", torch.zeros(n_experts))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LossFree:
+        """Move and cast as any module, but keep the bias: half precision would lose its steps."""
+        return super()._apply(without_halves(fn, self.bias_E), recurse)
 
     def normalise(self, logits_NE: Tensor, inp: RouterInput) -> Tensor:
         if self.scores == "softmax":
@@ -84,5 +89,10 @@ class LossFree(Sigmoid):
 
     @torch.no_grad()
     def commit(self, stats: Mapping[str, Tensor], new_state: Mapping[str, Tensor]) -> None:
+        if "count_E" not in stats:
+            raise UsageError(
+                "stats: expected 'count_E', the picks of every expert that decisions carry in "
+                f"their stats, got {sorted(stats) or 'none'}"
+            )
         count_E = stats["count_E"].to(self.bias_E)
         self.bias_E += self.rate * torch.sign(count_E.mean() - count_E)

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
+from crossroads.moe.checks import check_coefficients, check_positive
 from crossroads.moe.contract import (
     NOBODY,
     ExpertChoice,
@@ -44,7 +45,7 @@ from crossroads.moe.contract import (
     Weights,
 )
 from crossroads.moe.expert_choice import ahead
-from crossroads.moe.router import closed, forced, opened
+from crossroads.moe.router import closed, forced, opened, unit
 
 ScoreMap = Literal["identity", "sigmoid", "softmax"]
 Choice = Literal["token", "expert"]
@@ -96,6 +97,11 @@ class ProMoE(Router):
     ) -> None:
         super().__init__(n_experts)
         self.n_routed = n_experts - uncond
+        if self.n_routed < 1:
+            raise UsageError(
+                "n_experts: router 'promoe' needs at least 2 experts, the last one for sequences "
+                f"without a condition, got {n_experts}; give more, or set uncond=False"
+            )
         if not 1 <= k <= self.n_routed:
             raise UsageError(f"k: expected 1 to {self.n_routed} (the routed experts), got {k}")
         if score not in get_args(ScoreMap) or choice not in get_args(Choice):
@@ -103,8 +109,8 @@ class ProMoE(Router):
                 f"score and choice: expected one of {get_args(ScoreMap)} and of "
                 f"{get_args(Choice)}, got {score!r} and {choice!r}"
             )
-        if tau <= 0:
-            raise UsageError(f"tau: expected more than 0, got {tau}")
+        check_positive(tau=tau)
+        check_coefficients(rcl=rcl, balance=balance)
         self.d = d
         self.k = k
         self.uncond = uncond
@@ -121,6 +127,8 @@ class ProMoE(Router):
         elif null_label is not None:
             self.needs = frozenset({"cond:label"})
         self.causal_safe = self.per_token = choice == "token"
+        if choice == "expert":
+            self.remedy = "set choice to 'token'"
 
     # ------------------------------------------------------------------ scores
 
@@ -148,7 +156,7 @@ class ProMoE(Router):
     def cosines(self, h_ND: Tensor) -> Tensor:
         """Return cos(h, p_e), (N, R); norms are at least 1e-12."""
         h_ND = gating.at_least_float32(h_ND)
-        along_NR = h_ND @ _unit(self.prototypes.to(h_ND.dtype)).T
+        along_NR = h_ND @ unit(self.prototypes.to(h_ND.dtype)).T
         return along_NR / h_ND.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
     def logits(self, inp: RouterInput) -> Tensor:
@@ -291,14 +299,10 @@ def contrastive_loss(
     member_GSR = member_GSR.to(h_GSD.dtype)
     count_GR = member_GSR.sum(1)
     mean_GRD = torch.einsum("gsr,gsd->grd", member_GSR, h_GSD) / count_GR.clamp_min(1).unsqueeze(-1)
-    logits_GRR = _unit(prototypes_RD.to(h_GSD.dtype)) @ _unit(mean_GRD).transpose(1, 2) / tau
+    logits_GRR = unit(prototypes_RD.to(h_GSD.dtype)) @ unit(mean_GRD).transpose(1, 2) / tau
     live_GR = count_GR > 0
     group, own = (live_GR & (live_GR.sum(-1, keepdim=True) >= 2)).nonzero(as_tuple=True)
     if not len(own):
         return 0.0 * logits_GRR.sum()
     rows = logits_GRR[group, own].masked_fill(~live_GR[group], -torch.inf)
     return nn.functional.cross_entropy(rows, own)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return nn.functional.normalize(x, dim=-1, eps=1e-12)

@@ -49,6 +49,7 @@ class Random(TokenChoiceRouter):
                 raise UsageError(
                     f"{label}: expected between 1 and {n_experts} (the experts), got {places}"
                 )
+        self.queue_for(max(k, self.k_end, self.k_eval))
         self.gate.requires_grad_(False)
 
     def places(self, inp: RouterInput) -> int:

@@ -7,6 +7,7 @@ normalised. No noise, no capacity, no loss. Every token sees every other: never 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,8 @@ class Soft(Router):
         if slots is None:
             room = Capacity(factor=cf, rounding="round")
             slots = 1 if tokens is None else room.slots(tokens, 1, n_experts, training=True)
+        if not math.isfinite(scale_init):
+            raise UsageError(f"scale_init: expected a finite number, got {scale_init}")
         self.d = d
         self.slots = slots
         self.active = 1.0 if tokens is None else slots * n_experts / tokens
@@ -80,8 +83,8 @@ class Soft(Router):
 
     def score(self, inp: RouterInput) -> Tensor:
         """Return logits of all slots, (N, E * C)."""
-        x_ND = _unit(gating.at_least_float32(inp.x_ND), dim=1)
-        mu_DEC = self.scale.to(x_ND.dtype) * _unit(self.mu_DEC.to(x_ND.dtype), dim=0)
+        x_ND = _direction(gating.at_least_float32(inp.x_ND), dim=1)
+        mu_DEC = self.scale.to(x_ND.dtype) * _direction(self.mu_DEC.to(x_ND.dtype), dim=0)
         return x_ND @ mu_DEC.flatten(1)
 
     def decide(self, inp: RouterInput) -> RouterOutput:
@@ -230,6 +233,7 @@ def _both_softmaxes(logits_GSEC: Tensor, inp: RouterInput) -> _Mixed:
     )
 
 
-def _unit(x: Tensor, dim: int) -> Tensor:
+def _direction(x: Tensor, dim: int) -> Tensor:
+    """Return x * rsqrt(|x|^2 + 1e-6), the published norm, which bends the gradient near zero."""
     length = torch.linalg.vector_norm(x, dim=dim, keepdim=True)
     return x * torch.rsqrt(length.square() + 1e-6)

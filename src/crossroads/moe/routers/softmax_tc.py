@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from crossroads.core import gating, losses
+from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
+from crossroads.moe.checks import check_coefficients
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.router import NoiseScale, Scored, TokenChoiceRouter, grouped
 
@@ -22,7 +24,7 @@ class SoftmaxTokenChoice(TokenChoiceRouter):
     Parameters
     ----------
     importance : coefficient of CV^2 of the summed clean probabilities
-    load : coefficient of CV^2 of the chance of being chosen; left out without noise
+    load : coefficient of CV^2 of the chance of being chosen; it needs noise: 0 without
     settings : of ``TokenChoiceRouter``; noise of standard deviation 1 / E, no Switch loss
     """
 
@@ -48,6 +50,12 @@ class SoftmaxTokenChoice(TokenChoiceRouter):
             balance=balance,
             **settings,
         )
+        check_coefficients(importance=importance, load=load)
+        if load and not self.sigma:
+            raise UsageError(
+                f"load: the chance of being chosen needs noise, got load {load} and noise_std "
+                f"{noise_std}; set load=0 as well"
+            )
         self.importance = importance
         self.load = load
 
@@ -57,7 +65,7 @@ class SoftmaxTokenChoice(TokenChoiceRouter):
         if self.importance:
             value = losses.importance(gating.softmax(clean_GSE), inp.mask_BT)
             terms["importance"] = AuxTerm(value, self.importance)
-        if self.load and self.sigma:
+        if self.load:
             value = losses.load(
                 clean_GSE, grouped(scored.logits_NE, inp), inp.mask_BT, self.k, self.sigma
             )

@@ -17,7 +17,7 @@ from crossroads.core import gating
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe.contract import NOBODY, RouterInput
-from crossroads.moe.router import Scored, TokenChoiceRouter
+from crossroads.moe.router import Scored, TokenChoiceRouter, wanted_experts
 
 Counted = Literal["first", "all"]
 LaterPlaces = Literal["all", "random"]
@@ -29,7 +29,8 @@ class Top2(TokenChoiceRouter):
     Parameters
     ----------
     later : ``random`` keeps place k >= 2 with probability min(1, w_k / threshold) and leaves the
-        other weights as they are; ``all`` keeps every place
+        other weights as they are, and a forced expert takes the first place freed; ``all`` keeps
+        every place
     threshold : weight above which a later place is certain, in (0, 1]
     counted : which picks the balance loss counts, the ``first`` of every token or ``all``
     draw_in_eval : whether ``later="random"`` draws in evaluation too
@@ -73,7 +74,19 @@ class Top2(TokenChoiceRouter):
         keep_NK[:, 0] = True
         # Empty places go last, so that the places of a token stay packed.
         order_NK = torch.argsort(keep_NK.int(), dim=-1, descending=True, stable=True)
-        return torch.where(keep_NK, idx_NK, NOBODY).gather(-1, order_NK)
+        idx_NK = torch.where(keep_NK, idx_NK, NOBODY).gather(-1, order_NK)
+        return self._with_forced(idx_NK, inp)
+
+    def _with_forced(self, idx_NK: Tensor, inp: RouterInput) -> Tensor:
+        """Return the choice with the expert of ``force`` in the first place the draw has freed."""
+        wanted_BT = wanted_experts(inp, self.n_experts)
+        if wanted_BT is None:
+            return idx_NK
+        wanted_N1 = wanted_BT.reshape(-1, 1)
+        is_free_NK = idx_NK < 0
+        is_first_NK = is_free_NK & (is_free_NK.cumsum(-1) == 1)
+        absent_N1 = ~(idx_NK == wanted_N1).any(-1, keepdim=True)
+        return torch.where(is_first_NK & absent_N1, wanted_N1.clamp_min(NOBODY), idx_NK)
 
     def weigh(self, probs_NE: Tensor, idx_NK: Tensor, inp: RouterInput) -> Tensor:
         """Return g / sum of the chosen g; a place lost to the draw stays in the sum."""

@@ -22,7 +22,7 @@ Axes: N tokens, D width, E experts, K places, M codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.core import gating, losses
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe.capacity import Capacity
+from crossroads.moe.checks import check_coefficients
 from crossroads.moe.contract import (
     NOBODY,
     Branch,
@@ -40,8 +41,9 @@ from crossroads.moe.contract import (
     RouterOutput,
     RoutingDecision,
     TokenChoice,
+    without_halves,
 )
-from crossroads.moe.router import Scored, TokenChoiceRouter, per_token, wanted_experts
+from crossroads.moe.router import Scored, TokenChoiceRouter, per_token, unit, wanted_experts
 
 Branches = Literal["both", "discrete", "continuous"]
 CodebookKind = Literal["l2", "cosine", "balanced"]
@@ -85,6 +87,10 @@ class Codebook(nn.Module):
         self.register_buffer("started", torch.tensor(not init_from_data))
         self.register_buffer("usage_M", torch.zeros(n_codes))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Codebook:
+        """Move and cast as any module, but keep the usage: its average would stall in halves."""
+        return super()._apply(without_halves(fn, self.usage_M), recurse)
+
     @torch.no_grad()
     def state_of_pass(self, x_ND: Tensor, inp: RouterInput) -> dict[str, Tensor]:
         """Return what the pass finds out about the next state: first codes, or revived ones."""
@@ -98,7 +104,7 @@ class Codebook(nn.Module):
             drawn_M = _spread(len(real_N), self.n_codes, inp.rng).to(x_ND.device)
             return {"codes": x_ND[real_N[drawn_M]]}
         x_ND = x_ND[real_N]
-        closeness_MN = torch.softmax(_unit(self.codes.to(x_ND.dtype)) @ _unit(x_ND).T, dim=-1)
+        closeness_MN = torch.softmax(unit(self.codes.to(x_ND.dtype)) @ unit(x_ND).T, dim=-1)
         drawn_M = torch.multinomial(closeness_MN.cpu(), 1, generator=inp.rng).squeeze(-1)
         return {"revived": x_ND[drawn_M.to(x_ND.device)]}
 
@@ -128,12 +134,12 @@ class Codebook(nn.Module):
         """Return codes as long as their tokens where only the direction was learned."""
         if self.kind == "l2":
             return rows_ND
-        return _unit(rows_ND) * x_ND.detach().norm(dim=-1, keepdim=True)
+        return unit(rows_ND) * x_ND.detach().norm(dim=-1, keepdim=True)
 
     def loss(self, rows_ND: Tensor, x_ND: Tensor, mask_N: Tensor) -> Tensor:
         """Return the mean squared pull of codes to tokens plus ``commit`` times the reverse."""
         if self.kind != "l2":
-            rows_ND, x_ND = _unit(rows_ND), _unit(x_ND)
+            rows_ND, x_ND = unit(rows_ND), unit(x_ND)
         if not bool(mask_N.all()):
             rows_ND, x_ND = rows_ND[mask_N], x_ND[mask_N]
         if not len(x_ND):
@@ -160,6 +166,12 @@ class Codebook(nn.Module):
         """Return the distance of each token to the border of its code's cell, (N,)."""
         if self.kind != "l2":
             raise UsageError(f"codebook: only l2 cells have a certified radius, not {self.kind!r}")
+        if x_ND.ndim != 2 or x_ND.shape[1] != self.codes.shape[1]:
+            raise InputError(
+                f"tokens: expected shape (N, {self.codes.shape[1]}), got {tuple(x_ND.shape)}"
+            )
+        if not bool(torch.isfinite(x_ND).all()):
+            raise InputError("tokens: expected finite numbers, got NaN or infinity")
         codes_MD = self.codes.to(x_ND.dtype)
         distance_NM = (x_ND.unsqueeze(1) - codes_MD).square().sum(-1)
         code_N1 = gating.first_maximum(-distance_NM).unsqueeze(-1)
@@ -186,10 +198,6 @@ class _Pull(torch.autograd.Function):
         to_rows_ND = apart_ND * (2 * grads[0] / apart_ND.numel())
         to_x_ND = -ctx.weight * to_rows_ND if ctx.needs_input_grad[1] else None
         return to_rows_ND, to_x_ND, None
-
-
-def _unit(x: Tensor) -> Tensor:
-    return nn.functional.normalize(x, dim=-1, eps=1e-12)
 
 
 def _spread(n_rows: int, n_wanted: int, rng: torch.Generator | None) -> Tensor:
@@ -261,6 +269,7 @@ class VQMoE(TokenChoiceRouter):
     ) -> None:
         if branches not in get_args(Branches):
             raise UsageError(f"branches: expected one of {get_args(Branches)}, got {branches!r}")
+        check_coefficients(beta=beta, commit=commit)
         if not 0.0 <= contribution <= 1.0:
             raise UsageError(f"contribution: expected 0 to 1, got {contribution}")
         n_codes = n_experts if n_codes is None else n_codes
@@ -299,7 +308,7 @@ class VQMoE(TokenChoiceRouter):
 
     def _rows(self, x_ND: Tensor) -> Tensor:
         """Return the gate's directions, (E, D)."""
-        return _unit(self.gate.weight.to(x_ND.dtype))
+        return unit(self.gate.weight.to(x_ND.dtype))
 
     def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
         sharp_NE = gating.softmax(scored.logits_NE / BALANCE_TEMPERATURE)
@@ -385,7 +394,7 @@ class VQMoE(TokenChoiceRouter):
 
         Half-spaces between the winning code v1 and every other v_m give the least of
         (||x - v_m||^2 - ||x - v1||^2) / (2 ||v_m - v1||), exactly. Raises UsageError unless the
-        codebook is ``l2``.
+        codebook is ``l2``, InputError for tokens of another shape or with NaN.
         """
         return self.codebook.certified_radius(x_ND)
 
