@@ -17,13 +17,18 @@ from crossroads.adapters.choice import SAVED
 from crossroads.adapters.collection.tasks import Task
 from crossroads.adapters.contract import Router
 from crossroads.adapters.fingerprints import model_fingerprint
+from crossroads.adapters.joint import train_jointly
 from crossroads.adapters.layout import has_router, load_bank, load_router, save_bank
 from crossroads.adapters.lessons import Lesson
 from crossroads.adapters.routers import build_router, router_class
+from crossroads.adapters.skills import train_skills
+from crossroads.adapters.task_level.training import train_tasks
+from crossroads.adapters.training import train
 from crossroads.core.errors import UsageError
 from crossroads.core.progress import Progress
 
 _CHECKPOINT = "learning.pt"
+_TEACHERS = (Lesson, train, train_jointly, train_skills, train_tasks)
 
 
 def must_learn(spec: str) -> bool:
@@ -105,9 +110,9 @@ def learnt(
 def _key(
     spec: str, base: BaseModel, bank: AdapterBank, tasks: Sequence[Task], *, steps: int, seed: int
 ) -> str:
-    """Return a hash of the router and its code, the model, the experts, rows and steps."""
+    """Return a hash of the router, its code and its trainers', the model, experts, rows, steps."""
     digest = hashlib.blake2b(digest_size=10)
-    for source in (router_class(spec.split(":", 1)[0]), Lesson):
+    for source in (router_class(spec.split(":", 1)[0]), *_TEACHERS):
         digest.update(Path(inspect.getfile(source)).read_bytes())
     told = [spec, steps, seed, model_fingerprint(base.model), bank.names, tuple(bank.layers)]
     digest.update(repr((told, [(t.name, t.fingerprint("train")) for t in tasks])).encode())

@@ -118,7 +118,7 @@ def records_of(where: Path | str, decision_ids: Iterable[str]) -> dict[str, list
                 by_id.setdefault(record.decision_id, []).append(record)
         return by_id
 
-    return until(found, lambda by_id: by_id.keys() == wanted)
+    return until(found, lambda by_id: by_id.keys() == wanted, seconds=30)
 
 
 def record_of(where: Path | str, decision_id: str) -> Record:

@@ -43,6 +43,12 @@ def test_a_smaller_budget_keeps_the_specialist_of_the_heavier_category() -> None
     assert solve_mapping(WORTH, [2, 1], SIZE, 7).expert.tolist() == [0, 0]
 
 
+def test_a_favourite_that_does_not_fit_is_no_rival() -> None:
+    worth = np.array([[0, 0, 0, 0.1], [0, 0, 0, 0.1], [0, 0, 0.1, 0]])
+    found = solve_mapping(worth, np.ones(3), np.array([0.5, 0.5, 0.5, 2.5]), 2.25)
+    assert found.kept.tolist() == [2] and found.total == 0.5
+
+
 @settings(max_examples=60, deadline=None)
 @given(instances(), st.floats(0, 1))
 def test_the_programme_equals_enumeration(

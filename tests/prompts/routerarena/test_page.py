@@ -121,7 +121,7 @@ def table_row(html: str, name: str) -> str:
 def test_a_router_fitted_on_the_rows_says_so_in_its_row_and_does_not_compete(
     tmp_path: Path,
 ) -> None:
-    html = page_of(tmp_path, seen=[SAW, "<b>"], fair=[])
+    html = page_of(tmp_path, seen=[SAW, "<b>"], fair=[], other=[])
     seen, fair = table_row(html, "seen"), table_row(html, "fair")
     assert f'seen<small class="told">{SAW}</small>' in seen
     assert '<small class="told">&lt;b&gt;</small>' in seen

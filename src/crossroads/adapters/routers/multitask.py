@@ -32,7 +32,7 @@ class Multitask(Alone):
         input_granularity="Task",
         depth_granularity="Model",
         expert_selection="Dense",
-        expert_aggregation="Parameter",
+        expert_aggregation="None",
         generalization="Multiple",
         user_dataset="Zero-Shot",
     )

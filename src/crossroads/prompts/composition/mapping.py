@@ -98,10 +98,12 @@ def solve_mapping(
     number, BudgetError where no expert fits.
     """
     problem = _checked(worth_CK, weight_C, size_K, budget)
-    everyone = _assign(problem, np.flatnonzero(problem.size <= _room(problem)))
+    fitting = np.flatnonzero(problem.size <= _room(problem))
+    everyone = _assign(problem, fitting)
     if everyone.total <= _room(problem):
         # With room for every category's favourite; where favourites tie, fewer experts may do.
-        rivals = problem.worth >= problem.worth.max(axis=1, keepdims=True) - _LEVEL
+        worth = problem.worth[:, fitting]
+        rivals = worth >= worth.max(axis=1, keepdims=True) - _LEVEL
         if (rivals.sum(axis=1) == 1).all():
             return everyone
     best = _programme(problem)
