@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from crossroads.adapters import fingerprints
 from crossroads.adapters.fingerprints import code_fingerprint, model_fingerprint
+from crossroads.core import fingerprints
 from tests.adapters.toys import tiny_llama
 
 
@@ -26,10 +26,11 @@ def test_a_change_of_the_source_changes_its_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fingerprints, "files", lambda _: tmp_path)
+    (tmp_path / "adapters").mkdir()
     found = []
     for text in ("a = 1", "a = 1", "a = 2"):
-        (tmp_path / "module.py").write_text(text, "utf-8")
-        code_fingerprint.cache_clear()
+        (tmp_path / "adapters" / "module.py").write_text(text, "utf-8")
+        fingerprints.code_fingerprint.cache_clear()
         found.append(code_fingerprint())
-    code_fingerprint.cache_clear()
+    fingerprints.code_fingerprint.cache_clear()
     assert found[0] == found[1] != found[2]

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from crossroads.core.arena import run_arena
+from crossroads.core.fingerprints import hash_of_sources
 from crossroads.core.report import render_report
 from crossroads.moe import tasks
 from crossroads.moe.beds import get_bed
-from crossroads.moe.fingerprints import hash_of_sources
+from crossroads.moe.fingerprints import SOURCES
 from crossroads.moe.routers import router_names
 from crossroads.moe.tasks import BASELINES, MoETask, candidates, serves
 
@@ -119,10 +120,10 @@ def test_cells_do_not_outlive_the_code_of_layers_kernels_and_backbones(
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("before", "utf-8")
-    first = hash_of_sources(tmp_path)
+    first = hash_of_sources(tmp_path, SOURCES)
     (tmp_path / "prompts/router.py").write_text("after", "utf-8")
-    assert hash_of_sources(tmp_path) == first
+    assert hash_of_sources(tmp_path, SOURCES) == first
     for name in sources:
         (tmp_path / name).write_text("after", "utf-8")
-        assert hash_of_sources(tmp_path) != first, name
+        assert hash_of_sources(tmp_path, SOURCES) != first, name
         (tmp_path / name).write_text("before", "utf-8")

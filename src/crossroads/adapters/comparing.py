@@ -41,16 +41,9 @@ from crossroads.core.statistics import Summary, summarise
 BASE, UNIFORM, ORACLE = "base", "uniform", "oracle"
 Side = Literal["held_in", "held_out"]
 SIDES: tuple[Side, ...] = ("held_in", "held_out")
-_TWIN = "named"
-_AS_ORACLE = "is told every prompt's expert by name, which is the oracle; name that one"
 _BY_TASK = (
     "is told the task of every prompt by a number that only its training gave, and knows none of "
     "the tasks held out; crossroads adapters teach makes a folder whose router is 'saved'"
-)
-_OF_VARIANTS = "mogu"
-_NOT_EXPERTS = (
-    "blends whole variants of one model and starts from their sum, which experts of many tasks are "
-    "not; crossroads verify mogu measures it on its own ground"
 )
 
 
@@ -221,11 +214,11 @@ def candidates(
 
     ``is_taught``: those that have to learn will, on training rows.
     """
-    found, left_out = [], {_TWIN: _AS_ORACLE}
-    for name in sorted({*router_names()} - {_TWIN}):
+    found, left_out = [], dict[str, str]()
+    for name in sorted(router_names()):
         try:
-            if is_taught and name == _OF_VARIANTS:
-                left_out[name] = _NOT_EXPERTS
+            if why := router_class(name).no_rival:
+                left_out[name] = why
                 continue
             if is_taught and must_learn(name):
                 found.append(name)

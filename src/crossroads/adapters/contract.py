@@ -214,6 +214,7 @@ class Router(nn.Module):
     cells, survey_row : the nine axes of the MoErging survey, and the row of its inventory
     learns : steps of ``learn`` unless told otherwise; 0 = it has nothing to learn
     by_task : what it learns holds for one task alone
+    no_rival : why it has no place in comparisons of routers among experts of tasks; "" = it has one
     """
 
     name: ClassVar[str]
@@ -225,6 +226,7 @@ class Router(nn.Module):
     survey_row: ClassVar[str | None] = None
     learns: ClassVar[int] = 0
     by_task: ClassVar[bool] = False
+    no_rival: ClassVar[str] = ""
 
     def prepare(self, bank: AdapterBank) -> None:
         """Compute what depends on the bank alone; called at insertion and when experts change.

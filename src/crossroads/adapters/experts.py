@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
 from crossroads.adapters.contract import RouteInput, Router, Routing
-from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.skills import factors
 from crossroads.adapters.texts import TextBatch
-from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
+from crossroads.adapters.training import Group, TrainSettings, train_routed
 from crossroads.core.errors import InputError
 from crossroads.core.progress import Progress
 
@@ -70,24 +70,15 @@ def train_expert(
     Raises what ``training.train`` raises.
     """
     bank = AdapterBank([expert])
-    routed = RoutedModel(model, bank, Alone())
-    factors: list[nn.Parameter] = []
-    for module in bank.layers.values():
-        factors += [module.a_ERI, module.b_EOR]
-
-    def loss_of(step: int) -> Tensor:
-        return batch_loss(routed, batch_of(step), step=step, seed=settings.seed)
-
-    try:
-        losses = train(
-            loss_of,
-            [Group(parameters=factors, lr=lr)],
-            settings,
-            modules=[bank],
-            checkpoint=checkpoint,
-            identity=identity,
-            progress=progress,
-        )
-    finally:
-        routed.unwrap()
+    losses = train_routed(
+        model,
+        bank,
+        Alone(),
+        batch_of,
+        settings,
+        groups=[Group(parameters=factors(bank), lr=lr)],
+        checkpoint=checkpoint,
+        identity=identity,
+        progress=progress,
+    )
     return bank.expert(expert.name), losses

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from crossroads.core import fingerprints
 
-@cache
+
 def code_fingerprint() -> str:
     """Return a hash of this room's source."""
-    digest = hashlib.blake2b(digest_size=8)
-    room = Path(str(files("crossroads.adapters")))
-    for path in sorted(room.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return fingerprints.code_fingerprint("adapters")
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ where it has learnt them before, and a run that was stopped goes on.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from crossroads.adapters.skills import train_skills
 from crossroads.adapters.task_level.training import train_tasks
 from crossroads.adapters.training import train
 from crossroads.core.errors import UsageError
+from crossroads.core.fingerprints import hash_of_modules
 from crossroads.core.progress import Progress
 
 _CHECKPOINT = "learning.pt"
@@ -112,8 +112,7 @@ def _key(
 ) -> str:
     """Return a hash of the router, its code and its trainers', the model, experts, rows, steps."""
     digest = hashlib.blake2b(digest_size=10)
-    for source in (router_class(spec.split(":", 1)[0]), *_TEACHERS):
-        digest.update(Path(inspect.getfile(source)).read_bytes())
+    digest.update(hash_of_modules([router_class(spec.split(":", 1)[0]), *_TEACHERS]).encode())
     told = [spec, steps, seed, model_fingerprint(base.model), bank.names, tuple(bank.layers)]
     digest.update(repr((told, [(t.name, t.fingerprint("train")) for t in tasks])).encode())
     for values in bank.parameters():

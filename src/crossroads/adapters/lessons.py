@@ -18,6 +18,7 @@ from torch import nn
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.collection.batches import batch_of_rows, fitting, training_batches
 from crossroads.adapters.joint import train_jointly
+from crossroads.adapters.skills import new_skills
 from crossroads.adapters.texts import TextBatch
 from crossroads.adapters.training import TrainSettings
 from crossroads.core.progress import Progress
@@ -116,6 +117,16 @@ class Lesson:
             )
 
         return batch_of
+
+    def fresh_experts(self) -> AdapterBank:
+        """Return experts that change nothing yet, as many, of the layers and the rank of these."""
+        return new_skills(
+            self.model,
+            targets=self.targets,
+            skills=self.bank.n_experts,
+            rank=self.rank,
+            seed=self.seed,
+        )
 
     def of_task(self, name: str) -> Callable[[int], TextBatch]:
         """Return a function from a step to a batch of one task alone."""

@@ -30,10 +30,9 @@ from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
 from crossroads.adapters.base_layers import layer_size
-from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers.poly import Poly
 from crossroads.adapters.texts import TextBatch
-from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
+from crossroads.adapters.training import Group, TrainSettings, train_routed
 from crossroads.core.errors import InputError, unknown_name
 from crossroads.core.progress import Progress
 
@@ -170,13 +169,13 @@ def train_skills(
     """
     router.prepare(bank)  # its logits exist from here on
     rates = groups(bank, router, lr=lr, logit_lr=logit_lr)
-    return _trained(
+    return train_routed(
         model,
         bank,
         router,
         batch_of,
         settings,
-        rates=rates,
+        groups=rates,
         checkpoint=checkpoint,
         identity=identity,
         progress=progress,
@@ -222,13 +221,13 @@ def adapt(
         batch = batch_of(step)
         return replace(batch, task_ids_B=torch.zeros(len(batch.ids_BT), dtype=torch.long))
 
-    losses = _trained(
+    losses = train_routed(
         model,
         skills,
         router,
         of_one_task,
         settings,
-        rates=rates,
+        groups=rates,
         checkpoint=checkpoint,
         identity=identity,
         progress=progress,
@@ -266,34 +265,3 @@ def head_entropy(router: Poly, bank: AdapterBank) -> float:
         weights_THE = gates_THE / gates_THE.sum(-1, keepdim=True)
         found.append(torch.special.entr(weights_THE).sum(-1).mean())
     return float(torch.stack(found).mean()) / math.log(max(2, bank.n_experts))
-
-
-def _trained(
-    model: nn.Module,
-    bank: AdapterBank,
-    router: Poly,
-    batch_of: BatchOf,
-    settings: TrainSettings,
-    *,
-    rates: Sequence[Group],
-    checkpoint: Path | None,
-    identity: str,
-    progress: Progress | None,
-) -> tuple[float, ...]:
-    routed = RoutedModel(model, bank, router)
-
-    def loss_of(step: int) -> Tensor:
-        return batch_loss(routed, batch_of(step), step=step, seed=settings.seed)
-
-    try:
-        return train(
-            loss_of,
-            rates,
-            settings,
-            modules=[bank, router],
-            checkpoint=checkpoint,
-            identity=identity,
-            progress=progress,
-        )
-    finally:
-        routed.unwrap()

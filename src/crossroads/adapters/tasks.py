@@ -8,7 +8,6 @@ process.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from crossroads.adapters.needs import GROUPS
 from crossroads.adapters.routers import build_router, router_class
 from crossroads.core.arena import Cell, Leaderboard, Metric
 from crossroads.core.errors import UsageError
+from crossroads.core.fingerprints import hash_of_modules
 from crossroads.models.embedding_cache import cache_folder
 
 if TYPE_CHECKING:
@@ -217,8 +217,7 @@ class AdaptersTask:
         if router in {BASE, SAVED}:
             return f"{router} {code_fingerprint()}"
         build_router(router)
-        source = Path(inspect.getfile(router_class(router.split(":", 1)[0]))).read_bytes()
-        own = hashlib.blake2b(source, digest_size=10).hexdigest()
+        own = hash_of_modules([router_class(router.split(":", 1)[0])])
         taught = f" taught {self.teach}" if self.teach is not None and must_learn(router) else ""
         return f"{router} {code_fingerprint()} {own}{taught}"
 

@@ -16,7 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.calls import calling
+from crossroads.adapters.contract import Router
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.texts import TextBatch, answer_nll
 from crossroads.core.errors import CrossroadsError, InputError
@@ -168,6 +170,48 @@ def batch_loss(routed: RoutedModel, batch: TextBatch, *, step: int, seed: int) -
         seed=seed,
     ):
         return answer_nll(routed.model, batch).mean() + routed.aux_loss()
+
+
+def train_routed(
+    model: nn.Module,
+    bank: AdapterBank,
+    router: Router,
+    batch_of: Callable[[int], TextBatch],
+    settings: TrainSettings,
+    *,
+    groups: Sequence[Group],
+    checkpoint: Path | None = None,
+    identity: str = "",
+    progress: Progress | None = None,
+) -> tuple[float, ...]:
+    """Put a bank and a router into a model, train the groups on its answers, take them out again.
+
+    Parameters
+    ----------
+    model : frozen causal language model; it is given back as it was
+    batch_of : step -> batch, with what the router must be told
+    groups : parameters of the bank and of the router, which has been prepared for it
+    checkpoint, identity, progress : of ``train``
+
+    Returns the loss of every step. Raises what ``train`` raises.
+    """
+    routed = RoutedModel(model, bank, router)
+
+    def loss_of(step: int) -> Tensor:
+        return batch_loss(routed, batch_of(step), step=step, seed=settings.seed)
+
+    try:
+        return train(
+            loss_of,
+            groups,
+            settings,
+            modules=[bank, router],
+            checkpoint=checkpoint,
+            identity=identity,
+            progress=progress,
+        )
+    finally:
+        routed.unwrap()
 
 
 def _key(settings: TrainSettings, rates: Sequence[float], identity: str) -> str:

@@ -9,11 +9,9 @@ Axes: N real tokens of the probe batch, E experts.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +19,7 @@ import torch
 from torch import nn
 
 from crossroads.core.arena import Cell, Leaderboard, Metric
+from crossroads.core.fingerprints import hash_of_modules
 from crossroads.core.routed import routed_layers
 from crossroads.moe.beds import ArenaBed, Preset
 from crossroads.moe.building import DENSE
@@ -211,8 +210,7 @@ def identify(router: str) -> str:
     """
     if router == DENSE:
         return f"{DENSE} {code_fingerprint()}"
-    source = Path(inspect.getfile(router_class(parse_router(router)[0]))).read_bytes()
-    own = hashlib.blake2b(source, digest_size=10).hexdigest()
+    own = hash_of_modules([router_class(parse_router(router)[0])])
     return f"{router} {code_fingerprint()} {own}"
 
 

@@ -50,6 +50,10 @@ class MoGU(Router):
     name: ClassVar[str] = "mogu"
     survey_row: ClassVar[str | None] = "MoGU"
     learns: ClassVar[int] = 40
+    no_rival: ClassVar[str] = (
+        "blends whole variants of one model and starts from their sum, which experts of many tasks "
+        "are not; crossroads verify mogu measures it on its own ground"
+    )
     cells: ClassVar[Cells | None] = Cells(
         expert_training="Custom",
         expert_data="Shared",

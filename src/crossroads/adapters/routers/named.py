@@ -20,6 +20,9 @@ class Named(Router):
     name: ClassVar[str] = "named"
     scope: ClassVar[Scope] = "model"
     call_data: ClassVar[frozenset[str]] = frozenset({"experts"})
+    no_rival: ClassVar[str] = (
+        "is told every prompt's expert by name, which is the oracle; name that one"
+    )
 
     def __init__(self) -> None:
         super().__init__()

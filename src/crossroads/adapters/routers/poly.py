@@ -119,16 +119,10 @@ class Poly(Router):
 
     def learn(self, lesson: Lesson) -> AdapterBank:
         """Train as many skills as there are experts, of their rank and layers, and the logits."""
-        from crossroads.adapters.skills import new_skills, train_skills
+        from crossroads.adapters.skills import train_skills
 
         self.tasks = len(lesson.tasks)
-        bank = new_skills(
-            lesson.model,
-            targets=lesson.targets,
-            skills=lesson.bank.n_experts,
-            rank=lesson.rank,
-            seed=lesson.seed,
-        )
+        bank = lesson.fresh_experts()
         train_skills(lesson.model, bank, self, lesson.batches(), lesson.settings, **lesson.training)
         return bank
 

@@ -234,19 +234,12 @@ class TaskMoE(Router):
         A task's vector is the centroid of its embedded training prompts and is not trained, so that
         an unknown task goes by its prompt's embedding.
         """
-        from crossroads.adapters.skills import new_skills
         from crossroads.adapters.task_level.training import Rates, train_tasks
         from crossroads.adapters.task_level.vectors import text_vectors
 
         prompts = [[row.prompt for row in t.rows["train"][:_TEXTS]] for t in lesson.tasks]
         self.set_vectors(text_vectors(prompts))
-        bank = new_skills(
-            lesson.model,
-            targets=lesson.targets,
-            skills=lesson.bank.n_experts,
-            rank=lesson.rank,
-            seed=lesson.seed,
-        )
+        bank = lesson.fresh_experts()
         train_tasks(
             lesson.model, bank, self, lesson.batches(), lesson.settings,
             rates=Rates(vectors=0.0), **lesson.training,

@@ -14,9 +14,9 @@ from typing import Any
 from crossroads.adapters.collection.batches import row_tokens
 from crossroads.adapters.collection.rows import Row
 from crossroads.adapters.collection.tasks import Task
+from crossroads.adapters.lessons import TOKENS
 from crossroads.core.errors import InputError
 
-_BATCH_TOKENS = 512
 _KEYS = ("task", "prompt", "answer", "options")
 
 
@@ -90,7 +90,7 @@ def read_lessons(
                 task,
                 rows={"train": task.rows["test"], "validation": (), "test": ()},
                 length=length,
-                batch=max(1, _BATCH_TOKENS // length),
+                batch=max(1, TOKENS // length),
             )
         )
     return found

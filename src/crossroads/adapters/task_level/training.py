@@ -15,14 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from crossroads.adapters.bank import AdapterBank
-from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers.task_moe import TaskMoE
 from crossroads.adapters.skills import factors
 from crossroads.adapters.texts import TextBatch
-from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
+from crossroads.adapters.training import Group, TrainSettings, train_routed
 from crossroads.core.progress import Progress
 
 BatchOf = Callable[[int], TextBatch]
@@ -64,28 +63,23 @@ def train_tasks(
     Raises what ``training.train`` raises.
     """
     rates = rates or Rates()
-    routed = RoutedModel(model, bank, router)
+    router.prepare(bank)  # its network exists from here on
     groups = [Group(parameters=factors(bank), lr=rates.experts)]
     if not frozen_routes and router.is_learnt:
-        assert router.network is not None  # prepared at insertion
+        assert router.network is not None
         groups.append(Group(parameters=[*router.network.parameters()], lr=rates.network))
         groups.append(Group(parameters=[router.vectors_TD], lr=rates.vectors))
-
-    def loss_of(step: int) -> Tensor:
-        return batch_loss(routed, batch_of(step), step=step, seed=settings.seed)
-
-    try:
-        return train(
-            loss_of,
-            groups,
-            settings,
-            modules=[bank, router],
-            checkpoint=checkpoint,
-            identity=identity,
-            progress=progress,
-        )
-    finally:
-        routed.unwrap()
+    return train_routed(
+        model,
+        bank,
+        router,
+        batch_of,
+        settings,
+        groups=groups,
+        checkpoint=checkpoint,
+        identity=identity,
+        progress=progress,
+    )
 
 
 def second_stage(router: TaskMoE, *, steps: int) -> TaskMoE:

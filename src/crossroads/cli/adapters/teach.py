@@ -84,7 +84,8 @@ def command(
     from crossroads.core.files import check_writable
     from crossroads.core.progress import progress_bar
 
-    check_writable(out.parent / "any")
+    if not out.is_dir():
+        check_writable(out)
     with neural():
         import torch
 
