@@ -7,6 +7,7 @@ Kaynak 1998). 70 / 30 split, stratified by label, always the same.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +39,12 @@ class Digits:
     test: Images
 
 
+@cache
 def load() -> Digits:
-    """Return the digits. Raises MissingExtraError without scikit-learn."""
+    """Return the digits, the same arrays at every call: copy what you change.
+
+    Raises MissingExtraError without scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split

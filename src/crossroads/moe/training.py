@@ -200,6 +200,7 @@ class _Run:
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
+            fused=True,  # one pass over the weights: a tenth of a step of small models
         )
         self.history: list[dict[str, Any]] = []
         self.figures: dict[str, float] = {}

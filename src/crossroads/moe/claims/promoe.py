@@ -20,7 +20,6 @@ dense; else ``null``.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,6 @@ DDPM_ARMS = {
     "dense": Arm(router="dense"),
 }
 TOLERANCE = 0.01
-FULL_STEPS = 1000
 FIGURES = ("error", "frechet", "recognised", "cosine", "alive", "weight", "load_cv", "mflops")
 
 
@@ -65,14 +63,16 @@ def verify(full: bool) -> Verdict:
     ``full`` trains for 1,000 steps.
     """
     flow_bed, ddpm_bed = get_bed("diffusion"), get_bed("diffusion", objective="ddpm")
-    flow = _run(flow_bed, FLOW_ARMS, full)
-    ddpm = _run(ddpm_bed, DDPM_ARMS, full)
+    config = flow_bed.config("full" if full else "quick")
+    keep = "promoe" if full else None
+    flow = run_arms(flow_bed, FLOW_ARMS, config, seeds=SEEDS, inspect=inspect, keep=keep)
+    ddpm = run_arms(ddpm_bed, DDPM_ARMS, config, seeds=SEEDS, inspect=inspect, keep=keep)
     return Verdict(
         name="promoe",
         verdict=judge(flow, ddpm),
         paper=PAPER,
         measured={
-            "steps": _config(flow_bed, full).steps,
+            "steps": config.steps,
             "rectified_flow": flow.table(FIGURES),
             "ddpm": ddpm.table(FIGURES),
             "differences": differences(
@@ -92,16 +92,6 @@ def verify(full: bool) -> Verdict:
         seeds=SEEDS,
         data=f"{flow_bed.description}, and DDPM",
     )
-
-
-def _config(bed: ArenaBed, full: bool) -> TrainConfig:
-    quick = bed.config("quick")
-    return replace(bed.config("full"), steps=FULL_STEPS, ema=quick.ema) if full else quick
-
-
-def _run(bed: ArenaBed, arms: dict[str, Arm], full: bool) -> Arms:
-    keep = "promoe" if full else None
-    return run_arms(bed, arms, _config(bed, full), seeds=SEEDS, inspect=inspect, keep=keep)
 
 
 def judge(flow: Arms, ddpm: Arms) -> Outcome:
