@@ -1,4 +1,7 @@
-"""Settings shared by all tests: no deadline for properties, one thread per library, own cache."""
+"""Settings shared by all tests: no deadline for properties, one thread per library, own cache.
+
+With several workers, one runs all tests of a file, so that what they share is made once.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Timing never decides a test.
 settings.register_profile("crossroads", deadline=None)
 settings.load_profile("crossroads")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out whole files, and groups across files; dealt out singly, each worker makes it all."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class FilesAndGroups(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return str(super()._split_scope(nodeid)).split("::", 1)[0]
+
+    return FilesAndGroups(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from crossroads.adapters import learning
+from crossroads.adapters import joint, learning
 from crossroads.adapters.collection.arms import measure
 from crossroads.adapters.learning import learn, learnt, must_learn
 from crossroads.adapters.lessons import Lesson
 from crossroads.adapters.routers import router_class, router_names
+from crossroads.adapters.training import train
 from crossroads.core.errors import InputError, UsageError
 from tests.adapters.collection.toys import easy_rows, task
 from tests.adapters.saved import bank, base_model
@@ -124,22 +126,23 @@ def test_other_steps_rows_or_experts_are_learnt_anew(
     assert len(taught) == 3
 
 
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joint, "train", functools.partial(train, every=7))
     base, experts = base_model(), bank(["words", "lines"])
-    whole = learn("lora-mixer", base, experts, TASKS, steps=40)
+    whole = learn("lora-mixer", base, experts, TASKS, steps=11)
 
     def stop(done: int, of: int) -> None:
-        if done == 35:
+        if done == 9:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        learnt("lora-mixer", base, experts, TASKS, tmp_path, steps=40, progress=stop)
+        learnt("lora-mixer", base, experts, TASKS, tmp_path, steps=11, progress=stop)
     steps: list[int] = []
     gone_on = learnt(
-        "lora-mixer", base, experts, TASKS, tmp_path, steps=40,
+        "lora-mixer", base, experts, TASKS, tmp_path, steps=11,
         progress=lambda done, of: steps.append(done),
     )  # fmt: skip
-    assert steps[0] == 31  # the checkpoint of step 30
+    assert steps[0] == 8  # the checkpoint of step 7
     scores = [
         measure(base.model, base.tokenizer, own, one, TASKS, rows=4, seeds=(0,))
         for own, one in (whole, gone_on)

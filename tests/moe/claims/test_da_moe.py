@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from crossroads.core.errors import UnavailableError
 from crossroads.datasets import clinc150
 from crossroads.moe.beds.vision import VisionBed
-from crossroads.moe.claims import da_moe
+from crossroads.moe.claims import da_moe, intents
 from crossroads.moe.claims.da_moe import (
     count_of,
     dealt_at_random,
@@ -128,6 +128,7 @@ def test_verify_reports_every_arm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verify_runs_on_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     if not isinstance(da_moe.bed_here(), IntentBed):
         pytest.skip("CLINC150 is absent on this machine")
+    monkeypatch.setattr(intents, "JUDGED", 100)
     shorten(monkeypatch, da_moe, IntentBed)
     found = da_moe.verify(full=False)
     assert found.measured["exact"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from crossroads.core.routed import routed_layers
+from crossroads.moe.beds import diffusion
 from crossroads.moe.beds.diffusion import DiffusionBed
 from crossroads.moe.claims import promoe
 from crossroads.moe.claims.arms import Arms
@@ -100,6 +101,7 @@ def test_training_moves_every_figure_of_a_diffusion_arm(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_verify_reports_both_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusion, "HELD_OUT_DRAWS", 1)
     shorten(monkeypatch, promoe, DiffusionBed)
     found = promoe.verify(full=False)
     assert found.measured["two_steps"]
