@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
+import jsonschema
 import pytest
+
+from crossroads.core.arena import leaderboard_schema
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "build_measured_tables.py"
 
@@ -25,3 +29,14 @@ def test_tables_are_those_of_the_committed_results(page: Path) -> None:
     text = page.read_text("utf-8")
     assert "<!-- measured: " in text
     assert _script().rebuilt(page) == text, "run: python scripts/build_measured_tables.py"
+
+
+@pytest.mark.parametrize("side", _script().SIDES)
+def test_committed_boards_of_adapters_have_the_groups_of_the_code(side: str) -> None:
+    script = _script()
+    board = json.loads((script.RESULTS / f"adapters-arena-{side}.json").read_text("utf-8"))
+    jsonschema.validate(board, leaderboard_schema())
+    assert script.grouped(board) == board, "run: python scripts/build_measured_tables.py --groups"
+    groups = {row["router"]: row["group"] for row in board["rows"]}
+    assert groups["lora-mixer"] == groups["x-lora"] == groups["flylora"] == "shared data"
+    assert groups["lorahub"] == groups["best-single"] == "examples"

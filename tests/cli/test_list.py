@@ -108,12 +108,24 @@ def test_routers_of_tokens_are_listed_as_they_are_built() -> None:
     rows: list[dict[str, Any]] = listed("moe-routers")
     assert [row["name"] for row in rows] == moe_router_names()
     for row in rows:
-        assert row.keys() == KEYS | {"causal", "needs", "settings"}
+        assert row.keys() == KEYS | {"causal", "needs", "settings", "types"}
+        assert row["types"].keys() == row["settings"].keys()
         assert row["title"]
         router = build_router(row["name"], 8, 8)
         assert (row["causal"], row["needs"]) == (router.causal_safe, sorted(router.needs))
     settings = {row["name"]: row["settings"] for row in rows}
     assert settings["top-p"]["p"] == 0.4
+    types = {row["name"]: row["types"] for row in rows}
+    assert types["adamoe"]["n_null"] == "a whole number or none"
+    assert types["top2"]["later"] == "one of all, random"
+    assert types["switch"]["capacity"] == "a number, a Capacity or none"
+    found = {row["name"]: (row["arxiv"], row["verify"]) for row in rows}
+    assert found["top-p"] == ("2403.07652", "crossroads.moe.claims.dynamic_moe:verify")
+    assert found["soft"] == ("2401.15969", "crossroads.moe.claims.vision_moe:verify")
+    assert found["switch"] == ("", "")
+    told = {verify for _, verify in found.values() if verify}
+    cards = [card for card in load_cards() if card.family == "moe" and card.verify]
+    assert told == {card.verify for card in cards}
     assert "kinds" not in settings["top-p"]  # of a model builder, not of the text form
 
 
@@ -167,7 +179,8 @@ def test_the_table_of_adapter_routers_explains_its_groups() -> None:
     assert "contributors: needs what contributors add" in result.stderr
     assert said["retrieval"].rstrip().endswith("embeddings of every expert, the prompt's embedding")
     assert said["x-lora"].rstrip().endswith("to be taught (adapters teach)")
-    assert said["arrow"].rstrip().endswith(" -")
+    assert said["arrow"].endswith(" -") and said["best-single"].endswith(" expert=NAME")
+    assert all(line == line.rstrip() and "``" not in line for line in result.stdout.splitlines())
 
 
 def test_only_routers_are_grouped() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,18 @@ def test_a_cell_keeps_its_curves_notes_and_undefined_figures(tmp_path: Path) -> 
     assert back.metrics["b"] != back.metrics["b"]
     assert store.read("knn:k=20", 3, "v2") is None
     assert store.read("knn:k=2", 3, "v1") is None
+
+
+def test_a_mean_time_is_of_the_cells_that_were_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([None, 2.0, None, None])
+    run = ToyTask.run
+
+    def timed(self: ToyTask, router: str, seed: int) -> Cell:
+        return replace(run(self, router, seed), decide_seconds=next(times))
+
+    monkeypatch.setattr(ToyTask, "run", timed)
+    boards = [run_arena(ToyTask(), ["base"], seeds=2, jobs=1)["base"] for _ in range(2)]
+    assert [row.decide_seconds for row in boards] == [2.0, None]
 
 
 def test_different_routers_have_different_safe_folders() -> None:

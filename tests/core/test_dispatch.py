@@ -16,6 +16,7 @@ from crossroads.core.dispatch import (
     PATHS,
     Activation,
     Path,
+    banks,
     fused,
     mlp_bank,
     mlp_slots,
@@ -261,6 +262,24 @@ def test_what_is_not_finite_stays_with_its_tokens_and_experts() -> None:
     assert inputs[0].grad[0].eq(0).all() and inputs[0].grad[2:].isfinite().all()
 
 
+@pytest.mark.parametrize(("compiles", "rows"), [(True, 16), (False, 1)])
+def test_blocks_are_padded_only_where_every_count_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, compiles: bool, rows: int
+) -> None:
+    case = swiglu_case(dtype=torch.bfloat16, tokens=1, places=1, empty=0)
+    monkeypatch.setattr(banks, "compiles_per_count", lambda dtype: compiles)
+    seen: list[int] = []
+
+    def planned(*arguments: object, multiple: int) -> object:
+        seen.append(multiple)
+        return plan_rows(*arguments, multiple=multiple)
+
+    monkeypatch.setattr(banks, "plan_rows", planned)
+    swiglu_bank(*case)
+    swiglu_bank(*(t.float() if t.is_floating_point() else t for t in case))
+    assert seen == [rows, 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_reduced_precision_stays_near_double(dtype: torch.dtype) -> None:
     case = swiglu_case(tokens=90, width=32, hidden=48)
@@ -388,6 +407,15 @@ def test_a_wrong_input_is_named(change: dict[str, Tensor], says: str) -> None:
         swiglu_bank(*(case | change).values())
 
 
+@pytest.mark.parametrize("path", ["fused", "grouped_mm", "loop"])
+@pytest.mark.parametrize("wrong", [5, -2])
+def test_no_path_drops_experts_that_are_not_there(path: Path, wrong: int) -> None:
+    x, idx, w, gate_up, down = swiglu_case()
+    idx[3, 1] = wrong
+    with pytest.raises(InputError, match=r"idx must lie in \[-1, 5\)"):
+        swiglu_bank(x, idx, w, gate_up, down, path=path)
+
+
 def test_a_wrong_name_is_answered_with_the_known_ones() -> None:
     x, idx, w, _, down = swiglu_case()
     with pytest.raises(UsageError, match="fused"):
@@ -398,3 +426,9 @@ def test_a_wrong_name_is_answered_with_the_known_ones() -> None:
         swiglu_bank(*swiglu_case(hidden=7), path="grouped_mm")
     with pytest.raises(InputError, match="one buffer per expert"):
         swiglu_slots(x, down, down)
+
+
+def test_arrays_of_numpy_are_refused() -> None:
+    case = swiglu_case()
+    with pytest.raises(InputError, match=r"x must be a tensor of torch, .* got <class 'numpy"):
+        swiglu_bank(*(tensor.numpy() for tensor in case))

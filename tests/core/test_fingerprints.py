@@ -15,6 +15,10 @@ def test_names_and_contents_count_and_other_files_do_not(tmp_path: Path) -> None
     (room / "notes.txt").write_text("no code", "utf-8")
     (tmp_path / "other.py").write_text("elsewhere", "utf-8")
     assert hash_of_sources(tmp_path, ["room"]) == first
+    (room / "a.c").write_text("int a;", "utf-8")
+    with_c = hash_of_sources(tmp_path, ["room"])
+    assert with_c != first
+    (room / "a.c").unlink()
     (room / "a.py").rename(room / "b.py")
     renamed = hash_of_sources(tmp_path, ["room"])
     (room / "b.py").write_text("b", "utf-8")

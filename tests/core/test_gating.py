@@ -142,6 +142,15 @@ def test_the_k_best_are_those_of_a_stable_sort(
     assert torch.equal(top_k(scores, k), wanted)
 
 
+def test_few_scores_with_nan_or_ties_are_chosen_like_many() -> None:
+    nan, inf = math.nan, math.inf
+    few = torch.tensor([[1.0, 3.0, 3.0, -inf], [-inf, -inf, -inf, inf], [0.0, -0.0, -1.0, -1.0]])
+    for scores in (few, torch.tensor([[1.0, nan, 2.0, nan]])):
+        many = scores.repeat(40, 1)
+        for k in (1, 2, 3):
+            assert torch.equal(top_k(scores, k), top_k(many, k)[: len(scores)])
+
+
 @few
 @given(seed=st.integers(0, 10_000), n_experts=st.integers(1, 20), shift=st.floats(-200, 200))
 def test_the_softmax_and_its_gradient_are_those_of_torch(

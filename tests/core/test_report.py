@@ -10,16 +10,18 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import jsonschema
 import pytest
 from rich.console import Console
 
-from crossroads.core.arena import Leaderboard, Metric, Row, run_arena
+from crossroads.core.arena import Leaderboard, Metric, Row, leaderboard_schema, run_arena
 from crossroads.core.errors import InputError
 from crossroads.core.report import (
     format_figure,
     leaderboard_table,
     render_report,
     role_of,
+    table_names,
     write_report,
 )
 from tests.core.toy_task import ToyTask
@@ -123,6 +125,28 @@ def test_a_router_without_rivals_is_not_bold(board: Leaderboard, page: str) -> N
     assert visible(page).count('class="best"') >= len(board.metrics)
     alone = replace(board, rows=tuple(row for row in board.rows if row.router != "steady"))
     assert 'class="best"' not in visible(render_report(alone, ()))
+
+
+def test_a_figure_without_a_direction_is_no_contest(board: Leaderboard) -> None:
+    described = tuple(replace(metric, higher_is_better=None) for metric in board.metrics[1:])
+    neutral = replace(board, metrics=(board.metrics[0], *described))
+    assert visible(render_report(neutral, ())).count('class="best"') == 1
+    jsonschema.validate(json.loads(neutral.to_json()), leaderboard_schema())
+
+
+def test_tables_leave_out_the_module_that_a_router_comes_from(board: Leaderboard) -> None:
+    long, twin = "my_package.deep.Mine:share=0.25", "other.Mine:share=0.25"
+
+    def renamed(**names: str) -> Leaderboard:
+        rows = [replace(row, router=names.get(row.router, row.router)) for row in board.rows]
+        return replace(board, rows=tuple(rows))
+
+    one = renamed(better=long)
+    assert "Mine:share=0.25 " in text_of(one) and "my_package" not in text_of(one)
+    assert f'<th scope="row" title="{long}">Mine:share=0.25' in render_report(one, ())
+    assert long in one.to_json()
+    two = renamed(better=long, steady=twin)
+    assert table_names(two)[long] == long and table_names(two)[twin] == twin
 
 
 def test_only_headline_metrics_are_in_the_table(board: Leaderboard) -> None:

@@ -35,6 +35,8 @@ def test_patch_sums_add_the_raw_counts_of_each_patch() -> None:
     assert sums.max() <= 64
     with pytest.raises(InputError, match="divisor of 4 and 4, got 3"):
         digits.patch_sums(raw, patch=3)
+    with pytest.raises(InputError, match=r"pixels: expected \(N, C, height, width\), got \(1, 4"):
+        digits.patch_sums(raw[0])
 
 
 def test_signed_pixels_go_back() -> None:

@@ -14,6 +14,7 @@ import click
 
 from crossroads.core.catalog import families, load_cards
 from crossroads.core.errors import CrossroadsError, MissingExtraError, UsageError, unknown_name
+from crossroads.core.kinds import describe_kind, setting_kinds
 
 ROUTERS = "routers"  # the family under which prompt routers are listed
 MOE_ROUTERS = "moe-routers"  # the one of routers of tokens
@@ -36,7 +37,17 @@ _ROUTER_COLUMNS = {
     "adding_a_model": "new model",
 }
 _MOE_COLUMNS = {"name": "name", "about": "what it does", "decoder": "decoder", "reads": "reads"}
-_MOE_KEYS = ("causal", "needs", "settings")
+_MOE_KEYS = ("causal", "needs", "settings", "types")
+_MOE_CARDS = {  # routers whose system has another name
+    "attention": "yuan-attention-router",
+    "hyper": "hyperrouter",
+    "omni": "omni-router",
+    "top-p": "dynamic-moe",
+    **dict.fromkeys(
+        ("softmax-tc", "softmax-ec", "sinkhorn-tc", "sinkhorn-ec", "sparse-ec", "soft"),
+        "vision-moe",
+    ),
+}
 _ADAPTER_COLUMNS = {
     "name": "name",
     "about": "what it does",
@@ -66,7 +77,7 @@ def command(family: str | None, by: str | None, as_json: bool) -> None:
     A system is "verified" when `crossroads verify` can measure its claim, else "planned"; a router
     is "available", or "broken" where it cannot be loaded. JSON: a list of {name, family, title,
     arxiv, status, verify}; of routers also {timing, method, axis, needs, adding_a_model, knowledge,
-    hindsight}, null where broken; of routers of tokens also {causal, needs, settings};
+    hindsight}, null where broken; of routers of tokens also {causal, needs, settings, types};
     of routers among adapters also {group, mode, needs, settings}.
     """
     known = [*families(), ROUTERS, MOE_ROUTERS, ADAPTER_ROUTERS]
@@ -190,16 +201,31 @@ def _routers() -> list[dict[str, Any]]:
 def _moe_routers() -> list[dict[str, Any]]:
     """Return one row a router of tokens, as it is with its default settings."""
     with _torch_wanted():
-        from crossroads.moe.routers import build_router, known_settings, router_class, router_names
+        from crossroads.moe.routers import (
+            BUILT_IN,
+            build_router,
+            known_settings,
+            router_class,
+            router_names,
+        )
+    cards = {card.name: card for card in load_cards() if card.family == "moe"}
 
     def facts(name: str) -> dict[str, Any]:
         router = build_router(name, _WIDTH, _EXPERTS)
         settings = known_settings(router_class(name))
+        kinds = setting_kinds(router_class(name))
+        card = cards.get(_MOE_CARDS.get(name, name))
         return {
+            **({"arxiv": card.arxiv, "verify": card.verify} if card else {}),
             "causal": router.causal_safe,
             "needs": sorted(router.needs),
             # What a model builder fills in is no setting of the text form.
-            "settings": {k: _plain(v) for k, v in settings.items() if k != "kinds"},
+            "settings": {k: _plain(v) for k, v in settings.items() if k not in BUILT_IN},
+            "types": {
+                k: describe_kind(kinds[k]) if k in kinds else "unknown"
+                for k in settings
+                if k not in BUILT_IN
+            },
             "decoder": "yes" if router.causal_safe else "no",
             "reads": ", ".join(sorted(router.needs)),
         }
@@ -218,12 +244,14 @@ def _adapter_routers() -> list[dict[str, Any]]:
 
     def facts(name: str) -> dict[str, Any]:
         cls = router_class(name)
+        settings = {k: _plain(v) for k, v in known_settings(cls).items()}
+        given = [f"{key}=NAME" for key, value in settings.items() if value == ""]
         return {
             "group": group_of(cls),
             "mode": cls.mode,
             "needs": list(needs_of(cls)),
-            "settings": {k: _plain(v) for k, v in known_settings(cls).items()},
-            "reads": ", ".join([*needs_of(cls), *([_TAUGHT] if cls.learns else [])]),
+            "settings": settings,
+            "reads": ", ".join([*needs_of(cls), *given, *([_TAUGHT] if cls.learns else [])]),
         }
 
     return [
@@ -276,7 +304,7 @@ def _first_line(package: str, router: str) -> str:
     if spec is None or spec.origin is None:
         return "added by another package"
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or ""
-    return docstring.partition("\n")[0].rstrip(".")
+    return docstring.partition("\n")[0].rstrip(".").replace("``", "")
 
 
 def _print_table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
@@ -290,5 +318,10 @@ def _print_table(rows: list[dict[str, Any]], columns: dict[str, str]) -> None:
         style = "dim" if row["status"] in {"planned", "broken"} else None
         table.add_row(*(row[key] or "-" for key in columns), style=style)
     console = Console()
-    # A pipe has no edge to wrap at; this is wide enough for every row on one line.
-    (console if console.is_terminal else Console(width=300)).print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    wide = Console(width=300)  # a pipe has no edge to wrap at; every row fits on a line of this
+    with wide.capture() as printed:
+        wide.print(table)
+    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))

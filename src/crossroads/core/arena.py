@@ -44,6 +44,8 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 class Metric:
     """How a measured figure is called, shown and ordered.
 
+    ``higher_is_better`` is None for a figure that describes and is no contest; the first metric of
+    a task, which orders its rows, has a direction.
     ``headline`` metrics are the columns of a narrow table; all of them are in the JSON and in the
     report, where ``help`` explains the column.
     """
@@ -51,7 +53,7 @@ class Metric:
     name: str
     title: str
     unit: str = ""
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     digits: int = 3
     headline: bool = True
     help: str = ""
@@ -66,7 +68,7 @@ class Cell:
 
     metrics: Mapping[str, float]
     fit_seconds: float
-    decide_seconds: float  # mean seconds per routed item
+    decide_seconds: float | None  # mean seconds per routed item; None where none was timed
     curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,6 +137,12 @@ class Row:
     error: str | None = None
     cells: tuple[Cell, ...] = ()  # in the order of the seeds
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The group of rivals it stands in and the axes it declares, where the family tells."""
+        notes = self.cells[0].notes if self.cells else {}
+        return {name: notes[name] for name in ("group", "axes") if name in notes}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON (the cells stay on disk)."""
         return {
@@ -144,6 +152,7 @@ class Row:
             "decide_seconds": self.decide_seconds,
             "baseline": self.baseline,
             "error": self.error,
+            **self.facts,
         }
 
 
@@ -226,7 +235,7 @@ def run_arena(
         there for the same task and the same router code are not run again
     engine : ``local`` (joblib processes, one BLAS thread each) or ``ray``
     jobs : processes; default one per core, 1 runs in this process
-    progress : show a bar on stderr; default only if that is a terminal
+    progress : show a bar on stderr; default a bar on a terminal, else a line a minute
 
     A router that raises a CrossroadsError becomes a row with ``error``. Any other exception is a
     defect and stops the arena as a CellError naming router and seed; what was finished is kept.
@@ -417,6 +426,7 @@ def _row(task: Task, name: str, attempts: Sequence[Attempt]) -> Row:
                 router=name, baseline=baseline, error=f"seed {attempt.seed}: {attempt.error}"
             )
     cells = tuple(attempt.cell for attempt in attempts if attempt.cell is not None)
+    timed = [cell.decide_seconds for cell in cells if cell.decide_seconds is not None]
     return Row(
         router=name,
         baseline=baseline,
@@ -426,6 +436,6 @@ def _row(task: Task, name: str, attempts: Sequence[Attempt]) -> Row:
             if all(m.name in cell.metrics for cell in cells)
         },
         fit_seconds=sum(cell.fit_seconds for cell in cells) / len(cells),
-        decide_seconds=sum(cell.decide_seconds for cell in cells) / len(cells),
+        decide_seconds=sum(timed) / len(timed) if timed else None,
         cells=cells,
     )

@@ -30,6 +30,10 @@ class UnavailableError(CrossroadsError, RuntimeError):
     """Something outside this process is missing: a port, an upstream, a model file."""
 
 
+class DivergedError(CrossroadsError):
+    """A loss, a gradient or a weight stopped being finite; the message names where."""
+
+
 class MissingExtraError(CrossroadsError, ImportError):
     """An optional dependency is not installed."""
 

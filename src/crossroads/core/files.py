@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import EDQUOT, EISDIR, ENOSPC
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from crossroads.core.errors import InputError
 
@@ -52,6 +53,19 @@ def check_writable(path: Path) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, before long work, and without making it.
+
+    Raises InputError.
+    """
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def _beside(path: Path) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 from crossroads.core.errors import InputError
 
 _FEW = 3  # places up to which repeated maxima are faster than a sort
+_HANDFUL = 64  # scores up to which a sort without tensors is faster than five operations
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -29,9 +30,9 @@ def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     # Spelt out: torch's kernel takes six times as long on rows shorter than a vector register, and
     # its gradient over -inf alone is NaN, not zero.
     highest = logits.detach().amax(dim, keepdim=True)
-    odds = torch.exp(logits - highest.masked_fill(torch.isneginf(highest), 0.0))
-    total = odds.sum(dim, keepdim=True)
-    return odds / total.masked_fill(total == 0, 1.0)
+    odds = torch.exp(logits - highest.clamp_min(torch.finfo(logits.dtype).min))
+    # One of the odds is exp(0), so a total below 1 is that of a slice without any.
+    return odds / odds.sum(dim, keepdim=True).clamp_min(1.0)
 
 
 def top_k(scores: Tensor, k: int, dim: int = -1) -> Tensor:
@@ -55,7 +56,11 @@ def first_maximum(scores: Tensor) -> Tensor:
 
 def _first_maxima(scores: Tensor, k: int) -> Tensor:
     """Return the k largest entries of the last axis one after the other, as ``top_k`` does."""
-    best = first_maximum(scores).unsqueeze(-1)
+    if k > 1 and scores.numel() <= _HANDFUL and scores.device.type == "cpu":
+        found = None if torch.compiler.is_compiling() else _sorted(scores, k)
+        if found is not None:
+            return found
+    best = scores.max(-1, keepdim=True).indices  # torch promises the first among equals
     if k == 1:
         return best
     # What is taken must stay below what is left, also where that is -inf.
@@ -63,8 +68,18 @@ def _first_maxima(scores: Tensor, k: int) -> Tensor:
     taken = [best]
     for _ in range(k - 1):
         left = left.scatter(-1, taken[-1], -torch.inf)
-        taken.append(first_maximum(left).unsqueeze(-1))
+        taken.append(left.max(-1, keepdim=True).indices)
     return torch.cat(taken, -1)
+
+
+def _sorted(scores: Tensor, k: int) -> Tensor | None:
+    """Return ``top_k`` of a decoded token or a few in plain Python, or None where a NaN is."""
+    rows: list[list[float]] = scores.reshape(-1, scores.shape[-1]).tolist()
+    if any(math.isnan(score) for row in rows for score in row):
+        return None
+    choices = range(scores.shape[-1])
+    best = [sorted(choices, key=row.__getitem__, reverse=True)[:k] for row in rows]
+    return torch.tensor(best, dtype=torch.int64).reshape(*scores.shape[:-1], k)
 
 
 def top_p(probs_NE: Tensor, p: float, k_max: int | None = None) -> tuple[Tensor, Tensor]:

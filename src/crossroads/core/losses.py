@@ -26,12 +26,42 @@ def pick_counts(idx_NK: Tensor, n_experts: int) -> Tensor:
 
 
 def summed_over_ranks(count: Tensor, group: Any = None) -> Tensor:
-    """Return counts summed over the ranks of a process group; unchanged without one."""
+    """Return counts summed over the ranks of a process group; unchanged without one.
+
+    Where they carry gradient, every rank's reaches all, and all ranks must run backward.
+    """
     if group is None:
         return count
-    total = count.clone()
-    torch.distributed.all_reduce(total, group=group)
+    total: Tensor = _Summed.apply(count, group)
     return total
+
+
+class _Summed(torch.autograd.Function):
+    """A sum over ranks; so is its gradient, for every rank's loss depends on every rank's part."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = mine.clone(memory_format=torch.contiguous_format)  # alike in memory on all ranks
+        torch.distributed.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return summed_over_ranks(grads[0], ctx.group), None
+
+
+def share_of_ranks(mean: Tensor, n: int | Tensor, mask: Tensor, group: Any = None) -> Tensor:
+    """Return this rank's mean over ``n`` things as its part of a mean weighted by real tokens.
+
+    Averaged so over ranks it is the mean over the things (sequences, say) of all ranks, however
+    many tokens each has. ``mask`` are this rank's tokens. Unchanged without a process group.
+    """
+    if group is None:
+        return mean
+    mine = torch.stack([torch.as_tensor(n, device=mask.device), mask.sum()]).to(torch.float32)
+    n_all, tokens_all = summed_over_ranks(mine, group)
+    return mean * (mine[0] / n_all.clamp_min(1)) * (tokens_all / mine[1].clamp_min(1))
 
 
 def masked_mean(values_N: Tensor, mask_N: Tensor) -> Tensor:
@@ -70,16 +100,24 @@ def z_loss(logits_NE: Tensor, mask_N: Tensor) -> Tensor:
     return masked_mean(torch.logsumexp(at_least_float32(logits_NE), -1).square(), mask_N)
 
 
-def importance(probs_GSE: Tensor, mask_GS: Tensor) -> Tensor:
+def importance(probs_GSE: Tensor, mask_GS: Tensor, *, group: Any = None) -> Tensor:
     """Return the squared CV of the summed probabilities, group by group, averaged.
 
     Source: Shazeer et al. (2017), eq. 7, as V-MoE uses it: on clean probabilities.
     """
     kept = torch.where(mask_GS.unsqueeze(-1), probs_GSE, torch.zeros_like(probs_GSE))
-    return squared_cv(kept.sum(1)).mean()
+    return share_of_ranks(squared_cv(kept.sum(1)).mean(), len(mask_GS), mask_GS, group)
 
 
-def load(logits_GSE: Tensor, noisy_GSE: Tensor, mask_GS: Tensor, k: int, sigma: float) -> Tensor:
+def load(
+    logits_GSE: Tensor,
+    noisy_GSE: Tensor,
+    mask_GS: Tensor,
+    k: int,
+    sigma: float,
+    *,
+    group: Any = None,
+) -> Tensor:
     """Return the squared CV of the probability of being among the top k under fresh noise.
 
     ``sigma`` is the standard deviation of the noise in ``noisy_GSE``; gradient flows through the
@@ -90,7 +128,8 @@ def load(logits_GSE: Tensor, noisy_GSE: Tensor, mask_GS: Tensor, k: int, sigma: 
     threshold = threshold.clamp_min(torch.finfo(threshold.dtype).min)
     chance = torch.special.ndtr((logits_GSE - threshold) / sigma)
     kept = torch.where(mask_GS.unsqueeze(-1), chance, torch.zeros_like(chance))
-    return squared_cv(kept.sum(1) / mask_GS.sum(1, keepdim=True).clamp_min(1)).mean()
+    value = squared_cv(kept.sum(1) / mask_GS.sum(1, keepdim=True).clamp_min(1)).mean()
+    return share_of_ranks(value, len(mask_GS), mask_GS, group)
 
 
 def token_entropy(probs_NE: Tensor, mask_N: Tensor) -> Tensor:
@@ -103,7 +142,9 @@ def batch_entropy(probs_NE: Tensor, mask_N: Tensor) -> Tensor:
     return entropy(masked_mean(at_least_float32(probs_NE), mask_N))
 
 
-def sequence_balance(scores_BTE: Tensor, idx_BTK: Tensor, mask_BT: Tensor) -> Tensor:
+def sequence_balance(
+    scores_BTE: Tensor, idx_BTK: Tensor, mask_BT: Tensor, *, group: Any = None
+) -> Tensor:
     """Return the mean over sequences of sum_e f_e P_e, f_e = E / (K T) * count.
 
     Scores are normalised row by row first. Source: DeepSeek-V3 (2024), eq. 17-20.
@@ -118,4 +159,5 @@ def sequence_balance(scores_BTE: Tensor, idx_BTK: Tensor, mask_BT: Tensor) -> Te
     f_BE = n_experts * count_BE / count_BE.sum(-1, keepdim=True).clamp_min(1)
     tokens_B1 = mask_BT.sum(1, keepdim=True).clamp_min(1)
     p_BE = torch.where(real_BT1, share_BTE, torch.zeros_like(share_BTE)).sum(1) / tokens_B1
-    return (f_BE.detach() * p_BE).sum(-1).mean()
+    value = (f_BE.detach() * p_BE).sum(-1).mean()
+    return share_of_ranks(value, len(mask_BT), mask_BT, group)

@@ -16,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from crossroads.core.errors import UsageError, unknown_name
+from crossroads.core.kinds import parse_kind
 
 _Base = TypeVar("_Base")
 
@@ -86,14 +87,17 @@ class Registry(Generic[_Base]):
         raise AssertionError(f"{module.__name__} defines no {self._what} named {name!r}")
 
 
-def parse_settings(spec: str, known: Mapping[str, Any], *, what: str) -> dict[str, Any]:
+def parse_settings(
+    spec: str, known: Mapping[str, Any], *, what: str, kinds: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the settings that follow a name, each of the type of its default in ``known``.
 
     >>> parse_settings("knn:k=20", {"k": 5}, what="router")
     {'k': 20}
 
-    A default of None takes a number where the text reads as one. Raises UsageError for an unknown
-    setting, one that is set twice, or a value of another type.
+    ``kinds`` are annotations (``setting_kinds``), which tell more than a default: of None, that
+    takes a number where the text reads as one. Raises UsageError for an unknown setting, one that
+    is set twice, or a value of another type.
     """
     name, *assignments = spec.split(":")
     settings: dict[str, Any] = {}
@@ -105,17 +109,17 @@ def parse_settings(spec: str, known: Mapping[str, Any], *, what: str) -> dict[st
             raise unknown_name(f"setting of {what} {name!r}:", key, known)
         if key in settings:
             raise UsageError(f"{what} {spec!r}: {key} is set twice; leave one out")
-        settings[key] = _parse(text, like=known[key], where=f"{what} {spec!r}: {key}")
+        where = f"{what} {spec!r}: {key}"
+        if kinds is not None and key in kinds:
+            settings[key] = parse_kind(where, text, kinds[key])
+        else:
+            settings[key] = _parse(text, like=known[key], where=where)
     return settings
 
 
 def _parse(text: str, *, like: Any, where: str) -> Any:
     if isinstance(like, bool):
-        if text.lower() in {"true", "yes", "1"}:
-            return True
-        if text.lower() in {"false", "no", "0"}:
-            return False
-        raise UsageError(f"{where}: expected true or false, got {text!r}")
+        return parse_kind(where, text, bool)
     if isinstance(like, int | float):
         number = _number(text, whole=isinstance(like, int))
         if number is None:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from crossroads.core.errors import InputError, UsageError
+from crossroads.core.later import Deferred, Later, unread
 
 Carry = Mapping[str, Tensor]
 
@@ -73,6 +75,18 @@ class RouteContext:
         return replace(self, cond={**self.cond, **more})
 
 
+def as_context(context: RouteContext | None, *, training: bool = False) -> RouteContext:
+    """Return the context, or one of its own for None. Raises InputError for anything else."""
+    if context is None:
+        return RouteContext(training=training)
+    if not isinstance(context, RouteContext):
+        raise InputError(
+            f"context: expected a RouteContext, got {type(context).__name__}; give "
+            "RouteContext(mask_BT=..., cond=...)"
+        )
+    return context
+
+
 @dataclass(frozen=True, slots=True)
 class AuxTerm:
     """One auxiliary loss: a scalar with gradient, and the coefficient it enters the loss with."""
@@ -85,7 +99,7 @@ class AuxTerm:
         return self.coefficient * self.value
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class SublayerOutput:
     """What a feed-forward place returns.
 
@@ -96,7 +110,8 @@ class SublayerOutput:
     carry : state for the next routed sublayer of the same pass
     decisions : one per iteration of the layer; empty for dense sublayers
     new_state : state that decisions of the next step depend on, by name (see ``Router.commit``)
-    flops : multiply-adds x 2 of this call, all real tokens together
+    flops : multiply-adds x 2 of this call, all real tokens together; may be given ``Deferred``, for
+        who counts needs the decisions on the host
     cache : for incremental decoding, opaque
     """
 
@@ -105,11 +120,11 @@ class SublayerOutput:
     carry: Carry = field(default_factory=dict)
     decisions: tuple[Any, ...] = ()
     new_state: Mapping[str, Tensor] = field(default_factory=dict)
-    flops: float = 0.0
+    flops: Later[float] = Later(0.0)  # noqa: RUF009 - a descriptor
     cache: Any = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerRecord:
     """What one routed layer did in a forward pass; the trainer and recorders read these."""
 
@@ -117,10 +132,10 @@ class LayerRecord:
     decisions: tuple[Any, ...]
     aux: Mapping[str, AuxTerm]
     new_state: Mapping[str, Tensor]
-    flops: float
+    flops: Later[float] = Later(0.0)  # noqa: RUF009 - a descriptor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOutput:
     """What every backbone returns.
 
@@ -135,7 +150,7 @@ class ModelOutput:
 
     out: Tensor
     records: tuple[LayerRecord, ...] = ()
-    flops: float = 0.0
+    flops: Later[float] = Later(0.0)  # noqa: RUF009 - a descriptor
     cache: Any = None
     hidden_BTD: Tensor | None = None
 
@@ -189,8 +204,12 @@ class Collector:
         self.context = context
         self.records: list[LayerRecord] = []
         self.caches: dict[int, Any] = dict(caches or {})
-        self.flops = 0.0
+        self._flops: list[Any] = []  # numbers, and such as nobody may ever read
         self._carry: Carry = {}
+
+    @property
+    def flops(self) -> float:
+        return _added(self._flops)
 
     def __call__(
         self,
@@ -210,7 +229,7 @@ class Collector:
             carry=self._carry,
             cache=self.caches.get(layer),
         )
-        self.flops += answer.flops
+        self._flops.append(unread(answer, "flops"))
         if answer.cache is not None:
             self.caches[layer] = answer.cache
         if answer.decisions:
@@ -221,7 +240,7 @@ class Collector:
                     decisions=answer.decisions,
                     aux=answer.aux,
                     new_state=answer.new_state,
-                    flops=answer.flops,
+                    flops=unread(answer, "flops"),
                 )
             )
         return answer.delta
@@ -233,10 +252,17 @@ class Collector:
         return ModelOutput(
             out=out,
             records=tuple(self.records),
-            flops=self.flops,
+            flops=Deferred(partial(_added, tuple(self._flops))),
             cache=cache,
             hidden_BTD=hidden_BTD,
         )
+
+
+def _added(flops: Sequence[Any]) -> float:
+    total = 0.0
+    for given in flops:
+        total += given.value if isinstance(given, Deferred) else given
+    return total
 
 
 class DenseSublayer(nn.Module):

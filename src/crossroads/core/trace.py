@@ -223,24 +223,29 @@ class RoutingTrace:
         return self
 
     def _check_places(self, start: int, stop: int) -> None:
-        expert = self.expert[start:stop].astype(np.int64)
-        weight = self.weight[start:stop].astype(np.float32)
+        expert = self.expert[start:stop]
+        # As bits: sizes of float16 compare like whole numbers, many times as fast.
+        bits = self.weight[start:stop].view(np.uint16)
+        size = bits & 0x7FFF
         live = expert != self.sentinel
         limit = np.asarray(self.experts_per_column)[:, None]
         ordered = np.sort(expert, -1)
-        repeated = (np.diff(ordered, axis=-1) == 0) & (ordered[..., 1:] != self.sentinel)
-        size = np.abs(weight)
+        repeated = (ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] != self.sentinel)
         # Rows of any sign have no simple sum; normalised ones promise to be shares.
         shares = np.array([row.get("weights") == "normalised" for row in self.rows], dtype=bool)
         bad: list[tuple[str, NDArray[np.bool_], str]] = [
             ("expert", live & (expert >= limit), "names no expert of its column"),
             ("expert", repeated, "names an expert twice"),
-            ("weight", ~np.isfinite(weight), "is not finite"),
-            ("weight", ~live & (weight != 0), "is not 0 at a place without expert"),
-            ("weight", np.diff(size, axis=-1) > 0, "rises along the places; sort by |weight|"),
-            ("weight", (weight < 0) & shares[:, None], "is negative in a normalised column"),
-            ("weight", (weight.sum(-1) > 1 + 4e-3) & shares, "sums to more than 1"),
+            ("weight", size >= 0x7C00, "is not finite"),
+            ("weight", ~live & (size != 0), "is not 0 at a place without expert"),
+            ("weight", size[..., 1:] > size[..., :-1], "rises along the places; sort by |weight|"),
         ]
+        if shares.any():
+            total = self.weight[start:stop].sum(-1, dtype=np.float32)
+            bad += [
+                ("weight", (bits > 0x8000) & shares[:, None], "is negative in a normalised column"),
+                ("weight", (total > 1 + 4e-3) & shares, "sums to more than 1"),
+            ]
         if self.dropped is not None:
             lost = np.asarray(self.dropped[start:stop])
             bad.append(("dropped", lost & live, "marks a place that still has its expert"))

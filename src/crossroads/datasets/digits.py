@@ -69,8 +69,10 @@ def patch_sums(pixels: Float32, patch: int = 2) -> Int64:
     """Return the sum of the raw pixel counts of every patch, row-major, (N, T).
 
     What a hash router takes for token ids: images have none of their own. Raises InputError
-    where patches do not tile the images.
+    for other axes, and where patches do not tile the images.
     """
+    if pixels.ndim != 4:
+        raise InputError(f"pixels: expected (N, C, height, width), got {pixels.shape}")
     num, channels, height, width = pixels.shape
     if height % patch or width % patch:
         raise InputError(f"patch: expected a divisor of {height} and {width}, got {patch}")

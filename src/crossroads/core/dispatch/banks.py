@@ -1,7 +1,8 @@
 """Banks of expert FFNs: y[n] = sum over places k of w[n, k] * expert_{idx[n, k]}(x[n]).
 
 An empty place (-1) costs nothing and adds nothing. ``w`` multiplies the expert's output, need not
-sum to 1 and carries gradient, as do x and all weights. Second derivatives are not offered.
+sum to 1 and carries gradient, as do x and all weights. Second derivatives: ``loop`` has them,
+``fused`` refuses them.
 
 Paths, all equal up to rounding: ``fused`` (the CPU's), ``grouped_mm`` (the GPU's, also in bfloat16
 without a copy per expert), ``loop`` (the reference), ``auto`` (by device).
@@ -9,6 +10,7 @@ without a copy per expert), ``loop`` (the reference), ``auto`` (by device).
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 from crossroads.core.dispatch.activations import ACTIVATIONS, Activation
 from crossroads.core.dispatch.fused import Bank, fused_bank
 from crossroads.core.dispatch.plain import grouped_bank, is_grouped_size, loop_bank
-from crossroads.core.dispatch.rows import plan_rows
+from crossroads.core.dispatch.rows import check_range, plan_rows
 from crossroads.core.errors import InputError, unknown_name
 
 Path = Literal["auto", "fused", "grouped_mm", "loop"]
@@ -92,6 +94,8 @@ def _checked(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank, path: Path)
     """Check, cast under autocast, and run."""
     if path not in PATHS:
         raise unknown_name("path", path, PATHS)
+    if not isinstance(x_ND, Tensor):
+        raise InputError(f"x must be a tensor of torch, as all the others, got {type(x_ND)}")
     device = x_ND.device.type
     if not torch.is_autocast_enabled(device):
         _check(x_ND, idx_NK, w_NK, bank)
@@ -106,6 +110,8 @@ def _checked(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank, path: Path)
 def _run(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank, path: Path) -> Tensor:
     if path == "auto":
         path = _best_path(x_ND, bank)
+    if path != "fused" and idx_NK.numel() and not idx_NK.is_cuda:  # there it would wait for them
+        check_range(int(idx_NK.min()), int(idx_NK.max()), bank.first_EGD.shape[0])
     if path == "loop":
         return loop_bank(x_ND, idx_NK, w_NK, bank)
     if path == "grouped_mm":
@@ -127,8 +133,22 @@ def _row_multiple(x_ND: Tensor, rows_each: float) -> int:
     """Return to how many rows a block is padded: oneDNN compiles half precision per row count."""
     if x_ND.dtype not in (torch.bfloat16, torch.float16):
         return 1
+    if x_ND.device.type == "cpu" and not compiles_per_count(x_ND.dtype):
+        return 1
     # Few rows an expert: pads cost more than the few compilations.
     return 64 if rows_each >= 512 else 32 if rows_each >= 64 else 16
+
+
+@cache
+def compiles_per_count(dtype: torch.dtype) -> bool:
+    """Return whether this CPU runs products of a type by oneDNN, which compiles for every count.
+
+    A CPU without the instructions computes them by torch's own kernels: a pad only costs there.
+    """
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return bool(getattr(torch.ops.mkldnn, name[dtype])())
 
 
 def _cast(bank: Bank, dtype: torch.dtype) -> Bank:

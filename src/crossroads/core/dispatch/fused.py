@@ -21,6 +21,7 @@ from torch import Tensor
 
 from crossroads.core.dispatch.activations import Kind, activate_back, activate_into
 from crossroads.core.dispatch.native import Kernels, kernels_for
+from crossroads.core.dispatch.once import first_order
 from crossroads.core.dispatch.rows import (
     RowPlan,
     combine,
@@ -149,8 +150,11 @@ class _FusedBank(torch.autograd.Function):
         return combine(y_SD, plan.inverse_NK, place_weights(w_NK, plan, y_SD))
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor | None, ...]:
-        x_ND, w_NK, first, first_bias, second, second_bias, y_SD, *kept = ctx.saved_tensors
+    @first_order
+    def backward(
+        ctx: Any, tensors: tuple[Tensor, ...], grad_ND: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        x_ND, w_NK, first, first_bias, second, second_bias, y_SD, *kept = tensors
         bank = Bank(
             kind=ctx.kind,
             first_EGD=first,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossroads.core.dispatch.once import first_order
 from crossroads.core.dispatch.rows import RowPlan
 from crossroads.core.errors import InputError
 
@@ -37,8 +38,9 @@ class _GroupedLinear(torch.autograd.Function):
         return y_SO
 
     @staticmethod
-    def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor | None, ...]:
-        x_SI, weight_EOI, bias_EO = ctx.saved_tensors
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], grad_SO: Tensor) -> tuple[Tensor | None, ...]:
+        x_SI, weight_EOI, bias_EO = saved
         plan: RowPlan = ctx.plan
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         dx_SI = torch.empty_like(x_SI) if needs_x else None

@@ -87,7 +87,7 @@ def plan_rows(idx_NK: Tensor, n_experts: int, *, multiple: int = 1) -> RowPlan:
     marks = torch.arange(n_experts + 1, device=idx_NK.device)
     starts: list[int] = torch.searchsorted(expert_P, marks).tolist()  # before them: empty places
     if len(expert_P):
-        _check_range(int(expert_P[0]), int(expert_P[-1]), n_experts)
+        check_range(int(expert_P[0]), int(expert_P[-1]), n_experts)
     counts = [last - first for first, last in pairwise(starts)]
     offsets = [0]
     for count in counts:
@@ -121,7 +121,7 @@ def _plan_few(idx_NK: Tensor, n_experts: int, multiple: int) -> RowPlan:
     """As ``plan_rows``, in plain Python: ten tensor operations cost more than a few pairs."""
     pairs: list[int] = idx_NK.reshape(-1).tolist()
     if pairs:
-        _check_range(min(pairs), max(pairs), n_experts)
+        check_range(min(pairs), max(pairs), n_experts)
     places = idx_NK.shape[1]
     by_expert: list[list[int]] = [[] for _ in range(n_experts)]
     for pair, expert in enumerate(pairs):
@@ -171,7 +171,8 @@ def _check_indices(idx_NK: Tensor, n_experts: int, multiple: int) -> None:
         )
 
 
-def _check_range(least: int, most: int, n_experts: int) -> None:
+def check_range(least: int, most: int, n_experts: int) -> None:
+    """Raise InputError for indices of experts that are not there."""
     if least < -1 or most >= n_experts:
         raise InputError(
             f"idx must lie in [-1, {n_experts}) (-1 = empty place), got {least} to {most}; "

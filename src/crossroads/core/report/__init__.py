@@ -39,6 +39,7 @@ __all__ = [
     "leaderboard_table",
     "render_report",
     "role_of",
+    "table_names",
     "write_report",
 ]
 
@@ -134,7 +135,7 @@ def role_of(row: Row) -> Role:
 
 def group_of(row: Row) -> str | None:
     """Return which rows are a router's rivals: those of its group. None: all of the board."""
-    return row.cells[0].notes.get("group") if row.cells else None
+    return row.facts.get("group")
 
 
 def format_figure(metric: Metric, value: float | None) -> str:
@@ -144,6 +145,21 @@ def format_figure(metric: Metric, value: float | None) -> str:
     sign = "+" if metric.unit == POINTS else ""
     rounded = round(value, metric.digits) + 0.0  # -0.0 becomes 0.0
     return f"{rounded:{sign},.{metric.digits}f}"
+
+
+def table_names(board: Leaderboard) -> dict[str, str]:
+    """Return every router's name as tables show it: without the module it is imported from.
+
+    Names that would then be the same stay whole.
+    """
+    names = {}
+    for row in board.rows:
+        path, colon, settings = row.router.partition(":")
+        module, _, cls = path.rpartition(".")
+        is_path = all(part.isidentifier() for part in module.split("."))
+        names[row.router] = cls + colon + settings if is_path else row.router
+    short = list(names.values())
+    return {name: shown if short.count(shown) == 1 else name for name, shown in names.items()}
 
 
 def half_shown(summary: Summary | None) -> float | None:
@@ -179,6 +195,7 @@ def leaderboard_table(board: Leaderboard) -> Table:
     table.add_column("router", overflow="fold", min_width=12)
     for metric in shown:
         table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
+    names = table_names(board)
     marks: Mapping[Role, str] = {"router": "", "baseline": " *", "bound": " **"}
     for row in board.rows:
         role = role_of(row)
@@ -187,7 +204,7 @@ def leaderboard_table(board: Leaderboard) -> Table:
                 _cell_text(m, row.metrics.get(m.name), spread=m.name in spread) for m in shown
             ]
             style = "" if role == "router" else "dim"
-            table.add_row(row.router + marks[role], *figures, style=style)
+            table.add_row(names[row.router] + marks[role], *figures, style=style)
     return table
 
 
@@ -242,7 +259,7 @@ def _plotting_library() -> str:
 
 
 def _row_for_page(board: Leaderboard, row: Row) -> dict[str, Any]:
-    figures = []
+    figures: list[dict[str, Any]] = []
     for metric in board.metrics:
         summary = row.metrics.get(metric.name)
         mean = None if summary is None else summary.mean
@@ -260,8 +277,10 @@ def _row_for_page(board: Leaderboard, row: Row) -> dict[str, Any]:
     role = role_of(row)
     return {
         "router": row.router,
+        "name": table_names(board)[row.router],
         "role": role,
         "told": told,
+        "axes": {k.replace("_", " "): v for k, v in (row.facts.get("axes") or {}).items()},
         "group": group_of(row),
         "error": row.error,
         "figures": figures,
@@ -269,7 +288,7 @@ def _row_for_page(board: Leaderboard, row: Row) -> dict[str, Any]:
 
 
 def _best_mean(board: Leaderboard, metric: Metric, group: str | None) -> float | None:
-    """The best figure among a group's routers, None where fewer than two compete.
+    """The best figure among a group's routers, None where fewer than two compete or none can win.
 
     Baselines and bounds do not compete.
     """
@@ -281,7 +300,7 @@ def _best_mean(board: Leaderboard, metric: Metric, group: str | None) -> float |
         and metric.name in row.metrics
         and (mean := row.metrics[metric.name].mean) is not None
     ]
-    if len(means) < 2:
+    if len(means) < 2 or metric.higher_is_better is None:
         return None
     return max(means) if metric.higher_is_better else min(means)
 
