@@ -30,26 +30,41 @@ def svg(width: float, height: float, label: str, parts: Sequence[str]) -> str:
     )
 
 
-def text(x: float, y: float, words: str, anchor: str = "start", cls: str = "") -> str:
+def text(  # noqa: PLR0917 - a place, the words, how they stand
+    x: float, y: float, words: str, anchor: str = "start", cls: str = "", turn: float = 0.0
+) -> str:
+    turned = f' transform="rotate({turn:.0f} {x:.1f} {y:.1f})"' if turn else ""
     return (
-        f'<text class="{cls}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+        f'<text class="{cls}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>'
+        f"{escape(words)}</text>"
     )
 
 
-def lines_svg(title: str, lines: Mapping[str, Line]) -> str:
-    """Return curves over training steps; each is named at its end."""
-    left, top, wide, deep = 50.0, 34.0, 430.0, 190.0
-    xs = [x for line in lines.values() for x in line[0]]
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Return round numbers in steps of 1, 2 or 5, the first at or below low, the last above."""
+    rough = (high - low) / most
+    size = 10.0 ** np.floor(np.log10(rough))
+    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
+    first = np.floor(low / step + 1e-9)
+    return [float(step * (first + i)) for i in range(int(np.ceil(high / step - first - 1e-9)) + 1)]
+
+
+def lines_svg(title: str, lines: Mapping[str, Line], *, y_label: str, steps: int) -> str:
+    """Return curves over the steps of a training run; each is named at its end."""
+    left, top, wide, deep = 70.0, 34.0, 430.0, 190.0
     ys = [y for line in lines.values() for y in line[1]]
-    low, high = min(ys), max(ys) + 1e-9
+    levels = ticks(min(ys), max(ys) + 1e-9)
+    low, high = levels[0], levels[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return left + wide * x / max(xs), top + deep * (high - y) / (high - low)
+        return left + wide * x / steps, top + deep * (high - y) / (high - low)
 
-    parts = [text(left, 20, title, cls="title")]
-    parts += [text(left - 8, place(0, y)[1] + 4, f"{y:.2f}", "end") for y in (low, high)]
-    parts += [text(place(x, low)[0], top + deep + 18, f"{x:.0f}", "middle") for x in (0, max(xs))]
-    parts.append(text(left + wide / 2, top + deep + 18, "step", "middle"))
+    parts = [text(8, 20, title, cls="title")]
+    parts.append(text(16, top + deep / 2, y_label, "middle", turn=-90))
+    parts += [text(left - 8, place(0, y)[1] + 4, f"{y:.4g}", "end") for y in levels]
+    rounds = [x for x in ticks(0, steps) if x <= steps]
+    parts += [text(place(x, low)[0], top + deep + 18, f"{x:.0f}", "middle") for x in rounds]
+    parts.append(text(left + wide / 2, top + deep + 34, "step", "middle"))
     parts.append(
         f'<line class="axis" x1="{left}" y1="{top + deep}" x2="{left + wide}" y2="{top + deep}"/>'
     )
@@ -67,7 +82,7 @@ def lines_svg(title: str, lines: Mapping[str, Line]) -> str:
             f'<text x="{left + wide + 6}" y="{at + 4:.1f}" style="fill:{colour}">'
             f"{escape(name)}</text>"
         )
-    return svg(left + wide + 150, top + deep + 30, title, parts)
+    return svg(left + wide + 150, top + deep + 44, title, parts)
 
 
 def cells_svg(

@@ -37,7 +37,12 @@ def draw_top_p() -> str:
         course = np.array(course_of(trained(bed, arm)))
         smooth = course[: len(course) // 5 * 5].reshape(-1, 5).mean(1)
         lines[name] = ((np.arange(len(smooth)) * 5 + 2.5).tolist(), smooth.tolist())
-    return lines_svg("Experts per token in training (language model)", lines)
+    return lines_svg(
+        "Experts per token in training (language model)",
+        lines,
+        y_label="experts per token",
+        steps=bed.config("quick").steps,
+    )
 
 
 def draw_adamoe() -> str:
@@ -88,7 +93,12 @@ def draw_promoe() -> str:
 
         trained(bed, promoe.FLOW_ARMS[name], note)
         lines[name] = (steps, cosines)
-    return lines_svg("Mean cosine between prototypes in training (diffusion)", lines)
+    return lines_svg(
+        "Mean cosine between prototypes in training (diffusion)",
+        lines,
+        y_label="mean cosine",
+        steps=bed.config("quick").steps,
+    )
 
 
 def draw_da_moe() -> str:
@@ -101,11 +111,12 @@ def draw_da_moe() -> str:
         with torch.no_grad(), da_moe.watched(model) as calls:
             bed.loss(model, (token_BT, mask_BT, label_B), RouteContext())
         count_BT = da_moe.count_of(calls[-1][2])
-        for row in (1, 4, 7):
+        scaling = da_moe.ARMS[name].router.partition("normalise=")[2] or "max"
+        for number, row in enumerate((1, 4, 7), start=1):
             real = mask_BT[row]
             said = [words[i] for i in token_BT[row][real].tolist()]
             counts = count_BT[row][real].tolist()
-            rows.append({"da-moe": "largest = 1"}.get(name, name))
+            rows.append(f"normalise={scaling}, request {number}")
             cells.append([(f"{w} {k}", k / 4) for w, k in zip(said, counts, strict=True)][:11])
     return cells_svg("Experts of every word, last routed layer (requests)", rows, cells, size=92)
 

@@ -76,7 +76,12 @@ def draw_vqmoe() -> str:
         trained(bed, vqmoe.ARMS[name], vqmoe.STEPS[False], note)
         label = {vqmoe.VQ: "codes", vqmoe.BALANCED: "balanced codes", vqmoe.TOP2: "linear gate"}
         lines[label[name]] = (steps, shares)
-    return lines_svg("Share of bytes that take the busiest of 8 experts (language model)", lines)
+    return lines_svg(
+        "Share of bytes that take the busiest of 8 experts (language model)",
+        lines,
+        y_label="share of bytes",
+        steps=vqmoe.STEPS[False],
+    )
 
 
 def draw_hyper() -> str:

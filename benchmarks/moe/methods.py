@@ -1,4 +1,4 @@
-"""The layers that benchmarks/moe compares: ours by path, peers, and the limit.
+"""The layers that benchmarks/moe compares: ours, its bank alone, peers, and the limit.
 
 Every method maps tokens [N, D] to [N, D] with top-k routing by one linear gate, experts of equal
 size. The limit is one dense SwiGLU FFN of an expert's size over N * K rows in plain torch: the same
@@ -17,9 +17,14 @@ from torch.nn import functional
 
 from crossroads.core.dispatch import Path, swiglu_bank
 from crossroads.core.dispatch.native import torch_only
+from crossroads.core.routed import RouteContext
+from crossroads.moe.experts import FFNBank
+from crossroads.moe.layer import MoELayer
+from crossroads.moe.routers.top2 import Top2
 
 LIMIT = "limit: one dense FFN"
-OURS, TORCH_ONLY = "crossroads", "crossroads, without compiled kernels"
+OURS = "crossroads"  # the whole layer: router, checks, decision, bank
+BANK, TORCH_ONLY = "crossroads, bank alone", "crossroads, bank alone, without compiled kernels"
 HF_EAGER, HF_GROUPED = "transformers Mixtral, eager", "transformers Mixtral, grouped_mm"
 SEQUENCE = 512  # tokens a sequence for the packages that route by sequence
 
@@ -81,7 +86,22 @@ def route(x_ND: Tensor, gate_ED: Tensor, places: int) -> tuple[Tensor, Tensor]:
     return idx_NK, top_NK.softmax(-1)
 
 
-def ours(weights: Weights, size: Size, path: Path = "auto") -> Method:
+def ours(weights: Weights, size: Size) -> Method:
+    """The layer with top-2 routing; where gradients are on, a pass of training with its losses."""
+    router = Top2(size.width, size.experts, k=size.places)
+    bank = FFNBank(size.width, size.hidden, size.experts)
+    router.gate.weight, bank.up, bank.down = weights.gate, weights.gate_up, weights.down
+    layer = MoELayer(router, bank)
+
+    def run(x_ND: Tensor) -> Tensor:
+        return layer(x_ND[None], RouteContext(training=torch.is_grad_enabled())).delta[0]
+
+    return Method(run, weights.all())
+
+
+def bank_alone(weights: Weights, size: Size, path: Path = "auto") -> Method:
+    """The kernel under a gate in two lines: no checks, no decision to record, no losses."""
+
     def run(x_ND: Tensor) -> Tensor:
         idx_NK, w_NK = route(x_ND, weights.gate, size.places)
         return swiglu_bank(x_ND, idx_NK, w_NK, weights.gate_up, weights.down, path=path)
@@ -169,7 +189,8 @@ def build(
     makers: dict[str, Callable[[], Method]] = {
         LIMIT: lambda: limit(weights, size),
         OURS: lambda: ours(weights, size),
-        TORCH_ONLY: lambda: without_kernels(ours(weights, size)),
+        BANK: lambda: bank_alone(weights, size),
+        TORCH_ONLY: lambda: without_kernels(bank_alone(weights, size)),
         HF_EAGER: lambda: mixtral(weights, size, "eager"),
         HF_GROUPED: lambda: mixtral(weights, size, "grouped_mm"),
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from methods import (
+    BANK,
     BIG,
     HF_EAGER,
     HF_GROUPED,
@@ -55,7 +56,7 @@ def first_batches() -> dict[str, Any]:
     found: dict[str, Any] = {}
     fork = multiprocessing.get_context("fork")  # libraries are loaded, nothing is compiled yet
     for mode, train in MODES.items():
-        for method in (LIMIT, OURS, HF_EAGER, HF_GROUPED):
+        for method in (LIMIT, OURS, BANK, HF_EAGER, HF_GROUPED):
             with fork.Pool(1) as pool:
                 mean_ms = pool.apply(_first_mean, (method, train))
             case = found.setdefault(f"small, bfloat16, {mode}", {})
@@ -127,7 +128,7 @@ def memory() -> dict[str, Any]:
     """Return the most extra MiB of one forward in inference, and the bound of our own.
 
     Counted are torch's own allocations; what a matrix library keeps inside a product is not seen.
-    The bound is one sorted output plus the buffers of the largest expert's block.
+    The bound is the sorted outputs, the answer, and the buffers of the largest expert's block.
     """
     found: dict[str, Any] = {}
     for size in (SMALL, BIG):
@@ -154,7 +155,10 @@ def _peak_mib(method: Method, size: Size, dtype: torch.dtype) -> float:
 
 
 def _bound_mib(size: Size, dtype: torch.dtype) -> float:
-    """Return (S D + N D + largest block (D + 3 F)) in MiB for the tokens that ``memory`` draws."""
+    """Return (S D + N D + largest block (D + 3 F)) in MiB for the tokens that ``memory`` draws.
+
+    N D is the answer itself, which is allocated like the rest.
+    """
     rng = torch.Generator().manual_seed(2)
     x = torch.randn(size.tokens, size.width, generator=rng).to(dtype)
     idx, _ = route(x, draw_weights(size, dtype).gate, size.places)

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from crossroads.cli.arena.moe import command
-from crossroads.core.errors import CrossroadsError
+from crossroads.core.errors import CrossroadsError, InputError
 
 QUICK = ("--task", "vision", "--steps", "1", "--jobs", "1")
 
@@ -50,3 +50,12 @@ def test_wrong_routers_are_refused_before_training(
     with pytest.raises(CrossroadsError, match=message):
         run(*arguments, "--out", str(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("crossroads.cli.arena.moe._task", None)  # nothing gets that far
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/there/x: cannot be written: .*; choose"):
+        run(*QUICK, "--out", str(tmp_path / "file" / "there" / "x"))

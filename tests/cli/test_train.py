@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from crossroads.cli.train import command
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
+from crossroads.core.trace import RoutingTrace
 from crossroads.moe.configuration import train_from
 
 RUN = """
@@ -62,4 +63,33 @@ def test_a_wrong_file_is_refused_before_anything_is_written(tmp_path: Path) -> N
         CliRunner().invoke(
             command, [str(path), "--out", str(tmp_path / "out")], catch_exceptions=False
         )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_trained_models_decisions_are_written_as_a_trace(written: Path, tmp_path: Path) -> None:
+    path = tmp_path / "decisions.npz"
+    arguments = [str(written), "--out", str(tmp_path / "out"), "--trace", str(path)]
+    CliRunner().invoke(command, arguments, catch_exceptions=False)
+    trace = RoutingTrace.load(path)
+    assert (trace.meta["bed"], trace.meta["router"], trace.meta["seed"]) == ("vision", "top2", 0)
+    assert len(trace.seq_ptr) == 128 + 1  # the test images that every model is probed on
+    assert trace.expert.shape[1:] == (len(trace.rows), 2)
+    path.unlink()
+    again = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False)
+    assert json.loads(again.stdout)["trace"] == str(path)
+    assert (RoutingTrace.load(path).expert == trace.expert).all()
+
+
+@pytest.mark.parametrize(
+    ("router", "name", "match"),
+    [("top2", "t.json", "ends in .npz"), ("dense", "t.npz", "a dense model decides nothing")],
+)
+def test_a_trace_that_cannot_be_is_refused_before_training(
+    tmp_path: Path, router: str, name: str, match: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN.replace("top2", router), "utf-8")
+    arguments = [str(path), "--out", str(tmp_path / "out"), "--trace", str(tmp_path / name)]
+    with pytest.raises(UsageError, match=match):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert not (tmp_path / "out").exists()

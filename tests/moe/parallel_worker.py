@@ -128,6 +128,42 @@ def same_as_one(
         torch.testing.assert_close(parameter.grad, wanted, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def autocasts_like_one_process(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    x_BTD, mask_BT = batch(world)
+    mine = slice(sum(sizes(world)[:rank]), sum(sizes(world)[: rank + 1]))
+    for router in ("switch:k=2", "softmax-ec:noise_std=0"):
+        whole, layer = build(router), shard_layer(build(router), mesh)
+        with torch.autocast("cpu", torch.bfloat16):
+            out, task, _ = loss_of(whole, x_BTD, mask_BT)
+            part, task_here, _ = loss_of(layer, x_BTD[mine], mask_BT[mine])
+        assert part.dtype == out.dtype == torch.bfloat16
+        torch.testing.assert_close(part, out[mine], atol=0.02, rtol=0.02)
+        task.backward()
+        (world * task_here).backward()
+        average_gradients(layer)
+        wanted = whole.router.gate.weight.grad
+        torch.testing.assert_close(layer.router.gate.weight.grad, wanted, atol=0.2, rtol=0.05)
+
+
+def penalises_like_one_process(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    """Gradients of gradients travel between ranks, too."""
+    x_BTD, mask_BT = batch(world)
+    mine = slice(sum(sizes(world)[:rank]), sum(sizes(world)[: rank + 1]))
+    whole, layer = build("switch:k=2"), shard_layer(build("switch:k=2"), mesh)
+    for model, rows, scale in ((whole, slice(None), 1), (layer, mine, world)):
+        assert isinstance(model.experts, FFNBank)
+        model.experts.path = "loop"  # the fast kernels have no second derivatives
+        x = x_BTD[rows].clone().requires_grad_()
+        _, task, _ = loss_of(model, x, mask_BT[rows])
+        (slope,) = torch.autograd.grad(task, x, create_graph=True)
+        (scale * slope.square().sum()).backward()
+    average_gradients(layer)
+    wanted, found = whole.router.gate.weight.grad, layer.router.gate.weight.grad
+    assert wanted is not None
+    assert float(wanted.norm()) > 1
+    torch.testing.assert_close(found, wanted, atol=1e-5 * float(wanted.abs().max()), rtol=1e-4)
+
+
 def waits_for_nobody(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
     """One rank has all the rows, of a stream and with weights that carry no gradient."""
     x_BTD, token_id = torch.ones(2, LENGTH, WIDTH), torch.zeros(2, LENGTH, dtype=torch.int64)
@@ -155,7 +191,7 @@ def commits_alike(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None
     mine = slice(sum(sizes(world)[:rank]), sum(sizes(world)[: rank + 1]))
     layer = shard_layer(build("loss-free"), mesh)
     answer = layer(x_BTD[mine], RouteContext(mask_BT=mask_BT[mine], training=True))
-    commits = Commits(layer)
+    commits = Commits(layer, Ranks.here())
     record = LayerRecord(
         layer=0,
         decisions=answer.decisions,
@@ -164,10 +200,60 @@ def commits_alike(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None
         flops=answer.flops,
     )
     commits.add(ModelOutput(out=answer.delta, records=(record,)))
-    commits.apply(Ranks.here())
+    commits.apply()
     found, wanted = layer.state_dict(), whole.state_dict()
     assert torch.equal(found["router.bias_E"], wanted["router.bias_E"])
     assert bool(wanted["router.bias_E"].any())
+
+
+def trained(
+    layer: MoELayer, optimiser: torch.optim.Optimizer, rank: int, world: int, steps: range
+) -> MoELayer:
+    """Take steps of one stream of batches, of which every rank sees its part."""
+    mine = slice(4 // world * rank, 4 // world * (rank + 1))
+    for step in steps:
+        x_BTD = torch.randn(4, LENGTH, WIDTH, generator=torch.Generator().manual_seed(step))
+        _, task, aux = loss_of(layer, x_BTD[mine], torch.ones(4, LENGTH, dtype=torch.bool)[mine])
+        optimiser.zero_grad()
+        (task * world + aux).backward()
+        if world > 1:
+            average_gradients(layer)
+        optimiser.step()
+    return layer
+
+
+def adam(layer: MoELayer, rate: float = 1e-3) -> torch.optim.AdamW:
+    groups = [
+        {"params": list(layer.router.parameters()), "weight_decay": 0.0},
+        {"params": list(layer.experts.parameters())},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.1)
+
+
+def saves_optimiser(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
+    layer = shard_layer(build("switch:k=2"), mesh)
+    optimiser = adam(layer)
+    trained(layer, optimiser, rank, world, range(3))
+    save_sharded(layer, folder / "trained", optimiser=optimiser)
+
+
+def continues(rank: int, world: int, mesh: DeviceMesh | None, folder: Path) -> None:
+    """Go on where other ranks stopped, as if one process had never stopped."""
+    wanted = build("switch:k=2")
+    trained(wanted, adam(wanted), 0, 1, range(4))
+    layer = zeroed(build("switch:k=2"))
+    if mesh is not None:
+        shard_layer(layer, mesh)
+    optimiser = adam(layer, rate=5.0)
+    load_sharded(layer, folder / "trained", optimiser=optimiser)
+    assert [group["lr"] for group in optimiser.param_groups] == [1e-3, 1e-3]
+    trained(layer, optimiser, rank, world, range(3, 4))
+    whole = dict(wanted.named_parameters())
+    for name, value in layer.named_parameters():
+        part = whole[name]
+        if mesh is not None and name.startswith("experts."):
+            part = part[list(layer.experts.local)]
+        torch.testing.assert_close(value, part, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def refuses(rank: int, world: int, mesh: DeviceMesh, folder: Path) -> None:
@@ -219,11 +305,15 @@ def equal_states(layer: MoELayer, wanted: MoELayer) -> None:
 STEPS = (
     equals_one_process,
     equals_one_process_on_two_meshes,
+    autocasts_like_one_process,
+    penalises_like_one_process,
     waits_for_nobody,
     commits_alike,
     refuses,
     saves,
     loads,
+    saves_optimiser,
+    continues,
 )
 WORK = {step.__name__: step for step in STEPS}
 

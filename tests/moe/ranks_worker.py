@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import DivergedError, UsageError
 from crossroads.core.routed import ModelOutput, RouteContext
 from crossroads.moe.building import MoESpec
-from crossroads.moe.training import DivergedError, TrainConfig, Trained, train
+from crossroads.moe.training import TrainConfig, Trained, train
 from tests.moe.processes import group
 from tests.moe.test_training import Copy
 

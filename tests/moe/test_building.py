@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import RouteContext, routed_layers
 from crossroads.models.blocks import MLP
 from crossroads.models.decoder import DecoderConfig, DecoderLM
 from crossroads.moe.building import MoEFactory, MoESpec
-from crossroads.moe.contract import Router
 from crossroads.moe.experts import FFNBank
 from crossroads.moe.routers import router_class
 
@@ -35,6 +34,7 @@ def flops(made: DecoderLM) -> float:
         ({"n_experts": 0}, "n_experts: expected at least 1"),
         ({"hidden": 0}, "hidden: expected at least 1"),
         ({"shared": -1}, "shared: expected at least 0"),
+        ({"n_iter": 0}, "n_iter: expected at least 1, got 0"),
         ({"activation": "foo"}, "activation: expected one of swiglu, gelu"),
     ],
 )
@@ -52,6 +52,11 @@ def test_sizes_and_activations_that_cannot_be_are_refused(wrong: object, message
 def test_a_factory_of_other_layers_than_the_model_has_is_refused(num_layers: int) -> None:
     with pytest.raises(UsageError, match="num_layers"):
         DecoderLM(CONFIG, sublayer=MoEFactory(MoESpec(), num_layers))
+
+
+def test_a_chain_has_the_residuals_that_the_spec_says() -> None:
+    first = routed_layers(model(loop="released", inner_residual=False, outer_residual=True))[0]
+    assert (first.loop, first.inner_residual, first.outer_residual) == ("released", False, True)
 
 
 def test_silu_experts_stand_beside_silu_layers() -> None:
@@ -93,17 +98,8 @@ class Everywhere(router_class("switch")):  # type: ignore[misc]
     shared_across_layers = True
 
 
-def test_a_shared_router_is_one_object_in_parameters_and_state(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from crossroads.moe import building
-
-    def find(name: str) -> type[Router]:
-        return Everywhere
-
-    monkeypatch.setattr(building, "router_class", find)
-    monkeypatch.setattr("crossroads.moe.routers.router_class", find)
-    made = model(router="everywhere")
+def test_a_shared_router_is_one_object_in_parameters_and_state() -> None:
+    made = model(router=f"{__name__}.Everywhere")
     routers = {id(layer.routers[0]) for layer in routed_layers(made)}
     assert len(routers) == 1
     assert [name for name in made.state_dict() if "gate" in name and "router" in name] == [
@@ -134,3 +130,17 @@ def test_bad_specs_are_refused_before_a_layer_is_made(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         model(**spec)
+
+
+def test_a_factory_that_makes_no_module_is_told_so() -> None:
+    with pytest.raises(UsageError, match="factory gave None for layer 0, expected a module"):
+        DecoderLM(CONFIG, sublayer=lambda layer, width, norm: None)  # type: ignore[arg-type, return-value]
+
+
+def test_a_context_is_a_context() -> None:
+    tokens, facts = torch.zeros(1, 4, dtype=torch.int64), {"pos": torch.arange(4)}
+    made = model()
+    with pytest.raises(InputError, match="context: expected a RouteContext, got dict"):
+        made(tokens, context=facts)
+    with pytest.raises(InputError, match="context: expected a RouteContext, got dict"):
+        made.blocks[0].ffn(torch.zeros(1, 4, CONFIG.width), facts)

@@ -76,6 +76,8 @@ def test_the_configuration_that_a_run_keeps_trains_it_again(tmp_path: Path) -> N
         ("bed: vision\ntraining: {betas: [0.9]}", r"training\.betas\[1\]: is missing"),
         ("bed: vision\nmodel: {activation: foo}", r"model\.activation"),
         ("bed: vision\nmodel: {dense_hidden: -3}", "dense_hidden: expected at least 1, got -3"),
+        ("bed: speech\nmodel: {router: hash}", r"model\.router: 'hash' reads the ids of tokens"),
+        ("bed: vision\nmodel: {n_iter: 0}", "n_iter: expected at least 1, got 0"),
         ("bed: lm\nbed_settings: {causal: false}", r"bed_settings\.causal: unknown field"),
     ],
 )

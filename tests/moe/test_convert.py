@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,38 @@ def test_a_converted_model_reads_back_the_same(tmp_path: Path, tied: bool) -> No
         save_converted(llama(), tmp_path / "dense")
 
 
+def test_a_folder_runs_no_code_of_its_own(tmp_path: Path) -> None:
+    save_converted(upcycle(llama(), n_experts=2), tmp_path)
+    (tmp_path / "own.py").write_text("raise SystemExit('ran')", "utf-8")
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    config["auto_map"] = {"AutoModelForCausalLM": "own.Own"}
+    (tmp_path / "config.json").write_text(json.dumps(config), "utf-8")
+    kept = json.loads((tmp_path / "crossroads.json").read_text("utf-8"))
+    kept |= {"load": {"trust_remote_code": True}, "eager": {"trust_remote_code": True}}
+    (tmp_path / "crossroads.json").write_text(json.dumps(kept), "utf-8")
+    assert type(load_converted(tmp_path)).__module__.startswith("transformers.")
+
+
+@pytest.mark.parametrize("cast", ["before", "after", "router alone"])
+@pytest.mark.parametrize("family", ["dense", "mixtral", "deepseek_v3"])
+def test_a_converted_model_reads_back_in_its_precision(
+    tmp_path: Path, family: str, cast: str
+) -> None:
+    model = llama(tie_word_embeddings=True) if family == "dense" else made(SPARSE[family]())
+    if cast == "before":
+        model = model.to(torch.bfloat16)
+    model = upcycle(model, n_experts=4) if family == "dense" else swap_router(model, "top2")
+    if cast == "after":
+        model = model.to(torch.bfloat16)
+    if cast == "router alone":
+        next(m for m in model.modules() if isinstance(m, RoutedMLP)).moe.router.double()
+    save_converted(model, tmp_path)
+    again = load_converted(tmp_path)
+    kept = {n: t.dtype for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    assert {n: t.dtype for n, t in [*again.named_parameters(), *again.named_buffers()]} == kept
+    assert torch.equal(logits_of(again, IDS_BT), logits_of(model, IDS_BT))
+
+
 @pytest.mark.parametrize("family", sorted(SPARSE))
 def test_a_sparse_model_keeps_its_outputs_with_its_own_router(family: str) -> None:
     model = made(SPARSE[family]())
@@ -284,6 +318,12 @@ def test_a_copied_model_has_surroundings_of_its_own() -> None:
         (lambda: upcycle(llama(hidden_act="gelu")), "SiLU"),
         (lambda: upcycle(llama(), router="softmax-ec"), "cannot give"),
         (lambda: upcycle(llama(), noise_std=-1.0), "noise_std"),
+        (lambda: upcycle(llama(), noise_std=math.nan), "noise_std: expected a finite number"),
+        (lambda: upcycle(llama(), router_std=-1.0), "router_std: expected a finite number"),
+        (
+            lambda: swap_router(made(SPARSE["mixtral"]()), "orignal"),
+            "did you mean 'original'.*, original",
+        ),
         (lambda: upcycle(llama(), router="hash", router_std=0.0), "no linear score"),
         (lambda: swap_router(llama()), "no mixture of experts.* like Mixtral, OLMoE or Qwen-MoE"),
         (lambda: upcycle(torch.nn.Linear(2, 2)), "Linear has no dense feed-forward"),

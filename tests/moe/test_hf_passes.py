@@ -216,3 +216,89 @@ def test_a_recording_tells_what_the_model_is() -> None:
     assert trace.rows[0]["router"] == "original"
     assert trace.rows[0]["bytes_per_expert"] == 3 * 16 * 8 * 4
     assert trace.rows[0]["shared_bytes"] == 3 * 16 * 8 * 4
+
+
+READS_ATTENTION = "da-moe:importance=self:k_max=4"
+
+
+def eager(family: str = "mixtral") -> Any:
+    model = llama() if family == "llama" else made(SPARSE[family]())
+    model.set_attn_implementation("eager")
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "deepseek_v3"])
+def test_a_router_that_reads_attention_gets_that_of_its_layer(family: str, tmp_path: Path) -> None:
+    if family == "llama":
+        model = upcycle(eager(family), router=READS_ATTENTION, n_experts=4, noise_std=0.2)
+    else:
+        model = swap_router(eager(family), READS_ATTENTION)
+    with observed(model) as passes, torch.no_grad():
+        answer = model(IDS_BT, output_attentions=True)
+    (output, _) = passes[0]
+    for record in output.records:
+        own_BHT = answer.attentions[record.layer].diagonal(dim1=2, dim2=3)
+        (decision,) = record.decisions
+        ran_BT = (decision.choice.idx_NK >= 0).sum(-1).reshape(IDS_BT.shape)
+        assert torch.equal(ran_BT, torch.ceil(own_BHT.mean(1) * 4).clamp(1, 4).long())
+    save_converted(model, tmp_path)
+    assert torch.equal(logits_of(load_converted(tmp_path), IDS_BT), logits_of(model, IDS_BT))
+
+
+@pytest.mark.parametrize(("cache", "padding"), [("dynamic", 3), ("static", 0)])
+def test_attention_is_read_in_decoding_as_in_a_whole_pass(cache: str, padding: int) -> None:
+    model = swap_router(eager(), READS_ATTENTION)
+    real_BT = torch.ones_like(IDS_BT)
+    real_BT[0, :padding] = 0
+    shared: dict[str, Any] = {"attention_mask": real_BT, "max_new_tokens": 5, "do_sample": False}
+    whole = model.generate(IDS_BT, use_cache=False, **shared)
+    with recording(model, Recorder()) as recorder:
+        found = model.generate(IDS_BT, **shared, cache_implementation=cache)
+    assert torch.equal(found, whole)
+    mask_BT = torch.cat([real_BT, torch.ones(2, 4, dtype=torch.long)], 1)
+    with recording(model, Recorder()) as again:
+        logits_of(model, whole[:, :-1], attention_mask=mask_BT)
+    assert (recorder.trace().expert == again.trace().expert).all()
+
+
+def test_attention_is_read_where_a_layer_is_computed_again_and_by_the_block_in_place() -> None:
+    def run(checkpoint: bool) -> dict[str, torch.Tensor]:
+        model = copy.deepcopy(swap_router(swap_router(eager(), READS_ATTENTION), READS_ATTENTION))
+        assert all(len(layer.self_attn._forward_hooks) == 1 for layer in model.model.layers)
+        model.train().config.use_cache = False
+        if checkpoint:
+            model.activation_checkpointing_enable()
+        model(IDS_BT, labels=IDS_BT).loss.backward()
+        return gradients(model)
+
+    plain, again = run(False), run(True)
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient)
+
+
+def test_attention_of_two_passes_before_one_backward_is_of_their_own_lengths() -> None:
+    def run(checkpoint: bool) -> dict[str, torch.Tensor]:
+        model = swap_router(eager(), READS_ATTENTION).train()
+        model.config.use_cache = False
+        if checkpoint:
+            model.activation_checkpointing_enable()
+        first, other = (model(ids, labels=ids).loss for ids in (IDS_BT, IDS_BT[:, :5]))
+        (first + other).backward()
+        return gradients(model)
+
+    plain, again = run(False), run(True)
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient)
+
+
+def test_attention_that_is_not_shown_is_refused_with_the_remedy() -> None:
+    remedy = r"reads the attention .*attn_implementation='eager'"
+    model = made(SPARSE["mixtral"]())
+    with pytest.raises(UsageError, match=remedy):
+        swap_router(model, READS_ATTENTION)
+    assert not any(isinstance(m, RoutedMLP) for m in model.modules())
+    model = swap_router(eager(), READS_ATTENTION)
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(UsageError, match=remedy):
+        model(IDS_BT)

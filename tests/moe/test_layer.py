@@ -282,26 +282,26 @@ def test_prenorm_loop_adds_every_iteration_to_the_stream() -> None:
     )
 
 
-def test_released_loop_norms_once_and_adds_inside() -> None:
-    made = build_router("switch", D, E)
-    looped = MoELayer(
-        made,
-        FFNBank(D, 12, E),
-        norm=nn.LayerNorm(D),
-        n_iter=2,
-        gate_sharing="module",
-        loop="released",
+@pytest.mark.parametrize("n_iter", [1, 3])
+@pytest.mark.parametrize(("inner", "outer"), [(1, 0), (1, 1), (0, 0), (0, 1)])
+def test_the_released_loop_norms_once_and_adds_inside_or_outside(
+    n_iter: int, inner: int, outer: int
+) -> None:
+    residuals = {"inner_residual": bool(inner), "outer_residual": bool(outer)}
+    looped = layer(
+        norm=nn.LayerNorm(D), n_iter=n_iter, gate_sharing="module", loop="released", **residuals
     )
     nn.init.constant_(looped.norm.bias, 0.3)
-    plain = MoELayer(made, looped.experts)
+    plain = MoELayer(looped.routers[0], looped.experts)
     h_BTD, mask_BT = tokens(2, 5), torch.ones(2, 5, dtype=torch.bool)
     mask_BT[1, 3:] = False
-    stream = looped.norm(h_BTD)
-    for _ in range(2):
-        stream = stream + plain(stream).delta
-    out = looped(h_BTD, RouteContext(mask_BT=mask_BT)).delta
-    torch.testing.assert_close(out[mask_BT], (stream - h_BTD)[mask_BT], atol=1e-5, rtol=1e-5)
-    assert out[~mask_BT].abs().max() == 0
+    x_BTD = looped.norm(h_BTD)
+    for _ in range(n_iter):
+        x_BTD = inner * x_BTD + plain(x_BTD).delta
+    out = h_BTD + looped(h_BTD, RouteContext(mask_BT=mask_BT)).delta  # what a block makes of it
+    expected = outer * h_BTD + x_BTD
+    torch.testing.assert_close(out[mask_BT], expected[mask_BT], atol=1e-5, rtol=1e-5)
+    assert torch.equal(out[~mask_BT], h_BTD[~mask_BT])
 
 
 def test_shared_decision_routes_every_iteration_alike_and_sums_losses_per_iteration() -> None:
@@ -463,6 +463,7 @@ def test_bad_calls_name_the_argument(h_BTD: Tensor, context: RouteContext, messa
         (lambda: build_router("switch:capacity=0", D, E), "capacity factor: expected a positive"),
         (lambda: layer(gate_sharing="modul"), "gate_sharing: expected one of independent, module"),
         (lambda: layer(loop="pre-norm"), "loop: expected one of prenorm, released"),
+        (lambda: layer(outer_residual=True), "inner_residual and outer_residual: .* released"),
         (lambda: FFNBank(D, 0, E), "hidden: expected at least 1"),
         (lambda: FFNBank(D, 4, ["ffn", "lora"]), "no lora experts"),
     ],

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from crossroads.core.errors import InputError
 from crossroads.core.routed import LayerRecord, ModelOutput, RouteContext
 from crossroads.models.decoder import DecoderConfig, DecoderLM
+from crossroads.moe import compaction
 from crossroads.moe.building import MoEFactory, MoESpec
 from crossroads.moe.contract import (
     Branch,
@@ -159,6 +160,16 @@ def test_branches_iterations_and_layers_are_columns_padded_to_one_shape() -> Non
     assert trace.logits[0, 2].tolist() == [1, 2, 3, 4, 5]
 
 
+def test_an_empty_place_of_a_small_layer_is_one_beside_a_large_layer() -> None:
+    few = TokenChoice(idx_NK=torch.tensor([[7, -1]]), w_NK=torch.tensor([[1.0, 0.0]]))
+    many = TokenChoice(idx_NK=torch.tensor([[299, 255]]), w_NK=torch.tensor([[0.75, 0.25]]))
+    small = passed(decided(few, (1, 1), n_experts=8)).records
+    large = passed(decided(many, (1, 1), n_experts=300), layer=1).records
+    recorder = Recorder()
+    recorder.record(ModelOutput(out=torch.zeros(1), records=small + large))
+    assert recorder.trace().expert[0].tolist() == [[7, 65535], [299, 255]]
+
+
 @pytest.mark.parametrize(("granularity", "rows"), [("sequence", 2), ("batch", 1)])
 def test_decisions_about_sequences_are_stored_once(granularity: str, rows: int) -> None:
     choice = TokenChoice(idx_NK=torch.arange(rows)[:, None], w_NK=torch.ones(rows, 1))
@@ -185,6 +196,35 @@ def test_many_passes_are_kept_in_order_and_second_passes_left_out() -> None:
     assert trace.domain is not None
     assert trace.domain.tolist() == [i % 3 for i in range(130)]
     assert trace.meta["model"] == "toy"
+
+
+def test_passes_converted_together_are_those_converted_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = torch.Generator().manual_seed(0)
+    traces = []
+    calls = []
+    for size in range(6):  # padded and whole, of two widths, ordered and not, some with losses
+        mask_BT = torch.rand(2, 4, generator=rng) < 0.7 + size % 2
+        lost = torch.rand(8, 2 + size % 3 // 2, generator=rng) < 0.2 if size % 3 else None
+        k = 2 if lost is None else lost.shape[1]
+        choice = TokenChoice(
+            idx_NK=torch.rand(8, 4, generator=rng).argsort(-1)[:, :k],
+            w_NK=torch.randn(8, k, generator=rng),
+            dropped_NK=lost,
+        )
+        calls.append((decided(choice, (2, 4), mask_N=mask_BT.flatten()), mask_BT))
+    for bundle in (1, 2**18):
+        monkeypatch.setattr(compaction, "BUNDLE", bundle)
+        recorder = Recorder()
+        for made, mask_BT in calls:
+            recorder.record(passed(made), RouteContext(mask_BT=mask_BT))
+        traces.append(recorder.trace().arrays())
+    one, other = traces
+    assert one.keys() == other.keys() >= {"dropped", "wanted"}
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name])
+        assert array.dtype == other[name].dtype
 
 
 def test_tensors_that_the_caller_fills_anew_are_copied() -> None:
@@ -245,6 +285,8 @@ def test_foreign_and_empty_passes_are_refused() -> None:
         recorder.trace()
     with pytest.raises(InputError, match="made no decision"):
         recorder.record(ModelOutput(out=torch.zeros(1)))
+    with pytest.raises(InputError, match="expected a model's ModelOutput, got Tensor"):
+        recorder.record(torch.zeros(1))  # type: ignore[arg-type]
     recorder.record(passed(decided(choice, (1, 1))))
     with pytest.raises(InputError, match="other columns than the first"):
         recorder.record(passed(decided(choice, (1, 1)), layer=5))

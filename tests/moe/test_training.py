@@ -16,11 +16,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from crossroads.core.errors import InputError, UsageError
+from crossroads.core.errors import DivergedError, InputError, UsageError
 from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
 from crossroads.models.decoder import DecoderConfig, DecoderLM
 from crossroads.moe.building import MoEFactory, MoESpec
-from crossroads.moe.training import DivergedError, TrainConfig, train
+from crossroads.moe.commits import Commits
+from crossroads.moe.contract import RouterInput, RouterOutput
+from crossroads.moe.ranks import Ranks
+from crossroads.moe.recording import Recorder
+from crossroads.moe.router import TokenChoiceRouter
+from crossroads.moe.training import TrainConfig, train
 
 
 class Copy:
@@ -149,6 +154,47 @@ def test_micro_batches_are_one_step_for_weights_and_state() -> None:
     assert float(commits[0].sum()) == 3 * 4 * 8  # one pick per token
 
 
+class Counting(TokenChoiceRouter):
+    """Counts its commits, and remembers which count every decision of a training pass met."""
+
+    name = "counting"
+    commit_every = "forward"
+
+    def __init__(self, d: int, n_experts: int, **settings: Any) -> None:
+        super().__init__(d, n_experts, **settings)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+        self.met: list[int] = []
+
+    def decide(self, inp: RouterInput) -> RouterOutput:
+        if inp.training:
+            self.met.append(int(self.passes))
+        output = super().decide(inp)
+        return replace(output, new_state={"passes": self.passes + 1})
+
+    @torch.no_grad()
+    def commit(self, stats: Any, new_state: Any) -> None:
+        assert float(stats["count_E"].sum()) == 4 * 8  # one pick per token of a micro-batch
+        self.passes.copy_(new_state["passes"])
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_state_may_advance_at_each_micro_batch(checkpoint: bool) -> None:
+    spec = replace(SPEC, router=f"{__name__}.Counting")
+    config = replace(CONFIG, steps=2, micro_batches=3, eval_every=1)
+    done = train(Copy(checkpoint=checkpoint), spec, config)
+    for layer in routed_layers(done.model):
+        (router,) = layer.routers
+        assert int(router.passes) == 6
+        times = 2 if checkpoint else 1  # a block that is computed again meets the same state
+        assert router.met == [count for count in range(6) for _ in range(times)]
+
+
+def test_processes_side_by_side_do_not_advance_state_at_each_micro_batch() -> None:
+    model = Copy().build(replace(SPEC, router=f"{__name__}.Counting"))
+    with pytest.raises(UsageError, match="layer 0: commit_every='forward' wants micro-batches one"):
+        Commits(model, Ranks(0, 2))
+
+
 def test_recomputed_activations_change_nothing() -> None:
     spec = replace(SPEC, router="loss-free")
     plain = train(Copy(), spec, CONFIG)
@@ -185,6 +231,26 @@ def test_routers_learn_where_in_the_run_they_are() -> None:
 
     train(Recorded(), SPEC, replace(CONFIG, steps=2, micro_batches=2, seed=7))
     assert seen == [(0, 0, 0.0, 7), (0, 1, 0.0, 7), (1, 0, 0.5, 7), (1, 1, 0.5, 7)]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_recorder_takes_the_training_passes_once_and_changes_nothing(checkpoint: bool) -> None:
+    config = replace(CONFIG, steps=3, micro_batches=2, eval_every=1)
+    recorder = Recorder(meta={"model": "copy"})
+    plain = train(Copy(), SPEC, config)
+    bed = Copy(checkpoint=checkpoint)
+    done = train(bed, SPEC, config, recorder=recorder, record_every=2)
+    assert [row["loss"] for row in done.history] == [row["loss"] for row in plain.history]
+    trace = recorder.trace()
+    seen = [bed.batch(config, step, part).flatten() for step in (0, 2) for part in (0, 1)]
+    assert trace.token_id.tolist() == torch.cat(seen).tolist()
+    assert [row["layer"] for row in trace.rows] == [0, 1]
+    assert (trace.meta["model"], trace.rows[0]["router"]) == ("copy", "switch")
+    with torch.no_grad():
+        bed.loss(done.model, bed.batch(config, 0, 0), RouteContext(training=True))
+    assert len(recorder.trace().expert) == len(trace.expert)  # nobody listens any more
+    with pytest.raises(UsageError, match="record_every: expected at least 1"):
+        train(bed, SPEC, config, recorder=recorder, record_every=0)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +328,25 @@ def test_divergence_names_step_and_router_and_keeps_the_checkpoint(tmp_path: Pat
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert kept["step"] == 4
     assert all(bool(torch.isfinite(v).all()) for v in kept["model"].values())
+
+
+@pytest.mark.parametrize("every", [1, None])
+def test_weights_that_are_not_finite_are_never_kept_as_a_good_checkpoint(
+    tmp_path: Path, every: int | None
+) -> None:
+    config = replace(CONFIG, steps=1 if every is None else 3, lr=3e38, warmup=0)
+    config = replace(config, schedule="constant", checkpoint_every=every, eval_every=every)
+
+    class Huge(Copy):
+        def evaluate(self, model: nn.Module, config: TrainConfig) -> dict[str, float]:
+            assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+            return super().evaluate(model, config)
+
+    with pytest.raises(
+        DivergedError, match=r"at step 0: .*weights are not finite; .*no checkpoint"
+    ):
+        train(Huge(), SPEC, replace(config, weight_decay=10.0), out=tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -18,13 +18,20 @@ from crossroads.core.errors import MissingExtraError
     type=click.Path(path_type=Path),
     help="Of metrics and checkpoints; runs/ and the file's name.",
 )
+@click.option(
+    "--trace",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the trained model's decisions on the held-out batch here (.npz, a routing trace).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON only.")
-def command(run: Path, out: Path | None, *, as_json: bool) -> None:
+def command(run: Path, out: Path | None, trace: Path | None, *, as_json: bool) -> None:
     """Train the small model that the YAML file RUN describes, with one router.
 
     Writes config.yaml, metrics.jsonl and checkpoint.pt. A run that was stopped continues from its
-    last checkpoint, to the same numbers. The config.yaml of a run is such a file too. JSON: {run,
-    router, steps, resumed_at, seconds, figures, out}.
+    last checkpoint, to the same numbers. The config.yaml of a run is such a file too; --trace of a
+    run that is complete trains nothing. JSON: {run, router, steps, resumed_at, seconds, figures,
+    out}, and trace where one was asked for.
     """
     try:
         from crossroads.moe.configuration import read_run, train_from
@@ -34,7 +41,7 @@ def command(run: Path, out: Path | None, *, as_json: bool) -> None:
         raise MissingExtraError(error.name or "torch", extra="neural") from None
     router = read_run(run).spec.router
     folder = out or Path("runs") / run.stem
-    done = train_from(run, folder)
+    done = train_from(run, folder, trace=trace)
     if as_json:
         found = {
             "run": str(run),
@@ -45,6 +52,8 @@ def command(run: Path, out: Path | None, *, as_json: bool) -> None:
             "figures": dict(done.figures),
             "out": str(folder),
         }
+        if trace is not None:
+            found["trace"] = str(trace)
         click.echo(json.dumps(found, indent=2))
         return
     went_on = f", going on after step {done.resumed_at}" if done.resumed_at else ""
@@ -52,3 +61,5 @@ def command(run: Path, out: Path | None, *, as_json: bool) -> None:
     for name, value in done.figures.items():
         click.echo(f"{name}  {value:.4f}")
     click.echo(f"metrics and checkpoint  {folder}")
+    if trace is not None:
+        click.echo(f"trace  {trace}")

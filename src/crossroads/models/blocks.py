@@ -137,7 +137,7 @@ class Pass(Collector):
     def _absorb(self, branch: Pass) -> None:
         self.records += branch.records
         self.caches = branch.caches
-        self.flops += branch.flops
+        self._flops += branch._flops
         self._carry = branch._carry
 
 
@@ -224,7 +224,12 @@ def fill(
             f"{len(blocks)}; give the factory that number"
         )
     for layer, block in enumerate(blocks):
-        block.ffn = factory(layer, width, make_norm() if make_norm is not None else None)
+        made: object = factory(layer, width, make_norm() if make_norm is not None else None)
+        if not isinstance(made, nn.Module):
+            raise UsageError(
+                f"sublayer: the factory gave {made!r} for layer {layer}, expected a module"
+            )
+        block.ffn = made
     return nn.ModuleDict(getattr(factory, "shared", {}))
 
 

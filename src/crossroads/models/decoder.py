@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.core.errors import InputError, UsageError
-from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, mask_of
+from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, as_context, mask_of
 from crossroads.models.attention import Attention, Visibility, rotation, visibility
 from crossroads.models.blocks import Block, Pass, dense_swiglu, fill
 from crossroads.models.inputs import check_heads, check_sizes, check_tokens
@@ -131,7 +131,7 @@ class DecoderLM(nn.Module):
         """
         config = self.config
         check_tokens(tokens_BT, config.vocab_size)
-        context = context or RouteContext(training=self.training)
+        context = as_context(context, training=self.training)
         real_BS, doc_BS = _so_far(tokens_BT, context, cache)
         sight = visibility(real_BS, tokens_BT.shape[1], causal=True, doc_BS=doc_BS)
         pos_BT = _positions(sight, real_BS, tokens_BT)
@@ -196,7 +196,7 @@ class DecoderLM(nn.Module):
                 f"temperature: expected 0, or a positive number and a generator, got "
                 f"{temperature!r} and {generator!r}"
             )
-        context = context or RouteContext()
+        context = as_context(context)
         if context.decisions:
             raise UsageError("decisions: cannot be given for generation; leave them out")
         real_BT = mask_of(prompt_BT, context.mask_BT)

@@ -28,6 +28,7 @@ from crossroads.core.routed import (
     ModelOutput,
     RouteContext,
     SublayerFactory,
+    as_context,
     mask_of,
 )
 from crossroads.models.attention import Attention, Visibility, visibility
@@ -219,7 +220,7 @@ class DiT(nn.Module):
         times_BF = sinusoids(time_B, config.num_frequencies).to(h_BTD.dtype)
         c_BD = self.time(times_BF) + self.labels(label_B)
 
-        context = replace(context or RouteContext(training=self.training), causal=False)
+        context = replace(as_context(context, training=self.training), causal=False)
         real_BT = mask_of(h_BTD, context.mask_BT)
         pos_BT = torch.arange(config.num_patches, device=h_BTD.device).expand_as(real_BT)
         null_B = label_B == config.null_label

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.core.errors import InputError
-from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, mask_of
+from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, as_context, mask_of
 from crossroads.models.attention import Attention, visibility
 from crossroads.models.blocks import Block, Pass, dense_mlp, fill, mean_over_real
 from crossroads.models.inputs import check_heads, check_sizes, check_tokens
@@ -103,7 +103,7 @@ class EncoderClassifier(nn.Module):
                 f"tokens: at most {config.max_length} positions, got {length}; "
                 "cut the texts or raise max_length"
             )
-        context = replace(context or RouteContext(training=self.training), causal=False)
+        context = replace(as_context(context, training=self.training), causal=False)
         real_BT = mask_of(tokens_BT, context.mask_BT)
         pos_BT = torch.arange(length, device=tokens_BT.device).expand_as(tokens_BT)
         context = context.with_cond(token_id=tokens_BT, pos=pos_BT)

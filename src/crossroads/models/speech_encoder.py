@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from crossroads.core.errors import InputError
-from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory
+from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, as_context
 from crossroads.models.attention import Attention, rotation, visibility
 from crossroads.models.blocks import Block, Pass, dense_mlp, fill
 from crossroads.models.inputs import check_heads, check_sizes
@@ -112,7 +112,7 @@ class SpeechEncoder(nn.Module):
         real_BT = step_T < self.output_lengths(length_B)[:, None]
         pos_BT = step_T.expand_as(real_BT)
         context = replace(
-            context or RouteContext(training=self.training), causal=False, mask_BT=real_BT
+            as_context(context, training=self.training), causal=False, mask_BT=real_BT
         ).with_cond(pos=pos_BT)
         routed = Pass(context, recompute=config.checkpoint)
         sight = visibility(real_BT, len(step_T), causal=False)

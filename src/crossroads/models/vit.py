@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, mask_of
+from crossroads.core.routed import ModelOutput, RouteContext, SublayerFactory, as_context, mask_of
 from crossroads.models.attention import Attention, visibility
 from crossroads.models.blocks import Block, Pass, dense_mlp, fill, mean_over_real
 from crossroads.models.inputs import (
@@ -107,7 +107,7 @@ class ViT(nn.Module):
         config = self.config
         check_images(image_BCHW, config.channels, config.image_size)
         h_BTD = self.patches(to_patches(image_BCHW, config.patch)) + self.positions
-        context = replace(context or RouteContext(training=self.training), causal=False)
+        context = replace(as_context(context, training=self.training), causal=False)
         real_BT = mask_of(h_BTD, context.mask_BT)
         pos_BT = torch.arange(config.num_patches, device=h_BTD.device).expand_as(real_BT)
         routed = Pass(context.with_cond(pos=pos_BT), recompute=config.checkpoint)

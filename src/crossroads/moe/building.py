@@ -23,7 +23,7 @@ from crossroads.moe.contract import Router
 from crossroads.moe.experts import Activation, FFNBank
 from crossroads.moe.layer import GateSharing, Loop, MoELayer
 from crossroads.moe.routers import build_router, known_settings, parse_router, router_class
-from crossroads.moe.sharing import SharingGroup, sharing_groups
+from crossroads.moe.sharing import is_shared, routers_of_layers
 
 DENSE = "dense"
 MOST_SPLIT = 2  # experts of routers that run more than two are halved, no further
@@ -46,7 +46,8 @@ class MoESpec:
         biases)
     layers : which layers are routed: ``all``, ``odd``, ``even`` (0-based), or their indices
     shared : experts every token runs; None = as many as the router's method has
-    n_iter, gate_sharing, loop, out_scale, shared_scale : see ``MoELayer``
+    n_iter, gate_sharing, loop, inner_residual, outer_residual : of a chain, see ``MoELayer``
+    out_scale, shared_scale : see ``MoELayer``
     path : ``sparse``, or ``dense`` for the reference by einsum
     """
 
@@ -61,12 +62,20 @@ class MoESpec:
     n_iter: int = 1
     gate_sharing: GateSharing = "independent"
     loop: Loop = "prenorm"
+    inner_residual: bool = True
+    outer_residual: bool = False
     out_scale: float = 1.0
     shared_scale: float = 1.0
     path: str = "sparse"
 
     def __post_init__(self) -> None:
-        for name, least in (("n_experts", 1), ("dense_hidden", 1), ("hidden", 1), ("shared", 0)):
+        for name, least in (
+            ("n_experts", 1),
+            ("dense_hidden", 1),
+            ("hidden", 1),
+            ("shared", 0),
+            ("n_iter", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name}: expected at least {least}, got {value!r}")
@@ -110,7 +119,7 @@ class MoEFactory:
         spec = self.spec
         if not spec.routed(layer):
             return self._dense()(layer, width, norm)
-        own = not getattr(router_class(spec.router.split(":")[0]), "shared_across_layers", False)
+        own = not is_shared(spec.router)
         routers = self._routers(layer, width, own=own)
         n_shared = routers[0].shared_experts if spec.shared is None else spec.shared
         hidden = spec.hidden or expert_hidden(spec.dense_hidden, routers[0], n_shared)
@@ -128,6 +137,8 @@ class MoEFactory:
             n_iter=spec.n_iter,
             gate_sharing=spec.gate_sharing,
             loop=spec.loop,
+            inner_residual=spec.inner_residual,
+            outer_residual=spec.outer_residual,
             own_router=own,
             path=spec.path,
         )
@@ -136,21 +147,15 @@ class MoEFactory:
         if own:
             count = self.spec.n_iter if self.spec.gate_sharing == "independent" else 1
             return tuple(self._router(width, self.spec.n_experts) for _ in range(count))
-        number, group = self._group(layer)
+        routed = [i for i in range(self.num_layers) if self.spec.routed(i)]
+        groups = routers_of_layers(
+            self.spec.router, self.spec.hints, len(routed), self.spec.n_experts
+        )
+        number, group = groups[routed.index(layer)]
         name = f"router_{number}"
         if name not in self.shared:
             self.shared[name] = self._router(width, group.n_experts)
         return (self.shared[name],)
-
-    def _group(self, layer: int) -> tuple[int, SharingGroup]:
-        """Return which group of routed layers a layer shares its router with."""
-        routed = [i for i in range(self.num_layers) if self.spec.routed(i)]
-        name, given = parse_router(self.spec.router)
-        default = known_settings(router_class(name)).get("share", "all")
-        plan = str({"share": default, **self.spec.hints, **given}["share"])
-        groups = sharing_groups(plan, len(routed), self.spec.n_experts)
-        place = routed.index(layer)
-        return next((n, group) for n, group in enumerate(groups) if place in group.layers)
 
     def _router(self, width: int, n_experts: int) -> Router:
         known = known_settings(router_class(parse_router(self.spec.router)[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, get_args
 
 from crossroads.core.errors import UsageError
@@ -13,6 +14,13 @@ def check_known(name: str, value: object, known: Any) -> None:
     values = get_args(known)
     if value not in values:
         raise UsageError(f"{name}: expected one of {', '.join(values)}, got {value!r}")
+
+
+def check_whole(**values: object) -> None:
+    """Raise UsageError for a value that is no whole number; None passes."""
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise UsageError(f"{name}: expected a whole number, got {value!r}")
 
 
 def check_coefficients(**values: float) -> None:

@@ -19,14 +19,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from crossroads.core.errors import CrossroadsError, InputError, UsageError, unknown_name
+from crossroads.core.files import check_writable
 from crossroads.core.problems import problems_of, yaml_problem
-from crossroads.moe.beds import ArenaBed, get_bed
+from crossroads.core.trace import RoutingTrace
+from crossroads.moe.beds import ArenaBed, get_bed, without_ids
 from crossroads.moe.beds.bed import Preset
 from crossroads.moe.building import DENSE, MoESpec
+from crossroads.moe.passes import recorded_passes
+from crossroads.moe.recording import Recorder
 from crossroads.moe.routers import parse_router
 from crossroads.moe.training import TrainConfig, Trained, train
 
@@ -76,6 +82,8 @@ def read_run(path: str | Path) -> Run:
             raise InputError(f"model.router: expected the name of a router, got {router!r}")
         if router != DENSE:
             parse_router(router)
+            if why := without_ids(router, bed):
+                raise InputError(f"model.router: {router!r} {why}; choose another router")
         spec = _changed(bed.spec(router), file.model, "model")
         config = _changed(bed.config(file.preset), file.training, "training")
     except CrossroadsError as error:
@@ -83,17 +91,44 @@ def read_run(path: str | Path) -> Run:
     return Run(bed=bed, spec=spec, config=config)
 
 
-def train_from(path: str | Path, out: str | Path, *, progress: bool | None = None) -> Trained:
+def train_from(
+    path: str | Path,
+    out: str | Path,
+    *,
+    progress: bool | None = None,
+    trace: str | Path | None = None,
+) -> Trained:
     """Train what a file describes, keeping metrics and checkpoints in ``out``.
 
-    Raises InputError, with the file's name, also for sizes that do not fit each other: those show
-    only when the model is built.
+    ``trace`` (a file that ends in .npz) gets the decisions of the trained model on the bed's fixed
+    held-out batch, those of soft routing by all experts' combine weights (docs: traces). Raises
+    InputError, with the file's name, also for sizes that do not fit each other: those show only
+    when the model is built; UsageError for a trace that cannot be.
     """
     run = read_run(path)
+    if trace is not None:
+        trace = Path(trace)
+        if run.spec.router == DENSE:
+            raise UsageError("trace: a dense model decides nothing; leave it out")
+        if trace.suffix != ".npz":
+            raise UsageError(f"trace: expected a file that ends in .npz, got {trace}")
+        check_writable(trace)
     try:
-        return train(run.bed, run.spec, run.config, out=out, progress=progress)
+        done = train(run.bed, run.spec, run.config, out=out, progress=progress)
     except UsageError as error:
         raise InputError(f"{path}: {error}") from error
+    if trace is not None:
+        held_out_trace(run, done.model).save(trace)
+    return done
+
+
+def held_out_trace(run: Run, model: nn.Module) -> RoutingTrace:
+    """Return a trained model's decisions on the fixed held-out batch of the run's bed."""
+    meta = {"bed": run.bed.name, "router": run.spec.router, "seed": run.config.seed}
+    recorder = Recorder(meta=meta, approx_topk=run.spec.n_experts)
+    with torch.no_grad(), recorded_passes(model.eval(), recorder):
+        run.bed.probe(model)
+    return recorder.trace()
 
 
 def _bed(file: RunFile) -> ArenaBed:

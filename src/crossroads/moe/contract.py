@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.core.errors import UsageError
+from crossroads.core.later import Later
 from crossroads.core.routed import AuxTerm, Carry
 
 Granularity = Literal["token", "sequence", "batch"]
@@ -31,7 +32,7 @@ Weights = Literal["normalised", "unnormalised", "signed", "ones"]
 NOBODY = -1  # an empty place, an empty slot
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class RouterInput:
     """One layer's view of a forward pass.
 
@@ -39,10 +40,12 @@ class RouterInput:
     ----------
     x_BTD : normed tokens to route
     mask_BT : bool, True = real token
+    is_full : no token is padding, as far as the layer was told: ``mask_BT`` is True throughout
     layer, n_layers, iteration : where in the model; ``iteration`` counts a looped layer
     training, step, progress, pass_id, causal, logit_bias, force_BT, allow, cond : as in
         ``crossroads.core.routed.RouteContext``
-    rng : generator made for this call alone; the only source of randomness a router may use
+    rng : generator made for this call alone, when it is first read; the only source of randomness
+        a router may use
     attn : (B, H, Tq, Tk) attention probabilities of the same layer, for routers that ask
     attn_out, resid_BTD : (B, T, D), for routers that ask
     carry : state of the previous routed layer, or None at the first
@@ -51,6 +54,7 @@ class RouterInput:
 
     x_BTD: Tensor
     mask_BT: Tensor
+    is_full: bool = False
     layer: int = 0
     n_layers: int = 1
     iteration: int = 0
@@ -59,7 +63,7 @@ class RouterInput:
     progress: float = 0.0
     pass_id: int = 0
     causal: bool = False
-    rng: torch.Generator | None = None
+    rng: Later[torch.Generator | None] = Later(None)  # noqa: RUF009 - a descriptor
     logit_bias: Tensor | None = None
     force_BT: Tensor | None = None
     allow: Tensor | None = None
@@ -209,12 +213,15 @@ class Router(nn.Module):
         ``carry``, ``cond:label`` ...)
     per_token : changing one token changes no other token's decision
     remedy : what to do where a decoder refuses the router
+    commit_every : the trainer calls ``commit`` once an optimiser ``step``, or after each
+        micro-batch (``forward``) for state that must not wait
     """
 
     causal_safe: bool = True
     per_token: bool = True
     remedy: str = "choose a causal variant or another router"
     needs: frozenset[str] = frozenset()
+    commit_every: Literal["step", "forward"] = "step"
     shared_experts: int = 0  # experts every token runs besides the chosen ones, by this method
 
     def __init__(self, n_experts: int, kinds: tuple[ExpertKind, ...] | None = None) -> None:
@@ -236,7 +243,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def commit(self, stats: Mapping[str, Tensor], new_state: Mapping[str, Tensor]) -> None:
-        """Advance the state, once per optimiser step.
+        """Advance the state, once per optimiser step (or micro-batch, see ``commit_every``).
 
         ``stats`` are those of the decisions summed over micro-batches and ranks, ``new_state`` the
         last one. The default keeps no state.

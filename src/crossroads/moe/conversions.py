@@ -120,6 +120,10 @@ def to_token_choice(choice: TokenChoice | ExpertChoice | Dense) -> TokenChoice:
 
 def executed(choice: TokenChoice, kinds: tuple[str, ...]) -> Tensor:
     """Return the experts that really run, int64 (N, K): null, dropped and empty places are -1."""
+    if "null" not in kinds:
+        if choice.dropped_NK is None:
+            return choice.idx_NK
+        return torch.where(choice.live_NK, choice.idx_NK, NOBODY)
     runs_E = torch.tensor([kind != "null" for kind in kinds], device=choice.idx_NK.device)
     runs_NK = choice.live_NK & runs_E[choice.idx_NK.clamp_min(0)]
     return torch.where(runs_NK, choice.idx_NK, NOBODY)

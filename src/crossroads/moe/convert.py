@@ -26,9 +26,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from crossroads.core.errors import InputError, MissingExtraError, UsageError
+from crossroads.core.errors import InputError, MissingExtraError, UsageError, unknown_name
 from crossroads.core.files import replacing, write_atomically
 from crossroads.core.routed import ModelOutput, RouteContext
+from crossroads.moe.checks import check_coefficients
 from crossroads.moe.contract import Router, RouterInput
 from crossroads.moe.conversions import executed, to_token_choice
 from crossroads.moe.experts import FFNBank
@@ -38,15 +39,17 @@ from crossroads.moe.hf_blocks import (
     attach,
     bank_of,
     dense_blocks,
+    dtypes_of,
     is_silu,
     moe_blocks,
+    set_dtypes,
     surroundings_of,
     switch_off_logits,
 )
 from crossroads.moe.hf_caches import same_sequences
 from crossroads.moe.layer import MoELayer
 from crossroads.moe.recording import Recorder
-from crossroads.moe.routers import build_router
+from crossroads.moe.routers import build_router, router_names
 from crossroads.moe.sharing import is_shared, routers_of_layers
 
 ORIGINAL = "original"
@@ -103,6 +106,7 @@ def upcycle(
         if number not in shared:
             shared[number] = _router(router, gate.shape[1], group.n_experts, made, settings)
             if router_std is not None:
+                check_coefficients(router_std=router_std)
                 _redraw(shared[number], router_std, made)
         routes = shared[number]
         matrix_E2FD = _copies(torch.cat([gate, up]), group.n_experts, noise_std, made)
@@ -143,6 +147,9 @@ def swap_router(
     makes up for another mean sum of weights (DeepSeek's sum to its scaling factor). Mixtral's input
     jitter in training is left out. Raises UsageError for a model or router that does not fit.
     """
+    name = router.split(":", maxsplit=1)[0].replace("_", "-")
+    if "." not in name and name not in (known := [ORIGINAL, *router_names()]):
+        raise unknown_name("router", name, known)
     blocks = {index: (name, block) for index, name, block in moe_blocks(model)}
     if not blocks:
         what = "mixture of experts (a gate and stacked experts)"
@@ -254,6 +261,9 @@ def mean_weight_sum(moe: MoELayer) -> float:
         rng=made,
         causal=True,
         layer=moe.layer,
+        # Every token looks at itself and all before it alike.
+        attn=torch.ones(PROBE_TOKENS, PROBE_TOKENS, device=x_BTD.device).tril()[None, None]
+        / (place_BT + 1).unsqueeze(-1),
         cond={"token_id": place_BT, "pos": place_BT},
     )
     decision = router.eval()(inp).decision
@@ -339,7 +349,8 @@ def save_converted(model: nn.Module, folder: str | Path) -> None:
     with replacing(folder / _WEIGHTS) as partial:
         save_model(model, str(partial))
     write_atomically(folder / "config.json", transformers_config.to_json_string(use_diff=False))
-    kept = {"conversions": conversions, "out_scale": scales}
+    kept = {"conversions": conversions, "out_scale": scales, "dtypes": dtypes_of(model)}
+    kept["eager"] = any("attn" in m.moe.needs for m in model.modules() if isinstance(m, RoutedMLP))
     write_atomically(folder / _SETTINGS, json.dumps(kept, indent=2) + "\n")
 
 
@@ -364,7 +375,9 @@ def load_converted(folder: str | Path) -> nn.Module:
         ) from error
     try:
         config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        model: Any = AutoModelForCausalLM.from_config(config)
+        # A word of the folder, not arguments: those could have it run code of its own.
+        eager = {"attn_implementation": "eager"} if kept.get("eager") is True else {}
+        model: Any = AutoModelForCausalLM.from_config(config, **eager)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -380,8 +393,9 @@ def load_converted(folder: str | Path) -> nn.Module:
         if isinstance(block, RoutedMLP):
             block.moe.out_scale = float(scales[str(block.moe.layer)])
     try:
+        set_dtypes(model, kept.get("dtypes", {}))
         load_model(model, str(folder / _WEIGHTS))
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (AttributeError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: weights cannot be read: {error}; save it again") from error
     loaded: nn.Module = model.eval()
     return loaded
@@ -444,7 +458,7 @@ def _router(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=made)))
         router = build_router(spec, d, n_experts, **(settings or {}))
-    reads = router.needs - {"carry", "cond:token_id", "cond:pos"}
+    reads = router.needs - {"attn", "carry", "cond:token_id", "cond:pos"}
     if not router.causal_safe or reads:
         why = f"reads {', '.join(sorted(reads))}" if reads else "looks at later tokens"
         raise UsageError(f"router {spec!r}: {why}, which a language model's block cannot give")
@@ -461,8 +475,7 @@ def _redraw(router: Router, std: float, made: torch.Generator) -> None:
 def _copies(
     matrix: Tensor, n_experts: int, noise_std: float, made: torch.Generator
 ) -> nn.Parameter:
-    if noise_std < 0:
-        raise UsageError(f"noise_std: expected 0 or more, got {noise_std}")
+    check_coefficients(noise_std=noise_std)
     stacked = matrix.detach().expand(n_experts, *matrix.shape).clone()
     if noise_std:
         scale = noise_std * float(matrix.detach().float().std())
@@ -474,6 +487,10 @@ def _copies(
 def _put(model: nn.Module, name: str, block: RoutedMLP) -> None:
     above, _, last = name.rpartition(".")
     parent = model.get_submodule(above)
+    block.listen(model, parent)
+    before = getattr(parent, last)
+    if isinstance(before, RoutedMLP):
+        before.deafen()
     setattr(parent, last, block)
     if parent not in block.surroundings.layers:
         block.surroundings.layers.append(parent)

@@ -55,12 +55,17 @@ def combine_dense(experts: Experts, x_ND: Tensor, choice: Dense) -> Tensor:
 
 
 def apply_decision(
-    experts: Experts, x_BTD: Tensor, decision: RoutingDecision, *, path: str = "sparse"
+    experts: Experts,
+    x_BTD: Tensor,
+    decision: RoutingDecision,
+    *,
+    path: str = "sparse",
+    is_full: bool = False,
 ) -> Tensor:
     """Return the routed part of a layer, (B, T, D_out), padding rows zero.
 
-    ``path="dense"`` takes the reference by einsum for every form. Raises InputError for an unknown
-    path.
+    ``path="dense"`` takes the reference by einsum for every form; ``is_full`` promises that no
+    token is padding. Raises InputError for an unknown path.
     """
     if path not in ("sparse", "dense"):
         raise InputError(f"path: expected sparse or dense, got {path!r}")
@@ -83,7 +88,8 @@ def apply_decision(
             y = branch.post(y) if branch.post is not None else y
             parts.append(branch.gate_N1.to(y.dtype) * y)
         y_ND = sum(parts[1:], parts[0])
-    y_ND = torch.where(decision.mask_N.unsqueeze(-1), y_ND, torch.zeros_like(y_ND))
+    if not is_full:
+        y_ND = torch.where(decision.mask_N.unsqueeze(-1), y_ND, torch.zeros_like(y_ND))
     return y_ND.reshape(batch, length, -1)
 
 

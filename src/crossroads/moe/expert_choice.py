@@ -51,6 +51,7 @@ class ExpertChoiceRouter(Router):
 
     causal_safe: bool = False
     per_token: bool = False
+    remedy: str = "let tokens choose: take softmax-tc or switch"
     default_noise: ClassVar[float] = 1.0
 
     def __init__(

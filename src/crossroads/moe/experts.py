@@ -117,6 +117,10 @@ class FFNBank(Experts):
         self.register_buffer("_identity_E", identity, persistent=False)
         self.reset_parameters(identical=identical)
 
+    @property
+    def _all_ffn(self) -> bool:
+        return self.kinds.count("ffn") == len(self.kinds)
+
     def reset_parameters(self, *, identical: bool = False) -> None:
         """Draw Xavier-uniform matrices, each expert as if it stood alone; biases are zero."""
         for matrix in (self.up, self.down):
@@ -127,10 +131,12 @@ class FFNBank(Experts):
                     nn.init.xavier_uniform_(matrix.data[index])
 
     def run_tokens(self, x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor) -> Tensor:
+        if self._all_ffn:
+            return self._bank(x_ND, idx_NK, w_NK)
         there_NK = idx_NK >= 0
         ffn_NK = torch.where(there_NK, self._ffn_E[idx_NK.clamp_min(0)], NOBODY)
         y_ND = self._bank(x_ND, ffn_NK, w_NK) if self.up.shape[0] else torch.zeros_like(x_ND)
-        if bool(self._identity_E.any()):
+        if "identity" in self.kinds:
             picked_NK = there_NK & self._identity_E[idx_NK.clamp_min(0)]
             w_N1 = torch.where(picked_NK, w_NK, 0.0).sum(-1, keepdim=True)
             y_ND = y_ND + w_N1.to(y_ND.dtype) * x_ND
@@ -163,7 +169,7 @@ class FFNBank(Experts):
                 f"experts are {self.up.dtype} and their slots {x_ECD.dtype}; cast one of them, or "
                 "use autocast"
             )
-        if all(kind == "ffn" for kind in self.kinds):
+        if self._all_ffn:
             return self._slots(x_ECD)
         y_ECD = torch.zeros_like(x_ECD)
         ffn = [e for e, kind in enumerate(self.kinds) if kind == "ffn"]

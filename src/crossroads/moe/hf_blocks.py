@@ -40,11 +40,20 @@ Observer = Callable[[ModelOutput, RouteContext, bool], None]
 
 
 class _Pass(Collector):
-    """One forward pass, and how it stood when a layer was reached."""
+    """One forward pass, and how it stood when a layer was reached.
+
+    Attributes
+    ----------
+    positions : of the sequences up to the end of the pass; None where a block is called alone
+    """
+
+    def __init__(self, context: RouteContext, positions: int | None = None) -> None:
+        super().__init__(context)
+        self.positions = positions
 
     def repeated(self) -> _Pass:
         """Return a pass for computing the next layer once more; its records lead nowhere."""
-        again = _Pass(self.context)
+        again = _Pass(self.context, self.positions)
         again._carry = dict(self._carry)
         return again
 
@@ -69,7 +78,7 @@ class Surroundings:
         self.arguments: dict[type[nn.Module], tuple[str, ...]] = {}
         self._owner: nn.Module | None = None  # the model whose call the pass is
         self._now: _Pass | None = None
-        self._last: RouteContext | None = None
+        self._last: _Pass | None = None  # as it began
         self._continues = False
 
     def before(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -97,14 +106,15 @@ class Surroundings:
             plain = getattr(layer, "_gradient_checkpointing_func", None)
             if plain is not None and not isinstance(plain, _Repeating):
                 layer._gradient_checkpointing_func = _Repeating(plain, self)
-        self._last = replace(
+        context = replace(
             self.context,
             mask_BT=_new_part(given.get("attention_mask"), shown, self.context.mask_BT),
             training=model.training,
             causal=True,
             cond=cond,
         )
-        self._owner, self._now = model, _Pass(self._last)
+        self._last = _Pass(context, None if shown is None else seen + shown.shape[1])
+        self._owner, self._now = model, self._last.repeated()
 
     def after(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
@@ -129,7 +139,7 @@ class Surroundings:
         if self._now is not None:
             return self._now
         if self._last is not None and torch._C._current_graph_task_id() >= 0:
-            return _Pass(self._last)
+            return self._last.repeated()
         return _Pass(replace(self.context, causal=True))
 
     @contextmanager
@@ -190,9 +200,44 @@ class RoutedMLP(nn.Module):
         super().__init__()
         self.moe = moe
         self.surroundings = surroundings
+        self._attn: Tensor | None = None  # between the attention of a layer and this block
+        self._hook: Any = None
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.surroundings.running(self.moe.layer, self.moe, hidden_states)
+        attn, self._attn = self._attn, None
+        running = self.surroundings.running
+        if attn is not None:  # a static cache has keys that are not written yet
+            attn = attn[..., : running.positions]
+        return running(self.moe.layer, self.moe, hidden_states, attn=attn)
+
+    def listen(self, model: nn.Module, layer: nn.Module) -> None:
+        """Take the attention of the block's layer where the router reads it.
+
+        Raises UsageError where the model does not show it.
+        """
+        if "attn" not in self.moe.needs:
+            return
+        implementation = getattr(getattr(model, "config", None), "_attn_implementation", None)
+        if implementation != "eager" or not hasattr(layer, "self_attn"):
+            raise self._hidden()
+        self._hook = layer.self_attn.register_forward_hook(self._hear)
+
+    def deafen(self) -> None:
+        """Stop listening: another block takes the place."""
+        if self._hook is not None:
+            self._hook.remove()
+
+    def _hear(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._attn = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+        if self._attn is None:
+            raise self._hidden()
+
+    def _hidden(self) -> UsageError:
+        return UsageError(
+            f"router {getattr(self.moe.routers[0], 'name', '?')!r}: reads the attention of its "
+            "layer, which models show with attn_implementation='eager' only; load the model with "
+            "it, or call model.set_attn_implementation('eager')"
+        )
 
 
 class OriginalRouter(Router):
@@ -316,3 +361,25 @@ def bank_of(gate_up_E2FD: nn.Parameter, down_EDF: nn.Parameter, kinds: tuple[Any
     bank = FFNBank(d, 1, kinds).to(down_EDF.device)  # small: its own weights are thrown away
     bank.hidden, bank.up, bank.down = hidden, gate_up_E2FD, down_EDF
     return bank
+
+
+def dtypes_of(model: nn.Module) -> dict[str, str]:
+    """Return the precision of every parameter and buffer that has one, by name."""
+    return {
+        name: str(tensor.dtype).removeprefix("torch.")
+        for name, tensor in _tensors(model)
+        if tensor.is_floating_point()
+    }
+
+
+def set_dtypes(model: nn.Module, dtypes: Mapping[str, str]) -> None:
+    """Cast parameters and buffers in place; those that are not named stay as they are."""
+    for name, tensor in _tensors(model):
+        if name in dtypes:
+            tensor.data = tensor.data.to(getattr(torch, dtypes[name]))
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers, also those that no state dict holds (rotary frequencies)."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()

@@ -11,13 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from crossroads.core.errors import InputError, UsageError
-from crossroads.core.routed import AuxTerm, Carry, RouteContext, SublayerOutput, mask_of
+from crossroads.core.later import Deferred
+from crossroads.core.routed import AuxTerm, Carry, RouteContext, SublayerOutput, as_context, mask_of
 from crossroads.moe.checks import check_known
 from crossroads.moe.contract import Router, RouterInput, RouterOutput, RoutingDecision
 from crossroads.moe.execution import apply_decision, apply_to_sequences, executed_counts
@@ -40,7 +42,9 @@ class MoELayer(nn.Module):
     layer, n_layers : where in the model
     n_iter : times the layer is run in a chain (Chain-of-Experts); ``loop`` says how the stream is
         handed on: ``prenorm`` norms every iteration's input and adds residually, ``released`` norms
-        once and adds the inner residual only
+        once: x_0 = norm(h), x_(t+1) = x_t + MoE(x_t), and the stream becomes x_C
+    inner_residual, outer_residual : of the ``released`` loop: whether x_t is added within, and
+        h at the end
     own_router : False where the router is shared between layers and registered by the model, so
         that ``state_dict`` names it once
     path : ``sparse``, or ``dense`` for the reference by einsum
@@ -66,6 +70,8 @@ class MoELayer(nn.Module):
         n_iter: int = 1,
         gate_sharing: GateSharing = "independent",
         loop: Loop = "prenorm",
+        inner_residual: bool = True,
+        outer_residual: bool = False,
         own_router: bool = True,
         path: str = "sparse",
     ) -> None:
@@ -88,6 +94,11 @@ class MoELayer(nn.Module):
         self.layer, self.n_layers, self.n_iter = layer, n_layers, n_iter
         self.gate_sharing: GateSharing = gate_sharing
         self.loop: Loop = loop
+        if loop == "prenorm" and (outer_residual or not inner_residual):
+            raise UsageError(
+                "inner_residual and outer_residual: switches of the released loop; set loop to it"
+            )
+        self.inner_residual, self.outer_residual = inner_residual, outer_residual
         self.path = path
         self.needs = frozenset().union(*(r.needs for r in routers)) & {"attn", "attn_out"}
 
@@ -111,7 +122,7 @@ class MoELayer(nn.Module):
 
         It is one for all iterations, or one for each; the router's state does not follow it.
         """
-        context = context or RouteContext()
+        context = as_context(context)
         mask_BT = self._check_call(h_BTD, context)
         if context.mask_BT is not None:
             # Whatever padding holds, also NaN: zero times it must be zero, in gradients too.
@@ -120,11 +131,11 @@ class MoELayer(nn.Module):
         aux: dict[str, AuxTerm] = {}
         decisions: list[RoutingDecision] = []
         new_state: dict[str, Tensor] = {}
-        flops = 0.0
+        routed = 0  # iterations that asked a router
         carry = dict(carry or {})
         caches = list(cache) if self.n_iter > 1 and cache is not None else [cache] * self.n_iter
         stream = h_BTD if self.loop == "prenorm" else self.norm(h_BTD)
-        start = stream if self.n_iter > 1 else None
+        is_chain = self.n_iter > 1 or self.loop == "released"
         delta = stream
         for iteration in range(self.n_iter):
             x_BTD = self.norm(stream) if self.loop == "prenorm" else stream
@@ -141,9 +152,8 @@ class MoELayer(nn.Module):
                     carry=carry or None,
                     cache=caches[iteration],
                 )
-                # Routers score in float32 whatever the precision of the experts.
-                with torch.autocast(h_BTD.device.type, enabled=False):
-                    answer = self._router_of(iteration)(inp)
+                answer = self._asked(iteration, inp)
+                routed += 1
                 carry |= answer.carry
                 caches[iteration] = answer.cache
                 self._collect(answer, iteration, aux, new_state)
@@ -151,13 +161,13 @@ class MoELayer(nn.Module):
                     given = (answer.decision,) * self.n_iter
             chosen = given[iteration] if answer is None else answer.decision
             _check_decision(chosen, self.experts, mask_BT)
-            delta = self._outputs(x_BTD, chosen, context)
-            flops += self._flops(chosen, mask_BT, router_ran=answer is not None)
+            is_full = answer is not None and context.mask_BT is None
+            delta = self._outputs(x_BTD, chosen, context, is_full=is_full)
             decisions.append(chosen)
-            if self.n_iter > 1:
-                stream = stream + delta
-        if start is not None:
-            delta = stream - (start if self.loop == "prenorm" else h_BTD)
+            if is_chain:
+                stream = stream + delta if self.inner_residual else delta
+        if is_chain:
+            delta = stream if self.outer_residual else stream - h_BTD
             # A norm with a bias makes something of padding.
             delta = torch.where(mask_BT.unsqueeze(-1), delta, torch.zeros_like(delta))
         return SublayerOutput(
@@ -166,7 +176,7 @@ class MoELayer(nn.Module):
             carry=carry,
             decisions=tuple(decisions),
             new_state=new_state,
-            flops=flops,
+            flops=self._flops(tuple(decisions), mask_BT, routed, context),
             cache=self._joined(caches),
         )
 
@@ -228,6 +238,16 @@ class MoELayer(nn.Module):
     def _router_of(self, iteration: int) -> Router:
         return self.routers[min(iteration, len(self.routers) - 1)]
 
+    def _asked(self, iteration: int, inp: RouterInput) -> RouterOutput:
+        """Return the router's answer, scored in float32 whatever the precision of the experts."""
+        router, device = self._router_of(iteration), inp.x_BTD.device.type
+        if not torch.is_autocast_enabled(device):
+            answer: RouterOutput = router(inp)
+            return answer
+        with torch.autocast(device, enabled=False):
+            answer = router(inp)
+        return answer
+
     def _view(
         self,
         x_BTD: Tensor,
@@ -240,6 +260,7 @@ class MoELayer(nn.Module):
         return RouterInput(
             x_BTD=x_BTD,
             mask_BT=mask_BT,
+            is_full=context.mask_BT is None,
             layer=self.layer,
             n_layers=self.n_layers,
             iteration=iteration,
@@ -248,7 +269,7 @@ class MoELayer(nn.Module):
             progress=context.progress,
             pass_id=context.pass_id,
             causal=context.causal,
-            rng=generator(context, self.layer, iteration),
+            rng=_later_generator(context, self.layer, iteration),
             logit_bias=context.logit_bias,
             force_BT=context.force_BT,
             allow=context.allow,
@@ -268,9 +289,11 @@ class MoELayer(nn.Module):
         mine = f"{min(iteration, len(self.routers) - 1)}/" if len(self.routers) > 1 else ""
         new_state.update({mine + name: value for name, value in answer.new_state.items()})
 
-    def _outputs(self, x_BTD: Tensor, decision: RoutingDecision, context: RouteContext) -> Tensor:
+    def _outputs(
+        self, x_BTD: Tensor, decision: RoutingDecision, context: RouteContext, *, is_full: bool
+    ) -> Tensor:
         if self.experts.view == "token":
-            routed = apply_decision(self.experts, x_BTD, decision, path=self.path)
+            routed = apply_decision(self.experts, x_BTD, decision, path=self.path, is_full=is_full)
         else:
             pos_BT = context.cond.get("pos")
             if pos_BT is None:
@@ -285,18 +308,40 @@ class MoELayer(nn.Module):
         every = self.shared(x_BTD) * self.shared_scale
         if self.shared_gate is not None:
             every = torch.sigmoid(self.shared_gate(x_BTD)) * every
+        if is_full:
+            return routed + every
         real_BT1 = decision.mask_N.reshape(x_BTD.shape[:2]).unsqueeze(-1)
         return routed + torch.where(real_BT1, every, torch.zeros_like(every))
 
-    def _flops(self, decision: RoutingDecision, mask_BT: Tensor, *, router_ran: bool) -> float:
-        real = int(mask_BT.sum())
-        flops_E = self.experts.flops_E(mask_BT.shape[1])
-        total = self.shared_flops * real
-        if router_ran:
-            total += self.routers[0].router_flops(real)
-        for choice in decision.choices:
-            ran_E = executed_counts(choice, decision, self.experts)
-            total += float((ran_E.cpu() * flops_E).sum())
+    def _flops(
+        self,
+        decisions: tuple[RoutingDecision, ...],
+        mask_BT: Tensor,
+        routed: int,
+        context: RouteContext,
+    ) -> float | Deferred[float]:
+        """Return what the iterations cost, ``routed`` of which asked a router.
+
+        Later, where all it depends on was made in this call: a caller may fill masks anew.
+        """
+        length = mask_BT.shape[1]
+        is_own = context.mask_BT is None and routed == self.n_iter
+        if is_own and not torch.compiler.is_compiling():
+            return Deferred(partial(self._counted, decisions, mask_BT.numel(), length, routed))
+        real = mask_BT.numel() if context.mask_BT is None else int(mask_BT.sum())
+        return self._counted(decisions, real, length, routed)
+
+    def _counted(
+        self, decisions: tuple[RoutingDecision, ...], real: int, length: int, routed: int
+    ) -> float:
+        flops_E = self.experts.flops_E(length)
+        total = len(decisions) * self.shared_flops * real
+        if routed:
+            total += routed * self.routers[0].router_flops(real)
+        for decision in decisions:
+            for choice in decision.choices:
+                ran_E = executed_counts(choice, decision, self.experts)
+                total += float((ran_E.cpu() * flops_E).sum())
         return total
 
     def _check_call(self, h_BTD: Tensor, context: RouteContext) -> Tensor:
@@ -345,6 +390,15 @@ def generator(context: RouteContext, layer: int, iteration: int) -> torch.Genera
     made = torch.Generator()
     made.manual_seed(int.from_bytes(digest, "little") >> 1)
     return made
+
+
+def _later_generator(
+    context: RouteContext, layer: int, iteration: int
+) -> torch.Generator | Deferred[torch.Generator | None]:
+    """Return the generator, made only for a router that draws."""
+    if torch.compiler.is_compiling():
+        return generator(context, layer, iteration)
+    return Deferred(partial(generator, context, layer, iteration))
 
 
 def _under(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

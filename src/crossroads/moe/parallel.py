@@ -46,8 +46,8 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        back = (_exchange(g, ctx.got, ctx.sent, ctx.group) for g in grads)
-        return (None, None, None, *back)
+        # By way of the Function: gradients of gradients travel, too.
+        return (None, None, None, *_AllToAll.apply(ctx.group, ctx.got, ctx.sent, *grads))
 
 
 def _exchange(rows: Tensor, sent: list[int], got: list[int], group: ProcessGroup) -> Tensor:
@@ -149,7 +149,8 @@ class ExpertParallelBank(FFNBank):
         # Without rows too: it keeps our weights in the graph, and others wait for our backward.
         y_MD = super()._bank(x_MD, work_MK, w_MK)
         (back_MD,) = all_to_all((y_MD,), got, sent, self.group)
-        return torch.zeros_like(x_ND).index_add(0, row_M, back_MD)
+        # In the experts' own precision, which under autocast is not that of the tokens.
+        return back_MD.new_zeros(x_ND.shape).index_add(0, row_M, back_MD)
 
     def _slots(self, x_RCD: Tensor) -> Tensor:
         """Return every expert applied to its slots; the number of slots may differ by rank."""

@@ -15,20 +15,19 @@ Axes: B sequences, T positions, N = B * T tokens, E experts, K places, L columns
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from crossroads.core import gating
 from crossroads.core.errors import InputError
 from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
-from crossroads.core.trace import DECODE, PREFILL, RoutingTrace, id_dtype
+from crossroads.core.trace import DECODE, PREFILL, RoutingTrace
+from crossroads.moe.compaction import Column, Pass, assembled, compacted
 from crossroads.moe.contract import (
-    NOBODY,
     Dense,
     ExpertChoice,
     RoutingDecision,
@@ -38,7 +37,6 @@ from crossroads.moe.conversions import expert_choice_to_token_choice
 from crossroads.moe.trace_facts import trace_facts
 
 PENDING_PASSES = 64  # kept as tensors before they are turned into compact arrays
-UNKNOWN_TOKEN = -1
 
 
 def kinds_of(model: nn.Module) -> dict[int, tuple[str, ...]]:
@@ -48,31 +46,6 @@ def kinds_of(model: nn.Module) -> dict[int, tuple[str, ...]]:
 
 def _layers(model: nn.Module) -> list[Any]:
     return list(routed_layers(model))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Column:
-    """One router call: which it was, and its places as tensors or arrays of its own rows."""
-
-    what: dict[str, Any]
-    idx: Any
-    w: Any
-    dropped: Any = None
-    logits: Any = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Pass:
-    """One forward pass; ``row`` and ``flat`` say where its real tokens are."""
-
-    step: int
-    columns: list[_Column]
-    mask: Any
-    token_id: Any
-    pos: Any
-    doc: Any
-    sequence: NDArray[np.int64]
-    phase: NDArray[np.uint8]
 
 
 class Recorder:
@@ -107,8 +80,8 @@ class Recorder:
         self.meta = {"kind": "moe", **(meta or {})}
         if domains:
             self.meta["domains"] = list(domains)
-        self._pending: list[_Pass] = []
-        self._parts: list[_Pass] = []
+        self._pending: list[Pass] = []
+        self._parts: list[Pass] = []
         self._home: dict[int, int] = {}
         self._domain: dict[int, int] = {}
         self._facts: dict[int, dict[str, Any]] = {}
@@ -167,7 +140,7 @@ class Recorder:
             )
         mask = context.mask_BT
         self._pending.append(
-            _Pass(
+            Pass(
                 step=self._step,
                 columns=columns,
                 mask=torch.ones(batch, length, dtype=torch.bool) if mask is None else _kept(mask),
@@ -191,7 +164,7 @@ class Recorder:
         self._compact()
         if not self._parts:
             raise InputError("recorder: no forward pass was recorded; call record first")
-        return _assembled(self._parts, self.meta, self._facts, self._home, self._domain).check()
+        return assembled(self._parts, self.meta, self._facts, self._home, self._domain).check()
 
     def _numbers(self, sequences: Sequence[int] | None, batch: int) -> list[int]:
         if sequences is None:
@@ -206,7 +179,7 @@ class Recorder:
             )
         return list(sequences)
 
-    def _columns(self, layer: int, decisions: Sequence[RoutingDecision]) -> list[_Column]:
+    def _columns(self, layer: int, decisions: Sequence[RoutingDecision]) -> list[Column]:
         columns = []
         for iteration, decision in enumerate(decisions):
             kinds = list(self.kinds.get(layer, ("ffn",) * decision.n_experts))
@@ -238,11 +211,11 @@ class Recorder:
         choice: TokenChoice | ExpertChoice | Dense,
         decision: RoutingDecision,
         gate_N1: Tensor | None,
-    ) -> _Column:
+    ) -> Column:
         places = self._token_choice(what, choice)
         w_NK = places.w_NK.detach()
         logits_NE = decision.logits_NE if self.keep_logits else None
-        return _Column(
+        return Column(
             what=what,
             idx=places.idx_NK.detach(),
             # The gate of a branch multiplies what its experts return, as the weights do.
@@ -268,7 +241,7 @@ class Recorder:
         return _heaviest(choice, self.approx_topk)
 
     def _compact(self) -> None:
-        self._parts.extend(_compacted(p) for p in self._pending)
+        self._parts.extend(compacted(self._pending))
         self._pending.clear()
 
 
@@ -278,6 +251,8 @@ def _kept(given: Tensor | None) -> Tensor | None:
 
 
 def _shape(output: ModelOutput) -> tuple[int, int]:
+    if not isinstance(output, ModelOutput):
+        raise InputError(f"output: expected a model's ModelOutput, got {type(output).__name__}")
     for record in output.records:
         for decision in record.decisions:
             return decision.shape
@@ -312,162 +287,3 @@ def _heaviest(choice: Dense, k: int) -> TokenChoice:
     total_NE = choice.combine_GSEC.detach().sum(-1).flatten(0, 1)
     idx_NK = gating.top_k(total_NE.abs(), k)
     return TokenChoice(idx_NK=idx_NK, w_NK=total_NE.gather(-1, idx_NK))
-
-
-def _array(value: Tensor | None) -> NDArray[Any] | None:
-    if value is None:
-        return None
-    value = value.float() if value.dtype == torch.bfloat16 else value
-    return value.detach().cpu().numpy()
-
-
-def _compacted(one: _Pass) -> _Pass:
-    """Return a pass as arrays of real rows only, in the types of the trace."""
-    mask = one.mask.cpu().numpy()
-    real_token, real_row = np.flatnonzero(mask), np.flatnonzero(mask.any(1))
-    row_of_token = real_token // mask.shape[1]
-    columns = []
-    for column in one.columns:
-        per_token = column.what["granularity"] == "token"
-        rows = real_token if per_token else real_row
-        idx = np.asarray(_array(column.idx))
-        if column.what["granularity"] == "batch":
-            rows = np.zeros(len(real_row), np.int64)
-        columns.append(
-            _Column(
-                what=column.what,
-                **_sorted_places(
-                    idx[rows],
-                    np.asarray(_array(column.w), np.float32)[rows],
-                    None if column.dropped is None else column.dropped.cpu().numpy()[rows],
-                    column.what["n_experts"],
-                ),
-                logits=None if column.logits is None else _half(column.logits, rows),
-            )
-        )
-    taken: dict[str, Any] = {}
-    for name in ("token_id", "pos", "doc"):
-        value = _array(getattr(one, name))
-        taken[name] = None if value is None else np.broadcast_to(value, mask.shape)[mask]
-    return replace(
-        one,
-        columns=columns,
-        mask=np.searchsorted(real_row, row_of_token),  # real row of every real token
-        sequence=one.sequence[real_row],
-        phase=one.phase[real_row],
-        **taken,
-    )
-
-
-def _half(logits: Tensor, rows: NDArray[Any]) -> NDArray[np.float16]:
-    with np.errstate(over="ignore"):  # beyond half precision is infinite, and says so
-        return np.asarray(_array(logits))[rows].astype(np.float16)
-
-
-def _sorted_places(
-    idx: NDArray[Any], w: NDArray[np.float32], dropped: NDArray[np.bool_] | None, n_experts: int
-) -> dict[str, Any]:
-    """Return places by descending |w|, ties to the lower id; lost ones next, empty ones last."""
-    picked = idx != NOBODY
-    lost = np.zeros_like(picked) if dropped is None else dropped & picked
-    rank = np.where(picked, np.where(lost, 1, 0), 2)
-    order = np.lexsort((idx, -np.abs(w), rank), axis=-1)
-    idx, w, lost, picked = (np.take_along_axis(a, order, -1) for a in (idx, w, lost, picked))
-    dtype = id_dtype(n_experts)
-    none = np.iinfo(dtype).max
-    weight = np.where(picked & ~lost, w, 0).astype(np.float16)
-    return {
-        "idx": np.where(picked, idx, none).astype(dtype),
-        "w": weight,
-        "dropped": lost if lost.any() else None,
-    }
-
-
-def _assembled(
-    parts: list[_Pass],
-    meta: dict[str, Any],
-    facts: Mapping[int, dict[str, Any]],
-    home: dict[int, int],
-    domain: dict[int, int],
-) -> RoutingTrace:
-    sequence = np.concatenate([p.sequence[p.mask] for p in parts])
-    doc = np.concatenate([_or(p.doc, 0, p.mask) for p in parts]).astype(np.int64)
-    step = np.concatenate([np.full(len(p.mask), p.step, np.int32) for p in parts])
-    order = np.lexsort((step, doc, sequence))  # stable: positions stay in order
-    keys = np.stack([sequence, doc], 1)[order]
-    starts = np.flatnonzero(np.any(np.diff(keys, axis=0, prepend=keys[:1] - 1) != 0, axis=1))
-    seq_ptr = np.append(starts, len(keys)).astype(np.int64)
-    whole = all(c.what["granularity"] != "token" for c in parts[0].columns) and (
-        len(seq_ptr) - 1 == sum(len(p.sequence) for p in parts)
-    )
-    # Without packing and decoding, decisions about sequences are stored once for each.
-    rows = np.argsort(np.concatenate([p.sequence for p in parts])) if whole else order
-    places = _stacked(parts, rows, whole=whole)
-    index = np.arange(len(keys)) - np.repeat(starts, np.diff(seq_ptr))
-    with_pos = all(p.pos is not None for p in parts)
-    pos = np.concatenate([p.pos for p in parts])[order] if with_pos else index
-    token_id = np.concatenate([_or(p.token_id, UNKNOWN_TOKEN, p.mask) for p in parts])
-    phase = np.concatenate([p.phase[p.mask] for p in parts])
-    first = keys[starts, 0].tolist()
-    return RoutingTrace(
-        **places,
-        seq_ptr=seq_ptr,
-        token_id=token_id[order].astype(np.int32),
-        pos=pos.astype(np.int32),
-        step=step[order],
-        phase=phase[order],
-        home=np.array([home.get(s, 0) for s in first], np.int16) if home else None,
-        domain=np.array([domain.get(s, -1) for s in first], np.int16) if domain else None,
-        meta={
-            **meta,
-            "granularity": "sequence" if whole else "token",
-            "rows": [{**facts.get(c.what["layer"], {}), **c.what} for c in parts[0].columns],
-        },
-    )
-
-
-def _or(values: NDArray[Any] | None, default: int, like: NDArray[Any]) -> NDArray[Any]:
-    return np.full(len(like), default) if values is None else values
-
-
-def _stacked(parts: list[_Pass], rows: NDArray[Any], *, whole: bool) -> dict[str, Any]:
-    """Return ``expert``, ``weight`` and what else there is, columns padded to common sizes."""
-    columns = [list(group) for group in zip(*(p.columns for p in parts), strict=True)]
-    spread = [None if whole else p.mask for p in parts]
-    k = max(c.idx.shape[1] for group in columns for c in group)
-    experts = max(group[0].what["n_experts"] for group in columns)
-    dtype = id_dtype(experts)
-    none = np.iinfo(dtype).max
-    shape = (len(rows), len(columns), k)
-    wanted = np.full(shape, none, dtype)
-    weight, dropped = np.zeros(shape, np.float16), np.zeros(shape, bool)
-    keep_logits = any(c.logits is not None for group in columns for c in group)
-    logits = np.full((*shape[:2], experts), -np.inf, np.float16) if keep_logits else None
-    for at, group in enumerate(columns):
-        own = np.iinfo(id_dtype(group[0].what["n_experts"])).max
-        per_token = group[0].what["granularity"] == "token"
-        pieces: dict[str, list[Any]] = {"idx": [], "w": [], "dropped": [], "logits": []}
-        for column, row_of_token in zip(group, spread, strict=True):
-            pick = slice(None) if per_token or row_of_token is None else row_of_token
-            for name, filler in (("idx", own), ("w", 0), ("dropped", False)):
-                value = getattr(column, name)
-                value = np.zeros(column.idx.shape, bool) if value is None else value
-                pad = [(0, 0), (0, k - value.shape[1])]
-                pieces[name].append(np.pad(value, pad, constant_values=filler)[pick])
-            if column.logits is not None:
-                pieces["logits"].append(column.logits[pick])
-        ids = np.concatenate(pieces["idx"])[rows]
-        wanted[:, at] = np.where(ids == own, none, ids.astype(dtype))
-        weight[:, at] = np.concatenate(pieces["w"])[rows]
-        dropped[:, at] = np.concatenate(pieces["dropped"])[rows]
-        if logits is not None and pieces["logits"]:
-            found = np.concatenate(pieces["logits"])[rows]
-            logits[:, at, : found.shape[1]] = found
-    lost = dropped.any()
-    return {
-        "expert": np.where(dropped, none, wanted).astype(dtype),
-        "weight": weight,
-        "logits": logits,
-        "dropped": dropped if lost else None,
-        "wanted": wanted if lost else None,
-    }

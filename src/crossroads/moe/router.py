@@ -9,6 +9,8 @@ Axes: B sequences, T positions, N = B * T tokens, D width, E experts, K places p
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,9 +19,10 @@ from torch import Tensor, nn
 
 from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
+from crossroads.core.later import LaterMapping
 from crossroads.core.routed import AuxTerm
 from crossroads.moe.capacity import Capacity, overflow
-from crossroads.moe.checks import check_coefficients, check_known
+from crossroads.moe.checks import check_coefficients, check_known, check_whole
 from crossroads.moe.contract import (
     NOBODY,
     ExpertKind,
@@ -91,6 +94,7 @@ class TokenChoiceRouter(Router):
         kinds: tuple[ExpertKind, ...] | None = None,
     ) -> None:
         super().__init__(n_experts, kinds)
+        check_whole(k=k)
         if k > n_experts == 1:
             raise UsageError(
                 f"n_experts: router {_name(self)!r} needs at least {k} experts for k = {k}, got 1"
@@ -189,6 +193,7 @@ class TokenChoiceRouter(Router):
 
     def decide_by(self, score_NE: Tensor, inp: RouterInput) -> RouterOutput:
         """Return the decision for what ``score`` gave."""
+        mask_N = inp.mask_N
         clean_NE = opened(score_NE, inp)
         logits_NE = self.noisy(clean_NE, inp)
         probs_NE = self.mix(self.normalise(logits_NE, inp), inp)
@@ -199,23 +204,32 @@ class TokenChoiceRouter(Router):
             logits_NE=logits_NE,
             probs_NE=probs_NE,
             idx_NK=idx_NK,
-            mask_N=inp.mask_N,
+            mask_N=mask_N,
         )
         w_NK = self.weigh(probs_NE, idx_NK, inp)
-        w_NK = torch.where(idx_NK >= 0, w_NK, torch.zeros_like(w_NK))
+        w_NK = w_NK.masked_fill(idx_NK < 0, 0.0)
         decision = RoutingDecision(
             choice=TokenChoice(idx_NK=idx_NK, w_NK=w_NK, dropped_NK=self.drops(idx_NK, w_NK, inp)),
             n_experts=self.n_experts,
             shape=(inp.x_BTD.shape[0], inp.x_BTD.shape[1]),
-            mask_N=inp.mask_N,
+            mask_N=mask_N,
             logits_NE=clean_NE,
             probs_NE=probs_NE,
             weights=self.weights_label(),
-            stats={"count_E": losses.pick_counts(idx_NK.detach(), self.n_experts)},
+            stats=self._stats(idx_NK.detach(), inp),
             extra=self.extra(scored, inp),
         )
         aux = self.losses(scored, inp) if inp.training else {}
         return RouterOutput(decision=decision, aux=aux, carry=inp.carry or {})
+
+    def _stats(self, idx_NK: Tensor, inp: RouterInput) -> Mapping[str, Tensor]:
+        """Return the counts; outside training nobody may ever ask for them."""
+
+        def made() -> dict[str, Tensor]:
+            return {"count_E": losses.pick_counts(idx_NK, self.n_experts)}
+
+        at_once = inp.training or torch.compiler.is_compiling()
+        return made() if at_once else LaterMapping(made)
 
     def noisy(self, clean_NE: Tensor, inp: RouterInput) -> Tensor:
         """Return logits with the noise of a training pass."""
@@ -304,7 +318,7 @@ def check_finite(logits_NE: Tensor, inp: RouterInput) -> None:
     logits_NE = logits_NE.detach()
     # A sum is finite only if all terms are; it costs no copy. Padding, or an overflow of the sum
     # itself, is told apart afterwards.
-    if bool(torch.isfinite(logits_NE.sum())):
+    if math.isfinite(logits_NE.sum().item()):
         return
     if not bool(torch.isfinite(logits_NE[inp.mask_N]).all()):
         raise InputError(
@@ -365,6 +379,8 @@ def forced(idx_NK: Tensor, inp: RouterInput, n_experts: int) -> Tensor:
 
 def closed(idx_NK: Tensor, logits_NE: Tensor, inp: RouterInput) -> Tensor:
     """Return the choice with padding and forbidden experts taken out (-1)."""
+    if inp.is_full and inp.allow is None:
+        return idx_NK
     keep_NK = inp.mask_N.unsqueeze(1) & (idx_NK >= 0)
     if inp.allow is not None:
         keep_NK = keep_NK & ~torch.isneginf(logits_NE.gather(-1, idx_NK.clamp_min(0)))

@@ -21,7 +21,7 @@ from torch import nn
 from crossroads.core.arena import Cell, Leaderboard, Metric
 from crossroads.core.fingerprints import hash_of_modules
 from crossroads.core.routed import routed_layers
-from crossroads.moe.beds import ArenaBed, Preset
+from crossroads.moe.beds import ArenaBed, Preset, without_ids
 from crossroads.moe.building import DENSE
 from crossroads.moe.fingerprints import code_fingerprint
 from crossroads.moe.probing import LayerProbe, figures, load_table, overlap, probe
@@ -32,20 +32,19 @@ if TYPE_CHECKING:
     from crossroads.core.report import Plot
 
 BASELINES = ("dense", "switch", "top2", "hash", "random", "loss-free", "sigmoid")
-WITHOUT_IDS = ("speech",)  # beds whose tokens have neither id nor pixels to hash
 SNAPSHOTS = 8  # times in a run at which routing is compared with its end
 COMMON: tuple[Metric, ...] = (
     Metric(
         name="mflops",
-        title="MFLOP per token",
-        unit="MFLOP",
+        title="Compute",
+        unit="MFLOP/token",
         higher_is_better=False,
         help="Of the feed-forwards, routers and experts together; attention is the same in all.",
     ),
     Metric(
         name="tokens_per_s",
-        title="Tokens/s",
-        unit="1/s",
+        title="Speed",
+        unit="tokens/s",
         digits=0,
         help="Of a training step on this machine, one thread.",
     ),
@@ -53,7 +52,7 @@ COMMON: tuple[Metric, ...] = (
         name="active_experts",
         title="Experts per token",
         digits=2,
-        higher_is_better=False,
+        higher_is_better=None,
         help="Mean number a token ran, shared and null ones left out; all of them, if slots mix.",
     ),
     Metric(
@@ -65,34 +64,37 @@ COMMON: tuple[Metric, ...] = (
     Metric(
         name="dropped",
         title="Dropped",
-        higher_is_better=False,
         headline=False,
+        higher_is_better=None,
         help="Share of picks lost to capacity.",
     ),
     Metric(
         name="entropy",
         title="Entropy",
         unit="nats",
-        higher_is_better=False,
         headline=False,
+        higher_is_better=None,
         help="Mean entropy of a token's probabilities over experts.",
     ),
     Metric(
         name="agreement",
         title="Layer agreement",
         headline=False,
+        higher_is_better=None,
         help="Normalised mutual information of the experts chosen in adjacent routed layers.",
     ),
     Metric(
         name="specialisation",
         title="Specialisation",
         headline=False,
+        higher_is_better=None,
         help="Normalised mutual information of a token's expert and what the token is.",
     ),
     Metric(
         name="saturation",
         title="Saturation",
         headline=False,
+        higher_is_better=None,
         help="Share of probe tokens that have their final expert half-way through training.",
     ),
     Metric(
@@ -148,7 +150,7 @@ class MoETask:
     def notes(self) -> Sequence[str]:
         notes = [
             "experts are sized for the compute of the dense arm; routers that run more than two "
-            "experts a token spend more, see MFLOP per token"
+            "experts a token spend more, see Compute"
         ]
         if self.bed.causal and not self.is_selection:
             left_out = [n for n in router_names() if not serves(n, causal=True)]
@@ -223,11 +225,9 @@ def misfit(router: str, bed: ArenaBed) -> str:
     """Return why a router cannot stand in a bed's backbone, or nothing where it can."""
     if not serves(router, causal=bed.causal):
         return "looks at later tokens and cannot serve a decoder"
-    if bed.name not in WITHOUT_IDS or router == DENSE:
+    if router == DENSE:
         return ""
-    if "cond:token_id" not in build_router(router, 8, 8).needs:
-        return ""
-    return f"reads the ids of tokens, which those of {bed.name} have not"
+    return without_ids(router, bed)
 
 
 def candidates(bed: ArenaBed) -> list[str]:

@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,7 +21,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from crossroads.core.errors import CrossroadsError, InputError, UsageError
+from crossroads.core.errors import DivergedError, InputError, UsageError
 from crossroads.core.files import replacing, write_atomically
 from crossroads.core.progress import progress_bar
 from crossroads.core.routed import ModelOutput, RouteContext
@@ -28,15 +29,13 @@ from crossroads.moe.building import MoESpec
 from crossroads.moe.commits import Commits
 from crossroads.moe.divergence import broken_gradients, broken_weights
 from crossroads.moe.hardware import Hardware
+from crossroads.moe.passes import recorded_passes
 from crossroads.moe.ranks import Ranks
+from crossroads.moe.recording import Recorder
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
-
-
-class DivergedError(CrossroadsError):
-    """A loss or a gradient stopped being finite; the message names step, layer and router."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,21 +158,33 @@ def train(
     out: Path | str | None = None,
     progress: bool | None = None,
     watch: Watch | None = None,
+    recorder: Recorder | None = None,
+    record_every: int = 1,
     accelerator: Any = None,
 ) -> Trained:
     """Train a model and return it with its figures.
 
     With ``out``, metrics, configuration and checkpoints go there, and a job that was stopped
     continues from the last checkpoint: the same numbers as without the stop. ``watch`` is called
-    after every step with the number of steps done and the model. ``accelerator`` is an
-    ``accelerate.Accelerator`` whose device, precision and processes are used
+    after every step with the number of steps done and the model. ``recorder`` takes the training
+    passes of steps 0, n, 2n, ... of ``record_every`` n, those that this process runs.
+    ``accelerator`` is an ``accelerate.Accelerator`` whose device, precision and processes are used
     (``crossroads.moe.hardware``). Raises InputError where the folder belongs to another
     configuration, DivergedError when a loss is not finite.
     """
+    if record_every < 1:
+        raise UsageError(f"record_every: expected at least 1, got {record_every}")
     hardware = Hardware(config.dtype, accelerator)
     run = _Run(bed, spec, config, hardware, Path(out) if out is not None else None)
     shown = progress if run.ranks.leads else False
-    with progress_bar(f"train {bed.name} {spec.router}", show=shown) as report:
+    with (
+        progress_bar(f"train {bed.name} {spec.router}", show=shown) as report,
+        nullcontext()
+        if recorder is None
+        else recorded_passes(
+            run.model, recorder, wanted=lambda c: c.training and c.step % record_every == 0
+        ),
+    ):
         for step in run.steps():
             run.advance(step)
             if watch is not None:
@@ -225,7 +236,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = config.rate(step)
         self.optimiser.zero_grad(set_to_none=True)
-        commits = Commits(self.model)
+        commits = Commits(self.model, self.ranks)
         failure: DivergedError | None = None
         loss, aux, output = 0.0, 0.0, ModelOutput(out=torch.zeros(0))
         try:
@@ -243,7 +254,7 @@ class _Run:
             raise self._diverged(step, what)
         nn.utils.clip_grads_with_norm_(used, config.clip, norm)
         self.optimiser.step()
-        commits.apply(self.ranks)
+        commits.apply()
         if self.average is not None:
             self.average.update_parameters(self.model)
         self.done = step + 1
@@ -340,6 +351,11 @@ class _Run:
         def due(every: int | None) -> bool:
             return every is not None and ((step + 1) % every == 0 or last)
 
+        is_kept = due(config.checkpoint_every) or last
+        if is_kept or due(config.eval_every):
+            is_broken = broken_weights(self.model) is not None
+            what = "the update of this step broke them"
+            self._stop_together(self._diverged(step, what) if is_broken else None)
         row: dict[str, Any] = {}
         if due(config.log_every) or step == 0:
             row = {"step": step + 1, "loss": loss, "aux": aux, "norm": norm}
@@ -353,8 +369,7 @@ class _Run:
             if self.out is not None and self.ranks.leads:
                 with (self.out / METRICS).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
-        is_due = due(config.checkpoint_every) or last
-        if self.out is not None and self.ranks.leads and is_due:
+        if self.out is not None and self.ranks.leads and is_kept:
             self._keep(self.out / CHECKPOINT)
 
     def _evaluate(self) -> dict[str, float]:

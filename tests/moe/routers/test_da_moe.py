@@ -241,3 +241,19 @@ def test_experts_are_sized_for_uniform_importance() -> None:
     assert DAMoE(WIDTH, 8, k_max=4).nominal_active == (1 + 2 + 3 + 5 * 4) / 8
     assert DAMoE(WIDTH, 8, k_max=1).nominal_active == 1
     assert DAMoE.needs == {"attn"}
+
+
+@pytest.mark.parametrize("importance", ["received", "self", "entropy"])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -0.5])
+def test_attention_that_is_no_probability_is_refused_at_real_tokens_only(
+    importance: str, wrong: float
+) -> None:
+    router = DAMoE(WIDTH, 4, importance=importance)
+    attn = attention(2, 5)
+    attn[1, 0, 3, 3] = wrong
+    with pytest.raises(InputError, match=f"attn: expected probabilities .*, got {wrong}"):
+        router.decide(with_attention(attn))
+    mask_BT = torch.ones(2, 5, dtype=torch.bool)
+    mask_BT[1, 3:] = False
+    wanted_BT = router.experts_per_token(with_attention(attn, mask_BT=mask_BT))
+    assert bool((wanted_BT >= 1).all())

@@ -295,6 +295,8 @@ def test_a_missing_or_misshapen_condition_is_refused() -> None:
         made().decide(images(cond={"null": torch.zeros(3)}))
     with pytest.raises(InputError, match="expected bool of shape"):
         made().decide(images(cond={"null": torch.zeros(2, dtype=torch.bool)}))
+    with pytest.raises(InputError, match=r"expected a bool tensor of shape .*, got list"):
+        made().decide(images(cond={"null": [True, False, False]}))  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("choice", ["token", "expert"])

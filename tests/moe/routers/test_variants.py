@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from crossroads.core.routed import RouteContext
-from crossroads.moe.routers import parse_router
+from crossroads.moe.contract import Router
+from crossroads.moe.routers import build_router, parse_router, router_names
 from tests.moe.test_properties import build, context, run, some_padding, stream
 
 VARIANTS = [
@@ -66,3 +67,13 @@ def test_sparse_execution_equals_the_dense_einsum(spec: str, training: bool) -> 
         layer.path = path
         outputs.append(run(layer, stream(), given).delta)
     torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", router_names())
+def test_a_router_that_a_decoder_refuses_says_what_to_do(name: str) -> None:
+    router = build_router(name, 8, 8)
+    assert router.causal_safe or router.remedy != Router.remedy
+    if name == "da-moe":
+        assert router.remedy == "set importance to self or entropy"
+        remedied = build_router("da-moe:importance=self", 8, 8)
+        assert remedied.causal_safe

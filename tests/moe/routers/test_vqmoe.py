@@ -346,8 +346,14 @@ def test_the_codebook_loss_is_the_pull_both_ways_with_its_gradients() -> None:
     plain = mse(rows[:7], x[:7].detach()) + 0.4 * mse(x[:7], rows[:7].detach())
     value = book.loss(rows, x, mask_N)
     torch.testing.assert_close(value, plain)
-    wanted = torch.autograd.grad(3 * plain, (rows, x))
-    torch.testing.assert_close(torch.autograd.grad(3 * value, (rows, x)), wanted)
+    wanted = torch.autograd.grad(3 * plain, (rows, x), retain_graph=True)
+    found = torch.autograd.grad(3 * value, (rows, x), retain_graph=True)
+    torch.testing.assert_close(found, wanted)
+    twice = []
+    for loss in (value, plain):
+        slopes = torch.autograd.grad(loss, (rows, x), create_graph=True)
+        twice.append(torch.autograd.grad(sum(slope.pow(3).sum() for slope in slopes), (rows, x)))
+    torch.testing.assert_close(*twice)
 
 
 @pytest.mark.parametrize("codebook", ["l2", "cosine"])

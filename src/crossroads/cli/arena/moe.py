@@ -72,6 +72,7 @@ def command(
     a task under --task all.
     """
     from crossroads.core.arena import run_arena
+    from crossroads.core.files import check_folder
 
     try:
         from crossroads.moe.tasks import candidates
@@ -80,6 +81,8 @@ def command(
             raise
         raise MissingExtraError(error.name or "torch", extra="neural") from None
     wanted = comma_separated(routers, "--routers")
+    out = out or Path("runs") / f"arena-{FAMILY}"
+    check_folder(out)
     tasks = [_task(each, preset, steps) for each in (TASKS if name == ALL else (name,))]
     if wanted:
         tasks = [replace(task, is_selection=True) for task in tasks]
@@ -87,7 +90,7 @@ def command(
     count = seeds or (FULL_SEEDS if preset == "full" else 1)
     failed = False
     for task, names in zip(tasks, chosen, strict=True):
-        folder = (out or Path("runs") / f"arena-{FAMILY}") / task.name
+        folder = out / task.name
         board = run_arena(task, names, seeds=count, out=folder, engine=engine, jobs=jobs)
         if all(row.error is not None for row in board.rows):
             raise InputError(f"no router could be run: {board.rows[0].error}")

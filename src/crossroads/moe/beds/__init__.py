@@ -15,8 +15,9 @@ from typing import Any
 
 from crossroads.core.errors import unknown_name
 from crossroads.moe.beds.bed import ArenaBed, Preset
+from crossroads.moe.routers import build_router
 
-__all__ = ["BEDS", "ArenaBed", "Preset", "get_bed"]
+__all__ = ["BEDS", "ArenaBed", "Preset", "get_bed", "without_ids"]
 
 BEDS = {
     "lm": "crossroads.moe.beds.lm:LanguageBed",
@@ -24,6 +25,7 @@ BEDS = {
     "diffusion": "crossroads.moe.beds.diffusion:DiffusionBed",
     "speech": "crossroads.moe.beds.speech:SpeechBed",
 }
+WITHOUT_IDS = ("speech",)  # beds whose tokens have neither id nor pixels to hash
 
 
 def get_bed(name: str, **settings: Any) -> ArenaBed:
@@ -33,3 +35,10 @@ def get_bed(name: str, **settings: Any) -> ArenaBed:
     module, _, cls = BEDS[name].partition(":")
     made: ArenaBed = getattr(importlib.import_module(module), cls)(**settings)
     return made
+
+
+def without_ids(router: str, bed: ArenaBed) -> str:
+    """Return why a router by name cannot tell a bed's tokens apart, or nothing where it can."""
+    if bed.name not in WITHOUT_IDS or "cond:token_id" not in build_router(router, 8, 8).needs:
+        return ""
+    return f"reads the ids of tokens, which those of {bed.name} have not"

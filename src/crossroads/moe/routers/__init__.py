@@ -12,9 +12,11 @@ import inspect
 from typing import Any
 
 from crossroads.core.errors import UsageError
+from crossroads.core.kinds import check_kind, setting_kinds
 from crossroads.core.registry import Registry, parse_settings
 from crossroads.moe.contract import Router
 
+BUILT_IN = frozenset({"kinds"})  # settings that what builds a model fills in, and no text
 GROUP = "crossroads.moe.routers"
 REGISTRY: Registry[Router] = Registry(__name__, group=GROUP, base=Router, what="router")
 
@@ -26,7 +28,7 @@ def router_names() -> list[str]:
 
 def router_class(name: str) -> type[Router]:
     """Return the class of a router by name. Raises UsageError with the nearest spelling."""
-    return REGISTRY.find(_with_dashes(name))
+    return REGISTRY.find(_with_dashes(_text(name)))
 
 
 def parse_router(spec: str) -> tuple[str, dict[str, Any]]:
@@ -37,13 +39,15 @@ def parse_router(spec: str) -> tuple[str, dict[str, Any]]:
 
     Raises UsageError for an unknown name or setting, or a value of another type.
     """
-    name = _with_dashes(spec.split(":", maxsplit=1)[0])
+    name = _with_dashes(_text(spec).split(":", maxsplit=1)[0])
     if name == "dense":
         raise UsageError(
             "router 'dense' stands for no router at all: MoESpec, run files of crossroads train "
             "and crossroads arena moe take it; there is nothing to build"
         )
-    return name, parse_settings(spec, known_settings(router_class(name)), what="router")
+    cls = router_class(name)
+    known = {n: default for n, default in known_settings(cls).items() if n not in BUILT_IN}
+    return name, parse_settings(spec, known, what="router", kinds=setting_kinds(cls))
 
 
 def known_settings(cls: type[Router]) -> dict[str, Any]:
@@ -67,13 +71,18 @@ def known_settings(cls: type[Router]) -> dict[str, Any]:
 def build_router(spec: str, d: int, n_experts: int, **settings: Any) -> Router:
     """Build a router for tokens of width ``d``; settings in the text win over the arguments.
 
-    Raises UsageError for sizes that are no positive whole numbers, and settings that do not fit.
+    Raises UsageError for sizes that are no positive whole numbers, and settings that do not fit,
+    by value or by kind.
     """
     for size, label in ((d, "d"), (n_experts, "n_experts")):
         if not isinstance(size, int) or size < 1:
             raise UsageError(f"{label}: expected a whole number of at least 1, got {size!r}")
     name, given = parse_router(spec)
     cls: Any = router_class(name)
+    kinds = setting_kinds(cls)
+    for setting, value in settings.items():
+        if setting in kinds:
+            check_kind(f"router {name!r}: {setting}", value, kinds[setting])
     try:
         router: Router = cls(d, n_experts, **{**settings, **given})
     except TypeError as error:
@@ -81,6 +90,12 @@ def build_router(spec: str, d: int, n_experts: int, **settings: Any) -> Router:
             raise
         raise UsageError(f"router {name!r}: {error}") from error
     return router
+
+
+def _text(name: str) -> str:
+    if not isinstance(name, str):
+        raise UsageError(f"router: expected its name as text, got {name!r}")
+    return name
 
 
 def _with_dashes(name: str) -> str:

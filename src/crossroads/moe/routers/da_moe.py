@@ -17,6 +17,7 @@ Axes: B sequences, H heads, Q queries, T keys (positions), N = B * T tokens, E e
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.moe.capacity import Capacity
+from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import NOBODY, RouterInput
 from crossroads.moe.router import TokenChoiceRouter
 
@@ -53,8 +55,9 @@ class DAMoE(TokenChoiceRouter):
     capacity : with ``priority="gate"`` important tokens queue first
     renorm, noise_std, balance, f_norm, z_loss : as in ``TokenChoiceRouter``
 
-    Raises UsageError for settings out of range; ``decide`` raises InputError without attention, and
-    UsageError in a decoder unless ``importance`` is causal.
+    Raises UsageError for settings out of range; ``decide`` raises InputError without attention, or
+    with one that is NaN, infinite or negative, and UsageError in a decoder unless ``importance`` is
+    causal.
     """
 
     name = "da-moe"
@@ -79,6 +82,7 @@ class DAMoE(TokenChoiceRouter):
         z_loss: float = 0.0,
         capacity: Capacity | float | None = None,
     ) -> None:
+        check_whole(k_max=k_max)
         if k_max is not None and not 1 <= k_max <= n_experts:
             raise UsageError(f"k_max: expected 1 to {n_experts} (the experts), got {k_max}")
         for setting, value, known in (
@@ -101,6 +105,8 @@ class DAMoE(TokenChoiceRouter):
             z_loss=z_loss,
             capacity=capacity,
         )
+        if importance == "received":  # before a capacity's: without this, that one does not help
+            self.remedy = "set importance to self or entropy"
         self.source: Importance = importance
         self.heads: HeadReduction = heads
         self.queries: QueryReduction = queries
@@ -185,7 +191,21 @@ def _attention(inp: RouterInput) -> Tensor:
             f"attn: expected shape ({inp.mask_BT.shape[0]}, heads, {inp.mask_BT.shape[1]}, keys), "
             f"got {tuple(attn.shape)}"
         )
+    low, high = attn.aminmax()  # of all, since it costs no copy; padding is told apart after
+    if not 0 <= float(low) <= float(high) < math.inf:
+        seen_BT1 = inp.mask_BT.unsqueeze(2)
+        seen_BQK = seen_BT1 & seen_BT1.mT if attn.shape[2] == attn.shape[3] else seen_BT1
+        real = attn.masked_fill(~seen_BQK.unsqueeze(1), 0.0)  # padding may hold anything
+        if not bool((torch.isfinite(real) & (real >= 0)).all()):
+            raise InputError(
+                f"attn: expected probabilities at real tokens, got {_first_wrong(real)}; "
+                "check the block's attention for NaN"
+            )
     return attn
+
+
+def _first_wrong(attn: Tensor) -> float:
+    return float(attn[~(torch.isfinite(attn) & (attn >= 0))][0])
 
 
 def _same_document(inp: RouterInput) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from crossroads.core import gating, losses
 from crossroads.core.errors import UsageError
 from crossroads.moe.capacity import Capacity
+from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.router import TokenChoiceRouter
 
@@ -73,6 +74,7 @@ class HyperRouter(TokenChoiceRouter):
         z_loss: float = 0.0,
         capacity: Capacity | float | None = None,
     ) -> None:
+        check_whole(hidden=hidden, k_min=k_min, k_max=k_max, k_eval=k_eval)
         if hidden < 1:
             raise UsageError(f"hidden: expected at least 1, got {hidden}")
         if k_schedule not in get_args(Schedule):
@@ -161,6 +163,7 @@ class HyperRouter(TokenChoiceRouter):
 
     @k_eval.setter
     def k_eval(self, k: int) -> None:
+        check_whole(k_eval=k)
         if not 1 <= k <= self.n_experts:
             raise UsageError(f"k_eval: expected between 1 and {self.n_experts}, got {k}")
         self.k = k

@@ -82,7 +82,10 @@ class LossFree(Sigmoid):
         terms = super().losses(scored, inp)
         if self.sequence_balance:
             value = losses.sequence_balance(
-                grouped(scored.probs_NE, inp), grouped(scored.idx_NK, inp), inp.mask_BT
+                grouped(scored.probs_NE, inp),
+                grouped(scored.idx_NK, inp),
+                inp.mask_BT,
+                group=self.process_group,
             )
             terms["sequence_balance"] = AuxTerm(value, self.sequence_balance)
         return terms

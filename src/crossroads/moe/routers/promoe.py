@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
-from crossroads.moe.checks import check_coefficients, check_positive
+from crossroads.moe.checks import check_coefficients, check_positive, check_whole
 from crossroads.moe.contract import (
     NOBODY,
     ExpertChoice,
@@ -102,6 +102,7 @@ class ProMoE(Router):
                 "n_experts: router 'promoe' needs at least 2 experts, the last one for sequences "
                 f"without a condition, got {n_experts}; give more, or set uncond=False"
             )
+        check_whole(k=k, null_label=null_label)
         if not 1 <= k <= self.n_routed:
             raise UsageError(f"k: expected 1 to {self.n_routed} (the routed experts), got {k}")
         if score not in get_args(ScoreMap) or choice not in get_args(Choice):
@@ -145,6 +146,11 @@ class ProMoE(Router):
             raise InputError(
                 "cond['null']: router promoe needs bool (B,), True = no condition, and got none; "
                 "give it, or set null_label and give cond['label'], or set uncond=False"
+            )
+        if not isinstance(null_B, Tensor):
+            raise InputError(
+                f"cond['null']: expected a bool tensor of shape ({batch},), "
+                f"got {type(null_B).__name__}"
             )
         if null_B.dtype != torch.bool or tuple(null_B.shape) != (batch,):
             raise InputError(
@@ -263,19 +269,31 @@ class ProMoE(Router):
         n_groups, size, _ = member_GSE.shape
         terms: dict[str, AuxTerm] = {}
         if self.rcl:
+            member_GSR = member_GSE[..., : self.n_routed]
+            by_batch = self.choice == "token"  # one group, that of all ranks
             value = contrastive_loss(
                 self.prototypes,
                 inp.x_ND.reshape(n_groups, size, -1),
-                member_GSE[..., : self.n_routed],
+                member_GSR,
                 self.tau,
+                process_group=self.process_group if by_batch else None,
             )
+            if not by_batch:
+                n_terms = contrasted(member_GSR.sum(1)).sum()
+                value = losses.share_of_ranks(value, n_terms, inp.mask_BT, self.process_group)
             terms["contrastive"] = AuxTerm(value, self.rcl)
         if self.balance:
             count_E = member_GSE.sum((0, 1)).to(probs_NE.dtype)
             count_E = losses.summed_over_ranks(count_E, self.process_group)
             f_E = count_E / count_E.sum().clamp_min(1)
             mean_E = losses.masked_mean(probs_NE, routed_BT.reshape(-1))
-            terms["balance"] = AuxTerm(self.n_routed * (f_E * mean_E).sum(), self.balance)
+            value = losses.share_of_ranks(
+                self.n_routed * (f_E * mean_E).sum(),
+                routed_BT.sum(),
+                inp.mask_BT,
+                self.process_group,
+            )
+            terms["balance"] = AuxTerm(value, self.balance)
         return terms
 
     def router_flops(self, n_tokens: int) -> float:
@@ -287,21 +305,35 @@ class ProMoE(Router):
         return float(self.k)
 
 
+def contrasted(count_GR: Tensor) -> Tensor:
+    """Return which experts have tokens in a group, and others to be told from, bool (G, R)."""
+    live_GR = count_GR > 0
+    return live_GR & (live_GR.sum(-1, keepdim=True) >= 2)
+
+
 def contrastive_loss(
-    prototypes_RD: Tensor, h_GSD: Tensor, member_GSR: Tensor, tau: float
+    prototypes_RD: Tensor,
+    h_GSD: Tensor,
+    member_GSR: Tensor,
+    tau: float,
+    *,
+    process_group: Any = None,
 ) -> Tensor:
     """Return the routing contrastive loss, averaged over experts with tokens (and over groups).
 
     ``member_GSR`` says which token is with which expert. A group with fewer than two live experts
-    contributes nothing; without any the loss is 0, with gradient 0.
+    contributes nothing; without any the loss is 0, with gradient 0. With a process group, the
+    tokens of a group are those of all ranks.
     """
     h_GSD = gating.at_least_float32(h_GSD)
     member_GSR = member_GSR.to(h_GSD.dtype)
-    count_GR = member_GSR.sum(1)
-    mean_GRD = torch.einsum("gsr,gsd->grd", member_GSR, h_GSD) / count_GR.clamp_min(1).unsqueeze(-1)
+    count_GR = losses.summed_over_ranks(member_GSR.sum(1), process_group)
+    sum_GRD = torch.einsum("gsr,gsd->grd", member_GSR, h_GSD)
+    sum_GRD = losses.summed_over_ranks(sum_GRD, process_group)
+    mean_GRD = sum_GRD / count_GR.clamp_min(1).unsqueeze(-1)
     logits_GRR = unit(prototypes_RD.to(h_GSD.dtype)) @ unit(mean_GRD).transpose(1, 2) / tau
     live_GR = count_GR > 0
-    group, own = (live_GR & (live_GR.sum(-1, keepdim=True) >= 2)).nonzero(as_tuple=True)
+    group, own = contrasted(count_GR).nonzero(as_tuple=True)
     if not len(own):
         return 0.0 * logits_GRR.sum()
     rows = logits_GRR[group, own].masked_fill(~live_GR[group], -torch.inf)

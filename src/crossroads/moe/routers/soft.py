@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from crossroads.core import gating
 from crossroads.core.errors import InputError, UsageError
 from crossroads.moe.capacity import Capacity
+from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import (
     Dense,
     ExpertKind,
@@ -54,6 +55,7 @@ class Soft(Router):
     name = "soft"
     causal_safe = False
     per_token = False
+    remedy = "let tokens choose: take softmax-tc or switch"
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class Soft(Router):
         kinds: tuple[ExpertKind, ...] | None = None,
     ) -> None:
         super().__init__(n_experts, kinds)
+        check_whole(slots=slots, tokens=tokens)
         for label, value in (("slots", slots), ("tokens", tokens)):
             if value is not None and value < 1:
                 raise UsageError(f"{label}: expected 1 or more, got {value}")

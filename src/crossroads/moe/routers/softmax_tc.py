@@ -61,13 +61,12 @@ class SoftmaxTokenChoice(TokenChoiceRouter):
 
     def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
         terms = super().losses(scored, inp)
-        clean_GSE = grouped(scored.clean_NE, inp)
+        clean_GSE, group = grouped(scored.clean_NE, inp), self.process_group
         if self.importance:
-            value = losses.importance(gating.softmax(clean_GSE), inp.mask_BT)
+            value = losses.importance(gating.softmax(clean_GSE), inp.mask_BT, group=group)
             terms["importance"] = AuxTerm(value, self.importance)
         if self.load:
-            value = losses.load(
-                clean_GSE, grouped(scored.logits_NE, inp), inp.mask_BT, self.k, self.sigma
-            )
+            noisy_GSE = grouped(scored.logits_NE, inp)
+            value = losses.load(clean_GSE, noisy_GSE, inp.mask_BT, self.k, self.sigma, group=group)
             terms["load"] = AuxTerm(value, self.load)
         return terms

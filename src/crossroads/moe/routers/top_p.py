@@ -3,7 +3,8 @@
 A confident token runs one expert, an undecided one several. Source: Harder Tasks Need More
 Experts: Dynamic Routing in MoE Models (2024). Choices made here: coefficients of the
 losses 1e-2 and 1e-4, counts of the balance loss per token (``f_norm="picks"`` is the other
-convention). The paper has neither the cap ``k_max`` nor the controller ``target``.
+convention), a sum that exceeds p where the paper writes at least p (the same unless a sum equals
+p). The paper has neither the cap ``k_max`` nor the controller ``target``.
 
 Axes: N tokens, E experts, K places per token.
 """
@@ -21,7 +22,7 @@ from crossroads.core import gating, losses
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe.capacity import Capacity
-from crossroads.moe.checks import check_coefficients, check_positive
+from crossroads.moe.checks import check_coefficients, check_positive, check_whole
 from crossroads.moe.contract import NOBODY, RouterInput, RouterOutput
 from crossroads.moe.router import Scored, TokenChoiceRouter
 
@@ -72,6 +73,7 @@ class TopP(TokenChoiceRouter):
             raise UsageError(f"p: expected 0 or more (a share of probability), got {p}")
         check_coefficients(entropy=entropy, p_step=p_step)
         check_positive(expected=expected)
+        check_whole(k_max=k_max)
         if k_max is not None and not 1 <= k_max <= n_experts:
             raise UsageError(f"k_max: expected 1 to {n_experts} (the experts), got {k_max}")
         if target is not None and not 1.0 <= target <= n_experts:

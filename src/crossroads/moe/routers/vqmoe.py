@@ -33,7 +33,7 @@ from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe.capacity import Capacity
-from crossroads.moe.checks import check_coefficients
+from crossroads.moe.checks import check_coefficients, check_whole
 from crossroads.moe.contract import (
     NOBODY,
     Branch,
@@ -92,18 +92,23 @@ class Codebook(nn.Module):
         return super()._apply(without_halves(fn, self.usage_M), recurse)
 
     @torch.no_grad()
-    def state_of_pass(self, x_ND: Tensor, inp: RouterInput) -> dict[str, Tensor]:
-        """Return what the pass finds out about the next state: first codes, or revived ones."""
+    def state_of_pass(self, x_ND: Tensor, inp: RouterInput, group: Any = None) -> dict[str, Tensor]:
+        """Return what the pass finds out about the next state: first codes, or revived ones.
+
+        First codes are tokens of all ranks of a process group, the same for all.
+        """
         begins = not bool(self.started)
         if not inp.training or not (begins or self.kind == "balanced"):
             return {}
-        real_N = inp.mask_N.nonzero().squeeze(-1)
-        if not len(real_N):
-            return {}
+        x_ND = x_ND[inp.mask_N]
         if begins:
-            drawn_M = _spread(len(real_N), self.n_codes, inp.rng).to(x_ND.device)
-            return {"codes": x_ND[real_N[drawn_M]]}
-        x_ND = x_ND[real_N]
+            n_before, n_all = _place_among_ranks(x_ND, group)
+            if not n_all:
+                return {}
+            drawn_M = _spread(n_all, self.n_codes, inp.rng).to(x_ND.device)
+            return {"codes": _rows_of_ranks(x_ND, drawn_M, n_before, group)}
+        if not len(x_ND):
+            return {}
         closeness_MN = torch.softmax(unit(self.codes.to(x_ND.dtype)) @ unit(x_ND).T, dim=-1)
         drawn_M = torch.multinomial(closeness_MN.cpu(), 1, generator=inp.rng).squeeze(-1)
         return {"revived": x_ND[drawn_M.to(x_ND.device)]}
@@ -186,18 +191,43 @@ class _Pull(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows_ND: Tensor, x_ND: Tensor, weight: float) -> Tensor:
-        apart_ND = rows_ND - x_ND
-        ctx.save_for_backward(apart_ND)
+        ctx.save_for_backward(rows_ND, x_ND)
         ctx.weight = weight
-        flat = apart_ND.reshape(-1)
+        flat = (rows_ND - x_ND).reshape(-1)
         return (1 + weight) * torch.dot(flat, flat) / flat.numel()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        (apart_ND,) = ctx.saved_tensors
-        to_rows_ND = apart_ND * (2 * grads[0] / apart_ND.numel())
-        to_x_ND = -ctx.weight * to_rows_ND if ctx.needs_input_grad[1] else None
-        return to_rows_ND, to_x_ND, None
+        # From the inputs, so that second derivatives are those of the formula, too.
+        rows_ND, x_ND = ctx.saved_tensors
+        scale = 2 * grads[0] / x_ND.numel()
+        to_rows_ND = (rows_ND - x_ND.detach()) * scale
+        if not ctx.needs_input_grad[1]:
+            return to_rows_ND, None, None
+        return to_rows_ND, (x_ND - rows_ND.detach()) * (ctx.weight * scale), None
+
+
+def _place_among_ranks(x_ND: Tensor, group: Any) -> tuple[int, int]:
+    """Return how many rows the ranks before this one have, and how many all have together."""
+    if group is None:
+        return 0, len(x_ND)
+    mine = torch.tensor([len(x_ND)], device=x_ND.device)
+    found = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size(group))]
+    torch.distributed.all_gather(found, mine, group=group)
+    rows = [int(count) for count in found]
+    return sum(rows[: torch.distributed.get_rank(group)]), sum(rows)
+
+
+def _rows_of_ranks(x_ND: Tensor, drawn_M: Tensor, n_before: int, group: Any) -> Tensor:
+    """Return the rows that the first rank of a group has drawn from those of all, (M, D)."""
+    if group is None:
+        return x_ND[drawn_M]
+    torch.distributed.broadcast(drawn_M, group=group, group_src=0)
+    mine_M = (drawn_M >= n_before) & (drawn_M < n_before + len(x_ND))
+    rows_MD = x_ND.new_zeros(len(drawn_M), x_ND.shape[1])
+    rows_MD[mine_M] = x_ND[drawn_M[mine_M] - n_before]
+    torch.distributed.all_reduce(rows_MD, group=group)
+    return rows_MD
 
 
 def _spread(n_rows: int, n_wanted: int, rng: torch.Generator | None) -> Tensor:
@@ -272,6 +302,7 @@ class VQMoE(TokenChoiceRouter):
         check_coefficients(beta=beta, commit=commit)
         if not 0.0 <= contribution <= 1.0:
             raise UsageError(f"contribution: expected 0 to 1, got {contribution}")
+        check_whole(n_codes=n_codes)
         n_codes = n_experts if n_codes is None else n_codes
         if codebook == "balanced" and n_codes != n_experts:
             raise UsageError(
@@ -332,7 +363,7 @@ class VQMoE(TokenChoiceRouter):
     def quantise(self, inp: RouterInput) -> _Quantised:
         """Return each token's code; the first training batch already goes by its own codes."""
         x_ND = gating.at_least_float32(inp.x_ND)
-        new_state = self.codebook.state_of_pass(x_ND, inp)
+        new_state = self.codebook.state_of_pass(x_ND, inp, self.process_group)
         codes_MD = new_state.get("codes", self.codebook.codes).to(x_ND.dtype)
         score_NE, gate_N2, product_NM = self._products(x_ND, codes_MD)
         code_N = self.codebook.nearest_by(product_NM, codes_MD, self._allowed_codes(inp))
