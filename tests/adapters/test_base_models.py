@@ -26,8 +26,10 @@ def test_a_folder_is_the_model_that_was_saved(tmp_path: Path) -> None:
 def test_chat_is_the_tokenizers_own_form_or_plain_text(tmp_path: Path) -> None:
     template = "{% for m in messages %}{{ m.role }}>{{ m.content }};{% endfor %}bot>"
     talks = load_base(save_base(tmp_path / "talks", template=template))
+    assert talks.has_chat
     assert talks.chat(ASKED) == "system>be brief;user>a b;bot>"
     silent = load_base(save_base(tmp_path / "silent"))
+    assert not silent.has_chat
     assert silent.chat(ASKED) == as_text(ASKED) == "be brief\na b"
 
 

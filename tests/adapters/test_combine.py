@@ -9,16 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crossroads.adapters.bank import LoRA, ModuleBank
-from crossroads.adapters.combine import (
-    averaged,
-    combine,
-    concatenated,
-    merged_delta_OI,
-    merged_factors,
-    mix,
-)
+from crossroads.adapters.combine import averaged, combine, concatenated, merged_factors
 from crossroads.adapters.contract import Mode, Routing
 from crossroads.core.errors import InputError
+from tests.adapters.by_hand import merged_delta_OI, mix
 from tests.adapters.toys import lora, module_bank, rng
 
 X = torch.randn(2, 5, 6, generator=rng(9), dtype=torch.float64)

@@ -107,6 +107,18 @@ def test_there_is_no_share_without_a_gap() -> None:
     assert compared(mine=same).closed(compared(mine=same)["mine"]) is None
 
 
+def test_a_note_says_why_nobody_closes_a_gap() -> None:
+    worse = compared(uniform=[score("words", s, 1.0) for s in (0, 1)],
+                     oracle=[score("words", s, 2.0) for s in (0, 1)])  # fmt: skip
+    assert worse.notes == (
+        "there is no gap to close: for a seed or more, the oracle's loss held in is not below "
+        "the uniform mix's",
+    )
+    apart = compared(uniform=[score("new", s, 1.0) for s in (0, 1)],
+                     oracle=[score("new", s, 2.0) for s in (0, 1)])  # fmt: skip
+    assert apart.notes == ()
+
+
 def test_arms_stand_in_groups_best_first(found: Comparison) -> None:
     told = found.to_dict()
     by_group = {one["group"]: [arm["router"] for arm in one["arms"]] for one in told["groups"]}
@@ -194,10 +206,17 @@ def test_candidates_are_what_the_bank_has_data_for() -> None:
 
 
 def test_candidates_that_are_taught_are_all_but_the_ones_told_from_outside() -> None:
-    able, left_out = candidates(bank(), is_taught=True)
+    able, left_out = candidates(bank(), lessons=TASKS)
     assert {"x-lora", "poly", "task-moe", "lorahub", "multitask", "average-activation"} <= {*able}
     assert set(left_out) == {"named", "mogu", "retrieval", "glider", "best-single"}
     assert "verify mogu" in left_out["mogu"]
+
+
+def test_candidates_that_nothing_can_be_taught_to_are_left_out_by_name() -> None:
+    able, left_out = candidates(bank(), lessons=[])
+    assert "lorahub" in able  # learns from each task's own rows
+    for name in ("x-lora", "task-moe", "multitask", "average-activation"):
+        assert "no adapter is named after a task" in left_out[name]
 
 
 def test_wrong_rows_are_the_evaluations_errors() -> None:

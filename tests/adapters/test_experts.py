@@ -9,7 +9,7 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.texts import TextBatch, answer_nll
 from crossroads.adapters.training import TrainSettings
 from crossroads.core.errors import InputError
-from tests.adapters.toys import ids, tiny_llama
+from tests.adapters.toys import ids, tiny_gpt2, tiny_llama
 
 TARGETS = ("q_proj", "down_proj")
 
@@ -52,6 +52,15 @@ def test_training_lowers_the_loss_and_gives_the_model_back() -> None:
     assert torch.equal(answer_nll(model, _batch(0)).mean(), before)
     assert not any(lora.b_OR.any() for lora in expert.modules.values())  # not trained in place
     assert all(lora.b_OR.any() for lora in trained.modules.values())
+
+
+def test_the_linear_layers_of_gpt2_are_adapted_too() -> None:
+    model = tiny_gpt2()
+    expert = new_expert(model, "new", targets=["c_attn"], rank=2, alpha=4.0)
+    assert {m.a_RI.shape[1]: len(m.b_OR) for m in expert.modules.values()} == {16: 48}
+    routed = RoutedModel(model, AdapterBank([expert]), Alone())
+    assert answer_nll(model, _batch(0)).isfinite().all()
+    routed.unwrap()
 
 
 def test_layers_that_are_not_there_are_refused() -> None:

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from crossroads.adapters.bank import AdapterBank
-from crossroads.adapters.footprint import held_bytes, measure_speed, router_parameters
+from crossroads.adapters.footprint import (
+    held_bytes,
+    measure_speed,
+    ratio_in_turns,
+    router_parameters,
+)
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
 from tests.adapters.saved import bank, base_model
@@ -50,7 +57,8 @@ def test_any_router_can_be_timed(spec: str) -> None:
     base = base_model()
     routed = RoutedModel(base.model, bank(), build_router(spec))
     speed = measure_speed(base, routed, tokens=8, steps=2, turns=1)
-    assert speed.prefill > 0 and speed.decode > 0 and speed.prefill_ratio > 0
+    assert speed.prefill > 0 and speed.decode > 0
+    assert speed.prefill_ratio is None or speed.prefill_ratio > 0
 
 
 def test_a_prompt_that_is_timed_fits_the_model() -> None:
@@ -60,3 +68,14 @@ def test_a_prompt_that_is_timed_fits_the_model() -> None:
     with routed.watched(lambda one: lengths.append(next(iter(one.seen.values())).shape[1])):
         measure_speed(base, routed, tokens=500, steps=4, turns=1)
     assert max(lengths) == base.context - 5
+
+
+def test_a_busy_machine_does_not_change_a_ratio() -> None:
+    calm, busy_base, busy_routed = (2.0, 4.0), (60.0, 4.0), (2.0, 90.0)
+    turns = iter([busy_routed, calm, busy_base, calm, calm, calm])
+    assert ratio_in_turns(lambda: next(turns)) == 0.5
+
+
+def test_turns_that_do_not_agree_tell_no_ratio() -> None:
+    turns = itertools.cycle([(2.0, 4.0), (4.0, 2.5)])
+    assert ratio_in_turns(lambda: next(turns)) is None

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from crossroads.adapters import insertion, learning, measuring
+from crossroads.adapters.collection import evaluation
+from crossroads.adapters.collection.arms import measure
 from crossroads.adapters.collection.tasks import Task
 from crossroads.adapters.comparing import compare
+from crossroads.adapters.learning import learn
 from crossroads.adapters.measuring import Teaching, best_expert, measure_router
 from crossroads.core.errors import UsageError
 from tests.adapters.collection.toys import easy_rows, task
@@ -67,6 +72,107 @@ def test_what_is_learnt_by_task_is_learnt_from_every_tasks_own_rows(tmp_path: Pa
         ("words", 0), ("words", 1), ("new", 0), ("new", 1),
     ]  # fmt: skip
     assert len(list(tmp_path.glob("*/bank/router.json"))) == 2
+
+
+def test_learning_counts_as_preparing_whenever_it_was_and_never_as_scoring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = clock(monkeypatch)
+
+    def slow(*given: Any, **more: Any) -> Any:
+        now[0] += 100.0
+        return learn(*given, **more)
+
+    monkeypatch.setattr(learning, "learn", slow)
+    base, made = base_model(), bank(["words", "lines"])
+    teaching = Teaching(tasks=(TASKS[0],), folder=tmp_path, steps=1)
+    for name, seconds in (("lora-mixer", (120.0, 4.0)), ("lorahub", (240.0, 4.0))):
+        for seed in (0, 1):  # taught for the first, in a model; found again for the second
+            arm = measure_router(name, base, made, TASKS, rows=1, seeds=[seed], teaching=teaching)
+            assert (arm.prepare_seconds, arm.score_seconds) == seconds
+
+
+def clock(patch: pytest.MonkeyPatch) -> list[float]:
+    """Let a row take 2 seconds to score, and a bank 10 to be put into the model."""
+    now = [0.0]
+    score, insert = evaluation.score_rows, insertion.RoutedModel._insert
+
+    def scored(model: Any, tokenizer: Any, rows: Any, **more: Any) -> Any:
+        now[0] += 2.0 * len(rows)
+        return score(model, tokenizer, rows, **more)
+
+    def inserted(routed: Any) -> None:
+        now[0] += 10.0
+        insert(routed)
+
+    patch.setattr(measuring.time, "perf_counter", lambda: now[0])
+    patch.setattr(evaluation, "score_rows", scored)
+    patch.setattr(insertion.RoutedModel, "_insert", inserted)
+    patch.setattr(measuring, "measure_speed", lambda *_: None)
+    return now
+
+
+@pytest.mark.parametrize("router", ["arrow", "ties"])
+def test_rows_that_were_kept_are_not_timed(
+    router: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock(monkeypatch)
+    arms = [
+        measure_router(
+            router, base_model(), bank(["words"]), TASKS, rows=rows, seeds=(0,), cache=tmp_path
+        )
+        for rows in (2, 3, 3)
+    ]
+    assert [(arm.score_seconds, arm.scored_rows) for arm in arms] == [(8.0, 4), (4.0, 2), (0.0, 0)]
+    assert [arm.prepare_seconds for arm in arms] == [10.0] * 3
+
+
+def test_choosing_the_best_expert_counts_as_preparing_whenever_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, base, made = clock(monkeypatch), base_model(), bank(["words", "lines"])
+    given = {"rows": 1, "cache": tmp_path}
+    arms = [measure_router("best-single", base, made, TASKS, seeds=[s], **given) for s in (0, 1)]
+    assert [arm.prepare_seconds for arm in arms] == [10.0 + 2 * (10.0 + 3 * 2.0)] * 2
+    assert arms[0].settings == arms[1].settings
+    other, before = replace_validation(TASKS[0]), now[0]
+    measure_router("best-single", base, made, [other], seeds=(0,), **given)
+    assert now[0] - before > 32.0  # chosen anew
+
+
+def replace_validation(one: Task) -> Task:
+    return replace(one, rows={**one.rows, "validation": one.rows["test"][4:8]})
+
+
+def test_routers_told_a_number_are_told_that_of_the_lessons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def scored(*given: Any, **more: Any) -> Any:
+        told.append(more["numbers"])
+        return measure(*given, **more)
+
+    monkeypatch.setattr(measuring, "measure", scored)
+    teaching = Teaching(tasks=(task("lines"), TASKS[0]), folder=tmp_path, steps=1)
+    experts = bank(["words", "lines"])
+    measure_router("poly", base_model(), experts, TASKS[:1], rows=1, seeds=(0,), teaching=teaching)
+    assert told == [{"lines": 0, "words": 1}]
+
+
+def test_the_best_expert_is_the_best_on_tasks_of_experts_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[str]] = []
+
+    def scored(*given: Any, **more: Any) -> Any:
+        asked.append([one.name for one in given[4]])
+        return measure(*given, **more)
+
+    monkeypatch.setattr(measuring, "measure", scored)
+    best_expert(base_model(), bank(["words"]), TASKS)
+    best_expert(base_model(), bank(["lines"]), TASKS)
+    assert asked == [["words"], ["words", "new"]]
 
 
 def test_what_needs_no_teaching_is_as_without_it(tmp_path: Path) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.scopes import Scope, owner, reads_encoder
+from tests.adapters import toys
+from tests.adapters.gated import Gated
 
 BLOCK = "model.layers.3"
 
@@ -64,3 +69,21 @@ def test_layers_outside_of_blocks_decide_alone() -> None:
 )
 def test_keys_and_values_of_cross_attention_read_the_encoder(name: str, expected: bool) -> None:
     assert reads_encoder(name) is expected
+
+
+def test_who_decides_for_several_layers_may_choose_experts_of_any_of_them() -> None:
+    model = toys.tiny_llama(num_hidden_layers=1)
+    early, late, both = (
+        toys.experts(model, [name], ends=ends)[0]
+        for name, ends in (("a", ["q_proj"]), ("b", ["v_proj"]), ("c", ["q_proj", "v_proj"]))
+    )
+    router = Gated("input", experts=3)
+    routed = RoutedModel(model, AdapterBank([early, late, both]), router)
+    with torch.no_grad():
+        model(toys.ids())
+    assert [given.alive_E.tolist() for given in router.asked] == [[True, True, True]]
+    used = {
+        layer.rpartition(".")[2]: (routing.dense(3) != 0).any(0).any(0)[0].tolist()
+        for layer, routing in routed.last_routings.items()
+    }
+    assert used == {"q_proj": [True, False, True], "v_proj": [False, True, True]}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.selection import one_hot, select
-from crossroads.core.errors import InputError
+from crossroads.core.errors import UsageError
 from tests.adapters.toys import rng
 
 ALL = torch.ones(6, dtype=torch.bool)
@@ -91,7 +91,7 @@ def test_few_tokens_are_chosen_for_as_many_are(seed: int, k: int, levels: int) -
 @pytest.mark.parametrize("temperature", ["0", "-1", "inf", "nan"])
 def test_settings_that_mean_nothing_are_refused(spec: str, temperature: str) -> None:
     name = spec.partition(":")[0]
-    with pytest.raises(InputError, match=f"router {name}: expected k of at least . and a temp"):
+    with pytest.raises(UsageError, match=f"router {name}: expected k of at least . and a temp"):
         build_router(spec)
-    with pytest.raises(InputError, match="temperature above 0"):
+    with pytest.raises(UsageError, match="temperature above 0"):
         build_router(f"{name}:temperature={temperature}")

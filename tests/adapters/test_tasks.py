@@ -8,13 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import torch
 
 from crossroads.adapters import tasks
+from crossroads.adapters.base_models import load_base
+from crossroads.adapters.collection.rows import Split
 from crossroads.adapters.tasks import AdaptersTask
-from crossroads.core.arena import run_arena
+from crossroads.core.arena import leaderboard_schema, run_arena
 from crossroads.core.errors import UsageError
-from crossroads.core.report import HeatMap, role_of
+from crossroads.core.report import HeatMap, render_report, role_of
 from crossroads.models.embedding_cache import cache_folder
 from tests.adapters.collection.toys import easy_rows, task
 from tests.adapters.saved import save_adapters, save_base
@@ -67,7 +71,13 @@ def test_routers_and_baselines_are_judged_on_the_same_rows(place: Path) -> None:
     assert mine.metrics["parameters"].mean and mine.metrics["speed"].mean
     assert "speed" not in board["base"].metrics
     assert role_of(board["oracle"]) == "bound"
-    assert mine.cells[0].notes["group"] == "contributors"
+    told = {row["router"]: row for row in board.to_dict()["rows"]}
+    assert told["phatgoose"]["group"] == "contributors" and told["base"]["group"] == "reference"
+    assert told["phatgoose"]["axes"]["user_dataset"] == "Zero-Shot"
+    assert told["base"]["axes"] is None and "group" not in told["retrieval"]
+    jsonschema.validate(board.to_dict(), leaderboard_schema())
+    page = render_report(board, [])
+    assert "user dataset: Zero-Shot" in page
     plots = one.plots(board)
     heat = next(plot for plot in plots if isinstance(plot, HeatMap))
     assert heat.columns == ["words", "lines"] and "uniform" not in heat.rows
@@ -101,6 +111,24 @@ def test_routers_that_learn_are_taught_on_the_experts_tasks_for_both_sides(place
         arena(place).run("lora-mixer", 0)
 
 
+def test_no_steps_are_each_routers_own_number_and_none_no_teaching(place: Path) -> None:
+    own, none = arena(place, teach=0)._teaching(), arena(place)._teaching()
+    assert own is not None and own.steps is None and none is None
+    assert [one.name for one in own.tasks] == ["words", "lines"]
+    assert "taught here, 40 steps" in arena(place, teach=0)._taught("lora-mixer")
+
+
+def test_a_bank_without_any_task_of_the_collection_has_nothing_to_teach(place: Path) -> None:
+    save_adapters(place / "nobody", names=["mine"])
+    one = AdaptersTask(
+        folder=place / "nobody", model=place / "base", side="held_out", rows=1, teach=1
+    )
+    assert one.lessons == ()
+    board = run_arena(one, ["lorahub", "task-moe"], seeds=1, jobs=1)
+    assert board["lorahub"].error is None
+    assert "no tasks to learn from" in str(board["task-moe"].error)
+
+
 def test_the_same_seed_gives_the_same_figures(place: Path, tmp_path: Path) -> None:
     runs = []
     for folder in ("one", "two"):
@@ -109,6 +137,13 @@ def test_the_same_seed_gives_the_same_figures(place: Path, tmp_path: Path) -> No
             runs.append(arena(place).run("arrow", 1).metrics)
     assert runs[0]["nll"] == runs[1]["nll"] and runs[0]["nll words"] == runs[1]["nll words"]
     assert arena(place, rows=2).run("arrow", 0).metrics["nll"] != runs[0]["nll"]
+
+
+def test_a_cell_whose_rows_were_all_scored_before_tells_no_time_of_a_row(place: Path) -> None:
+    for router in ("base", "ties"):
+        first, again = (arena(place, rows=1).run(router, 0) for _ in range(2))
+        assert first.decide_seconds and again.decide_seconds is None
+        assert first.metrics["nll"] == again.metrics["nll"]
 
 
 def test_held_out_tasks_have_no_oracle(place: Path) -> None:
@@ -129,6 +164,53 @@ def test_a_cell_is_made_anew_when_its_rows_experts_or_router_change(place: Path)
     with pytest.raises(UsageError, match="did you mean 'phatgoose'"):
         one.identify("phatgose")
     assert pickle.loads(pickle.dumps(one)) == one
+
+
+def test_a_cell_is_made_anew_when_the_model_or_its_tokenizer_changes(tmp_path: Path) -> None:
+    def print_of(name: str) -> str:
+        return AdaptersTask(
+            folder=tmp_path / "bank", model=tmp_path / name, side="held_in"
+        ).fingerprint
+
+    save_adapters(tmp_path / "bank")
+    for name in ("base", "copy", "words", "doubled"):
+        save_base(tmp_path / name)
+    file = tmp_path / "words" / "tokenizer.json"
+    file.write_text(file.read_text("utf-8").replace('"WhitespaceSplit"', '"Whitespace"'), "utf-8")
+    model = load_base(tmp_path / "doubled").model
+    with torch.no_grad():
+        for values in model.parameters():
+            values.mul_(2)
+    model.save_pretrained(tmp_path / "doubled")
+    assert print_of("copy") == print_of("base")
+    assert len({print_of(name) for name in ("base", "words", "doubled")}) == 3
+
+
+def test_a_cell_is_made_anew_when_rows_to_choose_or_to_learn_by_change(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> dict[str, str]:
+        one, other = arena(place, teach=1), arena(place, side="held_out", teach=1)
+        found = {name: one.identify(name) for name in ("arrow", "lora-mixer", "lorahub")}
+        return found | {
+            "lora-mixer held out": other.identify("lora-mixer"),
+            "lorahub held out": other.identify("lorahub"),
+            "untaught": arena(place).identify("lora-mixer"),
+            "rows": one.fingerprint,
+        }
+
+    def changed(name: str, split: Split) -> set[str]:
+        rows = TASKS[name].rows
+        fewer = replace(TASKS[name], rows={**rows, split: rows[split][1:]})
+        before = told()
+        with monkeypatch.context() as patch:
+            patch.setitem(TASKS, name, fewer)
+            return {key for key, value in told().items() if value != before[key]}
+
+    assert changed("words", "validation") == {"rows"}
+    learners = {"lora-mixer", "lorahub", "lora-mixer held out", "lorahub held out"}
+    assert changed("words", "train") == learners
+    assert changed("new", "train") == {"lorahub held out"}
 
 
 @pytest.mark.parametrize("router", ["base", "saved", "glider", "lora-mixer"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from crossroads.adapters.contract import AuxTerm, Call, Routing
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers import build_router
-from crossroads.adapters.training import DivergedError, Group, TrainSettings, train
-from crossroads.core.errors import InputError
+from crossroads.adapters.routers.uniform import Uniform
+from crossroads.adapters.skills import factors
+from crossroads.adapters.training import Group, TrainSettings, train, train_routed
+from crossroads.core.errors import DivergedError, InputError
 from tests.adapters import toys
 
 SETTINGS = TrainSettings(steps=12, warmup=3)
@@ -38,6 +42,23 @@ def loss_of(layer: nn.Linear, stop: int | None = None):  # type: ignore[no-untyp
 
 def groups(layer: nn.Linear) -> list[Group]:
     return [Group(parameters=[layer.weight], lr=0.1), Group(parameters=[layer.bias], lr=0.01)]
+
+
+def test_the_router_is_told_the_seed_and_the_step() -> None:
+    told: list[tuple[int, int | None]] = []
+
+    class Asking(Uniform):
+        def losses(self, decided: Mapping[str, Routing], call: Call) -> Mapping[str, AuxTerm]:
+            told.append((call.seed, call.step))
+            return {}
+
+    model = toys.tiny_llama()
+    bank = toys.bank_for(model, 2)
+    train_routed(
+        model, bank, Asking(), lambda step: toys.batch(toys.ids(seed=step)),
+        TrainSettings(steps=2, seed=7), groups=[Group(parameters=factors(bank), lr=1e-3)],
+    )  # fmt: skip
+    assert set(told) == {(7, 0), (7, 1)}
 
 
 def test_the_loss_falls_and_everything_is_frozen_again() -> None:

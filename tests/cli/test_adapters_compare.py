@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
+from crossroads.adapters.routers import build_router
 from crossroads.cli import cli
 from crossroads.core.errors import CrossroadsError, InputError, UsageError
 from tests.adapters.saved import save_adapters, save_base
@@ -70,7 +72,7 @@ def test_tables_are_by_group_and_tell_what_was_left_out(place: Path) -> None:
     untrained = next(line for line in reasons if "x-lora" in line)
     assert untrained.startswith("left out dynmole, ") and "x-lora: nobody" in untrained
     assert "left out poly, task-moe: is told" in result.stderr
-    assert "note: " not in result.stdout  # the seeds draw different rows
+    assert "note: all seeds" not in result.stdout  # the seeds draw different rows
 
 
 def test_seeds_with_the_same_rows_have_no_interval_and_a_note(place: Path) -> None:
@@ -90,9 +92,14 @@ def test_two_seeds_show_no_interval(place: Path) -> None:
     assert said.startswith(" the 95 % interval over seeds; an interval needs 3 seeds or more;")
 
 
-def test_a_named_router_that_cannot_run_is_exit_code_one_after_the_table(place: Path) -> None:
+def test_a_named_router_that_cannot_run_is_exit_code_one_after_the_table(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(click, "echo", lambda line, **_: told.append(line))
     with pytest.raises(InputError, match=r"router retrieval could not be run: .* no embeddings"):
         _invoke(place, *_rows(place), "--routers", "retrieval")
+    assert told and not any("retrieval" in line for line in told)  # the error says it, once
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,10 @@ def test_a_named_router_that_cannot_run_is_exit_code_one_after_the_table(place: 
         (["--rows-file", "x", "--tasks", "gsm8k"], UsageError, "--rows-file gives others"),
         ([], UsageError, "no adapter is named after a task of the collection"),
         (["--tasks", "gsm9k"], UsageError, "did you mean 'gsm8k'"),
+        (["--tasks", "gsm9k", "--model", "nowhere"], UsageError, "did you mean 'gsm8k'"),
+        (["--rows-file", "nowhere", "--model", "none"], InputError, "nowhere: no such file"),
+        (["--routers", "saved", "--model", "none"], UsageError, "holds none; name one"),
+        (["--routers", "arrow,x-lora", "--model", "none"], UsageError, "x-lora: nobody trained"),
         (["--tasks", ","], UsageError, "--tasks: expected names"),
     ],
 )
@@ -111,6 +122,13 @@ def test_wrong_input_is_one_line(
     with pytest.raises(error, match=message) as found:
         _invoke(place, *arguments)
     assert "\n" not in str(found.value)
+
+
+def test_a_saved_router_is_shown_with_its_name(place: Path, tmp_path: Path) -> None:
+    save_adapters(tmp_path / "bank", router=build_router("arrow"))
+    (tmp_path / "base").symlink_to(place / "base")
+    shown = _invoke(tmp_path, *_rows(place), "--routers", "saved").stdout
+    assert "\nsaved (arrow) " in shown
 
 
 def test_an_unknown_router_is_refused_before_anything_is_measured(place: Path) -> None:

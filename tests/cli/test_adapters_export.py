@@ -78,6 +78,12 @@ def test_weights_make_a_weighted_sum_of_some(folder: str, tmp_path: Path) -> Non
     )
 
 
+def test_an_adapter_with_a_comma_in_its_name_has_a_weight(tmp_path: Path) -> None:
+    read = save_adapters(tmp_path / "bank", ["red, blue", "green"])
+    told = _run(str(read), str(tmp_path / "sum"), "--weights", "red, blue=1, green=0")
+    assert told["rank"] == 2
+
+
 def test_a_bank_takes_its_router_along(folder: str, tmp_path: Path) -> None:
     told = _run(folder, str(tmp_path / "routed"), "--bank", "--router", "phatgoose:k=1")
     assert told["kind"] == "bank" and told["router"] == "phatgoose" and told["rank"] is None
@@ -177,6 +183,9 @@ def test_people_are_told_what_was_written(folder: str, tmp_path: Path) -> None:
         (["--router", "phatgoose"], UsageError, "decides by token, .* with --bank, or"),
         (["--router", "named"], UsageError, "decides by prompt"),
         (["--router", "tie"], UsageError, "did you mean 'ties'"),
+        (["--router", "ties:q=1"], UsageError, "setting of adapter router"),
+        (["--router", "saved"], UsageError, "holds none; name one"),
+        (["--weights", ","], UsageError, "--weights: expected names"),
         (["--router", "uniform", "--only", "nobody"], UsageError, "unknown expert 'nobody'"),
     ],
 )

@@ -150,6 +150,40 @@ def test_a_misspelt_router_does_not_wait_for_the_model(folders: tuple[str, ...])
         _run(folders[0], "--model", "nowhere", "--prompt", "a", "--router", "arow:k=1")
 
 
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [
+        ("arrow:q=1", "setting of adapter router"),
+        ("saved", "holds none; name one"),
+        ("x-lora", "nobody trained its numbers"),
+    ],
+)
+def test_a_router_that_cannot_be_used_does_not_wait_for_the_model(
+    folders: tuple[str, ...], router: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        _run(folders[0], "--model", "nowhere", "--prompt", "a", "--router", router)
+
+
+def test_a_model_without_a_chat_form_is_told_of(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    base = save_base(tmp_path / "silent")
+    arguments = [folders[0], "--model", str(base), "--prompt", "a", "--tokens", "0", "--chat"]
+    result = CliRunner().invoke(cli, ["adapters", "route", *arguments], catch_exceptions=False)
+    assert result.stderr == (
+        "note: silent has no chat form (its tokenizer no template): messages are plain\n"
+    )
+    assert "chat form" not in CliRunner().invoke(
+        cli, ["adapters", "route", *folders, "--prompt", "a", "--tokens", "0", "--chat"]
+    ).stderr  # fmt: skip
+
+
+def test_an_answer_of_blanks_is_shown_as_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    route._show(
+        {"prompt": "a", "answer": " \n", "answer_tokens": 1, "shares": {}}, every_layer=False
+    )
+    assert "-> (nothing)\n" in capsys.readouterr().out
+
+
 def test_a_file_is_no_folder_of_adapters(tmp_path: Path, folders: tuple[str, ...]) -> None:
     file = tmp_path / "adapter.bin"
     file.touch()

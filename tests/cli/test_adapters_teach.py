@@ -77,6 +77,28 @@ def test_rows_that_do_not_count_are_told(place: Path, tmp_path: Path) -> None:
     assert "1 row left out that stood there before, the first in line 2" in result.stderr
 
 
+def test_tasks_that_teach_nothing_are_not_counted(place: Path, tmp_path: Path) -> None:
+    save_adapters(tmp_path / "bank", ["words", "lines"])
+    result = _invoke(
+        place, "teach", str(tmp_path / "bank"), str(tmp_path / "out"), "--rows-file",
+        str(place / "rows.jsonl"), "--router", "average-activation", "--steps", "1",
+    )  # fmt: skip
+    assert "taught 1 step of 2 tasks" in result.stdout
+    assert "note: router average-activation learns of each adapter's own task: ignored letters" in (
+        result.stderr
+    )
+
+
+def test_a_router_with_too_many_ranks_is_told_how_to_have_fewer(place: Path) -> None:
+    with pytest.raises(UsageError, match="name the router as flylora:k=1"):
+        _teach(place, "fly", "--router", "flylora", "--steps", "1")
+
+
+def test_a_router_that_is_no_rival_is_taught_with_a_note(place: Path) -> None:
+    result = _teach(place, "mogu", "--router", "mogu", "--steps", "1")
+    assert "note: router mogu: blends whole variants of one model" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -85,6 +107,7 @@ def test_rows_that_do_not_count_are_told(place: Path, tmp_path: Path) -> None:
         (("--router", "x-lora:kk=1"), "unknown setting"),
         (("--router", "poly"), "goes by the number of a task"),
         (("--router", "x-lora", "--tasks", "word"), "unknown task"),
+        (("--router", "x-lora", "--tasks", "word", "--model", "none"), "unknown task"),
     ],
 )
 def test_wrong_use_is_refused_before_anything_is_written(

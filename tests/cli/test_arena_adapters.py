@@ -93,6 +93,44 @@ def test_wrong_input_is_refused_before_anything_runs(
     assert not (place / "out").exists()
 
 
+def test_tasks_of_both_sides_go_to_their_boards(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        tasks, "task_names", lambda held_in=None: ["new"] if held_in is False else ["words", "new"]
+    )
+    few = ("--task", "all", "--routers", "arrow", "--json", "--seeds", "1")
+    with pytest.raises(UsageError, match="unknown task 'newt'; did you mean 'new'"):
+        _invoke(place, *few, "--tasks", "words,newt")
+    assert not (place / "out").exists()
+    result = _invoke(place, *few, "--tasks", "new,words")
+    decoder, boards, rest = json.JSONDecoder(), {}, result.stdout
+    while rest:
+        board, end = decoder.raw_decode(rest)
+        boards[board["task"]] = {
+            name for name in ("words", "new") if f"nll {name}" in json.dumps(board["metrics"])
+        }
+        rest = rest[end:].lstrip()
+    assert boards == {"held-in": {"words"}, "held-out": {"new"}}
+    only = json.loads(_invoke(place, *few, "--tasks", "new").stdout)
+    assert only["task"] == "held-out"
+
+
+def test_a_side_without_tasks_is_not_missed_where_none_of_it_is_wanted(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "task_names", lambda held_in=None: ["new"])
+    few = ("--task", "all", "--routers", "arrow", "--json", "--seeds", "1")
+    with pytest.raises(UsageError, match="there is no held-in task"):
+        _invoke(place, *few)
+    with pytest.raises(UsageError, match="unknown task 'newt'; did you mean 'new'"):
+        _invoke(place, *few, "--tasks", "newt")
+    assert json.loads(_invoke(place, *few, "--tasks", "new").stdout)["task"] == "held-out"
+    monkeypatch.setattr(tasks, "task_names", lambda held_in=None: [])
+    with pytest.raises(UsageError, match="there is no held-in task"):
+        _invoke(place, *few, "--tasks", "new")
+
+
 def test_an_installation_without_experts_says_how_to_make_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

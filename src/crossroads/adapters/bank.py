@@ -315,9 +315,13 @@ class AdapterBank(nn.Module):
 
         bool (E,) each, in the order of the first layers.
         """
+        return self.alive_by({layer: owner(scope, layer) for layer in self.layers})
+
+    def alive_by(self, keys: Mapping[str, str]) -> dict[str, Tensor]:
+        """Do as ``alive_by_owner`` for layers that share a decision by ``keys``, layer -> key."""
         found: dict[str, Tensor] = {}
         for layer, bank in self.layers.items():
-            key = owner(scope, layer)
+            key = keys[layer]
             found[key] = found[key] | bank.alive_E if key in found else bank.alive_E
         return found
 
@@ -329,7 +333,10 @@ class AdapterBank(nn.Module):
         found = []
         for card in self._cards:
             if card.embedding_G is None:
-                raise InputError(f"bank: expert {card.name!r} has no embedding; embed it first")
+                raise InputError(
+                    f"bank: expert {card.name!r} has no embedding; give it with "
+                    "crossroads.adapters.embedding.embed_experts"
+                )
             found.append(card.embedding_G)
         return torch.stack(found)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
+
+from crossroads.core.errors import InputError
 
 
 def layer_size(layer: nn.Module) -> tuple[int, int] | None:
@@ -18,6 +22,21 @@ def layer_size(layer: nn.Module) -> tuple[int, int] | None:
         inputs, outputs = layer.weight.shape
         return int(inputs), int(outputs)
     return None
+
+
+def sizes_of(model: nn.Module, targets: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return inputs and outputs of the linear layers whose names end in one of ``targets``.
+
+    By full name. Raises InputError where there is none.
+    """
+    found = {
+        name: size
+        for name, layer in model.named_modules()
+        if name.rpartition(".")[2] in targets and (size := layer_size(layer)) is not None
+    }
+    if not found:
+        raise InputError(f"no linear layer is named {' or '.join(targets)}; name others")
+    return found
 
 
 def is_conv1d(layer: nn.Module) -> bool:

@@ -41,6 +41,11 @@ class BaseModel:
     ends: frozenset[int]
     context: int
 
+    @property
+    def has_chat(self) -> bool:
+        """Whether ``chat`` is a form of its own, not the plain text of what knows none."""
+        return self.chat is not as_text
+
 
 def load_base(folder: Path | None = None) -> BaseModel:
     """Return the base model of a folder; None = SmolLM2-135M-Instruct of the installed wheel.

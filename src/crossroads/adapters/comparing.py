@@ -45,6 +45,10 @@ _BY_TASK = (
     "is told the task of every prompt by a number that only its training gave, and knows none of "
     "the tasks held out; crossroads adapters teach makes a folder whose router is 'saved'"
 )
+_NO_LESSONS = (
+    "has to learn from training rows of the experts' tasks, and no adapter is named after a task "
+    "of the collection"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,9 @@ class Comparison:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the figures must know."""
+        return (*self._repeated(), *self._without_gap())
+
+    def _repeated(self) -> tuple[str, ...]:
         if not self.repeated:
             return ()
         names = [task.name for task in self.tasks if task.name in self.repeated]
@@ -123,6 +130,17 @@ class Comparison:
             f"all seeds score the same rows {whose}: "
             + ("there is no interval" if is_all else "they add nothing to an interval")
             + "; ask for fewer rows, or give more of them",
+        )
+
+    def _without_gap(self) -> tuple[str, ...]:
+        """Say why nobody closes a share of the gap, where all three of it were measured."""
+        ends = [one for one in self.arms if one.router in {UNIFORM, ORACLE} and one.error is None]
+        known = [one for one in ends if self.mean(one, "held_in") is not None]
+        if len(known) < 2 or self.closed(self[ORACLE]) is not None:
+            return ()
+        return (
+            "there is no gap to close: for a seed or more, the oracle's loss held in is not below "
+            "the uniform mix's",
         )
 
     def _summary(self, values: Sequence[float | None], tasks: Iterable[str]) -> Summary:
@@ -208,11 +226,12 @@ def candidates(
     folder: Path | None = None,
     tasks: Sequence[Task] = (),
     *,
-    is_taught: bool = False,
+    lessons: Sequence[Task] | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the routers that there is all data for, and why the others were left out.
 
-    ``is_taught``: those that have to learn will, on training rows.
+    ``lessons`` are the tasks whose training rows those that have to learn will be taught; None:
+    they will not. Those that learn by task take each task's own.
     """
     found, left_out = [], dict[str, str]()
     for name in sorted(router_names()):
@@ -220,8 +239,11 @@ def candidates(
             if why := router_class(name).no_rival:
                 left_out[name] = why
                 continue
-            if is_taught and must_learn(name):
-                found.append(name)
+            if lessons is not None and must_learn(name):
+                if lessons or router_class(name).by_task:
+                    found.append(name)
+                else:
+                    left_out[name] = _NO_LESSONS
                 continue
             if "task_ids_B" in router_class(name).call_data:
                 left_out[name] = _BY_TASK

@@ -66,6 +66,11 @@ class Call:
     seed: int = 0
 
 
+def generator(*keys: int) -> torch.Generator:
+    """Return a source of draws that is a function of whole numbers, such as a call's step."""
+    return torch.Generator().manual_seed(hash(keys) & 0x7FFFFFFF)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RouteInput:
     """One routed layer's view of a forward pass.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
+from crossroads.adapters.base_layers import sizes_of
 from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.adapters.skills import factors
 from crossroads.adapters.texts import TextBatch
 from crossroads.adapters.training import Group, TrainSettings, train_routed
-from crossroads.core.errors import InputError
 from crossroads.core.progress import Progress
 
 
@@ -35,16 +35,19 @@ def new_expert(
     ``targets`` are the last parts of the names of linear layers, such as "q_proj". Raises
     InputError where the model has none of them.
     """
+    return expert_of(sizes_of(model, targets), name, rank=rank, alpha=alpha, seed=seed)
+
+
+def expert_of(
+    sizes: Mapping[str, tuple[int, int]], name: str, *, rank: int, alpha: float, seed: int = 0
+) -> Expert:
+    """Do as ``new_expert`` for layers by full name, with their inputs and outputs."""
     generator = torch.Generator().manual_seed(seed)
     modules = {}
-    for full, layer in model.named_modules():
-        if isinstance(layer, nn.Linear) and full.rpartition(".")[2] in targets:
-            bound = layer.in_features**-0.5  # Kaiming's with slope sqrt(5)
-            a_RI = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator)
-            b_OR = torch.zeros(layer.out_features, rank)
-            modules[full] = LoRA(a_RI=a_RI, b_OR=b_OR, scale=alpha / rank)
-    if not modules:
-        raise InputError(f"no linear layer is named {' or '.join(targets)}; name others")
+    for full, (inputs, outputs) in sizes.items():
+        bound = inputs**-0.5  # Kaiming's with slope sqrt(5)
+        a_RI = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
+        modules[full] = LoRA(a_RI=a_RI, b_OR=torch.zeros(outputs, rank), scale=alpha / rank)
     return Expert(name=name, modules=modules)
 
 

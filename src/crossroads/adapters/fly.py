@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 
 Sizes = Mapping[str, tuple[int, int]]  # layer -> (inputs, outputs)
 
@@ -46,13 +46,16 @@ def fly_bank(
     """Return an untrained adapter: B = 0, A from the seed.
 
     ``alpha`` defaults to 2 * ranks; ``density`` of A to k / ranks. Train ``b_EOR`` alone. Raises
-    InputError where k is not between 1 and ``ranks`` or the density not in (0, 1].
+    UsageError where k is not between 1 and ``ranks`` or the density not in (0, 1].
     """
     if not 1 <= k <= ranks:
-        raise InputError(f"flylora: k is {k}, expected between 1 and {ranks}, the ranks; lower it")
+        raise UsageError(
+            f"flylora: k is {k}, expected between 1 and {ranks}, the ranks; in a command name the "
+            f"router as flylora:k={max(ranks // 4, 1)}"
+        )
     share = k / ranks if density is None else density
     if not 0 < share <= 1:
-        raise InputError(
+        raise UsageError(
             f"flylora: density is {share}, expected above 0 and at most 1; without it, it is "
             f"k / ranks = {k / ranks:g}"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.fly import fly_bank
 from crossroads.adapters.routers.flylora import FlyLoRA
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError
 from crossroads.core.files import replacing
 
 _FORMAT = "crossroads-flylora 1"
@@ -80,7 +80,10 @@ def load_fly(path: Path) -> tuple[AdapterBank, dict[str, Tensor]]:
     }
     if not sizes:
         raise InputError(f"{path}: inputs: expected the inputs of one layer or more, found none")
-    bank = _made(about, sizes)
+    try:
+        bank = _made(about, sizes)
+    except UsageError as error:
+        raise InputError(f"{path}: adapter: {error}") from error
     for layer, module in bank.layers.items():
         module.b_EOR.data[:, :, 0] = tensors[f"{layer}.b"].T.to(module.b_EOR.dtype)
     return bank, {layer: tensors[f"{layer}.d"] for layer in inputs if f"{layer}.d" in tensors}

@@ -1,15 +1,15 @@
 """What a routed model holds and how fast it runs, beside its base model.
 
 Speed is a ratio of two times measured in turns, base model and routed model on the same tokens in
-the same process, so that a busy machine slows down both.
+the same process: the least of either, of as many turns as it takes for the halves of them to agree.
+Torch on one thread is timed by that thread's CPU time, which other processes hardly touch.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +22,10 @@ from crossroads.adapters.embedding import embed
 from crossroads.adapters.generating import generate
 from crossroads.adapters.insertion import RoutedLinear, RoutedModel
 
-_TURNS = 3
+_TURNS, _MOST_TURNS = 4, 12  # of a ratio; where halves of the most turns disagree, there is none
+_LEAST_S = 0.1  # of all turns together
+_AGREE = 0.1  # halves differ by no more than this share
+Pair = tuple[float, float]  # seconds of the base model and of the routed one
 _TEXT = "A lorry full of apples crossed the old bridge at noon and stopped at the market. "
 
 
@@ -33,12 +36,12 @@ class Speed:
     Attributes
     ----------
     prefill, decode : tokens a second, of one prompt and of what follows it one by one
-    prefill_ratio : to the base model's prefill, median of paired turns; 1 = as fast
+    prefill_ratio : to the base model's prefill, 1 = as fast; None where turns did not agree on one
     """
 
     prefill: float
     decode: float
-    prefill_ratio: float
+    prefill_ratio: float | None
 
 
 def measure_speed(
@@ -50,23 +53,53 @@ def measure_speed(
     facts = _any_facts(routed)
     ids_BT = torch.tensor([ids])
 
+    walls: list[float] = []  # of the routed model
+
     def prefill() -> float:
-        started = time.perf_counter()
+        started, wall = clock(), time.perf_counter()
         with torch.inference_mode(), calling(**facts):
             base.model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
-        return time.perf_counter() - started
+        walls.append(time.perf_counter() - wall)
+        return clock() - started
 
     def alone() -> float:
         with routed.disabled():
-            return prefill()
+            found = prefill()
+        walls.pop()
+        return found
 
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     prefill(), alone()  # what is made once: merged weights, compiled sizes
-    pairs = [(alone(), prefill()) for _ in range(turns)]
+    walls.clear()
+    ratio = ratio_in_turns(lambda: (alone(), prefill()), turns=turns)
     return Speed(
-        prefill=len(ids) / min(routed_s for _, routed_s in pairs),
+        prefill=len(ids) / min(walls),
         decode=_decode_rate(base, routed.router, ids[: len(ids) // 4 or 1], steps, facts),
-        prefill_ratio=median(base_s / routed_s for base_s, routed_s in pairs),
+        prefill_ratio=ratio,
     )
+
+
+def ratio_in_turns(turn: Callable[[], Pair], *, turns: int = _TURNS) -> float | None:
+    """Return how much longer the first of two takes, by the least time of either.
+
+    At least so many turns, and as many more as it takes for every other turn to tell what the rest
+    tell; None where the most turns there are do not.
+    """
+    pairs = [turn() for _ in range(turns)]
+    while len(pairs) < _MOST_TURNS and (sum(map(sum, pairs)) < _LEAST_S or not _agree(pairs)):
+        pairs.append(turn())
+    return _ratio(pairs) if _agree(pairs) else None
+
+
+def _agree(pairs: Sequence[Pair]) -> bool:
+    if len(pairs) < 2:
+        return True
+    one, other = _ratio(pairs[::2]), _ratio(pairs[1::2])
+    return max(one, other) <= (1 + _AGREE) * min(one, other)
+
+
+def _ratio(pairs: Sequence[Pair]) -> float:
+    return min(base_s for base_s, _ in pairs) / min(routed_s for _, routed_s in pairs)
 
 
 def _decode_rate(

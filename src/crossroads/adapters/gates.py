@@ -13,10 +13,9 @@ from pathlib import Path
 from torch import nn
 
 from crossroads.adapters.bank import AdapterBank, Expert
-from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers.phatgoose import GateTraining
 from crossroads.adapters.texts import TextBatch
-from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
+from crossroads.adapters.training import Group, TrainSettings, train_routed
 from crossroads.core.progress import Progress
 
 
@@ -44,17 +43,15 @@ def train_gate(
     Raises what ``training.train`` raises.
     """
     router = GateTraining()
-    routed = RoutedModel(model, AdapterBank([replace(expert, artifacts={})]), router)
-    try:
-        train(
-            lambda step: batch_loss(routed, batch_of(step), step=step, seed=settings.seed),
-            [Group(parameters=[*router.parameters()], lr=lr)],
-            settings,
-            modules=[router],
-            checkpoint=checkpoint,
-            identity=identity,
-            progress=progress,
-        )
-    finally:
-        routed.unwrap()
+    train_routed(
+        model,
+        AdapterBank([replace(expert, artifacts={})]),
+        router,
+        batch_of,
+        settings,
+        groups=lambda: [Group(parameters=[*router.parameters()], lr=lr)],
+        checkpoint=checkpoint,
+        identity=identity,
+        progress=progress,
+    )
     return replace(expert, artifacts={**expert.artifacts, "gate": router.gates()})

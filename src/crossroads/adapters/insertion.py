@@ -374,14 +374,11 @@ class RoutedModel:
     def _insert(self) -> None:
         """Put experts in, in place of those that were; on an error those stay."""
         made: dict[str, RoutedLinear] = {}
-        alive_by_owner: dict[str, Tensor] = {}
         for name, bank in self.bank.layers.items():
             base = self._base(name)
             assert base is not None  # checked
-            made[name] = layer = RoutedLinear(base, bank, self)
-            known_E = alive_by_owner.get(layer.owner)
-            alive_E = bank.alive_E if known_E is None else known_E | bank.alive_E
-            alive_by_owner[layer.owner] = alive_E
+            made[name] = RoutedLinear(base, bank, self)
+        alive_by_owner = self.bank.alive_by({name: layer.owner for name, layer in made.items()})
         self._take_out()
         for name, layer in made.items():
             _replace(self.model, name, layer)
@@ -460,7 +457,8 @@ def _warn_of_apart(router: Router) -> None:
     apart = router.cells is not None and router.cells.expert_data == "Private"
     if apart and router.mode == "merge_factors":
         _LOG.warning(
-            "router %s: averages the factors of experts that were trained apart, which are known "
-            "only up to a rotation each; mode 'merge_delta' has no such freedom",
+            "router %s: averages the factors A and B of adapters that were trained apart, which "
+            "need not fit together; routers that add whole adapters, as uniform does, have no such "
+            "trouble",
             router.name,
         )

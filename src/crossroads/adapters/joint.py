@@ -11,7 +11,6 @@ FlyLoRA                 ``factors="up"``, ``router_lr=0``; its biases follow eve
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +18,10 @@ from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import Router
-from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.routers.flylora import FlyLoRA
 from crossroads.adapters.skills import factors as all_factors
 from crossroads.adapters.texts import TextBatch
-from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
+from crossroads.adapters.training import Group, TrainSettings, train_routed
 from crossroads.core.errors import UsageError
 from crossroads.core.progress import Progress
 
@@ -58,35 +56,33 @@ def train_jointly(
 
     Raises UsageError where nothing is left to train, and what ``training.train`` raises.
     """
-    routed = RoutedModel(model, bank, router)
     trained = _factors(bank, factors)
-    groups = [Group(parameters=trained, lr=lr)] if trained else []
-    learnt = [*router.parameters()]
-    if learnt and router_lr != 0:
-        groups.append(Group(parameters=learnt, lr=lr if router_lr is None else router_lr))
     before = [parameter.detach().clone() for parameter in trained]
 
-    def loss_of(step: int) -> Tensor:
-        loss = batch_loss(routed, batch_of(step), step=step, seed=settings.seed)
-        return loss + preserve * drift(trained, before) if preserve else loss
+    def groups() -> list[Group]:
+        found = [Group(parameters=trained, lr=lr)] if trained else []
+        learnt = [*router.parameters()]
+        if learnt and router_lr != 0:
+            found.append(Group(parameters=learnt, lr=lr if router_lr is None else router_lr))
+        if not found:
+            raise UsageError(f"training: router {router.name} and no factors: nothing is trained")
+        return found
 
     fly = router if isinstance(router, FlyLoRA) else None
-    try:
-        if not groups:
-            raise UsageError(f"training: router {router.name} and no factors: nothing is trained")
-        with fly.counting(routed) if fly else nullcontext():
-            return train(
-                loss_of,
-                groups,
-                settings,
-                modules=[bank, router],
-                after=fly.update if fly else None,
-                checkpoint=checkpoint,
-                identity=identity,
-                progress=progress,
-            )
-    finally:
-        routed.unwrap()
+    return train_routed(
+        model,
+        bank,
+        router,
+        batch_of,
+        settings,
+        groups=groups,
+        charge=(lambda: preserve * drift(trained, before)) if preserve else None,
+        around=fly.counting if fly else None,
+        after=fly.update if fly else None,
+        checkpoint=checkpoint,
+        identity=identity,
+        progress=progress,
+    )
 
 
 def drift(now: list[nn.Parameter], before: list[Tensor]) -> Tensor:

@@ -12,10 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.contract import Call
 from crossroads.adapters.scopes import Scope, owner
 
 _LOG = logging.getLogger(__name__)
 Init = Callable[[Tensor], object]
+
+
+def real_tokens(call: Call, scored: Tensor) -> Tensor:
+    """Return which tokens of a decision with these scores (B, T, ..) are real, bool (B T,)."""
+    if call.mask_BT is None:
+        return torch.ones(scored.shape[:2].numel(), dtype=torch.bool)
+    return call.mask_BT.flatten()
 
 
 class LinearGates(nn.Module):

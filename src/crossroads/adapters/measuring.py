@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,9 +15,14 @@ from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.base_models import BaseModel
 from crossroads.adapters.choice import choose_router
 from crossroads.adapters.collection.arms import measure
-from crossroads.adapters.collection.evaluation import TaskScore
+from crossroads.adapters.collection.evaluation import Spent, TaskScore
 from crossroads.adapters.collection.tasks import Task
 from crossroads.adapters.contract import Router
+from crossroads.adapters.fingerprints import (
+    bank_fingerprint,
+    model_fingerprint,
+    tokenizer_fingerprint,
+)
 from crossroads.adapters.footprint import Speed, held_bytes, measure_speed, router_parameters
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.learning import learnt, must_learn
@@ -23,6 +30,7 @@ from crossroads.adapters.needs import Group, group_of, needs_of
 from crossroads.adapters.routers import router_class
 from crossroads.adapters.routers.best_single import BestSingle, best_of
 from crossroads.core.errors import UsageError
+from crossroads.core.files import write_atomically
 from crossroads.core.progress import Progress, progress_bar
 
 BEST_SINGLE = "best-single"  # its expert is chosen here where none is named
@@ -35,12 +43,14 @@ class Arm:
 
     Attributes
     ----------
-    router : as it was named; "base" is the model without adapters
+    router, kind : as it was named, "base" is the model without adapters; a saved one's own name
     group, needs : see ``crossroads.adapters.needs``
     axes : the survey's nine, None where it declares none
     scores : by task and seed
     parameters, held_bytes : numbers of routing alone; bytes beside the base model, adapters and all
-    prepare_seconds : from adapters to a routed model
+    prepare_seconds : from adapters to a routed model; with what it took to learn, or to choose the
+        best expert, at any time
+    score_seconds, scored_rows : of rows that were scored, not those kept from an earlier time
     error : why there are no figures
     """
 
@@ -53,8 +63,11 @@ class Arm:
     parameters: int = 0
     held_bytes: int = 0
     prepare_seconds: float = 0.0
+    score_seconds: float = 0.0
+    scored_rows: int = 0
     speed: Speed | None = None
     error: str | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,21 +109,23 @@ def measure_router(
     Raises CrossroadsError where the bank lacks what it needs, or nobody trained it.
     """
     ways = _ways(name, base, bank, tasks, folder=folder, cache=cache, teaching=teaching)
-    started = time.perf_counter()
-    mine, own, router = next(ways)
+    mine, own, router, prepared = next(ways)
     routed = RoutedModel(base.model, own, router)
-    prepared = time.perf_counter() - started
     try:
         speed = measure_speed(base, routed)
         held, parameters = held_bytes(routed), router_parameters(routed)
     finally:
         routed.unwrap()
     scores: list[TaskScore] = []
-    for some, its_bank, its_router in itertools.chain([(mine, own, router)], ways):
+    spent, preparing = Spent(), 0.0
+    for some, its_bank, its_router, its_seconds in itertools.chain(
+        [(mine, own, router, prepared)], ways
+    ):
+        preparing += its_seconds
         scores += measure(
             base.model, base.tokenizer, its_bank, its_router, some,
             rows=rows, seeds=seeds, cache=cache, progress=progress,
-            numbers=teaching.numbers if teaching else None,
+            numbers=teaching.numbers if teaching else None, spent=spent,
         )  # fmt: skip
     return Arm(
         router=name,
@@ -121,8 +136,11 @@ def measure_router(
         scores=tuple(scores),
         parameters=parameters,
         held_bytes=held,
-        prepare_seconds=prepared,
+        prepare_seconds=preparing + spent.inserting,
+        score_seconds=spent.scoring,
+        scored_rows=spent.rows,
         speed=speed,
+        kind=router.name,
     )
 
 
@@ -135,27 +153,55 @@ def _ways(
     folder: Path | None,
     cache: Path | None,
     teaching: Teaching | None,
-) -> Iterator[tuple[Sequence[Task], AdapterBank, Router]]:
-    """Yield a router and its bank with the tasks they are for: all, or one where it learns so."""
+) -> Iterator[tuple[Sequence[Task], AdapterBank, Router, float]]:
+    """Yield tasks with the bank and the router for them, and the seconds it took to have these.
+
+    All tasks, or one at a time where it learns so.
+    """
     if teaching is None or not must_learn(name):
-        chosen = name
+        chosen, seconds = name, 0.0
         if name == BEST_SINGLE:
-            chosen += f":expert={best_expert(base, bank, tasks, cache=cache)}"
-        yield tasks, bank, choose_router(chosen, bank, folder)
+            expert, seconds = _best_kept(base, bank, tasks, cache)
+            chosen += f":expert={expert}"
+        started = time.perf_counter()
+        router = choose_router(chosen, bank, folder)
+        yield tasks, bank, router, seconds + time.perf_counter() - started
         return
     is_by_task = router_class(name.split(":", 1)[0]).by_task
     for mine in [[task] for task in tasks] if is_by_task else [tasks]:
         lessons = mine if is_by_task else teaching.tasks
         with progress_bar(f"{name} learns {', '.join(task.name for task in lessons)}") as moved:
-            own, router = learnt(
+            made = learnt(
                 name, base, bank, lessons, teaching.folder, steps=teaching.steps, progress=moved
             )
-        yield mine, own, router
+        yield mine, *made
 
 
-def best_expert(
-    base: BaseModel, bank: AdapterBank, tasks: Sequence[Task], *, cache: Path | None = None
-) -> str:
+def _best_kept(
+    base: BaseModel, bank: AdapterBank, tasks: Sequence[Task], cache: Path | None
+) -> tuple[str, float]:
+    """Return the best expert and the seconds it took to choose it, now or at an earlier time."""
+    told = [
+        model_fingerprint(base.model),
+        tokenizer_fingerprint(base.tokenizer),
+        bank_fingerprint(bank),
+        [(task.name, task.length, task.fingerprint("validation")) for task in tasks],
+    ]
+    key = hashlib.blake2b(repr(told).encode(), digest_size=10).hexdigest()
+    file = None if cache is None else cache / f"{BEST_SINGLE}.{key}.json"
+    if file is not None and file.is_file():
+        kept = json.loads(file.read_text("utf-8"))
+        return str(kept["expert"]), float(kept["seconds"])
+    started = time.perf_counter()
+    expert = best_expert(base, bank, tasks)
+    seconds = time.perf_counter() - started
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps({"expert": expert, "seconds": seconds}) + "\n")
+    return expert, seconds
+
+
+def best_expert(base: BaseModel, bank: AdapterBank, tasks: Sequence[Task]) -> str:
     """Return the expert with the lowest mean loss on validation rows of the held-in tasks.
 
     Of all tasks where none is held in. Raises UsageError where they have no validation rows.
@@ -170,7 +216,7 @@ def best_expert(
     for name in bank.names:
         scores = measure(
             base.model, base.tokenizer, bank, BestSingle(expert=name), asked,
-            rows=_VALIDATION_ROWS, seeds=(0,), cache=cache,
+            rows=_VALIDATION_ROWS, seeds=(0,),
         )  # fmt: skip
         losses[name] = [score.nll for score in scores]
     return best_of(losses)

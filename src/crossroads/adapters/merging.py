@@ -34,21 +34,27 @@ def peft_merges(router: str) -> Any:
 def check_merge(
     router: str, *, on: str, density: float, rank: int, weight: float | None = None
 ) -> None:
-    """Raise UsageError for an unknown place or a weight that is no finite number, InputError for a
-    density or a rank that cannot be. A weight of None is the router's own.
+    """Raise UsageError for an unknown place, for a density or a rank that cannot be, and for a
+    weight that is no finite number. A weight of None is the router's own.
     """
     if on not in get_args(On):
         raise unknown_name(f"place that router {router} merges on", on, get_args(On))
     if not 0 < density <= 1:
-        raise InputError(
+        raise UsageError(
             f"router {router}: density: expected above 0 and at most 1, got {density}; it is the "
             "share of numbers that is kept, 1 keeps all"
         )
     if rank < 0:
-        raise InputError(
+        raise UsageError(
             f"router {router}: rank: expected 0 or more, got {rank}; 0 takes the experts' largest"
         )
-    if weight is not None and not (isinstance(weight, int | float) and math.isfinite(weight)):
+    if weight is not None:
+        check_weight(router, weight)
+
+
+def check_weight(router: str, weight: object) -> None:
+    """Raise UsageError for a weight that is no finite number."""
+    if not (isinstance(weight, int | float) and math.isfinite(weight)):
         raise UsageError(f"router {router}: weight: expected a finite number, got {weight!r}")
 
 

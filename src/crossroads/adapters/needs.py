@@ -1,7 +1,8 @@
 """What a router must be given beyond the adapters: routers are compared with their equals.
 
 The groups follow the MoErging survey's axes: a router that was fitted on examples of the task, or
-is told the task, is not ranked beside one that knows neither.
+is told the task, is not ranked beside one that knows neither. One that learns here is grouped by
+the rows it is taught with, whatever its paper took.
 """
 
 from __future__ import annotations
@@ -18,21 +19,27 @@ GROUPS: dict[Group, str] = {
     "contributors": "needs what contributors add to their adapters: gates, statistics, embeddings",
     "task": "is told the task of every prompt",
     "examples": "is fitted on labelled examples of the tasks in view",
-    "shared data": "is trained on data of the experts or on a general corpus",
+    "shared data": "is trained on rows of the experts' tasks in one place, or on a general corpus",
 }
 """Every group with what it means, in the order they are shown."""
 
 
 def group_of(router: Router | type[Router]) -> Group:
-    """Return the group of a router, from its declared axes, side data and facts of a call.
+    """Return the group of a router, from what it learns of, its axes, side data, facts of a call.
 
     A router that declares no axes is grouped by the rest.
     """
-    cells = router.cells
     if router.call_data & {"experts", "labels_B"}:
         return "reference"
     if "task_ids_B" in router.call_data:
         return "task"
+    if router.learns and not router.artifacts:  # else from each expert's own rows
+        return "examples" if router.by_task else "shared data"
+    return _by_axes(router)
+
+
+def _by_axes(router: Router | type[Router]) -> Group:
+    cells = router.cells
     if cells is not None:
         if cells.user_dataset != "Zero-Shot" or cells.routing_dataset == "Target":
             return "examples"

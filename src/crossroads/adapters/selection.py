@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crossroads.adapters.contract import Routing
-from crossroads.core.errors import InputError
+from crossroads.core.errors import UsageError
 from crossroads.core.gating import at_least_float32, softmax, top_k
 
 _FEW_ROWS = 16  # tokens times heads: a step of decoding
@@ -50,9 +50,9 @@ def select(
 
 
 def check_settings(router: str, *, least: int, k: int, temperature: float) -> None:
-    """Raise InputError for fewer places than ``least``, or a temperature not above 0."""
+    """Raise UsageError for fewer places than ``least``, or a temperature not above 0."""
     if k < least or not 0 < temperature < math.inf:
-        raise InputError(
+        raise UsageError(
             f"router {router}: expected k of at least {least} and a temperature above 0, got k={k} "
             f"and temperature={temperature:g}"
         )

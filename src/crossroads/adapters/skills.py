@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
-from crossroads.adapters.base_layers import layer_size
+from crossroads.adapters.base_layers import sizes_of
 from crossroads.adapters.routers.poly import Poly
 from crossroads.adapters.texts import TextBatch
 from crossroads.adapters.training import Group, TrainSettings, train_routed
@@ -80,16 +80,24 @@ def new_skills(
 
     Raises InputError where the model has no such layer, or ``heads`` does not divide one's size.
     """
+    return skills_of(
+        sizes_of(model, targets), skills=skills, rank=rank, heads=heads, start=start, seed=seed
+    )
+
+
+def skills_of(
+    sizes: Mapping[str, tuple[int, int]],
+    *,
+    skills: int,
+    rank: int,
+    heads: int = 1,
+    start: Start = "kaiming",
+    seed: int = 0,
+) -> AdapterBank:
+    """Do as ``new_skills`` for layers by full name, with their inputs and outputs."""
     if start not in get_args(Start):
         raise unknown_name("start", start, get_args(Start))
     generator = torch.Generator().manual_seed(seed)
-    sizes = {
-        name: size
-        for name, layer in model.named_modules()
-        if name.rpartition(".")[2] in targets and (size := layer_size(layer)) is not None
-    }
-    if not sizes:
-        raise InputError(f"no linear layer is named {' or '.join(targets)}; name others")
 
     def drawn(inputs: int, outputs: int) -> LoRA:
         bound = (heads / inputs) ** 0.5 if start == "kaiming" else (3 * inputs) ** -0.5

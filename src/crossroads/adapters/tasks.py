@@ -8,10 +8,9 @@ process.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,14 @@ from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.base_models import BaseModel, load_base
 from crossroads.adapters.choice import SAVED
 from crossroads.adapters.collection.batches import fitting
-from crossroads.adapters.collection.evaluation import evaluate
+from crossroads.adapters.collection.evaluation import Spent, evaluate
 from crossroads.adapters.collection.tasks import Task, get_task, task_names
 from crossroads.adapters.comparing import BASE, ORACLE, UNIFORM, Side
-from crossroads.adapters.fingerprints import code_fingerprint
+from crossroads.adapters.fingerprints import (
+    code_fingerprint,
+    model_fingerprint,
+    tokenizer_fingerprint,
+)
 from crossroads.adapters.layout import load_bank
 from crossroads.adapters.learning import must_learn
 from crossroads.adapters.measuring import Arm, Teaching, measure_router
@@ -201,32 +204,43 @@ class AdaptersTask:
     def fingerprint(self) -> str:
         digest = hashlib.blake2b(f"{self.rows} {torch.__version__}".encode(), digest_size=10)
         for name in self.task_names:
-            digest.update(f"{name} {get_task(name).fingerprint('test')}".encode())
+            task = get_task(name)
+            told = f"{name} {task.fingerprint('test')} {task.fingerprint('validation')}"
+            digest.update(told.encode())
         for path in sorted(self.folder.rglob("*")):
             if path.is_file():
                 digest.update(path.relative_to(self.folder).as_posix().encode())
                 digest.update(path.read_bytes())
-        digest.update(str(self.model).encode())
+        digest.update(_base_fingerprint(_base(self.model)).encode())
         return digest.hexdigest()
 
     def identify(self, router: str) -> str:
         """Return the router with a digest of this room's code, and of its own from elsewhere.
 
-        Raises UsageError for an unknown one.
+        And of the rows it is taught with, where it is taught. Raises UsageError for an unknown one.
         """
         if router in {BASE, SAVED}:
             return f"{router} {code_fingerprint()}"
         build_router(router)
         own = hash_of_modules([router_class(router.split(":", 1)[0])])
-        taught = f" taught {self.teach}" if self.teach is not None and must_learn(router) else ""
-        return f"{router} {code_fingerprint()} {own}{taught}"
+        return f"{router} {code_fingerprint()} {own}{self._lessons_of(router)}"
+
+    def _lessons_of(self, router: str) -> str:
+        """Return the steps and a digest of the rows a router is taught with, nothing if it is not.
+
+        The lessons' rows, and of a router that learns by task those of the measured ones, too.
+        """
+        if self.lessons is None or not must_learn(router):
+            return ""
+        by_task = router_class(router.split(":", 1)[0]).by_task
+        tasks = [*self.lessons, *(self.loaded() if by_task else ())]
+        told = repr([(task.name, task.fingerprint("train")) for task in tasks])
+        return f" taught {self.teach} {hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}"
 
     def run(self, router: str, seed: int) -> Cell:
         """Measure one router on the rows of one seed."""
         base, tasks = _base(self.model), self.loaded()
-        started = time.perf_counter()
         arm = self._arm(router, seed, base, tasks)
-        seconds = time.perf_counter() - started
         rights = [score.accuracy for score in arm.scores if score.accuracy is not None]
         metrics = {
             "nll": fmean(score.nll for score in arm.scores),
@@ -236,7 +250,8 @@ class AdaptersTask:
             "held_mib": arm.held_bytes / 2**20,
         }
         if arm.speed is not None:
-            metrics["speed"] = arm.speed.prefill_ratio
+            if arm.speed.prefill_ratio is not None:
+                metrics["speed"] = arm.speed.prefill_ratio
             metrics["tokens_per_s"] = arm.speed.prefill
             metrics["decode_tokens_per_s"] = arm.speed.decode
         notes: dict[str, Any] = {
@@ -248,7 +263,7 @@ class AdaptersTask:
         return Cell(
             metrics=metrics,
             fit_seconds=arm.prepare_seconds,
-            decide_seconds=seconds / sum(score.rows for score in arm.scores),
+            decide_seconds=arm.score_seconds / arm.scored_rows if arm.scored_rows else None,
             notes=notes,
         )
 
@@ -267,27 +282,38 @@ class AdaptersTask:
     def _arm(self, router: str, seed: int, base: BaseModel, tasks: Sequence[Task]) -> Arm:
         cache = cache_folder() / "adapters" / f"arena-{code_fingerprint()}-{self.fingerprint}"
         if router == BASE:
+            spent = Spent()
             scores = evaluate(
                 base.model, base.tokenizer, tasks,
-                arm=BASE, rows=self.rows, seeds=(seed,), cache=cache,
+                arm=BASE, rows=self.rows, seeds=(seed,), cache=cache, spent=spent,
             )  # fmt: skip
-            return Arm(router=BASE, group="reference", scores=tuple(scores))
+            return Arm(
+                router=BASE, group="reference", scores=tuple(scores),
+                score_seconds=spent.scoring, scored_rows=spent.rows,
+            )  # fmt: skip
         return measure_router(
             router, base, _bank(self.folder), tasks,
             rows=self.rows, seeds=(seed,), folder=self.folder, cache=cache,
             teaching=self._teaching(),
         )  # fmt: skip
 
-    def _teaching(self) -> Teaching | None:
-        """Return what routers learn from: training rows of the tasks that experts are named after.
+    @property
+    def lessons(self) -> tuple[Task, ...] | None:
+        """The tasks whose training rows routers learn from: those that experts are named after.
 
-        Of both sides of the arena, so that no router sees tasks held out before they are measured.
+        For both sides of the arena, so that no router sees tasks held out before they are measured.
+        None: they are not taught.
         """
         if self.teach is None:
             return None
         experts = _bank(self.folder).names
+        return tuple(get_task(name) for name in task_names() if name in experts)
+
+    def _teaching(self) -> Teaching | None:
+        if self.lessons is None:
+            return None
         return Teaching(
-            tasks=tuple(get_task(name) for name in task_names() if name in experts),
+            tasks=self.lessons,
             folder=cache_folder() / "adapters" / "learnt",
             steps=self.teach or None,
         )
@@ -296,6 +322,11 @@ class AdaptersTask:
 @cache
 def _base(model: Path | None) -> BaseModel:
     return load_base(model)
+
+
+@lru_cache(maxsize=1)
+def _base_fingerprint(base: BaseModel) -> str:
+    return f"{model_fingerprint(base.model)} {tokenizer_fingerprint(base.tokenizer)}"
 
 
 @cache

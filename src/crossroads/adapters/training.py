@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,13 +22,9 @@ from crossroads.adapters.calls import calling
 from crossroads.adapters.contract import Router
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.texts import TextBatch, answer_nll
-from crossroads.core.errors import CrossroadsError, InputError
+from crossroads.core.errors import DivergedError, InputError
 from crossroads.core.files import replacing
 from crossroads.core.progress import Progress
-
-
-class DivergedError(CrossroadsError):
-    """A loss or a gradient is not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +176,10 @@ def train_routed(
     batch_of: Callable[[int], TextBatch],
     settings: TrainSettings,
     *,
-    groups: Sequence[Group],
+    groups: Sequence[Group] | Callable[[], Sequence[Group]],
+    charge: Callable[[], Tensor] | None = None,
+    around: Callable[[RoutedModel], AbstractContextManager[None]] | None = None,
+    after: AfterStep | None = None,
     checkpoint: Path | None = None,
     identity: str = "",
     progress: Progress | None = None,
@@ -190,26 +190,32 @@ def train_routed(
     ----------
     model : frozen causal language model; it is given back as it was
     batch_of : step -> batch, with what the router must be told
-    groups : parameters of the bank and of the router, which has been prepared for it
-    checkpoint, identity, progress : of ``train``
+    groups : parameters of the bank and of the router; a function is called when the router has been
+        prepared for the bank, and has its own
+    charge : what every step's loss is raised by
+    around : what the whole training runs inside, made of the model with the router in it
+    after, checkpoint, identity, progress : of ``train``
 
     Returns the loss of every step. Raises what ``train`` raises.
     """
     routed = RoutedModel(model, bank, router)
 
     def loss_of(step: int) -> Tensor:
-        return batch_loss(routed, batch_of(step), step=step, seed=settings.seed)
+        loss = batch_loss(routed, batch_of(step), step=step, seed=settings.seed)
+        return loss if charge is None else loss + charge()
 
     try:
-        return train(
-            loss_of,
-            groups,
-            settings,
-            modules=[bank, router],
-            checkpoint=checkpoint,
-            identity=identity,
-            progress=progress,
-        )
+        with nullcontext() if around is None else around(routed):
+            return train(
+                loss_of,
+                groups() if callable(groups) else groups,
+                settings,
+                modules=[bank, router],
+                after=after,
+                checkpoint=checkpoint,
+                identity=identity,
+                progress=progress,
+            )
     finally:
         routed.unwrap()
 
@@ -243,7 +249,7 @@ def _resume(
     if path is None or not path.is_file():
         return 0, []
     state = torch.load(path, weights_only=True)
-    if state["key"] != key:
+    if state["key"] != key or len(state["modules"]) != len(modules):
         raise InputError(f"{path}: is of a run with other settings or data; remove it or move it")
     for module, kept in zip(modules, state["modules"], strict=True):
         module.load_state_dict(kept)

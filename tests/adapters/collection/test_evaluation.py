@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from crossroads.adapters.collection import evaluation
-from crossroads.adapters.collection.evaluation import draw_rows, evaluate, union
+from crossroads.adapters.collection.evaluation import Spent, draw_rows, evaluate, union
 from crossroads.adapters.collection.rows import Row
 from crossroads.adapters.collection.scoring import RowScore
 from crossroads.core.errors import UsageError
@@ -98,6 +98,38 @@ def test_a_stopped_evaluation_goes_on(
     assert len(scored) == 20 and seen[-1] == 20
     (whole,) = evaluate(MODEL, tokenizer(), [task("t")], arm="a", rows=20, seeds=(0,))
     assert found == [whole]
+
+
+def test_only_the_scoring_of_rows_that_were_not_kept_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(evaluation.time, "perf_counter", lambda: now[0])
+    is_first = [True]
+
+    def score(model: Any, tokenizer: Any, given: list[Row], **_: Any) -> list[RowScore]:
+        now[0] += len(given) + 1000.0 * is_first[0]  # as where weights are merged at first
+        is_first[0] = False
+        return [RowScore(nll=1.0, tokens=1) for _ in given]
+
+    def kept(*_: Any) -> None:
+        now[0] += 100.0
+
+    monkeypatch.setattr(evaluation, "score_rows", score)
+    monkeypatch.setattr(evaluation, "append_line", kept)
+    monkeypatch.setattr(evaluation, "_CHUNK", 4)
+    spent = Spent()
+    given = {"arm": "a", "seeds": (0,), "cache": tmp_path, "spent": spent}
+    evaluate(MODEL, tokenizer(), [task("t"), task("u")], rows=6, **given)
+    assert (spent.scoring, spent.rows) == (12.0, 12)
+
+
+def test_rows_that_were_kept_take_no_time(scored: list[Row], tmp_path: Path) -> None:
+    given = {"arm": "a", "rows": 8, "seeds": (0,), "cache": tmp_path}
+    evaluate(MODEL, tokenizer(), [task("t")], **given)
+    spent = Spent()
+    evaluate(MODEL, tokenizer(), [task("t")], spent=spent, **given)
+    assert (spent.scoring, spent.rows, len(scored)) == (0.0, 0, 8)
 
 
 def test_no_rows_are_refused() -> None:

@@ -187,5 +187,7 @@ def test_an_unfinished_part_of_another_recipe_is_passed_over(tmp_path: Path) -> 
 
 def test_an_unknown_task_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    with pytest.raises(UsageError, match="unknown task 'pubmed'; did you mean 'pubmedqa'"):
+    with pytest.raises(UsageError, match="unknown held-in task 'pubmed'; did you mean 'pubmedqa'"):
         make_collection(tmp_path, RECIPE, names=["pubmed"])
+    with pytest.raises(UsageError, match=r"unknown held-in task 'tatoeba-nld'; .* tatoeba-spa$"):
+        make_collection(tmp_path, RECIPE, names=["tatoeba-nld"])

@@ -329,6 +329,15 @@ def test_a_broken_list_of_experts_is_refused(strangers: Path, content: str) -> N
         load_bank(strangers)
 
 
+def test_a_router_file_without_a_schema_is_told_with_its_remedy(
+    tmp_path: Path, bank: AdapterBank
+) -> None:
+    save_bank(tmp_path / "bank", bank, build_router("arrow"))
+    (tmp_path / "bank" / "router.json").write_text('{"router": "arrow"}', "utf-8")
+    with pytest.raises(InputError, match=r"router\.json: has no schema, .* or name a router"):
+        load_router(tmp_path / "bank", bank)
+
+
 def test_side_data_that_is_missing_or_of_other_layers_is_refused(
     tmp_path: Path, bank: AdapterBank
 ) -> None:
@@ -424,7 +433,7 @@ def rewrite(file: Path, **changes: Any) -> None:
         ({"settings": {"keep": 1.5}}, r"settings: keep: expected a whole number, found 1\.5"),
         ({"settings": {"keep": True}}, "settings: keep: expected a whole number, found True"),
         ({"settings": {"kind": None}}, "settings: kind: expected a text, found None"),
-        ({"settings": {"keep": 0}}, "settings: dynmole: expected .* keep of at least 1"),
+        ({"settings": {"keep": 0}}, "settings: router dynmole: expected .* keep of at least 1"),
         (
             {"router": "glider", "settings": {"tau": "x"}},
             "settings: tau: expected a number or null, found",

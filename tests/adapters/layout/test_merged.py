@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
 from crossroads.adapters.calls import calling
-from crossroads.adapters.combine import merged_delta_OI
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
 from crossroads.adapters.experts import Alone
 from crossroads.adapters.insertion import RoutedModel
@@ -28,6 +27,7 @@ from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.task_moe import TaskMoE
 from crossroads.core.errors import InputError, UsageError
 from tests.adapters import toys
+from tests.adapters.by_hand import merged_delta_OI
 from tests.adapters.layout.tiny import base, load_with_peft, logits, save_with_peft
 
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -127,6 +127,12 @@ def test_a_static_routers_merge_is_what_the_routed_model_computes(
     export_expert(merged_by_router(bank, build_router("uniform")), tmp_path / "out")
     expected = logits(routed.model)
     torch.testing.assert_close(load_with_peft(tmp_path / "out"), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_merge_tells_every_layer(bank: AdapterBank) -> None:
+    told: list[tuple[int, int]] = []
+    merged_by_router(bank, build_router("uniform"), progress=lambda *at: told.append(at))
+    assert told == [(done, len(bank.layers)) for done in range(1, len(bank.layers) + 1)]
 
 
 def test_a_router_that_reads_the_call_is_merged_for_one_sequence(bank: AdapterBank) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from crossroads.adapters.calls import calling
 from crossroads.adapters.contract import RouteInput, Router, Routing
 from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.layout import (
@@ -21,27 +22,12 @@ from crossroads.adapters.layout import (
     read_mixlora,
     read_poly,
 )
+from crossroads.adapters.routers.poly import Poly
 from crossroads.core.errors import InputError
 from tests.adapters.layout.tiny import base, change_config, change_tensors, inputs, logits
 
 TASKS = torch.tensor([0, 2])  # of the two sequences
 Q0 = "model.layers.0.self_attn.q_proj"
-
-
-class ByTask(Router):
-    """Poly's weights: sigmoid of a task's logits, divided by their sum."""
-
-    name = "by-task"
-    mode = "merge_factors"
-
-    def __init__(self, mixture: Mixture) -> None:
-        super().__init__()
-        self.mixture = mixture
-
-    def route(self, given: RouteInput) -> Routing:
-        a_BHE = self.mixture.gates[given.module][TASKS].sigmoid()
-        weights_BHE = a_BHE / (a_BHE.sum(-1, keepdim=True) + 1e-12)
-        return Routing(weights=weights_BHE[:, None], mode="merge_factors")
 
 
 class ByGate(Router):
@@ -86,9 +72,13 @@ def test_poly_of_peft_computes_the_same(tmp_path: Path, splits: int) -> None:
     assert mixture.bank.heads == splits
     assert mixture.bank.names == tuple(f"skill-{e}" for e in range(5))
     assert mixture.gates[Q0].shape == (4, splits, 5)
-    routed = RoutedModel(base(), mixture.bank, ByTask(mixture))
+    router = Poly(tasks=4)
+    routed = RoutedModel(base(), mixture.bank, router)
+    for layer, logits_THE in mixture.gates.items():
+        router.logits_of(layer).data.copy_(logits_THE)
     assert (expected - logits(base())).abs().max() > 1e-2
-    torch.testing.assert_close(logits(routed.model), expected, atol=1e-4, rtol=1e-4)
+    with calling(task_ids=TASKS):
+        torch.testing.assert_close(logits(routed.model), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_poly_of_other_sizes_than_it_says_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
 from crossroads.adapters.calls import calling
-from crossroads.adapters.combine import mix
 from crossroads.adapters.contract import Call, RouteInput, Routing
 from crossroads.adapters.fly import (
     delta_average,
@@ -30,6 +29,7 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.layout import load_bank, load_router, save_bank
 from crossroads.adapters.routers.flylora import FlyLoRA
 from crossroads.core.errors import InputError, UsageError
+from tests.adapters.by_hand import mix
 
 LAYER, INPUTS, OUTPUTS = "layers.0.proj", 48, 12
 SIZES = {LAYER: (INPUTS, OUTPUTS)}
@@ -296,6 +296,7 @@ def test_what_is_no_flylora_adapter_is_neither_saved_nor_loaded(tmp_path: Path) 
         ({"adapter": "{"}, "adapter: expected a JSON object, found '{'"),
         ({"adapter": "{}"}, "adapter: expected seed, ranks, k, density, alpha, name, found "),
         ({"adapter": {"k": "x"}}, "adapter: k: expected int, found 'x'"),
+        ({"adapter": {"k": 0}}, "adapter: flylora: k is 0, expected between 1 and 8"),
         ({"adapter": {"alpha": None}}, "adapter: alpha: expected float, found None"),
         ({"inputs": "[1]"}, r"inputs: expected a JSON object, found '\[1\]'"),
         ({"inputs": "{}"}, "inputs: expected the inputs of one layer or more"),
@@ -489,9 +490,9 @@ def test_wrong_settings_and_banks_are_refused_by_name() -> None:
     ):  # fmt: skip
         with pytest.raises(UsageError, match="router flylora: expected k of at least 1, ranks"):
             FlyLoRA(**wrong)
-    with pytest.raises(InputError, match="k is 0"):
+    with pytest.raises(UsageError, match="k is 0"):
         fly_bank(SIZES, ranks=8, k=0)
-    with pytest.raises(InputError, match="density is 0"):
+    with pytest.raises(UsageError, match="density is 0"):
         fly_bank(SIZES, ranks=8, k=2, density=0.0)
     wide = LoRA(a_RI=torch.ones(2, INPUTS), b_OR=torch.ones(OUTPUTS, 2), scale=1.0)
     plain = Expert(name="x", modules={LAYER: wide})

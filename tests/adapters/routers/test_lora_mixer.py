@@ -119,6 +119,22 @@ def test_at_uniform_probabilities_the_terms_have_their_known_values() -> None:
     assert LoRAMixer(entropy="as_printed").losses(routings, call)["entropy"].coefficient == -0.01
 
 
+@pytest.mark.parametrize(("k", "picked"), [(1, 1), (2, 2), (3, 3), (4, 3), (9, 3)])
+def test_the_balance_counts_the_k_best_of_a_token_but_never_all(k: int, picked: int) -> None:
+    experts, router = bank(), LoRAMixer(k=k)
+    router.prepare(experts)
+    router.gates.weights[0].data.copy_(drawn(8, 4, INPUTS))
+    call = Call(training=True)
+    routing = route(router, experts, drawn(9, 2, 8, INPUTS), call)
+    probs_NE = routing.dense(4).flatten(0, 2)
+    counted_E = torch.zeros(4)
+    for probs_E in probs_NE:
+        counted_E[probs_E.argsort(descending=True)[:picked]] += 1
+    by_hand = 4 * (counted_E / counted_E.sum() * probs_NE.mean(0)).sum()
+    found = router.losses({LAYER: routing}, call)["balance"].value
+    torch.testing.assert_close(found, by_hand)
+
+
 def test_experts_that_adapt_no_layer_of_a_decision_are_not_in_its_loss() -> None:
     other = "layers.1.self_attn.q_proj"
     lora = LoRA(a_RI=torch.ones(2, INPUTS), b_OR=torch.ones(OUTPUTS, 2), scale=1.0)

@@ -118,7 +118,7 @@ def test_a_missing_library_is_named_or_done_without(monkeypatch: pytest.MonkeyPa
 
 
 def test_settings_are_checked_and_kept() -> None:
-    with pytest.raises(InputError, match="search: expected one of auto, nevergrad, evolution"):
+    with pytest.raises(UsageError, match="search: expected one of auto, nevergrad, evolution"):
         LoraHub(search="grid")
     for wrong in ("budget=0", "limit=0", "limit=nan", "penalty=-1", "penalty=nan", "seed=-1"):
         with pytest.raises(

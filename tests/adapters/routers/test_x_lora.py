@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.calls import calling
 from crossroads.adapters.contract import Call, RouteInput
 from crossroads.adapters.insertion import RoutedModel
+from crossroads.adapters.layout import load_bank
 from crossroads.adapters.routers import build_router
 from crossroads.adapters.routers.x_lora import XLora, prompt_scalings
 from crossroads.adapters.training import Group, TrainSettings, batch_loss, train
 from crossroads.core.errors import InputError, UsageError
 from tests.adapters import toys
+from tests.adapters.layout.tiny import base, logits, save_with_peft
 
 
 def routed(n: int = 3, **settings: object) -> RoutedModel:
@@ -28,6 +33,53 @@ def routed(n: int = 3, **settings: object) -> RoutedModel:
 
 def weights(found: RoutedModel) -> list[Tensor]:
     return [r.dense(found.bank.layers[layer].n_experts) for layer, r in found.last_routings.items()]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"temperature": 2.0}, {"softmax_temperature": 2.0}),
+        ({"k": 1}, {"top_k_lora": 1}),
+        (
+            {"depth": 3, "hidden": 8, "by_layer": True},
+            {"xlora_depth": 3, "xlora_size": 8, "layerwise_scalings": True},
+        ),
+    ],
+)
+def test_logits_are_peft_s_with_the_same_numbers(
+    tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    import peft
+
+    folders = {str(number): str(tmp_path / str(number)) for number in range(3)}
+    for number, folder in folders.items():
+        save_with_peft(Path(folder), seed=int(number))
+    model = base()
+    model.config.use_cache = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = peft.XLoraConfig(
+            task_type="CAUSAL_LM", hidden_size=16, adapters=folders, **{"xlora_depth": 1, **theirs}
+        )
+        torch.manual_seed(0)
+        other = peft.get_peft_model(model, config).eval()
+    layers = other.base_model.internal_xlora_classifier.layers
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    linear[-1].weight.data *= 5  # so that weights differ
+    expected = logits(other)
+    bank, router = load_bank(tmp_path), XLora(**ours)
+    mine = base()
+    RoutedModel(mine, bank, router)
+    assert len(router.head) == len(linear)
+    for own, given in zip(router.head, linear, strict=True):
+        own.load_state_dict(given.state_dict())
+    if router.by_layer:  # PEFT counts layers in the order of the model
+        order = [name for name, _ in base().named_modules() if name in bank.layers]
+        rows = torch.tensor([order.index(layer) for layer in bank.layers])
+        for values in router.head[-1].parameters():
+            values.data = values.data.unflatten(0, (-1, 3))[rows].flatten(0, 1)
+    torch.testing.assert_close(logits(mine), expected, atol=1e-4, rtol=1e-4)
+    assert (expected - logits(base())).abs().max() > 1e-2
 
 
 def test_weights_are_those_of_the_base_model_s_last_hidden_states() -> None:
@@ -162,3 +214,8 @@ def test_what_the_head_learnt_stays_with_its_experts(
     kept = [w[..., :3] / w[..., :3].sum(-1, keepdim=True) for w in weights(found)]
     for one, other in zip(after, kept, strict=True):
         torch.testing.assert_close(other, one)
+
+
+def test_a_head_of_another_width_than_the_model_s_is_refused() -> None:
+    with pytest.raises(InputError, match=r"its head reads 9 numbers, .* have 16; .* width=16"):
+        routed(width=9).model(toys.ids())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
-from crossroads.adapters.collection.evaluation import ROWS, SEEDS, TaskScore, evaluate
+from crossroads.adapters.collection.evaluation import ROWS, SEEDS, Spent, TaskScore, evaluate
 from crossroads.adapters.collection.rows import Row
 from crossroads.adapters.collection.scoring import Facts
 from crossroads.adapters.collection.tasks import Task, task_names
@@ -41,6 +42,7 @@ def measure(
     numbers: Mapping[str, int] | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
+    spent: Spent | None = None,
 ) -> list[TaskScore]:
     """Return the scores of a router over a bank; see ``evaluation.evaluate``.
 
@@ -54,7 +56,10 @@ def measure(
     encoder : of prompts, the one the bank's embeddings were made by
     """
     facts = {task.name: facts_of(router, bank, task, encoder, numbers) for task in tasks}
+    started = time.perf_counter()
     routed = RoutedModel(model, bank, router)
+    if spent is not None:
+        spent.inserting += time.perf_counter() - started
     try:
         return evaluate(
             model,
@@ -66,6 +71,7 @@ def measure(
             facts=facts,
             cache=cache,
             progress=progress,
+            spent=spent,
         )
     finally:
         routed.unwrap()

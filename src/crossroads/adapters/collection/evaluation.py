@@ -8,6 +8,7 @@ scores the new ones alone.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -51,6 +52,22 @@ class TaskScore:
     tokens: int
 
 
+@dataclass(kw_only=True, slots=True)
+class Spent:
+    """What measuring took, added up over all that it is handed to.
+
+    Attributes
+    ----------
+    inserting : seconds to put routers and banks into the model
+    scoring : seconds in which ``rows`` were scored; not those that were kept, nor what is made once
+        in a first pass, such as merged weights
+    """
+
+    inserting: float = 0.0
+    scoring: float = 0.0
+    rows: int = 0
+
+
 def evaluate(
     model: nn.Module,
     tokenizer: Any,
@@ -62,6 +79,7 @@ def evaluate(
     facts: Mapping[str, Facts] | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
+    spent: Spent | None = None,
 ) -> list[TaskScore]:
     """Return the scores of an arm, by task and seed.
 
@@ -72,6 +90,7 @@ def evaluate(
         are found by it
     facts : by task, what routers are told about rows, see ``scoring.score_rows``
     cache : folder of scores by row; None = nothing is kept
+    spent : is added to; a row is scored before the clock starts
 
     Raises UsageError for fewer than one row or no seed.
     """
@@ -79,7 +98,7 @@ def evaluate(
         raise UsageError(f"evaluation: expected rows and seeds, got {rows} rows, seeds {seeds!r}")
     drawn = [(task, draw_rows(tokenizer, task, rows=rows, seeds=seeds)) for task in tasks]
     whole = sum(len(union(by_seed)) for _, by_seed in drawn)
-    found, before = [], 0
+    found, before, is_cold = [], 0, spent is not None
     for task, by_seed in drawn:
         wanted = union(by_seed)
         kept = _Kept(cache, arm, task.name)
@@ -88,10 +107,15 @@ def evaluate(
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
             about = (facts or {}).get(task.name)
-            for row, score in zip(
-                chunk, score_rows(model, tokenizer, chunk, facts=about), strict=True
-            ):
-                known[fingerprint([row])] = score
+            if is_cold:
+                score_rows(model, tokenizer, chunk[:1], facts=about)
+                is_cold = False
+            started = time.perf_counter()
+            scored = score_rows(model, tokenizer, chunk, facts=about)
+            if spent is not None:
+                spent.scoring += time.perf_counter() - started
+                spent.rows += len(chunk)
+            known.update((fingerprint([row]), s) for row, s in zip(chunk, scored, strict=True))
             kept.add({fingerprint([row]): known[fingerprint([row])] for row in chunk})
             if progress:
                 progress(before + len(wanted) - len(missing) + start + len(chunk), whole)

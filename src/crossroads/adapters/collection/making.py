@@ -26,6 +26,7 @@ from crossroads.adapters.collection.tasks import Task, get_task, task_names
 from crossroads.adapters.experts import new_expert, train_expert
 from crossroads.adapters.gates import train_gate
 from crossroads.adapters.training import TrainSettings, steps_done
+from crossroads.core.errors import unknown_name
 from crossroads.core.files import replacing
 from crossroads.core.progress import Progress
 
@@ -66,9 +67,13 @@ def make_collection(
     progress : steps done and steps in all, of all experts
     say : called with a line when a part starts or goes on, and after it
 
-    Raises UsageError for an unknown task, UnavailableError without data or base model.
+    Raises UsageError for a task that is not held in, UnavailableError without data or base model.
     """
-    tasks = [get_task(name) for name in names or task_names(held_in=True)]
+    known = task_names(held_in=True)
+    for name in names or ():
+        if name not in known:
+            raise unknown_name("held-in task", name, known)
+    tasks = [get_task(name) for name in names or known]
     whole = len(tasks) * (recipe.steps + recipe.gate_steps)
     base = _Base(model, tokenizer)
     made = []

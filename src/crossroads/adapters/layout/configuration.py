@@ -18,6 +18,7 @@ from typing import Any, Literal
 from crossroads.core.errors import InputError
 
 CONFIG_FILE = "adapter_config.json"
+MOE_PEFT = frozenset({"MIXLORA", "MOLA", "LORAMOE", "DYNMOLE"})  # kinds of one layout
 Kind = Literal["adapter", "setting", "tensor", "missing", "shape", "size"]
 
 _READ = frozenset(
@@ -195,9 +196,9 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _other_kind(kind: str) -> str:
-    readers = {"POLY": "read_poly", "MIXLORA": "read_mixlora"}
-    if kind in readers:
-        return f"{kind} is a mixture of experts; read it with {readers[kind]}"
+    reader = "read_poly" if kind == "POLY" else "read_mixlora" if kind in MOE_PEFT else ""
+    if reader:
+        return f"{kind} is a mixture of experts; read it with {reader}"
     return f"expected LORA, got {kind}; adapters of other kinds cannot be routed"
 
 

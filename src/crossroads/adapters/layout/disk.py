@@ -290,9 +290,12 @@ def _write_json(file: Path, content: Mapping[str, Any]) -> None:
 
 def _of_schema(file: Path) -> dict[str, Any]:
     found = read_json(file)
-    if found.get("schema") != SCHEMA:
+    if "schema" not in found:
+        other = "remove it, or name a router" if file.name == ROUTER_FILE else "write the bank anew"
+        raise InputError(f"{file}: has no schema, so crossroads did not write it; {other}")
+    if found["schema"] != SCHEMA:
         raise InputError(
-            f"{file}: expected schema {SCHEMA}, found {found.get('schema')!r}; it was written by "
+            f"{file}: expected schema {SCHEMA}, found {found['schema']!r}; it was written by "
             "another version of crossroads"
         )
     return found

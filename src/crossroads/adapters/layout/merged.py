@@ -20,6 +20,7 @@ from crossroads.adapters.combine import averaged, concatenated
 from crossroads.adapters.contract import Call, RouteInput, Router
 from crossroads.adapters.scopes import owner
 from crossroads.core.errors import InputError
+from crossroads.core.progress import Progress
 
 Form = Literal["tight", "padded"]
 
@@ -51,10 +52,12 @@ def merged_by_router(
     call: Call | None = None,
     name: str = "merged",
     form: Form = "tight",
+    progress: Progress | None = None,
 ) -> Expert:
     """Return one expert that computes what a router does whose weights are the same for all tokens.
 
     ``call`` says what such a router reads, such as the task; it speaks of one sequence.
+    ``progress`` is told of every layer.
 
     Raises InputError for a router that decides by token, or a call that lacks what it must be told.
     """
@@ -62,10 +65,11 @@ def merged_by_router(
     check_call(router, call)
     router.prepare(bank)
     alive = bank.alive_by_owner(router.scope)
-    found = {
-        layer: _decided(module, router, call, alive[owner(router.scope, layer)])
-        for layer, module in bank.layers.items()
-    }
+    found = {}
+    for done, (layer, module) in enumerate(bank.layers.items(), start=1):
+        found[layer] = _decided(module, router, call, alive[owner(router.scope, layer)])
+        if progress is not None:
+            progress(done, len(bank.layers))
     return _as_expert(bank, found, name, form)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from crossroads.adapters.bank import AdapterBank, Expert, LoRA
-from crossroads.adapters.layout.configuration import CONFIG_FILE, read_json
+from crossroads.adapters.layout.configuration import CONFIG_FILE, MOE_PEFT, read_json
 from crossroads.adapters.layout.reading import PREFIX
 from crossroads.adapters.layout.tensors import TensorFile, weights_file
 from crossroads.core.errors import InputError
@@ -118,7 +118,7 @@ def read_mixlora(folder: Path | str, *, prefix: str = "model.") -> Mixture:
 
     Raises InputError naming file, tensor, expected and found.
     """
-    file, settings, tensors = _opened(folder, kinds={"MIXLORA", "MOLA", "LORAMOE", "DYNMOLE"})
+    file, settings, tensors = _opened(folder, kinds=MOE_PEFT)
     if settings.get("use_dora"):
         raise InputError(f"{file}: use_dora: DoRA is not supported; merge it, or train plain LoRA")
     num, rank, alpha = (
@@ -161,7 +161,7 @@ def read_mixlora(folder: Path | str, *, prefix: str = "model.") -> Mixture:
     )
 
 
-def _opened(folder: Path | str, *, kinds: set[str]) -> tuple[Path, dict[str, Any], TensorFile]:
+def _opened(folder: Path | str, *, kinds: Set[str]) -> tuple[Path, dict[str, Any], TensorFile]:
     file = Path(folder) / CONFIG_FILE
     settings = read_json(file)
     kind = str(settings.get("peft_type") or "LORA").upper()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from crossroads.adapters.activations import record_activation
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.routers.phatgoose import Phatgoose
-from crossroads.core.errors import UsageError
+from crossroads.core.errors import InputError
 
 if TYPE_CHECKING:
     from crossroads.adapters.lessons import Lesson
@@ -30,13 +30,13 @@ class AverageActivation(Phatgoose):
     def learn(self, lesson: Lesson) -> AdapterBank:
         """Record the mean inputs of every expert, over ``lesson.steps`` batches of its own task.
 
-        Raises UsageError for an expert that no task is named after.
+        Raises InputError for an expert that no task is named after.
         """
         tasks = {task.name for task in lesson.tasks}
         made = []
         for done, expert in enumerate(lesson.bank.experts()):
             if expert.name not in tasks:
-                raise UsageError(
+                raise InputError(
                     f"router {self.name}: no task is named after the expert {expert.name}; give "
                     "training rows of its own task"
                 )

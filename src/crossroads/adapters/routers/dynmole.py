@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
-from crossroads.adapters.linear_gates import LinearGates
+from crossroads.adapters.linear_gates import LinearGates, real_tokens
 from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import UsageError
 from crossroads.core.gating import renyi_entropy, softmax, tsallis_entropy
@@ -82,17 +82,17 @@ class DynMoLE(Router):
         super().__init__()
         if kind not in _ENTROPIES or eps_mode not in _EPS_MODES:
             raise UsageError(
-                f"dynmole: kind is {' or '.join(_ENTROPIES)} and eps_mode {' or '.join(_EPS_MODES)}"
-                f"; got {kind!r} and {eps_mode!r}"
+                f"router dynmole: kind is {' or '.join(_ENTROPIES)} and eps_mode "
+                f"{' or '.join(_EPS_MODES)}; got {kind!r} and {eps_mode!r}"
             )
         if not (0 < q <= 2 and keep >= 1 and 0 <= top_p <= 1):
             raise UsageError(
-                "dynmole: expected 0 < q <= 2, keep of at least 1 and top_p in [0, 1]; got "
+                "router dynmole: expected 0 < q <= 2, keep of at least 1 and top_p in [0, 1]; got "
                 f"q={q}, keep={keep}, top_p={top_p}"
             )
         if math.isnan(broadcast) or not (math.isfinite(entropy) and math.isfinite(balance)):
             raise UsageError(
-                "dynmole: expected a number for broadcast and finite coefficients; got "
+                "router dynmole: expected a number for broadcast and finite coefficients; got "
                 f"broadcast={broadcast}, entropy={entropy}, balance={balance}"
             )
         self.top_p, self.keep, self.broadcast, self.q = top_p, keep, broadcast, q
@@ -184,12 +184,9 @@ class DynMoLE(Router):
     def _tokens(self, routing: Routing, call: Call) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return a decision's entropies (N,), probabilities and kept mass (N, E), real tokens."""
         assert routing.logits is not None
-        real_BT = call.mask_BT
-        if real_BT is None:
-            real_BT = torch.ones(routing.logits.shape[:2], dtype=torch.bool)
         probs_NE = softmax(routing.logits).flatten(0, 2)
         unsure_N = self.uncertainty(probs_NE, _n_alive(routing))
-        return unsure_N, probs_NE, routing.weights.flatten(0, 2), real_BT.flatten()
+        return unsure_N, probs_NE, routing.weights.flatten(0, 2), real_tokens(call, routing.logits)
 
 
 def _n_alive(routing: Routing) -> int:

@@ -135,7 +135,7 @@ def calibrated_tau(embeddings_EG: Tensor, examples: list[Tensor]) -> float:
     Raises InputError for fewer than two experts.
     """
     if len(examples) < 2:
-        raise InputError("glider: tau cannot be calibrated with one expert; give tau")
+        raise InputError("router glider: tau cannot be calibrated with one expert; give tau")
     own, other = [], []
     for e, examples_JG in enumerate(examples):
         cosines_JE = examples_JG.float() @ embeddings_EG.T

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
 from crossroads.adapters.contract import Call, RouteInput, Router, Routing
-from crossroads.adapters.linear_gates import LinearGates
+from crossroads.adapters.linear_gates import LinearGates, real_tokens
 from crossroads.adapters.scopes import Scope
 from crossroads.adapters.selection import select
 from crossroads.adapters.survey.schema import Cells
@@ -77,10 +77,12 @@ class LoRAMixer(Router):
     ) -> None:
         super().__init__()
         if entropy not in _SIGNS:
-            raise UsageError(f"lora-mixer: entropy is {' or '.join(_SIGNS)}, got {entropy!r}")
+            raise UsageError(
+                f"router lora-mixer: entropy is {' or '.join(_SIGNS)}, got {entropy!r}"
+            )
         if not (k >= 1 and math.isfinite(balance) and math.isfinite(peaked)):
             raise UsageError(
-                "lora-mixer: expected k of at least 1 and finite coefficients; got "
+                "router lora-mixer: expected k of at least 1 and finite coefficients; got "
                 f"k={k}, balance={balance} and peaked={peaked}"
             )
         self.k, self.balance, self.peaked, self.entropy = k, balance, peaked, entropy
@@ -107,7 +109,7 @@ class LoRAMixer(Router):
             logits_NE = routing.logits.flatten(0, 2)
             # Experts that adapt none of the layers have no share in E and k of their balance.
             logits_NE = logits_NE[:, ~torch.isneginf(logits_NE).any(0)]
-            mask_N = _real(call, routing.logits)
+            mask_N = real_tokens(call, routing.logits)
             probs_NE = softmax(logits_NE)
             balances.append(self._balance(probs_NE, logits_NE, mask_N))
             entropies.append(token_entropy(probs_NE, mask_N))
@@ -131,12 +133,6 @@ class LoRAMixer(Router):
         idx_NK = top_k(logits_NE, k).masked_fill(~mask_N.unsqueeze(-1), -1)
         value = switch_balance(probs_NE, idx_NK, mask_N)
         return value if self.scaled else value / n_experts
-
-
-def _real(call: Call, logits_BTHE: Tensor) -> Tensor:
-    if call.mask_BT is None:
-        return torch.ones(logits_BTHE.shape[:3].numel(), dtype=torch.bool)
-    return call.mask_BT.flatten()
 
 
 def _by_label(soft: Routing, labels_B: Tensor, n_experts: int) -> Routing:

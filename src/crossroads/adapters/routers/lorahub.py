@@ -26,7 +26,7 @@ from crossroads.adapters.insertion import RoutedModel
 from crossroads.adapters.scopes import Scope
 from crossroads.adapters.survey.schema import Cells
 from crossroads.adapters.texts import answer_nll
-from crossroads.core.errors import InputError, MissingExtraError, UsageError
+from crossroads.core.errors import MissingExtraError, UsageError
 from crossroads.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class LoraHub(Router):
     ) -> None:
         super().__init__()
         if search not in _SEARCHES:
-            raise InputError(
+            raise UsageError(
                 f"router lorahub: search: expected one of {', '.join(_SEARCHES)}, got {search!r}"
             )
         if not (budget >= 1 and 0 < limit < math.inf and 0 <= penalty < math.inf and seed >= 0):

@@ -72,11 +72,11 @@ class MoGU(Router):
         super().__init__()
         if total not in _TOTALS or width < 1:
             raise UsageError(
-                f"mogu: total is {' or '.join(_TOTALS)} and width at least 1; got {total!r} and "
-                f"{width}"
+                f"router mogu: total is {' or '.join(_TOTALS)} and width at least 1; got "
+                f"{total!r} and {width}"
             )
         if not 0 <= pull < math.inf:
-            raise UsageError(f"mogu: pull is a number of at least 0, got {pull:g}")
+            raise UsageError(f"router mogu: pull is a number of at least 0, got {pull:g}")
         self.width, self.pull, self.total, self.seed = width, pull, total, seed
         self._places: dict[str, int] = {}
         self._known: dict[str, str] = {}  # the bank's keys when it was prepared for

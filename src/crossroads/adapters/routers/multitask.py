@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from crossroads.adapters.bank import AdapterBank
-from crossroads.adapters.experts import Alone, new_expert, train_expert
+from crossroads.adapters.contract import Call
+from crossroads.adapters.experts import Alone, expert_of, train_expert
 from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import InputError
 
@@ -44,17 +45,13 @@ class Multitask(Alone):
                 "learn it from rows of all tasks"
             )
 
+    def is_static(self, call: Call) -> bool:
+        return True
+
     def learn(self, lesson: Lesson) -> AdapterBank:
         """Train an adapter of the experts' layers, with as many ranks as they have together."""
         rank = lesson.rank * lesson.bank.n_experts
-        start = new_expert(
-            lesson.model,
-            self.name,
-            targets=lesson.targets,
-            rank=rank,
-            alpha=_SCALE * rank,
-            seed=lesson.seed,
-        )
+        start = expert_of(lesson.sizes, self.name, rank=rank, alpha=_SCALE * rank, seed=lesson.seed)
         expert, _ = train_expert(
             lesson.model, start, lesson.batches(), lesson.settings, lr=_RATE, **lesson.training
         )

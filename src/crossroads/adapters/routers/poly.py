@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
-from crossroads.adapters.contract import Call, Mode, RouteInput, Router, Routing
+from crossroads.adapters.contract import Call, Mode, RouteInput, Router, Routing, generator
 from crossroads.adapters.scopes import Scope, owner
 from crossroads.adapters.survey.schema import Cells
 from crossroads.core.errors import InputError, UsageError
@@ -163,7 +163,7 @@ class Poly(Router):
         if not (self.relaxed and given.call.training):
             return torch.sigmoid(logits_BHE)
         place = self._places[self._key(given.module)]
-        seed = hash((given.call.seed, given.call.step, place)) & 0x7FFFFFFF
-        uniform = torch.rand(logits_BHE.shape, generator=torch.Generator().manual_seed(seed))
+        draw = generator(given.call.seed, given.call.step, place)
+        uniform = torch.rand(logits_BHE.shape, generator=draw)
         noise_BHE = torch.logit(uniform, eps=1e-6).to(logits_BHE.device)
         return torch.sigmoid(logits_BHE + noise_BHE)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from crossroads.adapters.contract import Call, Mode, RouteInput, Router, Routing
+from crossroads.adapters.merging import check_weight
 from crossroads.adapters.survey.schema import Cells
 
 
@@ -32,6 +33,7 @@ class TaskArithmetic(Router):
 
     def __init__(self, *, weight: float = 0.4) -> None:
         super().__init__()
+        check_weight(self.name, weight)
         self.weight = weight
 
     def route(self, given: RouteInput) -> Routing:

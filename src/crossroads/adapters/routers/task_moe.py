@@ -28,10 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from crossroads.adapters.bank import AdapterBank
-from crossroads.adapters.contract import Call, RouteInput, Router, Routing
+from crossroads.adapters.contract import Call, RouteInput, Router, Routing, generator
 from crossroads.adapters.scopes import Scope, owner
 from crossroads.adapters.survey.schema import Cells
-from crossroads.adapters.task_level.networks import Form, TaskNetwork
+from crossroads.adapters.task_level.networks import HEADS, Form, TaskNetwork
 from crossroads.adapters.task_level.vectors import random_vectors
 from crossroads.core.errors import InputError, UsageError, unknown_name
 from crossroads.core.gating import first_maximum, softmax
@@ -99,10 +99,21 @@ class TaskMoE(Router):
             raise unknown_name("selection of router task-moe", select, get_args(Select))
         if form not in get_args(Form):
             raise unknown_name("form of router task-moe", form, get_args(Form))
-        if tasks < 1 or floor <= 0 or not 0 <= explore <= 1:
+        if min(tasks, width, hidden) < 1 or (form == "transformer" and hidden % HEADS):
             raise UsageError(
-                "router task-moe: expected tasks >= 1, floor > 0 and explore from 0 to 1, got "
-                f"tasks={tasks}, floor={floor:g}, explore={explore:g}"
+                "router task-moe: expected tasks, width and hidden of at least 1, and hidden a "
+                f"multiple of {HEADS} for form=transformer; got tasks={tasks}, width={width} and "
+                f"hidden={hidden}"
+            )
+        if not (0 < tau < math.inf and 0 < floor < math.inf and 0 <= rate < math.inf):
+            raise UsageError(
+                "router task-moe: expected tau and floor above 0 and rate of at least 0; got "
+                f"tau={tau}, floor={floor} and rate={rate}"
+            )
+        if not (0 <= explore <= 1 and 0 <= distance < math.inf):
+            raise UsageError(
+                "router task-moe: expected explore from 0 to 1 and distance of at least 0; got "
+                f"explore={explore} and distance={distance}"
             )
         self.tasks, self.width, self.form, self.hidden = tasks, width, form, hidden
         self.select, self.tau, self.rate, self.floor = select, tau, rate, floor
@@ -286,7 +297,7 @@ class TaskMoE(Router):
         """Return weights with gradient; noise is a function of seed, step and block."""
         if not call.training:
             return softmax(logits_BE / self.temperature(int(self.reached)))
-        draw = _generator(call.seed, call.step, place)
+        draw = generator(call.seed, call.step, place)
         if self.select != "softmax":
             # -ln of an exponential draw is a Gumbel draw.
             drawn_BE = torch.empty(logits_BE.shape).exponential_(generator=draw)
@@ -311,11 +322,11 @@ class TaskMoE(Router):
             return zeros_BE
         if self.select == "random-sequence":
             odds_BE = torch.rand(
-                zeros_BE.shape, generator=_generator(self.seed, call.seed, call.step, place)
+                zeros_BE.shape, generator=generator(self.seed, call.seed, call.step, place)
             )
         else:
             draws = {
-                task: torch.rand(experts, generator=_generator(self.seed, task, place))
+                task: torch.rand(experts, generator=generator(self.seed, task, place))
                 for task in tasks_B.unique().tolist()
             }
             odds_BE = torch.stack([draws[task] for task in tasks_B.tolist()])
@@ -334,7 +345,3 @@ def _dense(weights_BE: Tensor, logits_BE: Tensor) -> Routing:
 def _one_hot(scores_BE: Tensor) -> Tensor:
     best_B1 = first_maximum(scores_BE.detach()).unsqueeze(-1)
     return torch.zeros_like(scores_BE).scatter(-1, best_B1, 1.0)
-
-
-def _generator(*keys: int) -> torch.Generator:
-    return torch.Generator().manual_seed(hash(keys) & 0x7FFFFFFF)

@@ -143,8 +143,17 @@ class XLora(Router):
         return replace(call, scalings=self.scalings(hidden(), training=call.training))
 
     def scalings(self, h_BTD: Tensor, *, training: bool = False) -> Tensor:
-        """Return weights (B, T, M, E) from last hidden states; M is 1 unless ``by_layer``."""
+        """Return weights (B, T, M, E) from last hidden states; M is 1 unless ``by_layer``.
+
+        Raises InputError for hidden states of another width than the head was made for.
+        """
         *inner, last = self.head
+        width = self.head[0].in_features
+        if h_BTD.shape[-1] != width:
+            raise InputError(
+                f"router x-lora: its head reads {width} numbers, and the model's last hidden "
+                f"states have {h_BTD.shape[-1]}; build it with width={h_BTD.shape[-1]}"
+            )
         h = h_BTD.float()
         for layer in inner:
             h = nn.functional.dropout(torch.relu(layer(h)), _DROPOUT, training=training)

@@ -58,7 +58,7 @@ class Situation:
             value = getattr(self, name)
             if value is not None and value not in values:
                 raise InputError(f"{name}: expected one of {', '.join(values)}, got {value!r}")
-        for name, least in {"target_examples": 0, "full_from": 1}.items():
+        for name, least in _LEAST.items():
             number = getattr(self, name)
             if number is not None and (type(number) is not int or number < least):
                 raise InputError(f"{name}: expected a whole number >= {least}, got {number!r}")
@@ -85,6 +85,7 @@ class Situation:
 
 
 _CHOICES = {"tasks": get_args(Tasks), "per": get_args(Per), "experts": get_args(Units)}
+_LEAST = {"target_examples": 0, "full_from": 1}
 _SWITCHES = ("private_data", "custom_training", "target_inputs", "joint_training")
 FACTS = tuple(f.name for f in fields(Situation))
 
@@ -131,7 +132,8 @@ def _value(key: str, name: str, text: str | None) -> Any:
             raise unknown_name(f"value of {name}", text, _CHOICES[key])
         return text.lower()
     if not text.isascii() or not text.isdigit():
-        raise UsageError(f"situation: {name}: expected a whole number, got {text!r}")
+        least = _LEAST[key]
+        raise UsageError(f"situation: {name}: expected a whole number >= {least}, got {text!r}")
     return int(text)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from crossroads.core.errors import unknown_name
 
 Form = Literal["layer", "joint", "recurrent", "transformer"]
-_HEADS = 4
+HEADS = 4
 _BY_EXPERT = frozenset({"last_LEH", "bias_LE", "out"})  # what the logits of an expert come from
 
 
@@ -98,6 +98,6 @@ class TaskNetwork(nn.Module):
         else:
             # Without dropout: a decision is a function of the task.
             self.over = nn.TransformerEncoderLayer(
-                hidden, _HEADS, dim_feedforward=hidden, dropout=0.0, batch_first=True
+                hidden, HEADS, dim_feedforward=hidden, dropout=0.0, batch_first=True
             )
             self.out = nn.Linear(hidden, self.experts)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.adapters.loading import adapters_folder, load, neural, on_a_folder, say
+from crossroads.cli.adapters.loading import (
+    adapters_folder,
+    check_rows,
+    load,
+    neural,
+    on_a_folder,
+    say,
+)
 from crossroads.cli.options import comma_separated
 from crossroads.cli.words import counted
 from crossroads.core.errors import InputError, UsageError
@@ -81,7 +89,8 @@ def command(
     prepare_seconds, tokens_per_s, decode_tokens_per_s, speed_ratio, error}]}], left_out: {router:
     why}, notes: [text], machine, version, created}; a figure is {mean, low, high, per_seed} or
     null, and low and high are null where every seed scores the same rows (same_rows). Exit code 1
-    when a router named in --routers could not be run.
+    when a router named in --routers could not be run; one that has to learn and was not taught is
+    refused before anything is loaded (exit code 2).
     """
     if tasks is not None and rows_file is not None:
         raise UsageError("compare: --tasks names the collection's, --rows-file gives others")
@@ -101,6 +110,7 @@ def command(
             torch.set_num_threads(threads)
         wanted = comma_separated(routers, "--routers")
         folder = adapters_folder(folder)
+        check_rows(rows_file, tasks)
         base, bank = load(folder, model, wanted or (), partial=partial)
         chosen = _tasks(tasks, rows_file, bank.names, base)
         able, left_out = (wanted, {}) if wanted else candidates(bank, folder, chosen)
@@ -111,23 +121,24 @@ def command(
                 rows=rows, seeds=range(seeds), folder=folder, left_out=left_out,
                 cache=cache_folder() / "adapters" / f"compared-{made}", progress=moved,
             )  # fmt: skip
+    failed = [arm for arm in found.arms if arm.error is not None and arm.router in (wanted or ())]
     told = json.dumps(found.to_dict(), indent=2, allow_nan=False)
     if out is not None:
         write_atomically(out, told + "\n")
     if as_json:
         click.echo(told)
     else:
-        _show(found)
-    failed = [arm for arm in found.arms if arm.error is not None and arm.router in (wanted or ())]
-    if failed:
-        raise InputError(f"router {failed[0].router} could not be run: {failed[0].error}")
+        _show(found, told_later=failed[:1])
+    for arm in failed[:1]:
+        why = str(arm.error).removeprefix(f"router {arm.router}: ")
+        raise InputError(f"router {arm.router} could not be run: {why}")
 
 
 def _tasks(
     names: str | None, path: Path | None, experts: tuple[str, ...], base: BaseModel
 ) -> list[Task]:
     from crossroads.adapters.collection.tasks import get_task, task_names
-    from crossroads.adapters.task_level.files import read_tasks
+    from crossroads.adapters.task_files import read_tasks
 
     if path is not None:
         return read_tasks(path, experts, base.tokenizer, length=base.context, say=say)
@@ -143,7 +154,7 @@ def _tasks(
     return [get_task(name) for name in wanted]
 
 
-def _show(found: Comparison) -> None:
+def _show(found: Comparison, *, told_later: Sequence[Arm] = ()) -> None:
     from rich.console import Console
 
     from crossroads.adapters.comparing import grouped
@@ -167,7 +178,7 @@ def _show(found: Comparison) -> None:
     for note in found.notes:
         click.echo(f"note: {note}")
     for arm in found.arms:
-        if arm.error is not None:
+        if arm.error is not None and arm not in told_later:
             click.echo(f"{arm.router} did not run: {arm.error}", err=True)
     for line in grouped(found.left_out):
         click.echo(line, err=True)
@@ -183,6 +194,8 @@ def _rows_of(found: Comparison) -> str:
 def _table(console: Console, found: Comparison, arms: list[Arm]) -> None:
     from rich.table import Table
 
+    from crossroads.adapters.choice import SAVED
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("router", overflow="fold")
     for heading in (
@@ -191,7 +204,8 @@ def _table(console: Console, found: Comparison, arms: list[Arm]) -> None:
     ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=True)
     for arm in arms:
-        table.add_row(arm.router, *_figures(found, arm))
+        title = f"{arm.router} ({arm.kind})" if arm.router == SAVED else arm.router
+        table.add_row(title, *_figures(found, arm))
     console.print(table)
 
 
@@ -204,11 +218,21 @@ def _figures(found: Comparison, arm: Arm) -> list[str]:
         _text(found.mean(arm, "held_out"), ".3f"),
         _text(found.mean(arm, "held_out", "accuracy"), ".1%"),
         f"{speed.prefill:,.0f}" if speed else "-",
-        f"{speed.prefill_ratio:.2f}" if speed else "-",
+        f"{speed.prefill_ratio:.2f}" if speed and speed.prefill_ratio is not None else "-",
         f"{speed.decode:,.1f}" if speed else "-",
         f"{arm.parameters:,}",
-        f"{arm.held_bytes / 2**20:,.1f}",
+        _mebibytes(arm.held_bytes),
     ]
+
+
+def _mebibytes(count: int) -> str:
+    """Return bytes in MiB, two figures of small ones.
+
+    >>> _mebibytes(23_000), _mebibytes(14_660_000), _mebibytes(0)
+    ('0.022', '14.0', '0.0')
+    """
+    size = count / 2**20
+    return f"{size:.2g}" if 0 < size < 1 else f"{size:,.1f}"
 
 
 def _text(summary: Summary | None, form: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import click
 from crossroads.cli.adapters.loading import (
     adapters_folder,
     check_apart,
+    check_routers,
     facts_of_bank,
     neural,
     partial_option,
@@ -36,7 +38,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
     "--router",
     metavar="R",
     help="Export what a router makes of all: one adapter where its weights are the same for all "
-    "tokens, with --bank the bank with its router; the saved one by default.",
+    "tokens (saved = DIR's own); with --bank the bank with its router, the saved one by default.",
 )
 @click.option("--bank", "as_bank", is_flag=True, help="Write a bank, not one adapter.")
 @click.option("--only", metavar="A,B", help="Take these adapters of DIR alone.")
@@ -90,6 +92,9 @@ def command(
     with neural():
         folder = adapters_folder(folder)
     check_apart(folder, out)
+    if router is not None:
+        with neural():
+            check_routers([router], folder)
     if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists already; choose another folder, or --overwrite it")
     with neural():
@@ -143,12 +148,13 @@ def _adapter(
 ) -> tuple[Expert, str | None]:
     from crossroads.adapters.contract import Call, Router
     from crossroads.adapters.layout import merged_by_router, merged_expert
+    from crossroads.core.progress import progress_bar
 
     form: Any = "padded" if padded else "tight"
     if expert is not None:
         return bank.expert(expert), None
     if weights is not None:
-        return merged_expert(bank, _weights(weights), form=form), None
+        return merged_expert(bank, _weights(weights, bank.names), form=form), None
     chosen = _router(router, bank, folder)
     is_merge = type(chosen).merged is not Router.merged
     if chosen.call_data or not (is_merge or chosen.is_static(Call())):
@@ -157,7 +163,8 @@ def _adapter(
             f"router {chosen.name}: decides by {by}, which no single adapter does; write the bank "
             "with --bank, or choose a router whose weights do not vary"
         )
-    return merged_by_router(bank, chosen, form=form), chosen.name
+    with progress_bar(f"Merging by {chosen.name}, layers") as moved:
+        return merged_by_router(bank, chosen, form=form, progress=moved), chosen.name
 
 
 def _router_of_bank(
@@ -198,17 +205,30 @@ def _size(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
-def _weights(text: str) -> dict[str, float]:
+def _weights(text: str, names: Sequence[str]) -> dict[str, float]:
+    """Return the weights of a text A=W,B=W; a name of ``names`` may hold a comma.
+
+    >>> _weights("red, blue=0.5,green=-1", ["red, blue", "green"])
+    {'red, blue': 0.5, 'green': -1.0}
+    """
+    comma_separated(text, "--weights")
     found: dict[str, float] = {}
-    for part in comma_separated(text, "--weights") or ():
-        name, equals, number = part.rpartition("=")
+    rest = text.strip()
+    while rest:
+        known = max((name for name in names if rest.startswith(f"{name}=")), key=len, default="")
+        end, _, after = rest[len(known) :].partition(",")
+        name, equals, number = (known + end).rpartition("=")
         try:
             value = float(number)
         except ValueError:
             value = math.nan
+        if not known + end.strip():
+            rest = after.strip()
+            continue
         if not equals or not math.isfinite(value):
-            raise UsageError(f"--weights: expected NAME=NUMBER, got {part!r}")
+            raise UsageError(f"--weights: expected NAME=NUMBER, got {(known + end).strip()!r}")
         if name in found:
             raise UsageError(f"--weights: {name} has two weights; leave one out")
         found[name] = value
+        rest = after.strip()
     return found

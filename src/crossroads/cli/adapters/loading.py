@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.core.errors import InputError, MissingExtraError
+from crossroads.cli.options import comma_separated
+from crossroads.core.errors import InputError, MissingExtraError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from crossroads.adapters.bank import AdapterBank
@@ -96,22 +97,62 @@ def told_when_long(doing: str) -> Iterator[None]:
         timer.cancel()
 
 
+def check_routers(routers: Iterable[str], folder: Path) -> None:
+    """Refuse unknown routers and settings, and ``saved`` of a folder that holds none.
+
+    All that can be told before anything is loaded. Raises UsageError or InputError.
+    """
+    from crossroads.adapters.layout import has_router
+    from crossroads.adapters.routers import build_router
+
+    for spec in routers:
+        if spec not in _WORDS:
+            build_router(spec)
+        elif spec == "saved" and not has_router(folder):
+            raise UsageError(f"router saved: {folder} holds none; name one")
+
+
+def check_rows(rows_file: Path | None, tasks: str | None) -> None:
+    """Refuse a file of rows, or names of the collection's tasks, before anything is loaded."""
+    from crossroads.adapters.collection.tasks import task_names
+    from crossroads.adapters.task_files import check_tasks
+
+    if rows_file is not None:
+        check_tasks(rows_file)
+    known = task_names()
+    for name in comma_separated(tasks, "--tasks") or ():
+        if name not in known:
+            raise unknown_name("task", name, known)
+
+
 def load(
     folder: Path, model: Path | None, routers: Iterable[str] = (), *, partial: bool = False
 ) -> tuple[BaseModel, AdapterBank]:
     """Return the base model, and the adapters of a folder after a look at whether they fit it.
 
-    Names of ``routers`` are looked up first: a misspelt one need not wait for the model.
+    ``routers`` are to be used as they are: what is wrong with one is told before the model is
+    loaded, also that nobody taught it.
     """
     from crossroads.adapters.base_models import load_base
-    from crossroads.adapters.routers import router_class
 
-    for spec in routers:
-        if spec not in _WORDS:
-            router_class(spec.split(":", 1)[0])
+    named = list(routers)
+    check_routers(named, folder)
+    _check_taught(named, folder, partial=partial)
     with told_when_long(f"loading the base model and the adapters in {folder}"):
         base = load_base(model)
         return base, read_adapters(folder, partial=partial, model=base.model)
+
+
+def _check_taught(routers: Iterable[str], folder: Path, *, partial: bool) -> None:
+    """Refuse routers that have to learn and did not; the adapters alone are read for it."""
+    from crossroads.adapters.choice import choose_router
+    from crossroads.adapters.layout import read_bank
+    from crossroads.adapters.learning import must_learn
+
+    if learners := [spec for spec in routers if must_learn(spec)]:
+        bank, _ = read_bank(folder, partial=partial)
+        for spec in learners:
+            choose_router(spec, bank, folder)
 
 
 def read_adapters(folder: Path, *, partial: bool, **how: Any) -> AdapterBank:
@@ -126,6 +167,12 @@ def read_adapters(folder: Path, *, partial: bool, **how: Any) -> AdapterBank:
         for warning in report.warnings:
             say(f"note: {warning}")
     return bank
+
+
+def tell_of_no_chat(base: BaseModel) -> None:
+    """Say where messages become plain text, as no chat form comes with the model."""
+    if not base.has_chat:
+        say(f"note: {base.name} has no chat form (its tokenizer no template): messages are plain")
 
 
 def say(line: str) -> None:

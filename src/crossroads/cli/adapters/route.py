@@ -18,6 +18,7 @@ from crossroads.cli.adapters.loading import (
     neural,
     on_a_folder,
     percent,
+    tell_of_no_chat,
     told_when_long,
 )
 from crossroads.cli.words import counted
@@ -82,6 +83,8 @@ def command(
 
         folder = adapters_folder(folder)
         base, bank = load(folder, model, [router] if router else (), partial=partial)
+        if chat:
+            tell_of_no_chat(base)
         with told_when_long("preparing the router"):
             chosen = choose_router(router, bank, folder)
         if expert is not None and not chosen.call_data & {"experts", "labels_B"}:
@@ -142,7 +145,7 @@ def _show(row: dict[str, Any], *, every_layer: bool) -> None:
     click.echo(f"\n{row['prompt']}")
     if row["answer_tokens"]:
         said = row["answer"].strip().replace("\n", "\n   ")
-        click.echo(f"-> {said}")
+        click.echo(f"-> {said or '(nothing)'}")
     shown = [f"{name} {percent(share)}" for name, share in [*row["shares"].items()][:_SHOWN]]
     more = len(row["shares"]) - len(shown)
     rest = f", {more} more" if more > 0 else ""

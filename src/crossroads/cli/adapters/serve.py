@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from crossroads.cli.adapters.loading import adapters_folder, load, neural, on_a_folder
+from crossroads.cli.adapters.loading import (
+    adapters_folder,
+    load,
+    neural,
+    on_a_folder,
+    tell_of_no_chat,
+)
 from crossroads.cli.words import counted
 
 if TYPE_CHECKING:
@@ -77,6 +83,8 @@ def command(
                 torch.set_num_threads(threads)
             folder = adapters_folder(folder)
             base, bank = load(folder, model, [router] if router else (), partial=partial)
+            if not plain:
+                tell_of_no_chat(base)
             engine = Engine(
                 base,
                 bank,

@@ -11,6 +11,7 @@ import click
 from crossroads.cli.adapters.loading import (
     adapters_folder,
     check_apart,
+    check_rows,
     facts_of_bank,
     load,
     neural,
@@ -46,7 +47,13 @@ if TYPE_CHECKING:
     "adapters are named after.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Of training; the router's own by default.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of rows and first numbers.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of batches, of new experts, and of the router where --router tells none.",
+)
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch; torch's own choice.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it is a bank.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON only.")
@@ -69,10 +76,10 @@ def command(
 
     For routers that have numbers of their own, such as x-lora, lora-mixer, lorahub (crossroads list
     adapter-routers). The adapters stay as they are; poly, task-moe, flylora and multitask make
-    experts of their own, of the same layers and size. A batch has about 512 tokens, a step some
-    seconds on SmolLM2. A run that was stopped goes on. Every other command then takes OUT for DIR,
-    its router as saved. JSON: {folder, router, settings, steps, tasks: [names], experts: [names],
-    layers, parameters}.
+    experts of their own, of the same layers and size. A batch has at most 512 tokens, a step takes
+    some seconds on SmolLM2. A run that was stopped goes on, but for lorahub and average-activation,
+    which begin again. Every other command then takes OUT for DIR, its router as saved.
+    JSON: {folder, router, settings, steps, tasks: [names], experts: [names], layers, parameters}.
     """
     if rows_file is not None and tasks is not None:
         raise UsageError("teach: --tasks names the collection's, --rows-file gives others")
@@ -99,12 +106,17 @@ def command(
         kind = build_router(router)
         if not kind.learns:
             raise UsageError(f"router {kind.name}: has nothing to learn; use it as it is")
-        base, bank = load(folder, model, [router], partial=partial)
+        if kind.no_rival:
+            say(f"note: router {kind.name}: {kind.no_rival}")
+        check_rows(rows_file, tasks)
+        base, bank = load(folder, model, partial=partial)
         chosen = _tasks(tasks, rows_file, bank.names, base)
+        if kind.artifacts:  # learnt from every adapter's own task
+            chosen = _own(chosen, bank.names, kind.name)
         if "task_ids_B" in kind.call_data:
             _check_numbers(kind.name, chosen)
         with progress_bar(f"Teaching {kind.name}") as moved:
-            made, taught = learnt(
+            made, taught, _ = learnt(
                 router, base, bank, chosen, cache_folder() / "adapters" / "learnt",
                 steps=steps, seed=seed, progress=moved,
             )  # fmt: skip
@@ -130,7 +142,7 @@ def _tasks(
     names: str | None, path: Path | None, experts: tuple[str, ...], base: BaseModel
 ) -> list[Task]:
     from crossroads.adapters.collection.tasks import get_task, task_names
-    from crossroads.adapters.task_level.files import read_lessons
+    from crossroads.adapters.task_files import read_lessons
 
     if path is not None:
         return read_lessons(path, experts, base.tokenizer, most=base.context, say=say)
@@ -142,6 +154,16 @@ def _tasks(
             "--rows-file, or name tasks with --tasks"
         )
     return [get_task(name) for name in wanted]
+
+
+def _own(tasks: list[Task], experts: tuple[str, ...], router: str) -> list[Task]:
+    """Return the tasks that adapters are named after, and say which others teach nothing."""
+    ignored = [task.name for task in tasks if task.name not in experts]
+    if ignored:
+        say(
+            f"note: router {router} learns of each adapter's own task: ignored {', '.join(ignored)}"
+        )
+    return [task for task in tasks if task.name in experts]
 
 
 def _check_numbers(router: str, tasks: list[Task]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from crossroads.cli.options import comma_separated
-from crossroads.core.errors import MissingExtraError
+from crossroads.core.errors import InputError, MissingExtraError
 
 
 @click.command("train-collection")
@@ -58,6 +58,8 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     folder = out or cache_folder() / "adapters"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: cannot be written: it is a file; choose a folder")
     check_writable(folder / "parts" / "any")
     names = comma_separated(only, "--only")
     recipe = replace(

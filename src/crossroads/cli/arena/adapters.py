@@ -11,7 +11,7 @@ import click
 from crossroads.cli.adapters.loading import adapters_folder, neural
 from crossroads.cli.arena.showing import show
 from crossroads.cli.options import comma_separated
-from crossroads.core.errors import InputError
+from crossroads.core.errors import InputError, UsageError, unknown_name
 
 if TYPE_CHECKING:
     from crossroads.adapters.tasks import AdaptersTask
@@ -50,7 +50,7 @@ ALL = "all"
     help="As NAME, NAME:setting=value, package.module.Class or saved; all that the bank has data "
     "for. Baselines run along.",
 )
-@click.option("--tasks", metavar="A,B", help="Some of the side's tasks alone.")
+@click.option("--tasks", metavar="A,B", help="Some tasks alone; each of its side.")
 @click.option(
     "--teach",
     metavar="STEPS",
@@ -102,14 +102,12 @@ def command(
         bank = shipped_folder() if folder is None else adapters_folder(folder)
         wanted = comma_separated(routers, "--routers")
         chosen = comma_separated(tasks, "--tasks")
-        boards = [
-            replace(_task(one, bank, model, rows, chosen), teach=teach)
-            for one in (TASKS if name == ALL else (name,))
-        ]
+        sides = TASKS if name == ALL else (name,)
+        boards = _boards([_task(one, bank, model, rows, teach) for one in sides], chosen)
         names, left_out = list(wanted or ()), dict[str, str]()
         if not names:
             names, left_out = candidates(
-                load_bank(bank), bank, boards[0].loaded(), is_taught=teach is not None
+                load_bank(bank), bank, boards[0].loaded(), lessons=boards[0].lessons
             )
         boards = [replace(task, remarks=grouped(left_out)) for task in boards]
     failed = False
@@ -137,7 +135,7 @@ def _show_groups(board: Leaderboard) -> None:
 
 
 def _task(
-    name: str, folder: Path, model: Path | None, rows: int, tasks: list[str] | None
+    name: str, folder: Path, model: Path | None, rows: int, teach: int | None
 ) -> AdaptersTask:
     from crossroads.adapters.tasks import AdaptersTask
 
@@ -147,5 +145,32 @@ def _task(
         side=side,
         model=model and model.resolve(),
         rows=rows,
-        tasks=tuple(tasks) if tasks else None,
+        teach=teach,
     )
+
+
+def _boards(boards: list[AdaptersTask], wanted: list[str] | None) -> list[AdaptersTask]:
+    """Return the boards with the tasks that are wanted of their sides; those without one go.
+
+    Raises UsageError for a task of no board, and for a side without tasks that none is wanted of.
+    """
+    if wanted is None or len(boards) == 1:
+        found = [replace(board, tasks=tuple(wanted) if wanted else None) for board in boards]
+        for board in found:
+            _ = board.task_names  # refuses names of another side
+        return found
+    known = {board.side: _names(board) for board in boards}
+    if not any(known.values()):
+        _ = boards[0].task_names  # says why there are none
+    for name in wanted:
+        if not any(name in names for names in known.values()):
+            raise unknown_name("task", name, [name for names in known.values() for name in names])
+    own = {side: tuple(name for name in wanted if name in names) for side, names in known.items()}
+    return [replace(board, tasks=own[board.side]) for board in boards if own[board.side]]
+
+
+def _names(board: AdaptersTask) -> tuple[str, ...]:
+    try:
+        return board.task_names
+    except UsageError:  # this side has none
+        return ()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from crossroads.adapters.task_level.files import read_lessons, read_tasks
+from crossroads.adapters.task_files import read_lessons, read_tasks
 from crossroads.core.errors import InputError
 from tests.adapters.collection.toys import tokenizer
 

@@ -70,6 +70,13 @@ def read_tasks(
     ]
 
 
+def check_tasks(path: Path) -> None:
+    """Raise InputError for a file that ``read_tasks`` refuses whatever the model."""
+    lines = list(enumerate(_lines(path), start=1))
+    if not [_row(line, f"{path}, line {number}") for number, line in lines if line.strip()]:
+        raise InputError(f'{path}: holds no rows; expected a line {{"task", "prompt", "answer"}}')
+
+
 def read_lessons(
     path: Path,
     experts: Sequence[str],
