@@ -320,7 +320,7 @@ WORK = {step.__name__: step for step in STEPS}
 
 def run(rank: int, world: int, folder: str, names: tuple[str, ...]) -> None:
     """Join the group over loopback and do the named work."""
-    with group(rank, world, folder):
+    with group(rank, world, folder, call=names[0]):
         mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("expert",))
         for name in names:
             WORK[name](rank, world, mesh, Path(folder))

@@ -35,13 +35,13 @@ def spawn(world: int, target: Callable[..., None], *args: Any) -> None:
 
 
 @contextmanager
-def group(rank: int, world: int, folder: str) -> Iterator[None]:
-    """Join the others over loopback."""
+def group(rank: int, world: int, folder: str, call: str = "") -> Iterator[None]:
+    """Join the others over loopback; ``call`` tells groups of one size in one folder apart."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{folder}/rendezvous-{world}",
+        init_method=f"file://{folder}/rendezvous-{world}{call}",
         rank=rank,
         world_size=world,
         timeout=timedelta(seconds=100),

@@ -51,6 +51,9 @@ def describe_kind(kind: Any) -> str:
     members = _members(kind)
     names = ["one of " + ", ".join(get_args(m)) for m in members if get_origin(m) is Literal]
     names += [name for plain, name in _NAMES.items() if plain in members]
+    names += [
+        f"a {m.__name__}" for m in members if isinstance(m, type) and m not in (*_NAMES, _NONE)
+    ]
     names += ["none"] * (_NONE in members)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
@@ -83,12 +86,15 @@ _NONE = type(None)
 
 
 def _is_plain(kind: Any) -> bool:
-    """Return whether an annotation is of values that a text can stand for."""
-    return kind is not None and all(
-        member in (*_NAMES, _NONE)
-        or (get_origin(member) is Literal and all(isinstance(v, str) for v in get_args(member)))
-        for member in _members(kind)
-    )
+    """Return whether an annotation can be checked, and a text can stand for one of its values."""
+    members = _members(kind)
+    texts = [m for m in members if m in _NAMES or _is_choice(m)]
+    classes = [m for m in members if isinstance(m, type) and not getattr(m, "_is_protocol", False)]
+    return bool(texts) and set(members) == {*texts, *classes}
+
+
+def _is_choice(member: Any) -> bool:
+    return get_origin(member) is Literal and all(isinstance(v, str) for v in get_args(member))
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
