@@ -93,7 +93,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, message: str) -> None
     ("model", "message"),
     [
         ('{router: "top2:k=9", n_experts: 4}', "between 1 and 4"),
-        ('{router: "switch:capacity=big"}', "capacity factor: expected a positive .*'big'"),
+        ('{router: "switch:capacity=big"}', "capacity: expected a number, .*'big'"),
         ('{router: "top2", n_experts: 1}', "'top2' needs at least 2 experts for k = 2, got 1"),
         ("{router: top2, layers: [9]}", "layers 0 to 3"),
         ("{router: softmax-ec}", "looks at later tokens"),
