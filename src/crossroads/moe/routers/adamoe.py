@@ -28,7 +28,6 @@ from crossroads.core import losses
 from crossroads.core.errors import UsageError
 from crossroads.core.gating import at_least_float32
 from crossroads.core.routed import AuxTerm
-from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import NOBODY, ExpertKind, RouterInput
 from crossroads.moe.router import Scored, TokenChoiceRouter
 
@@ -70,7 +69,6 @@ class AdaMoE(TokenChoiceRouter):
         compat_plain_balance: bool = False,
         **settings: Any,
     ) -> None:
-        check_whole(n_null=n_null)
         n_null = 2 * n_experts if n_null is None else n_null
         if n_experts < 1 or n_null < 0:
             raise UsageError(

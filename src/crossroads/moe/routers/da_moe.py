@@ -26,7 +26,6 @@ from torch import Tensor
 from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.moe.capacity import Capacity
-from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import NOBODY, RouterInput
 from crossroads.moe.router import TokenChoiceRouter
 
@@ -82,7 +81,6 @@ class DAMoE(TokenChoiceRouter):
         z_loss: float = 0.0,
         capacity: Capacity | float | None = None,
     ) -> None:
-        check_whole(k_max=k_max)
         if k_max is not None and not 1 <= k_max <= n_experts:
             raise UsageError(f"k_max: expected 1 to {n_experts} (the experts), got {k_max}")
         for setting, value, known in (

@@ -74,7 +74,6 @@ class HyperRouter(TokenChoiceRouter):
         z_loss: float = 0.0,
         capacity: Capacity | float | None = None,
     ) -> None:
-        check_whole(hidden=hidden, k_min=k_min, k_max=k_max, k_eval=k_eval)
         if hidden < 1:
             raise UsageError(f"hidden: expected at least 1, got {hidden}")
         if k_schedule not in get_args(Schedule):

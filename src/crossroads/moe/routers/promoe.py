@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
-from crossroads.moe.checks import check_coefficients, check_positive, check_whole
+from crossroads.moe.checks import check_coefficients, check_positive
 from crossroads.moe.contract import (
     NOBODY,
     ExpertChoice,
@@ -102,7 +102,6 @@ class ProMoE(Router):
                 "n_experts: router 'promoe' needs at least 2 experts, the last one for sequences "
                 f"without a condition, got {n_experts}; give more, or set uncond=False"
             )
-        check_whole(k=k, null_label=null_label)
         if not 1 <= k <= self.n_routed:
             raise UsageError(f"k: expected 1 to {self.n_routed} (the routed experts), got {k}")
         if score not in get_args(ScoreMap) or choice not in get_args(Choice):

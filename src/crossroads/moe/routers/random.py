@@ -12,7 +12,6 @@ from torch import Tensor
 
 from crossroads.core import gating
 from crossroads.core.errors import UsageError
-from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.router import TokenChoiceRouter
 
@@ -43,7 +42,6 @@ class Random(TokenChoiceRouter):
         **settings: Any,
     ) -> None:
         super().__init__(d, n_experts, k=k, balance=balance, **settings)
-        check_whole(k_end=k_end, k_eval=k_eval)
         self.k_end = k if k_end is None else k_end
         self.k_eval = self.k_end if k_eval is None else k_eval
         for label, places in (("k_end", self.k_end), ("k_eval", self.k_eval)):

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from crossroads.core import gating
 from crossroads.core.routed import AuxTerm
-from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import RouterInput, RouterOutput
 from crossroads.moe.router import Scored, TokenChoiceRouter
 
@@ -37,7 +36,6 @@ class Sigmoid(TokenChoiceRouter):
     def __init__(
         self, d: int, n_experts: int, *, k: int = 1, renorm: bool | None = None, **settings: Any
     ) -> None:
-        check_whole(k=k)
         renorm = k > 1 if renorm is None else renorm
         super().__init__(d, n_experts, k=k, renorm=renorm, **settings)
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from crossroads.core.transport import check_sinkhorn, sinkhorn_plan
-from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.expert_choice import ExpertChoiceRouter
 
@@ -32,7 +31,6 @@ class SinkhornExpertChoice(ExpertChoiceRouter):
     def __init__(
         self, d: int, n_experts: int, *, eps: float = 1.0, iters: int = 20, **settings: Any
     ) -> None:
-        check_whole(iters=iters)
         check_sinkhorn(eps, iters)
         super().__init__(d, n_experts, **settings)
         self.eps = eps

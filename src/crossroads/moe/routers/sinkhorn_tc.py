@@ -19,7 +19,6 @@ from crossroads.core import gating
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.core.transport import check_sinkhorn, sinkhorn_plan
-from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import RouterInput, RouterOutput
 from crossroads.moe.router import NoiseScale, Scored, TokenChoiceRouter, grouped
 from crossroads.moe.routers.sigmoid import shares
@@ -61,7 +60,6 @@ class SinkhornTokenChoice(TokenChoiceRouter):
     ) -> None:
         if combine not in ("softmax", "sigmoid", "plan"):
             raise UsageError(f"combine: expected 'softmax', 'sigmoid' or 'plan', got {combine!r}")
-        check_whole(iters=iters)
         check_sinkhorn(eps, iters)
         super().__init__(
             d,

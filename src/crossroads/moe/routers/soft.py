@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 from crossroads.core import gating
 from crossroads.core.errors import InputError, UsageError
 from crossroads.moe.capacity import Capacity
-from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import (
     Dense,
     ExpertKind,
@@ -69,7 +68,6 @@ class Soft(Router):
         kinds: tuple[ExpertKind, ...] | None = None,
     ) -> None:
         super().__init__(n_experts, kinds)
-        check_whole(slots=slots, tokens=tokens)
         for label, value in (("slots", slots), ("tokens", tokens)):
             if value is not None and value < 1:
                 raise UsageError(f"{label}: expected 1 or more, got {value}")

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from crossroads.core.transport import check_sparse, sparse_plan
-from crossroads.moe.checks import check_whole
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.expert_choice import ExpertChoiceRouter
 
@@ -44,7 +43,6 @@ class SparseExpertChoice(ExpertChoiceRouter):
         drop_zero_plan: bool = True,
         **settings: Any,
     ) -> None:
-        check_whole(inner_iters=inner_iters)
         check_sparse(gamma, inner_lr, inner_iters)
         super().__init__(d, n_experts, **settings)
         self.gamma = gamma

@@ -22,7 +22,7 @@ from crossroads.core import gating, losses
 from crossroads.core.errors import UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe.capacity import Capacity
-from crossroads.moe.checks import check_coefficients, check_positive, check_whole
+from crossroads.moe.checks import check_coefficients, check_positive
 from crossroads.moe.contract import NOBODY, RouterInput, RouterOutput
 from crossroads.moe.router import Scored, TokenChoiceRouter
 
@@ -73,7 +73,6 @@ class TopP(TokenChoiceRouter):
             raise UsageError(f"p: expected 0 or more (a share of probability), got {p}")
         check_coefficients(entropy=entropy, p_step=p_step)
         check_positive(expected=expected)
-        check_whole(k_max=k_max)
         if k_max is not None and not 1 <= k_max <= n_experts:
             raise UsageError(f"k_max: expected 1 to {n_experts} (the experts), got {k_max}")
         if target is not None and not 1.0 <= target <= n_experts:

@@ -33,7 +33,7 @@ from crossroads.core import gating, losses
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.routed import AuxTerm
 from crossroads.moe.capacity import Capacity
-from crossroads.moe.checks import check_coefficients, check_whole
+from crossroads.moe.checks import check_coefficients
 from crossroads.moe.contract import (
     NOBODY,
     Branch,
@@ -302,7 +302,6 @@ class VQMoE(TokenChoiceRouter):
         check_coefficients(beta=beta, commit=commit)
         if not 0.0 <= contribution <= 1.0:
             raise UsageError(f"contribution: expected 0 to 1, got {contribution}")
-        check_whole(n_codes=n_codes)
         n_codes = n_experts if n_codes is None else n_codes
         if codebook == "balanced" and n_codes != n_experts:
             raise UsageError(
