@@ -79,4 +79,4 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(
     (tmp_path / "file").touch()
     result = _run("--out", str(tmp_path / "file"))
     assert isinstance(result.exception, InputError)
-    assert f"{tmp_path / 'file'}: cannot be written: it is a file" in str(result.exception)
+    assert f"{tmp_path / 'file'}: cannot be written: Not a directory" in str(result.exception)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from crossroads.adapters.bank import AdapterBank
+from crossroads.adapters.base_models import BaseModel
 from crossroads.core import fingerprints
 
 # The room, and the arithmetic and draws it shares with others.
@@ -54,6 +55,11 @@ def bank_fingerprint(bank: AdapterBank) -> str:
         digest.update(repr((name, values.dtype, tuple(values.shape))).encode())
         digest.update(values.detach().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def base_fingerprint(base: BaseModel) -> str:
+    """Return a hash of a model and of the tokenizer that comes with it."""
+    return f"{model_fingerprint(base.model)} {tokenizer_fingerprint(base.tokenizer)}"
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

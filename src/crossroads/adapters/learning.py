@@ -26,9 +26,8 @@ from crossroads.adapters.collection.tasks import Task
 from crossroads.adapters.contract import Router
 from crossroads.adapters.fingerprints import (
     bank_fingerprint,
+    base_fingerprint,
     code_fingerprint,
-    model_fingerprint,
-    tokenizer_fingerprint,
 )
 from crossroads.adapters.layout import has_router, load_bank, load_router, save_bank
 from crossroads.adapters.lessons import Lesson
@@ -178,8 +177,7 @@ def _key(
         seed,
         code_fingerprint(),
         hash_of_modules([router_class(spec.split(":", 1)[0])]),
-        model_fingerprint(base.model),
-        tokenizer_fingerprint(base.tokenizer),
+        base_fingerprint(base),
         bank_fingerprint(bank),
         [(task.name, task.length, task.batch, task.fingerprint("train")) for task in tasks],
     ]

@@ -20,8 +20,7 @@ from crossroads.adapters.collection.tasks import Task
 from crossroads.adapters.contract import Router
 from crossroads.adapters.fingerprints import (
     bank_fingerprint,
-    model_fingerprint,
-    tokenizer_fingerprint,
+    base_fingerprint,
 )
 from crossroads.adapters.footprint import Speed, held_bytes, measure_speed, router_parameters
 from crossroads.adapters.insertion import RoutedModel
@@ -182,8 +181,7 @@ def _best_kept(
 ) -> tuple[str, float]:
     """Return the best expert and the seconds it took to choose it, now or at an earlier time."""
     told = [
-        model_fingerprint(base.model),
-        tokenizer_fingerprint(base.tokenizer),
+        base_fingerprint(base),
         bank_fingerprint(bank),
         [(task.name, task.length, task.fingerprint("validation")) for task in tasks],
     ]

@@ -24,11 +24,7 @@ from crossroads.adapters.collection.batches import fitting
 from crossroads.adapters.collection.evaluation import Spent, evaluate
 from crossroads.adapters.collection.tasks import Task, get_task, task_names
 from crossroads.adapters.comparing import BASE, ORACLE, UNIFORM, Side
-from crossroads.adapters.fingerprints import (
-    code_fingerprint,
-    model_fingerprint,
-    tokenizer_fingerprint,
-)
+from crossroads.adapters.fingerprints import base_fingerprint, code_fingerprint
 from crossroads.adapters.layout import load_bank
 from crossroads.adapters.learning import must_learn
 from crossroads.adapters.measuring import Arm, Teaching, measure_router
@@ -211,7 +207,7 @@ class AdaptersTask:
             if path.is_file():
                 digest.update(path.relative_to(self.folder).as_posix().encode())
                 digest.update(path.read_bytes())
-        digest.update(_base_fingerprint(_base(self.model)).encode())
+        digest.update(_hash_of_base(_base(self.model)).encode())
         return digest.hexdigest()
 
     def identify(self, router: str) -> str:
@@ -324,9 +320,7 @@ def _base(model: Path | None) -> BaseModel:
     return load_base(model)
 
 
-@lru_cache(maxsize=1)
-def _base_fingerprint(base: BaseModel) -> str:
-    return f"{model_fingerprint(base.model)} {tokenizer_fingerprint(base.tokenizer)}"
+_hash_of_base = lru_cache(maxsize=1)(base_fingerprint)  # asked for by every cell
 
 
 @cache

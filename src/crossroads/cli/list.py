@@ -38,16 +38,6 @@ _ROUTER_COLUMNS = {
 }
 _MOE_COLUMNS = {"name": "name", "about": "what it does", "decoder": "decoder", "reads": "reads"}
 _MOE_KEYS = ("causal", "needs", "settings", "types")
-_MOE_CARDS = {  # routers whose system has another name
-    "attention": "yuan-attention-router",
-    "hyper": "hyperrouter",
-    "omni": "omni-router",
-    "top-p": "dynamic-moe",
-    **dict.fromkeys(
-        ("softmax-tc", "softmax-ec", "sinkhorn-tc", "sinkhorn-ec", "sparse-ec", "soft"),
-        "vision-moe",
-    ),
-}
 _ADAPTER_COLUMNS = {
     "name": "name",
     "about": "what it does",
@@ -214,7 +204,7 @@ def _moe_routers() -> list[dict[str, Any]]:
         router = build_router(name, _WIDTH, _EXPERTS)
         settings = known_settings(router_class(name))
         kinds = setting_kinds(router_class(name))
-        card = cards.get(_MOE_CARDS.get(name, name))
+        card = cards.get(router.system or name)
         return {
             **({"arxiv": card.arxiv, "verify": card.verify} if card else {}),
             "causal": router.causal_safe,

@@ -222,6 +222,7 @@ class Router(nn.Module):
     remedy: str = "choose a causal variant or another router"
     needs: frozenset[str] = frozenset()
     commit_every: Literal["step", "forward"] = "step"
+    system: str = ""  # the card it belongs to, where that has another name
     shared_experts: int = 0  # experts every token runs besides the chosen ones, by this method
 
     def __init__(self, n_experts: int, kinds: tuple[ExpertKind, ...] | None = None) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crossroads.core.errors import UsageError
 from crossroads.moe.contract import RouterInput
 from crossroads.moe.routers import build_router
 
@@ -74,3 +75,13 @@ def test_tokens_and_slots_are_compared_by_their_direction() -> None:
         x.reshape(5, D, 1), router.mu_DEC.flatten(1).unsqueeze(0), dim=1
     )
     torch.testing.assert_close(logits_NF, cosine_NF, atol=1e-4, rtol=0)
+
+
+def test_a_second_derivative_is_refused_also_of_a_sum() -> None:
+    router = build_router("soft", D, E, slots=2)
+    x = torch.randn(1, 5, D, requires_grad=True)
+    inp = RouterInput(x_BTD=x, mask_BT=torch.ones(1, 5, dtype=torch.bool), training=True)
+    dispatch_GSEC = router.decide(inp).decision.choice.dispatch_GSEC
+    (grad,) = torch.autograd.grad(dispatch_GSEC[:, 0].sum(), x, create_graph=True)
+    with pytest.raises(UsageError, match="second derivatives"):
+        grad.square().sum().backward()

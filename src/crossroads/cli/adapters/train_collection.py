@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from crossroads.cli.options import comma_separated
-from crossroads.core.errors import InputError, MissingExtraError
+from crossroads.core.errors import MissingExtraError
 
 
 @click.command("train-collection")
@@ -40,7 +40,7 @@ def command(
     holds the finished collection in PEFT's layout, written once all twelve are there. JSON:
     {folder, complete, experts: {name: {first_loss, last_loss, gate_spread, cpu_seconds}}}.
     """
-    from crossroads.core.files import check_writable
+    from crossroads.core.files import check_folder
     from crossroads.core.progress import progress_bar
 
     try:
@@ -58,9 +58,7 @@ def command(
     if threads is not None:
         torch.set_num_threads(threads)
     folder = out or cache_folder() / "adapters"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: cannot be written: it is a file; choose a folder")
-    check_writable(folder / "parts" / "any")
+    check_folder(folder)
     names = comma_separated(only, "--only")
     recipe = replace(
         RECIPE, steps=steps or RECIPE.steps, gate_steps=gate_steps or RECIPE.gate_steps

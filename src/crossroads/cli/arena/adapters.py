@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from crossroads.cli.adapters.loading import adapters_folder, neural
-from crossroads.cli.arena.showing import show
+from crossroads.cli.arena.showing import arena_folder, show
 from crossroads.cli.options import comma_separated
 from crossroads.core.errors import InputError, UsageError, unknown_name
 
@@ -94,6 +94,7 @@ def command(
     """
     from crossroads.core.arena import run_arena
 
+    folder_of_runs = arena_folder(out, FAMILY)
     with neural():
         from crossroads.adapters.collection.shipped import shipped_folder
         from crossroads.adapters.comparing import candidates, grouped
@@ -112,7 +113,7 @@ def command(
         boards = [replace(task, remarks=grouped(left_out)) for task in boards]
     failed = False
     for task in boards:
-        place = (out or Path("runs") / f"arena-{FAMILY}") / task.name
+        place = folder_of_runs / task.name
         board = run_arena(task, names, seeds=seeds, out=place, engine=engine, jobs=jobs)
         if all(row.error is not None for row in board.rows):
             raise InputError(f"no router could be run: {board.rows[0].error}")

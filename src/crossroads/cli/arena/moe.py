@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from crossroads.cli.arena.showing import show
+from crossroads.cli.arena.showing import arena_folder, show
 from crossroads.cli.options import comma_separated
 from crossroads.core.errors import InputError, MissingExtraError, UsageError
 
@@ -72,7 +72,6 @@ def command(
     a task under --task all.
     """
     from crossroads.core.arena import run_arena
-    from crossroads.core.files import check_folder
 
     try:
         from crossroads.moe.tasks import candidates
@@ -81,8 +80,7 @@ def command(
             raise
         raise MissingExtraError(error.name or "torch", extra="neural") from None
     wanted = comma_separated(routers, "--routers")
-    out = out or Path("runs") / f"arena-{FAMILY}"
-    check_folder(out)
+    out = arena_folder(out, FAMILY)
     tasks = [_task(each, preset, steps) for each in (TASKS if name == ALL else (name,))]
     if wanted:
         tasks = [replace(task, is_selection=True) for task in tasks]

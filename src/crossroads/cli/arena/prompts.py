@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from crossroads.cli.arena.showing import show
+from crossroads.cli.arena.showing import arena_folder, show
 from crossroads.cli.options import comma_separated
 from crossroads.core.errors import InputError, UsageError
 from crossroads.core.progress import progress_bar
@@ -121,7 +121,7 @@ def command(
     wanted = comma_separated(routers, "--routers")
     for router in wanted or ():
         build_router(router)  # refuse a wrong name before minutes of encoding
-    folder = out or Path("runs") / f"arena-{FAMILY}"
+    folder = arena_folder(out, FAMILY)
     task = _prompt_task(
         outcomes,
         pool=pool,

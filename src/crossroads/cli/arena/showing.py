@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from crossroads.core.files import check_folder
+
 if TYPE_CHECKING:
     from crossroads.core.arena import Leaderboard, Task
+
+
+def arena_folder(out: Path | None, family: str) -> Path:
+    """Return where an arena's results go. Raises InputError where nothing can be written there."""
+    folder = out or Path("runs") / f"arena-{family}"
+    check_folder(folder)
+    return folder
 
 
 def show(task: Task, board: Leaderboard, folder: Path, *, as_json: bool) -> None:

@@ -46,6 +46,7 @@ class _Refusal(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         raise UsageError(
-            "second derivatives: the fast kernels of experts have none; set path='loop' on an "
-            "FFNBank (for a gradient penalty, say), or leave create_graph out"
+            "second derivatives: kernels with a backward written by hand, of experts and of soft "
+            "routing, have none; set path='loop' on an FFNBank (for a gradient penalty, say), "
+            "or leave create_graph out"
         )

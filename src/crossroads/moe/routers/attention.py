@@ -44,6 +44,7 @@ class AttentionRouter(TokenChoiceRouter):
     """
 
     name = "attention"
+    system = "yuan-attention-router"
     default_renorm = True
 
     def __init__(

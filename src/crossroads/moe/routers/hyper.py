@@ -54,6 +54,7 @@ class HyperRouter(TokenChoiceRouter):
     """
 
     name = "hyper"
+    system = "hyperrouter"
     default_renorm = True
     _written: tuple[Tensor, Tensor, Tensor] | None  # embedding, and the gate it wrote
 

@@ -35,6 +35,7 @@ class OmniRouter(TokenChoiceRouter):
     """
 
     name = "omni"
+    system = "omni-router"
     shared_across_layers: ClassVar[bool] = True
 
     def __init__(

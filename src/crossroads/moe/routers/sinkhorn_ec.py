@@ -27,6 +27,7 @@ class SinkhornExpertChoice(ExpertChoiceRouter):
     """
 
     name = "sinkhorn-ec"
+    system = "vision-moe"
 
     def __init__(
         self, d: int, n_experts: int, *, eps: float = 1.0, iters: int = 20, **settings: Any

@@ -40,6 +40,7 @@ class SinkhornTokenChoice(TokenChoiceRouter):
     """
 
     name = "sinkhorn-tc"
+    system = "vision-moe"
     causal_safe = False
     per_token = False
     remedy = "take softmax-tc, which needs no plan of the whole sequence"

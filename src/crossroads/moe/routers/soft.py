@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from crossroads.core import gating
+from crossroads.core.dispatch.once import first_order
 from crossroads.core.errors import InputError, UsageError
 from crossroads.moe.capacity import Capacity
 from crossroads.moe.contract import (
@@ -52,6 +52,7 @@ class Soft(Router):
     """
 
     name = "soft"
+    system = "vision-moe"
     causal_safe = False
     per_token = False
     remedy = "let tokens choose: take softmax-tc or switch"
@@ -194,16 +195,10 @@ class _Mixtures(torch.autograd.Function):
         return dispatch_GSEC, combine_GSEC, logits_GSE, probs_GSE, total_GS
 
     @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any,
-        to_dispatch: Tensor | None,
-        to_combine: Tensor | None,
-        to_logits: Tensor | None,
-        to_probs: Tensor | None,
-        *_: Any,
-    ) -> tuple[Tensor, None]:
-        logits_GSEC, logits_GSE, dispatch_GSEC, combine_GSEC = ctx.saved_tensors
+    @first_order
+    def backward(ctx: Any, saved: tuple[Tensor, ...], *grads: Tensor | None) -> tuple[Tensor, None]:
+        to_dispatch, to_combine, to_logits, to_probs, _ = grads
+        logits_GSEC, logits_GSE, dispatch_GSEC, combine_GSEC = saved
         grad = torch.zeros_like(logits_GSEC) if to_dispatch is None else dispatch_GSEC * to_dispatch
         if to_dispatch is not None:
             grad.addcmul_(dispatch_GSEC, grad.sum(1, keepdim=True), value=-1)

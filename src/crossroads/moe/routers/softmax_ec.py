@@ -17,6 +17,7 @@ class SoftmaxExpertChoice(ExpertChoiceRouter):
     dense mixture of all experts."""
 
     name = "softmax-ec"
+    system = "vision-moe"
 
     def affinity(
         self, logits_GSE: Tensor, probs_GSE: Tensor, slots_G: Tensor, inp: RouterInput

@@ -29,6 +29,7 @@ class SoftmaxTokenChoice(TokenChoiceRouter):
     """
 
     name = "softmax-tc"
+    system = "vision-moe"
 
     def __init__(
         self,

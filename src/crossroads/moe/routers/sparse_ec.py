@@ -30,6 +30,7 @@ class SparseExpertChoice(ExpertChoiceRouter):
     """
 
     name = "sparse-ec"
+    system = "vision-moe"
     default_noise: ClassVar[float] = 0.0
 
     def __init__(

@@ -50,6 +50,7 @@ class TopP(TokenChoiceRouter):
     """
 
     name = "top-p"
+    system = "dynamic-moe"
 
     def __init__(
         self,
