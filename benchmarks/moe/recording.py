@@ -1,12 +1,12 @@
 """What recording a run's decisions costs: the same passes with and without a recorder.
 
-A decoder of 4 routed layers (256 wide, 8 experts of 512 hidden units, two a token). A block is 64
-passes on new tokens, the number after which a recorder packs what it holds, and ends with the
-finished trace: packing is paid for here. ``forward`` and ``train`` (forward and backward) take 4
-sequences of 128 tokens a pass, ``decode`` one token of 4 sequences, from a cache. Every round runs
-a block of each method in random order; CPU time of one thread. ``share`` is the time spent in the
-recorder over the rest of its block, ``longer`` the block over that without, which also has what is
-slower because results are held. Writes
+The decoder of the language arena: 4 routed layers, 64 wide, 8 experts of 88 hidden units, two a
+token. A block is 64 passes on new tokens, the number after which a recorder packs what it holds,
+and ends with the finished trace: packing is paid for here. ``forward`` and ``train`` (forward and
+backward) take 16 sequences of 64 tokens a pass, ``decode`` one token of 16 sequences, from a cache.
+Every round runs a block of each method in random order; CPU time of one thread. ``share`` is the
+time spent in the recorder over the rest of its block, ``longer`` the block over that without, which
+also has what is slower because results are held. Takes minutes. Writes
 ``benchmarks/results/moe-recording.json``.
 
     python benchmarks/moe/recording.py [--rounds 5] [--out FILE]
@@ -41,7 +41,7 @@ from crossroads.moe import MoEFactory, MoESpec
 from crossroads.moe.recording import PENDING_PASSES, Recorder
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "moe-recording.json"
-BATCH, LENGTH, WIDTH, HIDDEN, EXPERTS, LAYERS = 4, 128, 256, 512, 8, 4
+BATCH, LENGTH, WIDTH, HIDDEN, EXPERTS, LAYERS = 16, 64, 64, 88, 8, 4
 PLAIN = "without"
 METHODS: dict[str, Callable[[], Recorder] | None] = {
     PLAIN: None,
