@@ -78,7 +78,7 @@ class LanguageBed:
 
     def config(self, preset: Preset) -> TrainConfig:
         quick = TrainConfig(steps=200, batch_size=16, lr=3e-3, log_every=20)
-        return quick if preset == "quick" else replace(quick, steps=1000, warmup=50, log_every=50)
+        return quick if preset == "quick" else replace(quick, steps=600, warmup=50, log_every=50)
 
     def tokens(self, config: TrainConfig) -> int:
         return config.batch_size * config.micro_batches * self.length

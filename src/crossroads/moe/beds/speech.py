@@ -77,7 +77,7 @@ class SpeechBed:
 
     def config(self, preset: Preset) -> TrainConfig:
         quick = TrainConfig(steps=300, batch_size=16, lr=3e-3, warmup=30, log_every=20)
-        return quick if preset == "quick" else replace(quick, steps=1500, warmup=100, log_every=50)
+        return quick if preset == "quick" else replace(quick, steps=900, warmup=100, log_every=50)
 
     def tokens(self, config: TrainConfig) -> int:
         batch = self.batch(config, 0, 0)

@@ -68,7 +68,7 @@ class VisionBed:
 
     def config(self, preset: Preset) -> TrainConfig:
         quick = TrainConfig(steps=200, batch_size=64, lr=3e-3, log_every=20)
-        return quick if preset == "quick" else replace(quick, steps=1000, log_every=50)
+        return quick if preset == "quick" else replace(quick, steps=600, log_every=50)
 
     def tokens(self, config: TrainConfig) -> int:
         return config.batch_size * config.micro_batches * NUM_PATCHES

@@ -26,6 +26,7 @@ places) on SmolLM2 against top-2 of the same experts; it decides nothing.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ from crossroads.moe.routers.adamoe import AdaMoE
 from crossroads.moe.training import TrainConfig
 
 SEEDS = (0, 1, 2)
+STEPS = {False: 200, True: 1000}
 PAPER = {"flops_saved": 0.145, "accuracy_gain": 0.0169}
 ADAPTER_ARMS = {"adamoe": Arm(router="adamoe:n_null=4:k=3"), "top-2": Arm(router="top2")}
 SAVED = 0.145
@@ -78,7 +80,7 @@ def arms_of(bed: ArenaBed) -> dict[str, Arm]:
 def verify(full: bool) -> Verdict:
     """Train the four arms with three seeds and judge; ``full`` trains five times as long."""
     bed = CourseBed()
-    config = bed.config("full" if full else "quick")
+    config = replace(bed.config("full" if full else "quick"), steps=STEPS[full])
     arms = run_arms(
         bed,
         arms_of(bed),

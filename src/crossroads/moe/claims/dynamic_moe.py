@@ -22,6 +22,8 @@ of top-2's) lie on the claim's side, and is ``null`` where they do not.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,7 @@ from crossroads.moe.routers.top_p import TopP
 from crossroads.moe.training import TrainConfig
 
 SEEDS = (0, 1, 2)
+STEPS = {False: 200, True: 1000}
 PAPER = {"gain_over_top2": 0.007, "share_of_activated_parameters": 0.9, "mean_experts": 1.76}
 ARMS = {
     "top-p": Arm(router="top-p"),
@@ -52,7 +55,7 @@ _ROUNDING = 1e-5
 def verify(full: bool) -> Verdict:
     """Train the three arms with three seeds and judge; ``full`` trains five times as long."""
     bed = CourseBed()
-    config = bed.config("full" if full else "quick")
+    config = replace(bed.config("full" if full else "quick"), steps=STEPS[full])
     arms = run_arms(
         bed, ARMS, config, seeds=SEEDS, inspect=inspect, keep="dynamic-moe" if full else None
     )

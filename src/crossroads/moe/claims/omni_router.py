@@ -18,6 +18,7 @@ reversed in every seed, or a CTC loss whose 95 % interval lies above 100.5 % of 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from crossroads.moe.claims.reporting import above, differences
 from crossroads.moe.training import TrainConfig
 
 SEEDS = (0, 1, 2)
+STEPS = {False: 300, True: 1500}
 PAPER = {"below_dense": 0.112, "below_switch": 0.082}
 ARMS = {
     "omni": Arm(router="omni"),
@@ -50,7 +52,7 @@ def verify(full: bool) -> Verdict:
     """
     spoken_digits.load()  # before any process starts
     bed = get_bed("speech")
-    config = bed.config("full" if full else "quick")
+    config = replace(bed.config("full" if full else "quick"), steps=STEPS[full])
     arms = run_arms(
         bed, ARMS, config, seeds=SEEDS, inspect=inspect, keep="omni-router" if full else None
     )

@@ -20,6 +20,7 @@ dense; else ``null``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ from crossroads.moe.routers.promoe import ProMoE
 from crossroads.moe.training import TrainConfig
 
 SEEDS = (0, 1, 2)
+STEPS = {False: 200, True: 1000}
 PAPER = {"fid_l": 2.79, "inception_score_l": 244.21, "steps": 500_000}
 WITH_UNCONDITIONAL = {"n_experts": 5}  # four routed ones, as many as token choice has
 FLOW_ARMS = {
@@ -63,7 +65,7 @@ def verify(full: bool) -> Verdict:
     ``full`` trains for 1,000 steps.
     """
     flow_bed, ddpm_bed = get_bed("diffusion"), get_bed("diffusion", objective="ddpm")
-    config = flow_bed.config("full" if full else "quick")
+    config = replace(flow_bed.config("full" if full else "quick"), steps=STEPS[full])
     keep = "promoe" if full else None
     flow = run_arms(flow_bed, FLOW_ARMS, config, seeds=SEEDS, inspect=inspect, keep=keep)
     ddpm = run_arms(ddpm_bed, DDPM_ARMS, config, seeds=SEEDS, inspect=inspect, keep=keep)
