@@ -142,6 +142,24 @@ def test_the_k_best_are_those_of_a_stable_sort(
     assert torch.equal(top_k(scores, k), wanted)
 
 
+@few
+@given(seed=st.integers(0, 10_000), n=st.sampled_from([1, 3, 700]), k=st.integers(1, 4))
+def test_different_scores_are_chosen_alike_whatever_their_number(seed: int, n: int, k: int) -> None:
+    scores = torch.randn(n, 8, generator=torch.Generator().manual_seed(seed))
+    wanted = torch.argsort(scores, dim=-1, descending=True, stable=True)[:, :k]
+    assert torch.equal(top_k(scores, k), wanted)
+
+
+def test_a_few_rows_are_normalised_like_many() -> None:
+    inf = math.inf
+    rows = torch.tensor([[1.0, 3.0, -inf], [-inf, -inf, -inf], [200.0, -200.0, 0.0]])
+    many = rows.repeat(1000, 1)
+    torch.testing.assert_close(softmax(rows), softmax(many)[:3])
+    assert softmax(rows)[1].tolist() == [0.0, 0.0, 0.0]
+    rows[0, 0] = math.nan
+    assert softmax(rows)[0].isnan().all() and softmax(rows)[1:].isfinite().all()
+
+
 def test_few_scores_with_nan_or_ties_are_chosen_like_many() -> None:
     nan, inf = math.nan, math.inf
     few = torch.tensor([[1.0, 3.0, 3.0, -inf], [-inf, -inf, -inf, inf], [0.0, -0.0, -1.0, -1.0]])

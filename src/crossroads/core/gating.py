@@ -16,7 +16,7 @@ from torch import Tensor
 from crossroads.core.errors import InputError
 
 _FEW = 3  # places up to which repeated maxima are faster than a sort
-_HANDFUL = 64  # scores up to which a sort without tensors is faster than five operations
+_HANDFUL = 4096  # scores up to which the number of operations is what costs, not their size
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -27,6 +27,10 @@ def at_least_float32(x: Tensor) -> Tensor:
 def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     """Return the softmax in float32 at least; a slice that is -inf throughout becomes zeros."""
     logits = at_least_float32(logits)
+    if _is_handful(logits) and not (torch.is_grad_enabled() and logits.requires_grad):
+        shares = torch.softmax(logits, dim)
+        if not math.isnan(shares.sum().item()):  # else a slice without any, or a NaN
+            return shares
     # Spelt out: torch's kernel takes six times as long on rows shorter than a vector register, and
     # its gradient over -inf alone is NaN, not zero.
     highest = logits.detach().amax(dim, keepdim=True)
@@ -56,10 +60,11 @@ def first_maximum(scores: Tensor) -> Tensor:
 
 def _first_maxima(scores: Tensor, k: int) -> Tensor:
     """Return the k largest entries of the last axis one after the other, as ``top_k`` does."""
-    if k > 1 and scores.numel() <= _HANDFUL and scores.device.type == "cpu":
-        found = None if torch.compiler.is_compiling() else _sorted(scores, k)
-        if found is not None:
-            return found
+    if k > 1 and _is_handful(scores):
+        # One more than asked for: without equals among them, the order is no matter of taste.
+        best = scores.topk(min(k + 1, scores.shape[-1]), -1)
+        if bool((best.values[..., :-1] > best.values[..., 1:]).all()):
+            return best.indices[..., :k]
     best = scores.max(-1, keepdim=True).indices  # torch promises the first among equals
     if k == 1:
         return best
@@ -72,14 +77,11 @@ def _first_maxima(scores: Tensor, k: int) -> Tensor:
     return torch.cat(taken, -1)
 
 
-def _sorted(scores: Tensor, k: int) -> Tensor | None:
-    """Return ``top_k`` of a decoded token or a few in plain Python, or None where a NaN is."""
-    rows: list[list[float]] = scores.reshape(-1, scores.shape[-1]).tolist()
-    if any(math.isnan(score) for row in rows for score in row):
-        return None
-    choices = range(scores.shape[-1])
-    best = [sorted(choices, key=row.__getitem__, reverse=True)[:k] for row in rows]
-    return torch.tensor(best, dtype=torch.int64).reshape(*scores.shape[:-1], k)
+def _is_handful(scores: Tensor) -> bool:
+    """Return whether waiting for a number from them costs less than a few operations."""
+    if torch.compiler.is_compiling() or scores.device.type != "cpu":
+        return False
+    return 0 < scores.numel() <= _HANDFUL
 
 
 def top_p(probs_NE: Tensor, p: float, k_max: int | None = None) -> tuple[Tensor, Tensor]:

@@ -167,8 +167,12 @@ class TokenChoiceRouter(Router):
             return w_NK
         # w / sum(w), written as a softmax of logs: where one place is left its gradient is exactly
         # zero, and not rounding noise that Adam would turn into full steps.
-        log_NK = w_NK.clamp_min(torch.finfo(w_NK.dtype).tiny).log()
-        return gating.softmax(log_NK.masked_fill(idx_NK < 0, -torch.inf))
+        tiny = torch.finfo(w_NK.dtype).tiny
+        w_NK, empty_NK = w_NK.clamp_min(tiny), idx_NK < 0
+        if not (torch.is_grad_enabled() and w_NK.requires_grad):
+            w_NK = w_NK.masked_fill(empty_NK, 0.0)
+            return w_NK / w_NK.sum(-1, keepdim=True).clamp_min(tiny)
+        return gating.softmax(w_NK.log().masked_fill(empty_NK, -torch.inf))
 
     def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
         """Return the auxiliary losses of a training pass."""

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from crossroads.core.dispatch.activations import ACTIVATIONS, Activation
-from crossroads.core.dispatch.fused import Bank, fused_bank
+from crossroads.core.dispatch.fused import fused_bank
 from crossroads.core.dispatch.plain import grouped_bank, is_grouped_size, loop_bank
 from crossroads.core.dispatch.rows import check_range, plan_rows
+from crossroads.core.dispatch.weights import Bank
 from crossroads.core.errors import InputError, unknown_name
 
 Path = Literal["auto", "fused", "grouped_mm", "loop"]
@@ -173,19 +174,20 @@ def _check(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank) -> None:
             f"x must be [tokens, width] and weights [experts, out, in], got {list(x_ND.shape)}, "
             f"{list(first.shape)} and {list(second.shape)}"
         )
-    experts, hidden = first.shape[0], first.shape[1] // (2 if bank.kind == "swiglu" else 1)
-    expected = {
-        "first projection": (first, [experts, first.shape[1], x_ND.shape[1]]),
-        "second projection": (second, [experts, second.shape[1], hidden]),
-        "first bias": (first_bias, [experts, first.shape[1]]),
-        "second bias": (second_bias, [experts, second.shape[1]]),
-    }
-    for name, (tensor, shape) in expected.items():
+    experts, rows, _ = first.shape
+    width, hidden = x_ND.shape[1], rows // 2 if bank.kind == "swiglu" else rows
+    expected = (
+        ("first projection", first, (experts, rows, width)),
+        ("second projection", second, (experts, second.shape[1], hidden)),
+        ("first bias", first_bias, (experts, rows)),
+        ("second bias", second_bias, (experts, second.shape[1])),
+    )
+    for name, tensor, shape in expected:
         if tensor is None:
             continue
-        if list(tensor.shape) != shape:
+        if tensor.shape != shape:
             raise InputError(
-                f"{name} must be {shape} for x {list(x_ND.shape)}, got {list(tensor.shape)}"
+                f"{name} must be {list(shape)} for x {list(x_ND.shape)}, got {list(tensor.shape)}"
             )
         if tensor.dtype != x_ND.dtype:
             raise InputError(

@@ -13,13 +13,14 @@ G = 2F for swiglu, else F.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from crossroads.core.dispatch import team
 from crossroads.core.dispatch.activations import Kind, activate_back, activate_into
+from crossroads.core.dispatch.few import FEW_ROWS, few_rows
 from crossroads.core.dispatch.native import Kernels, kernels_for
 from crossroads.core.dispatch.once import first_order
 from crossroads.core.dispatch.rows import (
@@ -30,23 +31,9 @@ from crossroads.core.dispatch.rows import (
     row_weights,
 )
 from crossroads.core.dispatch.team import Block, Run, run_blocks
+from crossroads.core.dispatch.weights import Bank
 
 _ROWS, _MOST_ROWS = 1024, 1536  # of a span, and of the last one of an expert
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Bank:
-    """The weights of E experts: first projection, activation, second projection."""
-
-    kind: Kind
-    first_EGD: Tensor
-    first_bias_EG: Tensor | None
-    second_EDF: Tensor
-    second_bias_ED: Tensor | None
-
-    @property
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        return self.first_EGD, self.first_bias_EG, self.second_EDF, self.second_bias_ED
 
 
 def fused_bank(x_ND: Tensor, w_NK: Tensor, plan: RowPlan, bank: Bank) -> Tensor:
@@ -56,6 +43,8 @@ def fused_bank(x_ND: Tensor, w_NK: Tensor, plan: RowPlan, bank: Bank) -> Tensor:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         y_ND: Tensor = _FusedBank.apply(x_ND, w_NK, *bank.tensors, plan, bank.kind, kernels)
         return y_ND
+    if plan.n_rows <= FEW_ROWS and _multiply_adds(plan, bank) < team.WORTH_SHARING:
+        return few_rows(x_ND, w_NK, plan, bank, kernels)
     y_SD, _ = _forward(x_ND, plan, bank, kernels, keep=False)
     return combine(y_SD, plan.inverse_NK, place_weights(w_NK, plan, y_SD))
 

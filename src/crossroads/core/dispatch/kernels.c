@@ -9,6 +9,7 @@
 #include <string.h>
 
 #define PARALLEL_FROM 32768 /* elements below which a second thread costs more than it saves */
+#define SHARED_FROM 400000  /* the same for multiply-adds */
 
 static inline float as_float(uint32_t word) {
   float value;
@@ -53,6 +54,10 @@ static inline float sigmoid(float x) {
 /* swiglu: h = silu(gate) * up of a = [gate, up], rows of 2 f. */
 /* swiglu_back: the same h, and da of dh. */
 /* weigh_back: g = w[row] * grad[rows[row]], dw[row] = <grad[rows[row]], y[row]>. */
+/* product: out[r] = w x[r] for a handful of rows: every weight is read once and meets all rows. */
+/* swiglu_few: y[n] = sum of w[k] second[e] (silu * up of first[e] x[n]) over the places k of n;
+ * blocks are (e, first row, past the last) of the sorted rows, inverse is the sorted row of a place.
+ * work holds n_rows * d_out floats, and the largest block's rows as d + 3 f each, at least d_out. */
 #define DEFINE(T, NAME)                                                                         \
   void swiglu_##NAME(const T *a, T *h, int64_t rows, int64_t f) {                               \
     _Pragma("omp parallel for if (rows * f > PARALLEL_FROM)")                                   \
@@ -96,7 +101,62 @@ static inline float sigmoid(float x) {
       }                                                                                         \
       dw[i] = sum;                                                                              \
     }                                                                                           \
+  }                                                                                             \
+  static void product_##NAME(const T *w, const float *x, float *out, int64_t rows, int64_t g,   \
+                             int64_t d) {                                                       \
+    _Pragma("omp parallel for if (rows * g * d > SHARED_FROM)")                                 \
+    for (int64_t i = 0; i < g; i++) {                                                           \
+      const T *row = w + d * i;                                                                 \
+      int64_t r = 0;                                                                            \
+      for (; r + 4 <= rows; r += 4) {                                                           \
+        const float *p = x + d * r, *q = p + d, *s = q + d, *t = s + d;                         \
+        float a = 0.0f, b = 0.0f, c = 0.0f, e = 0.0f;                                           \
+        _Pragma("omp simd reduction(+ : a, b, c, e)")                                           \
+        for (int64_t j = 0; j < d; j++) {                                                       \
+          float weight = load_##NAME(row[j]);                                                   \
+          a += weight * p[j], b += weight * q[j], c += weight * s[j], e += weight * t[j];       \
+        }                                                                                       \
+        out[g * r + i] = a, out[g * (r + 1) + i] = b;                                           \
+        out[g * (r + 2) + i] = c, out[g * (r + 3) + i] = e;                                     \
+      }                                                                                         \
+      for (; r < rows; r++) {                                                                   \
+        const float *p = x + d * r;                                                             \
+        float a = 0.0f;                                                                         \
+        _Pragma("omp simd reduction(+ : a)")                                                    \
+        for (int64_t j = 0; j < d; j++) a += load_##NAME(row[j]) * p[j];                        \
+        out[g * r + i] = a;                                                                     \
+      }                                                                                         \
+    }                                                                                           \
+  }                                                                                             \
+  void swiglu_few_##NAME(const T *x, const int64_t *rows_of, const int64_t *blocks,             \
+                         const T *first, const T *second, const int64_t *inverse, const T *w,   \
+                         float *work, T *y, int64_t n_blocks, int64_t n_rows, int64_t tokens,   \
+                         int64_t places, int64_t d, int64_t f, int64_t d_out) {                 \
+    float *sorted = work, *buffers = work + n_rows * d_out;                                     \
+    for (int64_t n = 0; n < n_blocks; n++, blocks += 3) {                                       \
+      int64_t expert = blocks[0], start = blocks[1], rows = blocks[2] - start;                  \
+      float *in = buffers, *a = in + rows * d, *h = a + rows * 2 * f;                           \
+      for (int64_t r = 0; r < rows; r++) {                                                      \
+        const T *from = x + d * rows_of[start + r];                                             \
+        for (int64_t j = 0; j < d; j++) in[d * r + j] = load_##NAME(from[j]);                   \
+      }                                                                                         \
+      product_##NAME(first + expert * 2 * f * d, in, a, rows, 2 * f, d);                        \
+      swiglu_f32(a, h, rows, f);                                                                \
+      product_##NAME(second + expert * d_out * f, h, sorted + d_out * start, rows, d_out, f);   \
+    }                                                                                           \
+    for (int64_t n = 0; n < tokens; n++) {                                                      \
+      float *sum = buffers;                                                                     \
+      for (int64_t j = 0; j < d_out; j++) sum[j] = 0.0f;                                        \
+      for (int64_t k = n * places; k < (n + 1) * places; k++) {                                 \
+        if (inverse[k] == n_rows) continue; /* an empty place */                                \
+        const float *from = sorted + d_out * inverse[k];                                        \
+        float weight = load_##NAME(w[k]);                                                       \
+        for (int64_t j = 0; j < d_out; j++) sum[j] += weight * from[j];                         \
+      }                                                                                         \
+      for (int64_t j = 0; j < d_out; j++) y[d_out * n + j] = store_##NAME(sum[j]);              \
+    }                                                                                           \
   }
 
+void swiglu_f32(const float *a, float *h, int64_t rows, int64_t f);
 DEFINE(float, f32)
 DEFINE(uint16_t, bf16)

@@ -40,6 +40,7 @@ class Kernels:
     swiglu: Any
     swiglu_back: Any
     weigh_back: Any
+    swiglu_few: Any
 
 
 _torch_only: ContextVar[bool] = ContextVar("torch_only", default=False)
@@ -69,10 +70,11 @@ def loaded(dtype: torch.dtype) -> Kernels | None:
     if library is None:
         return None
     pointer, count, name = ctypes.c_void_p, ctypes.c_int64, _NAMES[dtype]
-    shapes = {"swiglu": [pointer] * 2, "swiglu_back": [pointer] * 4, "weigh_back": [pointer] * 6}
+    # Tensors a kernel reads and writes, and sizes.
+    shapes = {"swiglu": (2, 2), "swiglu_back": (4, 2), "weigh_back": (6, 2), "swiglu_few": (9, 7)}
     found = {}
-    for kernel, pointers in shapes.items():
+    for kernel, (tensors, sizes) in shapes.items():
         function = getattr(library, f"{kernel}_{name}")
-        function.argtypes, function.restype = [*pointers, count, count], None
+        function.argtypes, function.restype = [pointer] * tensors + [count] * sizes, None
         found[kernel] = function
     return Kernels(**found)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from crossroads.core.dispatch.activations import activate
-from crossroads.core.dispatch.fused import Bank
+from crossroads.core.dispatch.weights import Bank
 from crossroads.core.errors import InputError
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -123,24 +123,24 @@ def _plan_few(idx_NK: Tensor, n_experts: int, multiple: int) -> RowPlan:
     if pairs:
         check_range(min(pairs), max(pairs), n_experts)
     places = idx_NK.shape[1]
-    by_expert: list[list[int]] = [[] for _ in range(n_experts)]
+    counts = [0] * n_experts
+    for expert in pairs:
+        if expert >= 0:
+            counts[expert] += 1
+    offsets = [0, *accumulate(-(-count // multiple) * multiple for count in counts)]
+    rows, inverse = [0] * offsets[-1], [offsets[-1]] * len(pairs)
+    free = offsets.copy()  # the next row of each expert
     for pair, expert in enumerate(pairs):
         if expert >= 0:
-            by_expert[expert].append(pair)
-    rows: list[int] = []
-    inverse = [-1] * len(pairs)
-    offsets = [0]
-    for mine in by_expert:
-        for position, pair in enumerate(mine, start=len(rows)):
-            inverse[pair] = position
-        rows += [pair // places for pair in mine]
-        rows += [mine[0] // places] * (-len(mine) % multiple) if mine else []
-        offsets.append(len(rows))
-    counts = tuple(len(mine) for mine in by_expert)
-    inverse = [len(rows) if position < 0 else position for position in inverse]
+            inverse[pair] = free[expert]
+            rows[free[expert]] = pair // places
+            free[expert] += 1
+    if multiple > 1:
+        for begun, past, end in zip(offsets, free, offsets[1:], strict=False):
+            rows[past:end] = rows[begun : begun + 1] * (end - past)
     return RowPlan(
         n_tokens=idx_NK.shape[0],
-        counts=counts,
+        counts=tuple(counts),
         offsets=tuple(offsets),
         rows_S=torch.tensor(rows, dtype=torch.int64),
         inverse_NK=torch.tensor(inverse, dtype=torch.int64).view(idx_NK.shape),
