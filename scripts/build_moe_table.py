@@ -18,6 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LAYER, ROUTERS = "moe-layer.json", "moe-routers.json"
+FLOAT32 = "moe-layer-float32.json"  # of a machine without bfloat16, in place of what LAYER has
 PAGE = ROOT / "docs" / "moe" / "speed.md"
 BLOCK = re.compile(r"(<!-- measured: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 OURS, BANK, PEER = "crossroads", "crossroads, bank alone", "transformers Mixtral, grouped_mm"
@@ -56,15 +57,15 @@ def goals(body: dict[str, Any]) -> str:
         if part not in body:
             continue
         found = [_ours(body, part, size, dtype, mode)["ratio"] for size in ("small", "big")]
-        name = f"limit / {_measured(body)}, {part}, {DTYPES[dtype]} {MODES[mode]}"
+        ours = _measured(body, part, dtype, mode)
+        name = f"limit / {ours}, {part}, {DTYPES[dtype]} {MODES[mode]}"
         rows.append([name, f"{least:.2f}", *(_held(value, least) for value in found)])
     for part in dict.fromkeys(part for part, *_ in GOALS if part in body):
         for dtype, least in PEER_GOALS.items():
             for mode, short in MODES.items():
                 found = [_peer_ratio(body, part, size, dtype, mode) for size in ("small", "big")]
-                name = (
-                    f"transformers grouped_mm / {_measured(body)}, {part}, {DTYPES[dtype]} {short}"
-                )
+                ours = _measured(body, part, dtype, mode)
+                name = f"transformers grouped_mm / {ours}, {part}, {DTYPES[dtype]} {short}"
                 rows.append([name, f"{least:.2f}", *(_held(value, least) for value in found)])
     return _table(rows)
 
@@ -78,10 +79,10 @@ def _ours(body: dict[str, Any], part: str, size: str, dtype: str, mode: str) -> 
     return found
 
 
-def _measured(body: dict[str, Any]) -> str:
-    """Say whether a result has the layer, or the bank alone, as runs before 2026-11-23."""
-    case = next(iter(body["one thread"].values()))
-    return "ours" if OURS in case["methods"] else "our bank alone"
+def _measured(body: dict[str, Any], part: str, dtype: str, mode: str) -> str:
+    """Say whether a case has the layer, or the bank alone, as runs before 2026-11-23."""
+    methods = body[part][f"small, {dtype}, {mode}"]["methods"]
+    return "our layer" if OURS in methods else "our bank alone"
 
 
 def _peer_ratio(body: dict[str, Any], part: str, size: str, dtype: str, mode: str) -> float:
@@ -148,12 +149,36 @@ def routers(body: dict[str, Any]) -> str:
     return _table(rows) + (f"\nLeft out: {'; '.join(left)}.\n" if left else "")
 
 
+def overlaid(results: Path) -> dict[str, Any] | None:
+    """Return the result of ``layer.py``, its float32 cases those of the newer file if there is one.
+
+    ``about`` then lists both runs.
+    """
+    if not (results / LAYER).is_file():
+        return None
+    body: dict[str, Any] = json.loads((results / LAYER).read_text("utf-8"))
+    body["runs"] = [("All", body)]
+    if (results / FLOAT32).is_file():
+        newer: dict[str, Any] = json.loads((results / FLOAT32).read_text("utf-8"))
+        body["runs"] = [("float32", newer), ("bfloat16, on another machine,", body)]
+        for part in set(body) & set(newer) - {"machine"}:
+            if isinstance(newer[part], dict):
+                body[part] = newer[part] | {
+                    k: v for k, v in body[part].items() if k not in newer[part]
+                }
+    return body
+
+
 def about(body: dict[str, Any]) -> str:
+    return "\n".join(_run(what, run) for what, run in body["runs"])
+
+
+def _run(what: str, body: dict[str, Any]) -> str:
     machine = body["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     kernels = "with" if body["compiled_kernels"] else "without"
     return (
-        f"Measured on {body['date']}: Python {machine['python']}, {machine['cpus']} "
+        f"{what} measured on {body['date']}: Python {machine['python']}, {machine['cpus']} "
         f"{machine['architecture']} cores, {versions}; {kernels} compiled kernels.\n"
     )
 
@@ -209,7 +234,10 @@ def rebuilt(page: str, results: Path = RESULTS) -> str:
     def block(found: re.Match[str]) -> str:
         source, parts, make = BLOCKS[found[2]]
         path = results / source
-        body = json.loads(path.read_text("utf-8")) if path.is_file() else None
+        if source == LAYER:
+            body = overlaid(results)
+        else:
+            body = json.loads(path.read_text("utf-8")) if path.is_file() else None
         if body is not None and set(parts) <= set(body):
             return found[1] + make(body) + found[3]
         script = f"benchmarks/moe/{source.removeprefix('moe-').removesuffix('.json')}.py"

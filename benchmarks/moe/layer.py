@@ -8,12 +8,14 @@ Every part runs in a process of its own with the threads it names, and stops aft
 - ``decode``: 1, 16 and 128 tokens; ``skew``: Zipf-like routing over balanced routing;
 - ``memory``: the most extra memory of a forward in inference; ``scaling``: tokens and experts.
 
-Peers that are not installed, or fail in a type, are left out with the reason. st-moe-pytorch and
+A machine without instructions for bfloat16 says nothing about it: ``--types float32`` there, and
+``--out`` beside the result of one that has them. Peers that are not installed, or fail in a type,
+are left out with the reason. st-moe-pytorch and
 soft-moe-pytorch may lie in a folder of their own: ``--peers FOLDER``. Build the compiled kernels
 first (``python -m crossroads.core.dispatch``) or they are measured as absent. Writes
 ``benchmarks/results/moe-layer.json`` and ``.svg``.
 
-    python benchmarks/moe/layer.py [--seconds 10] [--peers FOLDER] [--out FILE]
+    python benchmarks/moe/layer.py [--seconds 10] [--types float32] [--peers FOLDER] [--out FILE]
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "benchmarks" / "results" / "moe-layer.json"
 LIBRARIES = ("crossroads", "torch", "transformers", "st-moe-pytorch", "soft-moe-pytorch")
+TYPES = ("float32", "bfloat16")
 PARTS = {
     "one thread": 1,
     "two threads": 2,
@@ -43,21 +46,21 @@ PARTS = {
 }
 
 
-def measure(part: str, seconds: float) -> dict[str, Any]:
-    """Return the figures of one part, in this process."""
+def measure(part: str, seconds: float, types: list[str]) -> dict[str, Any]:
+    """Return the figures of one part, in this process, for these types."""
     import parts
     import torch
 
     torch.set_num_threads(PARTS[part])
     warnings.filterwarnings("ignore")
     made: dict[str, Callable[[], dict[str, Any]]] = {
-        "one thread": lambda: parts.compared(seconds, wall=False),
-        "two threads": lambda: parts.compared(seconds, wall=True),
-        "first batches": parts.first_batches,
-        "decode": lambda: parts.decode(seconds),
-        "skew": lambda: parts.skew(seconds),
-        "memory": parts.memory,
-        "scaling": lambda: parts.scaling(seconds),
+        "one thread": lambda: parts.compared(seconds, types, wall=False),
+        "two threads": lambda: parts.compared(seconds, types, wall=True),
+        "first batches": lambda: parts.first_batches(types),
+        "decode": lambda: parts.decode(seconds, types),
+        "skew": lambda: parts.skew(seconds, types),
+        "memory": lambda: parts.memory(types),
+        "scaling": lambda: parts.scaling(seconds, types),
     }
     return made[part]()
 
@@ -80,11 +83,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each comparison")
     parser.add_argument("--peers", default="", help="folder of peers installed with --target")
     parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--types", choices=TYPES, nargs="+", default=TYPES)
     parser.add_argument("--only", choices=PARTS, nargs="+", help="renew these parts of the result")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        print(json.dumps(measure(options.part, options.seconds)))
+        print(json.dumps(measure(options.part, options.seconds, options.types)))
         return
     run(options)
 
@@ -110,7 +114,7 @@ def run(options: argparse.Namespace) -> None:
     }
     for part in options.only or PARTS:
         print(f"{part} ...", file=sys.stderr)
-        arguments = ["--part", part, "--seconds", str(options.seconds)]
+        arguments = ["--part", part, "--seconds", str(options.seconds), "--types", *options.types]
         body[part] = in_own_process(arguments, PARTS[part], options.peers)
     write_atomically(options.out, json.dumps(body, indent=1) + "\n")
     if "scaling" in body:

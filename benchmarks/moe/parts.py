@@ -29,7 +29,6 @@ from timing import interleaved, once
 
 from crossroads.core.dispatch import plan_rows, swiglu_bank
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MODES = {"forward": False, "forward and backward": True}
 SKEW_WARM_UP = 12  # popular experts' row counts vary more: their compilations are counted above
 FIRST, SETTLE = 32, 1  # batches of "first batches", after those that load the libraries
@@ -37,11 +36,15 @@ DECODE = (1, 16, 128)
 TOKENS, EXPERTS = (256, 512, 1024, 2048, 4096, 8192), (2, 4, 8, 16, 32, 64)
 
 
-def compared(seconds: float, *, wall: bool) -> dict[str, Any]:
+def by_name(types: list[str]) -> dict[str, torch.dtype]:
+    return {name: getattr(torch, name) for name in types}
+
+
+def compared(seconds: float, types: list[str], *, wall: bool) -> dict[str, Any]:
     """Return figures by layer, type and mode; the slow packages run in the small layer only."""
     found: dict[str, Any] = {}
     for size in (SMALL, BIG):
-        for name, dtype in DTYPES.items():
+        for name, dtype in by_name(types).items():
             methods, left_out = build(size, dtype, sequences=size is SMALL and not wall)
             for mode, train in MODES.items():
                 times = interleaved(methods, size, dtype, train=train, seconds=seconds, wall=wall)
@@ -49,13 +52,13 @@ def compared(seconds: float, *, wall: bool) -> dict[str, Any]:
     return found
 
 
-def first_batches() -> dict[str, Any]:
+def first_batches(types: list[str]) -> dict[str, Any]:
     """Return the mean CPU milliseconds of a new process's first batches, by case and method."""
     import transformers.models.mixtral.modeling_mixtral  # noqa: F401 - before the fork
 
     found: dict[str, Any] = {}
     fork = multiprocessing.get_context("fork")  # libraries are loaded, nothing is compiled yet
-    for mode, train in MODES.items():
+    for mode, train in MODES.items() if "bfloat16" in types else ():
         for method in (LIMIT, OURS, BANK, HF_EAGER, HF_GROUPED):
             with fork.Pool(1) as pool:
                 mean_ms = pool.apply(_first_mean, (method, train))
@@ -75,10 +78,10 @@ def _first_mean(name: str, train: bool) -> float:
     return statistics.fmean(spent[SETTLE:])
 
 
-def decode(seconds: float) -> dict[str, Any]:
+def decode(seconds: float, types: list[str]) -> dict[str, Any]:
     """Return forward figures of few tokens."""
     found: dict[str, Any] = {}
-    for name, dtype in DTYPES.items():
+    for name, dtype in by_name(types).items():
         for tokens in DECODE:
             size = replace(SMALL, tokens=tokens)
             methods, left_out = build(size, dtype)
@@ -89,10 +92,10 @@ def decode(seconds: float) -> dict[str, Any]:
     return found
 
 
-def skew(seconds: float) -> dict[str, Any]:
+def skew(seconds: float, types: list[str]) -> dict[str, Any]:
     """Return the time of skewed routing over that of even routing, of equally many rows."""
     found: dict[str, Any] = {}
-    for name, dtype in DTYPES.items():
+    for name, dtype in by_name(types).items():
         weights, rng = draw_weights(SMALL, dtype), torch.Generator().manual_seed(1)
         shares = {"even": torch.ones(SMALL.experts), "skewed": _zipf(SMALL.experts)}
 
@@ -124,7 +127,7 @@ def _zipf(experts: int) -> torch.Tensor:
     return 1.0 / torch.arange(1, experts + 1)
 
 
-def memory() -> dict[str, Any]:
+def memory(types: list[str]) -> dict[str, Any]:
     """Return the most extra MiB of one forward in inference, and the bound of our own.
 
     Counted are torch's own allocations; what a matrix library keeps inside a product is not seen.
@@ -132,7 +135,7 @@ def memory() -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for size in (SMALL, BIG):
-        for name, dtype in DTYPES.items():
+        for name, dtype in by_name(types).items():
             methods, _ = build(size, dtype, sequences=False)
             rows = {method: _peak_mib(run, size, dtype) for method, run in methods.items()}
             found[f"{size.name}, {name}"] = rows | {"bound": _bound_mib(size, dtype)}
@@ -168,10 +171,10 @@ def _bound_mib(size: Size, dtype: torch.dtype) -> float:
     return round(elements * dtype.itemsize / 2**20, 2)
 
 
-def scaling(seconds: float) -> dict[str, Any]:
+def scaling(seconds: float, types: list[str]) -> dict[str, Any]:
     """Return forward milliseconds by tokens at 8 experts, and by experts at 4096 tokens."""
     found: dict[str, Any] = {}
-    for name, dtype in DTYPES.items():
+    for name, dtype in by_name(types).items():
         sizes = {("tokens", n): replace(SMALL, tokens=n) for n in TOKENS}
         sizes |= {("experts", e): replace(SMALL, experts=e) for e in EXPERTS}
         methods = {key: ours(draw_weights(size, dtype), size) for key, size in sizes.items()}

@@ -59,10 +59,10 @@ def body(script: ModuleType, *, ours: float, peer: float, ratio: float) -> dict[
 def test_a_missed_goal_is_marked(script: ModuleType) -> None:
     table = script.goals(body(script, ours=10.0, peer=20.0, ratio=0.8))
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines()}
-    assert lines["limit / ours, one thread, bf16 fwd"].endswith("| 0.74 | 0.80 | 0.80 |")
+    assert lines["limit / our layer, one thread, bf16 fwd"].endswith("| 0.74 | 0.80 | 0.80 |")
     missed = "| 0.90 | **0.80** (missed) | **0.80** (missed) |"
-    assert lines["limit / ours, one thread, f32 fwd"].endswith(missed)
-    peers = "transformers grouped_mm / ours, one thread,"
+    assert lines["limit / our layer, one thread, f32 fwd"].endswith(missed)
+    peers = "transformers grouped_mm / our layer, one thread,"
     assert lines[f"{peers} f32 fwd+bwd"].endswith("| 1.08 | 2.00 | 2.00 |")
     assert "**2.00** (missed)" in lines[f"{peers} bf16 fwd"]
 
@@ -98,3 +98,25 @@ def test_without_a_result_the_page_says_how_to_make_it(script: ModuleType, tmp_p
     made = script.rebuilt(page, tmp_path)
     assert "| `top2` | 2.0 | 1.00 | 40.0 | 2.5% | 3.1% |" in made
     assert "Left out: own (needs what is not there)." in made
+
+
+def test_a_newer_run_in_float32_takes_the_place_of_its_cases(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    def run(date: str, ms: float, *dtypes: str) -> dict[str, Any]:
+        facts = {"python": "3.11", "cpus": 2, "architecture": "x", "versions": {}}
+        cases = {
+            f"{dtype}, 1 tokens": {"methods": {"crossroads": {"median_ms": ms}}, "left_out": {}}
+            for dtype in dtypes
+        }
+        return {"date": date, "machine": facts, "compiled_kernels": True, "decode": cases}
+
+    page = "<!-- measured: decode -->\n<!-- end -->\n<!-- measured: about -->\n<!-- end -->"
+    older, newer = run("2026-01-01", 9.0, "float32", "bfloat16"), run("2026-02-02", 3.0, "float32")
+    (tmp_path / script.LAYER).write_text(json.dumps(older), "utf-8")
+    assert "| crossroads | 9.00 | 9.00 |" in script.rebuilt(page, tmp_path)
+    (tmp_path / script.FLOAT32).write_text(json.dumps(newer), "utf-8")
+    made = script.rebuilt(page, tmp_path)
+    assert "| crossroads | 3.00 | 9.00 |" in made
+    assert "float32 measured on 2026-02-02" in made
+    assert "bfloat16, on another machine, measured on 2026-01-01" in made
