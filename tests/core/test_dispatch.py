@@ -46,6 +46,7 @@ def swiglu_case(
     experts: int = 5,
     width: int = 6,
     hidden: int = 7,
+    out: int | None = None,
     empty: float = 0.2,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -56,7 +57,8 @@ def swiglu_case(
     idx = idx.masked_fill(torch.rand(tokens, places, generator=rng) < empty, -1)
     w = torch.randn(tokens, places, generator=rng, dtype=dtype)
     gate_up = torch.randn(experts, 2 * hidden, width, generator=rng, dtype=dtype) / width**0.5
-    down = torch.randn(experts, width, hidden, generator=rng, dtype=dtype) / hidden**0.5
+    out = width if out is None else out
+    down = torch.randn(experts, out, hidden, generator=rng, dtype=dtype) / hidden**0.5
     return x, idx, w, gate_up, down
 
 
@@ -206,11 +208,20 @@ def test_backward_computes_only_what_is_asked_for(chosen: str, products: int) ->
 
 
 def test_one_expert_may_take_everything() -> None:
-    x, _, w, gate_up, down = swiglu_case(tokens=150, places=2)
-    idx = torch.full((150, 2), 3)
+    x, _, w, gate_up, down = swiglu_case(tokens=300, places=2)
+    idx = torch.full((300, 2), 3)
     torch.testing.assert_close(
         swiglu_bank(x, idx, w, gate_up, down), written_out(x, idx, w, gate_up, down)
     )
+
+
+def test_many_rows_without_a_gradient_are_the_same_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = swiglu_case(tokens=250, out=4)  # more than the forward of few rows takes
+    wanted = written_out(*case)
+    torch.testing.assert_close(swiglu_bank(*case), wanted)
+    monkeypatch.setattr(fused, "_ROWS", 40)
+    monkeypatch.setattr(fused, "_MOST_ROWS", 60)
+    torch.testing.assert_close(swiglu_bank(*case), wanted)
 
 
 def test_inference_holds_one_block_and_the_outputs_at_a_time() -> None:
@@ -397,6 +408,9 @@ def test_slots_are_each_expert_on_its_own_buffer() -> None:
         ({"w": torch.ones(23, 2)}, "idx and w must both be"),
         ({"x": torch.ones(23, 5, dtype=torch.float64)}, "first projection must be"),
         ({"down": torch.ones(5, 6, 6, dtype=torch.float64)}, "second projection must be"),
+        ({"gate_up": torch.ones(5, 13, 6, dtype=torch.float64)}, "odd number of rows, 13"),
+        ({"w": torch.ones(23, 3, device="meta")}, "w is on meta and x on cpu"),
+        ({"down": torch.ones(5, 6, 7, device="meta")}, "second projection is on meta"),
         ({"x": torch.ones(23, 6)}, "use autocast"),
         ({"x": torch.ones(23)}, "x must be"),
     ],

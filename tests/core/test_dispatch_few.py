@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from crossroads.core.dispatch import few, mlp_bank, native, swiglu_bank
+from crossroads.core.dispatch import banks, few, fused, mlp_bank, native, swiglu_bank
 from tests.core.test_dispatch import swiglu_case, written_out
 from tests.core.test_dispatch_native import kernels, needs_compiler
 
@@ -27,18 +29,25 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     calls: list[int] = []
     run = few._compiled
 
-    def counted(*args: object, **named: object) -> Tensor:
-        calls.append(1)
-        return run(*args, **named)  # type: ignore[arg-type]
+    def counted(*args: object, **named: object) -> Tensor | None:
+        y_ND = run(*args, **named)  # type: ignore[arg-type]
+        if y_ND is not None:
+            calls.append(1)
+        return y_ND
 
     monkeypatch.setattr(few, "_compiled", counted)
     yield calls
 
 
 def far(y: Tensor, case: tuple[Tensor, ...]) -> float:
-    """Return the distance from the sum in double precision, relative to its size."""
-    exact = written_out(*(t.double() if t.is_floating_point() else t for t in case))
-    return float((y.double() - exact).norm() / exact.norm().clamp_min(1e-30))
+    """Return the distance from the sum in double precision, over the size of what is summed."""
+    x, idx, w, gate_up, down = (t.double() if t.is_floating_point() else t for t in case)
+    size = y.new_zeros(y.shape, dtype=torch.float64)
+    for n, k in torch.cartesian_prod(*(torch.arange(length) for length in idx.shape)).tolist():
+        if idx[n, k] >= 0:
+            gate, up = (gate_up[idx[n, k]].abs() @ x[n].abs()).chunk(2)
+            size[n] += w[n, k].abs() * (down[idx[n, k]].abs() @ (gate * up))
+    return float((y.double() - written_out(x, idx, w, gate_up, down)).norm() / size.norm())
 
 
 @given(
@@ -64,7 +73,7 @@ def test_few_rows_are_the_weighted_sum_of_their_experts(
     places=st.integers(1, 4),
     experts=st.integers(1, 9),
     width=st.integers(1, 40),
-    empty=st.sampled_from([0.0, 0.3]),
+    out=st.integers(1, 40),
 )
 @settings(max_examples=40, deadline=None)
 def test_the_kernel_is_the_weighted_sum_of_its_experts(  # noqa: PLR0917
@@ -76,11 +85,13 @@ def test_the_kernel_is_the_weighted_sum_of_its_experts(  # noqa: PLR0917
     places: int,
     experts: int,
     width: int,
-    empty: float,
+    out: int,
 ) -> None:
-    case = swiglu_case(
-        seed, tokens=tokens, places=places, experts=experts, width=width, empty=empty, dtype=dtype
-    )
+    sizes = {"tokens": tokens, "places": places, "experts": experts, "width": width, "out": out}
+    case = swiglu_case(seed, **sizes, empty=0.0, dtype=dtype)
+    assert far(swiglu_bank(*case), case) <= limit
+    case = swiglu_case(seed, **sizes, empty=0.3, dtype=dtype)
+    case[1][0, 0] = 0  # not all are empty
     assert far(swiglu_bank(*case), case) <= limit
 
 
@@ -116,15 +127,84 @@ def test_where_gradients_are_kept_the_kernel_is_not_asked(
 
 
 @needs_compiler
-def test_threads_change_nothing(kernels: Path) -> None:
+def test_threads_change_nothing(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = swiglu_case(tokens=9, width=300, hidden=500, dtype=torch.float32)  # worth a second one
     before = torch.get_num_threads()
     found = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        found.append(swiglu_bank(*case))
-    torch.set_num_threads(before)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(swiglu_bank(*case))
+    finally:
+        torch.set_num_threads(before)
     assert torch.equal(*found)
+
+
+@needs_compiler
+@DTYPES
+def test_tokens_and_weights_lie_in_memory_as_they_like(
+    kernels: Path, compiled: list[int], dtype: torch.dtype, limit: float
+) -> None:
+    x, idx, w, gate_up, down = case = swiglu_case(tokens=6, out=5, dtype=dtype)
+    wide = torch.stack([x, x], 1).reshape(6, -1)[:, : x.shape[1]]
+    given = (wide, idx.t().contiguous().t(), torch.stack([w, w], 2).float()[..., 0])
+    assert not any(tensor.is_contiguous() for tensor in given)
+    assert far(swiglu_bank(*given, gate_up, down), case) <= limit
+    assert len(compiled) == 1
+
+
+class Wrapped(Tensor):
+    """A subclass, whose memory is its own business."""
+
+
+@needs_compiler
+@pytest.mark.parametrize("which", [0, 2, 3, 4])
+@pytest.mark.parametrize(
+    "change", [lambda t: t.as_subclass(Wrapped), lambda t: torch._neg_view(t.neg())]
+)
+def test_what_is_more_than_its_numbers_is_left_to_torch(
+    kernels: Path, which: int, change: Callable[[Tensor], Tensor]
+) -> None:
+    case = swiglu_case(tokens=5, dtype=torch.float32)
+    given = list(case)
+    given[which] = change(case[which])
+    found = swiglu_bank(*given)  # type: ignore[arg-type]
+    torch.testing.assert_close(found.as_subclass(Tensor), swiglu_bank(*case))
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore::DeprecationWarning")
+def test_transforms_of_functions_do_not_meet_the_kernel(kernels: Path) -> None:
+    x, idx, w, gate_up, down = swiglu_case(tokens=5, dtype=torch.float32)
+    found = torch.func.vmap(lambda each: swiglu_bank(x, idx, each, gate_up, down))(
+        torch.stack([w, 2 * w])
+    )
+    torch.testing.assert_close(found[1], 2 * swiglu_bank(x, idx, w, gate_up, down))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        swiglu_bank(forward_ad.make_dual(x, x), idx, w, gate_up, down)
+
+
+@needs_compiler
+def test_another_default_device_changes_nothing(kernels: Path) -> None:
+    case = swiglu_case(tokens=5, dtype=torch.float32)
+    wanted = swiglu_bank(*case)
+    with torch.device("meta"):
+        torch.testing.assert_close(swiglu_bank(*case), wanted)
+
+
+@needs_compiler
+def test_pads_are_not_computed(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = swiglu_case(tokens=5, dtype=torch.bfloat16)
+    wanted = swiglu_bank(*case)
+    monkeypatch.setattr(banks, "compiles_per_count", lambda dtype: True)
+    handed = []
+    kernel = native.kernels_for(case[0])
+    assert kernel is not None
+    run = kernel.swiglu_few
+    counted = replace(kernel, swiglu_few=lambda *a: (handed.append(a), run(*a)))
+    monkeypatch.setattr(fused, "kernels_for", lambda tensor: counted)
+    assert torch.equal(swiglu_bank(*case), wanted)
+    assert len(handed) == 1
 
 
 @needs_compiler

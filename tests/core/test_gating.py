@@ -129,12 +129,13 @@ def test_squared_cv_is_population_variance_over_squared_mean() -> None:
     n_experts=st.sampled_from([1, 2, 8, 17, 64]),
     k=st.integers(1, 4),
     closed=st.booleans(),
+    many=st.booleans(),
 )
 def test_the_k_best_are_those_of_a_stable_sort(
-    seed: int, n_experts: int, k: int, closed: bool
+    seed: int, n_experts: int, k: int, closed: bool, many: bool
 ) -> None:
     rng = torch.Generator().manual_seed(seed)
-    scores = torch.randint(-2, 3, (40, n_experts), generator=rng).float()
+    scores = torch.randint(-2, 3, (5000 if many else 40, n_experts), generator=rng).float()
     if closed:
         scores[torch.rand(scores.shape, generator=rng) < 0.6] = -torch.inf
     k = min(k, n_experts)
@@ -153,18 +154,28 @@ def test_different_scores_are_chosen_alike_whatever_their_number(seed: int, n: i
 def test_a_few_rows_are_normalised_like_many() -> None:
     inf = math.inf
     rows = torch.tensor([[1.0, 3.0, -inf], [-inf, -inf, -inf], [200.0, -200.0, 0.0]])
-    many = rows.repeat(1000, 1)
-    torch.testing.assert_close(softmax(rows), softmax(many)[:3])
+    for few in (rows, rows[::2]):
+        many = few.repeat(2000, 1)
+        torch.testing.assert_close(softmax(few), softmax(many)[: len(few)])
+        torch.testing.assert_close(softmax(few.t(), 0), softmax(many)[: len(few)].t())
     assert softmax(rows)[1].tolist() == [0.0, 0.0, 0.0]
     rows[0, 0] = math.nan
     assert softmax(rows)[0].isnan().all() and softmax(rows)[1:].isfinite().all()
+
+
+def test_a_few_scores_need_no_number_read_back() -> None:
+    scores = torch.randn(5, 20, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.func.vmap(softmax)(scores), softmax(scores))
+    chosen = torch.func.vmap(lambda row: top_k(row, 2))(scores)
+    assert torch.equal(chosen, top_k(scores, 2))
+    assert top_k(scores, 2).is_contiguous()
 
 
 def test_few_scores_with_nan_or_ties_are_chosen_like_many() -> None:
     nan, inf = math.nan, math.inf
     few = torch.tensor([[1.0, 3.0, 3.0, -inf], [-inf, -inf, -inf, inf], [0.0, -0.0, -1.0, -1.0]])
     for scores in (few, torch.tensor([[1.0, nan, 2.0, nan]])):
-        many = scores.repeat(40, 1)
+        many = scores.repeat(2000, 1)
         for k in (1, 2, 3):
             assert torch.equal(top_k(scores, k), top_k(many, k)[: len(scores)])
 

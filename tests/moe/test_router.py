@@ -51,6 +51,20 @@ def test_renormalised_weights_sum_to_one() -> None:
     torch.testing.assert_close(choice.w_NK, expected)
 
 
+@pytest.mark.parametrize("n", [2, 2000])  # few, whose weights are written in another way, and many
+def test_places_left_sum_to_one_with_and_without_a_gradient(n: int) -> None:
+    made = router(k=2, renorm=True)
+    rows = torch.randn(n, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    allow = torch.tensor([[[True, True, True], [False, True, False]]]).repeat(1, n // 2, 1)
+    trained = choice_of(made, tokens(*rows, allow=allow))
+    with torch.no_grad():
+        served = choice_of(made, tokens(*rows, allow=allow))
+    assert torch.equal(trained.idx_NK, served.idx_NK)
+    assert served.idx_NK[1::2].tolist() == [[1, -1]] * (n // 2)
+    torch.testing.assert_close(served.w_NK, trained.w_NK.detach())
+    torch.testing.assert_close(served.w_NK.sum(1), torch.ones(n))
+
+
 def test_one_renormalised_place_gives_the_gate_no_gradient_at_all() -> None:
     made = router(k=1, renorm=True)
     choice_of(made, tokens([0.3, 2.0, 1.0])).w_NK.sum().backward()

@@ -16,7 +16,7 @@ from torch import Tensor
 from crossroads.core.errors import InputError
 
 _FEW = 3  # places up to which repeated maxima are faster than a sort
-_HANDFUL = 4096  # scores up to which the number of operations is what costs, not their size
+_SCANT = 4096  # numbers up to which operations cost by their count, not by their size
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -27,16 +27,22 @@ def at_least_float32(x: Tensor) -> Tensor:
 def softmax(logits: Tensor, dim: int = -1) -> Tensor:
     """Return the softmax in float32 at least; a slice that is -inf throughout becomes zeros."""
     logits = at_least_float32(logits)
-    if _is_handful(logits) and not (torch.is_grad_enabled() and logits.requires_grad):
-        shares = torch.softmax(logits, dim)
-        if not math.isnan(shares.sum().item()):  # else a slice without any, or a NaN
-            return shares
-    # Spelt out: torch's kernel takes six times as long on rows shorter than a vector register, and
-    # its gradient over -inf alone is NaN, not zero.
+    if is_scant(logits):
+        none_is_open = torch.isneginf(logits).all(dim, keepdim=True)
+        return torch.softmax(logits, dim).masked_fill(none_is_open, 0.0)
+    # Spelt out: many rows shorter than a vector register take torch's kernel up to six times as
+    # long, and its gradient over -inf alone is NaN, not zero.
     highest = logits.detach().amax(dim, keepdim=True)
     odds = torch.exp(logits - highest.clamp_min(torch.finfo(logits.dtype).min))
     # One of the odds is exp(0), so a total below 1 is that of a slice without any.
     return odds / odds.sum(dim, keepdim=True).clamp_min(1.0)
+
+
+def is_scant(values: Tensor) -> bool:
+    """Return whether the fewest operations are the fastest way: few numbers, and no gradient."""
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and values.requires_grad):
+        return False
+    return values.numel() <= _SCANT
 
 
 def top_k(scores: Tensor, k: int, dim: int = -1) -> Tensor:
@@ -47,10 +53,12 @@ def top_k(scores: Tensor, k: int, dim: int = -1) -> Tensor:
     length = scores.shape[dim]
     if not 1 <= k <= length:
         raise InputError(f"k: expected between 1 and {length} (the number of choices), got {k}")
-    if k <= _FEW and dim in (-1, scores.ndim - 1) and scores.is_floating_point():
-        return _first_maxima(scores.detach(), k)
+    scores = scores.detach()
+    is_short = k == 1 or (k <= _FEW and not is_scant(scores))
+    if is_short and dim in (-1, scores.ndim - 1) and scores.is_floating_point():
+        return _first_maxima(scores, k)
     order = torch.argsort(scores, dim=dim, descending=True, stable=True)
-    return order.narrow(dim, 0, k)
+    return order.narrow(dim, 0, k).contiguous()
 
 
 def first_maximum(scores: Tensor) -> Tensor:
@@ -60,11 +68,6 @@ def first_maximum(scores: Tensor) -> Tensor:
 
 def _first_maxima(scores: Tensor, k: int) -> Tensor:
     """Return the k largest entries of the last axis one after the other, as ``top_k`` does."""
-    if k > 1 and _is_handful(scores):
-        # One more than asked for: without equals among them, the order is no matter of taste.
-        best = scores.topk(min(k + 1, scores.shape[-1]), -1)
-        if bool((best.values[..., :-1] > best.values[..., 1:]).all()):
-            return best.indices[..., :k]
     best = scores.max(-1, keepdim=True).indices  # torch promises the first among equals
     if k == 1:
         return best
@@ -75,13 +78,6 @@ def _first_maxima(scores: Tensor, k: int) -> Tensor:
         left = left.scatter(-1, taken[-1], -torch.inf)
         taken.append(left.max(-1, keepdim=True).indices)
     return torch.cat(taken, -1)
-
-
-def _is_handful(scores: Tensor) -> bool:
-    """Return whether waiting for a number from them costs less than a few operations."""
-    if torch.compiler.is_compiling() or scores.device.type != "cpu":
-        return False
-    return 0 < scores.numel() <= _HANDFUL
 
 
 def top_p(probs_NE: Tensor, p: float, k_max: int | None = None) -> tuple[Tensor, Tensor]:

@@ -162,16 +162,16 @@ class TokenChoiceRouter(Router):
 
     def weigh(self, probs_NE: Tensor, idx_NK: Tensor, inp: RouterInput) -> Tensor:
         """Return weights (N, K) of chosen experts; those of empty places are overwritten by 0."""
-        w_NK = probs_NE.gather(-1, idx_NK.clamp_min(0))
+        w_NK = gating.at_least_float32(probs_NE).gather(-1, idx_NK.clamp_min(0))
         if not self.renorm:
             return w_NK
-        # w / sum(w), written as a softmax of logs: where one place is left its gradient is exactly
-        # zero, and not rounding noise that Adam would turn into full steps.
         tiny = torch.finfo(w_NK.dtype).tiny
         w_NK, empty_NK = w_NK.clamp_min(tiny), idx_NK < 0
-        if not (torch.is_grad_enabled() and w_NK.requires_grad):
+        if gating.is_scant(w_NK):
             w_NK = w_NK.masked_fill(empty_NK, 0.0)
             return w_NK / w_NK.sum(-1, keepdim=True).clamp_min(tiny)
+        # w / sum(w), written as a softmax of logs: where one place is left its gradient is exactly
+        # zero, and not rounding noise that Adam would turn into full steps.
         return gating.softmax(w_NK.log().masked_fill(empty_NK, -torch.inf))
 
     def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:

@@ -166,25 +166,40 @@ def _cast(bank: Bank, dtype: torch.dtype) -> Bank:
     )
 
 
+def _named(bank: Bank) -> list[tuple[str, Tensor]]:
+    named = [("first projection", bank.first_EGD), ("second projection", bank.second_EDF)]
+    for name, bias in (("first bias", bank.first_bias_EG), ("second bias", bank.second_bias_ED)):
+        if bias is not None:
+            named.append((name, bias))
+    return named
+
+
 def _check(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank) -> None:
-    first, first_bias, second, second_bias = bank.tensors
-    assert first is not None and second is not None
+    first, second = bank.first_EGD, bank.second_EDF
     if x_ND.ndim != 2 or first.ndim != 3 or second.ndim != 3:
         raise InputError(
             f"x must be [tokens, width] and weights [experts, out, in], got {list(x_ND.shape)}, "
             f"{list(first.shape)} and {list(second.shape)}"
         )
+    for name, tensor in (("idx", idx_NK), ("w", w_NK), *_named(bank)):
+        if tensor.device != x_ND.device:
+            raise InputError(
+                f"{name} is on {tensor.device} and x on {x_ND.device}; move one of them"
+            )
     experts, rows, _ = first.shape
+    if bank.kind == "swiglu" and rows % 2:
+        raise InputError(
+            f"first projection holds gate and up of equal size, got an odd number of rows, {rows}"
+        )
     width, hidden = x_ND.shape[1], rows // 2 if bank.kind == "swiglu" else rows
-    expected = (
-        ("first projection", first, (experts, rows, width)),
-        ("second projection", second, (experts, second.shape[1], hidden)),
-        ("first bias", first_bias, (experts, rows)),
-        ("second bias", second_bias, (experts, second.shape[1])),
-    )
-    for name, tensor, shape in expected:
-        if tensor is None:
-            continue
+    shapes = {
+        "first projection": (experts, rows, width),
+        "second projection": (experts, second.shape[1], hidden),
+        "first bias": (experts, rows),
+        "second bias": (experts, second.shape[1]),
+    }
+    for name, tensor in _named(bank):
+        shape = shapes[name]
         if tensor.shape != shape:
             raise InputError(
                 f"{name} must be {list(shape)} for x {list(x_ND.shape)}, got {list(tensor.shape)}"

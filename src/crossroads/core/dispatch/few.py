@@ -5,25 +5,23 @@ multiplying. Here rows are gathered and activated all at once, in buffers that a
 not afford; for a handful of rows an expert a compiled kernel, where it is built, does the whole in
 one call and reads every weight once.
 
-Shapes: N tokens, S sorted rows, B blocks (experts with rows), I inputs and O outputs of a product,
-D width, F hidden width, G = 2F for swiglu, else F.
+Shapes: N tokens, K places, E experts, S sorted rows, B blocks (experts with rows), I inputs and O
+outputs of a product, D width, F hidden width, G = 2F for swiglu, else F.
 """
 
 from __future__ import annotations
 
-import itertools
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from crossroads.core.dispatch.activations import activate_into
 from crossroads.core.dispatch.native import Kernels
 from crossroads.core.dispatch.rows import RowPlan, combine, place_weights
 from crossroads.core.dispatch.weights import Bank
 
-FEW_ROWS = 512
-# Rows an expert up to which the compiled kernel is faster than a matrix library: on average, most.
-HANDFUL, MOST_OF_ONE = 16, 32
+FEW_ROWS = 512  # buffers for all of them at once are still small beside the weights
+_MEAN_ROWS, _MOST_ROWS = 16, 32  # of an expert: above, a matrix library is as fast as the kernel
 
 
 def few_rows(
@@ -32,9 +30,10 @@ def few_rows(
     """Return y_ND of the planned rows, without a gradient."""
     first_EGD, first_bias_EG, second_EDF, second_bias_ED = bank.tensors
     assert first_EGD is not None and second_EDF is not None
-    is_stored = first_EGD.is_contiguous() and second_EDF.is_contiguous()  # as the kernel reads it
-    if kernels is not None and bank.kind == "swiglu" and is_stored and is_handful(plan):
-        return _compiled(x_ND, w_NK, plan, first_EGD, second_EDF, kernels=kernels)
+    if kernels is not None and bank.kind == "swiglu" and _is_handful(plan):
+        y_ND = _compiled(x_ND, w_NK, plan, first_EGD, second_EDF, kernels=kernels)
+        if y_ND is not None:
+            return y_ND
     x_SD = x_ND.index_select(0, plan.rows_S)
     a_SG = x_ND.new_empty(plan.n_rows, first_EGD.shape[1])
     _products(x_SD, plan, first_EGD, first_bias_EG, a_SG)
@@ -47,8 +46,9 @@ def few_rows(
     return combine(y_SD, plan.inverse_NK, place_weights(w_NK, plan, y_SD))
 
 
-def is_handful(plan: RowPlan) -> bool:
-    return plan.n_rows <= HANDFUL * len(plan.blocks) and 0 < plan.largest_block <= MOST_OF_ONE
+def _is_handful(plan: RowPlan) -> bool:
+    n_rows = sum(plan.counts)
+    return 0 < n_rows <= _MEAN_ROWS * len(plan.blocks) and max(plan.counts) <= _MOST_ROWS
 
 
 def _compiled(
@@ -59,19 +59,35 @@ def _compiled(
     second_EDF: Tensor,
     *,
     kernels: Kernels,
-) -> Tensor:
-    """Return y_ND; a swiglu bank has no biases."""
+) -> Tensor | None:
+    """Return y_ND, None where a tensor's numbers do not simply lie in memory. No biases."""
+    if not all(map(_is_plain, (x_ND, w_NK, first_EGD, second_EDF))):
+        return None
+    if not (first_EGD.is_contiguous() and second_EDF.is_contiguous()):
+        return None  # copies would cost more than the kernel saves
     _, d_out, hidden = second_EDF.shape
     n_tokens, width = x_ND.shape
     x_ND, w_NK = x_ND.contiguous(), w_NK.to(x_ND.dtype).contiguous()
     y_ND = x_ND.new_empty(n_tokens, d_out)
-    blocks = torch.tensor(list(itertools.chain.from_iterable(plan.blocks)), dtype=torch.int64)
-    buffers = plan.n_rows * d_out + plan.largest_block * (width + 3 * hidden) + d_out
-    work = torch.empty(buffers, dtype=torch.float32)
+    # Pads have rows of their own, which are left out: the kernel is made for any count.
+    real = [(expert, first, first + plan.counts[expert]) for expert, first, _ in plan.blocks]
+    blocks = torch.tensor(real, dtype=torch.int64, device=x_ND.device)
+    buffers = plan.n_rows * d_out + max(plan.counts) * (width + 3 * hidden) + d_out
+    work = torch.empty(buffers, dtype=torch.float32, device=x_ND.device)
     read = (x_ND, plan.rows_S, blocks, first_EGD, second_EDF, plan.inverse_NK, w_NK)
-    sizes = (len(plan.blocks), plan.n_rows, n_tokens, w_NK.shape[1], width, hidden, d_out)
-    kernels.swiglu_few(*(tensor.data_ptr() for tensor in (*read, work, y_ND)), *sizes)
+    sizes = (len(real), plan.n_rows, n_tokens, w_NK.shape[1], width, hidden, d_out)
+    try:
+        pointers = [tensor.data_ptr() for tensor in (*read, work, y_ND)]
+    except RuntimeError:  # wrapped by torch.func
+        return None
+    kernels.swiglu_few(*pointers, *sizes)
     return y_ND
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is nothing but its numbers: no subclass, tangent or pending sign."""
+    is_known = type(tensor) in (Tensor, nn.Parameter)
+    return is_known and not tensor.is_neg() and forward_ad.unpack_dual(tensor).tangent is None
 
 
 def _products(

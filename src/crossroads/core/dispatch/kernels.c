@@ -1,6 +1,7 @@
-/* Row-wise kernels of expert banks, float32 and bfloat16, built on request by native.py.
+/* Kernels of expert banks, float32 and bfloat16, built on request by native.py.
  *
- * Each does in one pass over memory what takes two to six in separate tensor operations. bfloat16
+ * Row-wise ones do in one pass over memory what takes two to six in separate tensor operations, and
+ * one runs a whole bank for a handful of rows an expert, reading every weight once. bfloat16
  * is widened to float32, computed, and rounded to nearest even. No libraries: threads are those of
  * whichever OpenMP runtime the process has loaded already.
  */
@@ -25,12 +26,15 @@ static inline uint32_t as_word(float value) {
 
 static inline float load_f32(float value) { return value; }
 static inline float store_f32(float value) { return value; }
+static inline float round_f32(float value) { return value; }
 static inline float load_bf16(uint16_t half) { return as_float((uint32_t)half << 16); }
 /* A NaN made from bfloat16 has its low half clear, so that rounding cannot carry out of it. */
 static inline uint16_t store_bf16(float value) {
   uint32_t word = as_word(value);
   return (uint16_t)((word + 0x7fffu + ((word >> 16) & 1u)) >> 16);
 }
+
+static inline float round_bf16(float value) { return load_bf16(store_bf16(value)); }
 
 /* 1 / (1 + 2^t), t = -x log2(e) = n + f: 2^f by its series to the sixth power (relative error
  * below 1e-7 on [-1/2, 1/2]), 2^n by the exponent bits. */
@@ -54,7 +58,7 @@ static inline float sigmoid(float x) {
 /* swiglu: h = silu(gate) * up of a = [gate, up], rows of 2 f. */
 /* swiglu_back: the same h, and da of dh. */
 /* weigh_back: g = w[row] * grad[rows[row]], dw[row] = <grad[rows[row]], y[row]>. */
-/* product: out[r] = w x[r] for a handful of rows: every weight is read once and meets all rows. */
+/* product: out[r] = w x[r] for a handful of rows, rounded to T: a weight is read once for four. */
 /* swiglu_few: y[n] = sum of w[k] second[e] (silu * up of first[e] x[n]) over the places k of n;
  * blocks are (e, first row, past the last) of the sorted rows, inverse is the sorted row of a place.
  * work holds n_rows * d_out floats, and the largest block's rows as d + 3 f each, at least d_out. */
@@ -116,15 +120,15 @@ static inline float sigmoid(float x) {
           float weight = load_##NAME(row[j]);                                                   \
           a += weight * p[j], b += weight * q[j], c += weight * s[j], e += weight * t[j];       \
         }                                                                                       \
-        out[g * r + i] = a, out[g * (r + 1) + i] = b;                                           \
-        out[g * (r + 2) + i] = c, out[g * (r + 3) + i] = e;                                     \
+        out[g * r + i] = round_##NAME(a), out[g * (r + 1) + i] = round_##NAME(b);               \
+        out[g * (r + 2) + i] = round_##NAME(c), out[g * (r + 3) + i] = round_##NAME(e);         \
       }                                                                                         \
       for (; r < rows; r++) {                                                                   \
         const float *p = x + d * r;                                                             \
         float a = 0.0f;                                                                         \
         _Pragma("omp simd reduction(+ : a)")                                                    \
         for (int64_t j = 0; j < d; j++) a += load_##NAME(row[j]) * p[j];                        \
-        out[g * r + i] = a;                                                                     \
+        out[g * r + i] = round_##NAME(a);                                                       \
       }                                                                                         \
     }                                                                                           \
   }                                                                                             \
@@ -142,6 +146,7 @@ static inline float sigmoid(float x) {
       }                                                                                         \
       product_##NAME(first + expert * 2 * f * d, in, a, rows, 2 * f, d);                        \
       swiglu_f32(a, h, rows, f);                                                                \
+      for (int64_t j = 0; j < rows * f; j++) h[j] = round_##NAME(h[j]);                         \
       product_##NAME(second + expert * d_out * f, h, sorted + d_out * start, rows, d_out, f);   \
     }                                                                                           \
     for (int64_t n = 0; n < tokens; n++) {                                                      \

@@ -142,8 +142,8 @@ def _plan_few(idx_NK: Tensor, n_experts: int, multiple: int) -> RowPlan:
         n_tokens=idx_NK.shape[0],
         counts=tuple(counts),
         offsets=tuple(offsets),
-        rows_S=torch.tensor(rows, dtype=torch.int64),
-        inverse_NK=torch.tensor(inverse, dtype=torch.int64).view(idx_NK.shape),
+        rows_S=torch.tensor(rows, dtype=torch.int64, device="cpu"),
+        inverse_NK=torch.tensor(inverse, dtype=torch.int64, device="cpu").view(idx_NK.shape),
         n_empty=len(pairs) - sum(counts),
     )
 

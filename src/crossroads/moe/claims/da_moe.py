@@ -43,6 +43,7 @@ from crossroads.moe.routers.da_moe import DAMoE
 from crossroads.moe.training import TrainConfig
 
 SEEDS = (0, 1, 2)
+STEPS = {False: 120, True: 1000}
 PAPER = {"gain_over_switch": 0.0094}
 K_MAX = 4
 FOUR = {"n_experts": K_MAX}
@@ -63,7 +64,7 @@ def verify(full: bool) -> Verdict:
     Falls back to the digits of the vision bed where the requests are absent.
     """
     bed = bed_here()
-    config = bed.config("full" if full else "quick")
+    config = replace(bed.config("full" if full else "quick"), steps=STEPS[full])
     keep = "da-moe" if full else None
     arms = run_arms(bed, ARMS, config, seeds=SEEDS, inspect=inspect, keep=keep)
     fixed = fixed_arm(bed, arms.mean("da-moe", "active_experts"))
