@@ -20,7 +20,7 @@ from typing import Any
 from crossroads.adapters import needs
 from crossroads.adapters.measuring import BEST_SINGLE, axes_of
 from crossroads.adapters.routers import build_router
-from crossroads.core.statistics import summarise
+from crossroads.core.statistics import paired_difference, summarise
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -30,6 +30,7 @@ PAGES = (
     ROOT / "docs" / "prompts" / "measured.md",
     ROOT / "docs" / "adapters.md",
     ROOT / "docs" / "adapters" / "collection.md",
+    ROOT / "docs" / "moe" / "measured.md",
 )
 BLOCK = re.compile(r"(<!-- measured: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 GROUPS = {"held_in": "held-in task", "held_out": "held-out task"}
@@ -38,6 +39,10 @@ NO_TIMES = (
     "no seconds a row, and none to fit of what was taught or chosen here: this run took learning, "
     "preparing and scoring together"
 )
+MOE_TASKS = ("lm", "vision", "diffusion", "speech")
+MOE_REFERENCE = "top2"
+# Speed needs a machine of its own; sizes are the spec's.
+MOE_LEFT_OUT = {"tokens_per_s", "parameters"}
 POOLS = {
     "served": "11 served chat models",
     "small": "14 models up to 8B",
@@ -225,6 +230,47 @@ def arena() -> str:
     return "\n".join(lines) + "\n"
 
 
+def moe_arena(task: str) -> str:
+    """Every router of one task of the token arena, best first, beside top-2 seed by seed."""
+    path = RESULTS / f"moe-arena-{task}.json"
+    if not path.is_file():
+        return f"`crossroads arena moe --task {task} --preset full --out FOLDER` makes this.\n"
+    board = json.loads(path.read_text("utf-8"))
+    known = {
+        name
+        for row in board["rows"]
+        for name, value in row["metrics"].items()
+        if value["mean"] is not None
+    }
+    metrics = [m for m in board["metrics"] if m["name"] in known - MOE_LEFT_OUT]
+    main = metrics[0]
+    rows = [row for row in board["rows"] if row["error"] is None]
+    (top2,) = (row for row in rows if row["router"] == MOE_REFERENCE)
+    titles = [main["title"], f"less {MOE_REFERENCE}", *(m["title"] for m in metrics[1:])]
+    lines = ["| router | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
+    for row in rows:
+        values, reference = (r["metrics"][main["name"]]["per_seed"] for r in (row, top2))
+        gap = paired_difference(values, reference)
+        cells = [
+            figure(row, main["name"], f".{main['digits']}f"),
+            "0"
+            if row is top2
+            else f"{gap.mean:+.{main['digits']}f} ± {gap.half_width:.{main['digits']}f}",
+            *(figure(row, m["name"], f".{m['digits']}f").split(" ")[0] for m in metrics[1:]),
+        ]
+        kind = " (baseline)" if row["baseline"] else ""
+        lines.append(f"| `{row['router']}`{kind} | " + " | ".join(cells) + " |")
+    seeds = len(board["seeds"])
+    lines += [
+        "",
+        f"{board['description']}. {len(rows)} arms x {seeds} seeds, {board['created'][:10]}.",
+    ]
+    lines += [
+        f"Left out: {row['router']} ({row['error']})." for row in board["rows"] if row["error"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def group_of(router: str) -> needs.Group:
     """Return what a router must be given; the base model is a reference."""
     return "reference" if router == "base" else needs.group_of(build_router(router))
@@ -276,6 +322,7 @@ SPECIAL: dict[str, Callable[[], str]] = {
     "levels": levels,
     "adapters-levels": adapters,
     "adapters-arena": arena,
+    **{f"moe-{task}": partial(moe_arena, task) for task in MOE_TASKS},
     "report-mmlu-pro": partial(report, "mmlu-pro"),
     "report-routellm": partial(report, "routellm"),
 }

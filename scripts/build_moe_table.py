@@ -122,7 +122,8 @@ def memory(part: dict[str, dict[str, float]]) -> str:
     rows = [["method", *map(_short, part)]]
     for name in methods:
         title = "bound for ours" if name == "bound" else name
-        rows.append([title, *(f"{case[name]:.1f}" for case in part.values())])
+        cells = (case.get(name) for case in part.values())
+        rows.append([title, *("-" if cell is None else f"{cell:.1f}" for cell in cells)])
     return _table(rows)
 
 
@@ -152,7 +153,7 @@ def routers(body: dict[str, Any]) -> str:
 def overlaid(results: Path) -> dict[str, Any] | None:
     """Return the result of ``layer.py``, its float32 cases those of the newer file if there is one.
 
-    ``about`` then lists both runs.
+    ``about`` then lists both runs. Scaling is drawn, and stays that of one run.
     """
     if not (results / LAYER).is_file():
         return None
@@ -161,7 +162,7 @@ def overlaid(results: Path) -> dict[str, Any] | None:
     if (results / FLOAT32).is_file():
         newer: dict[str, Any] = json.loads((results / FLOAT32).read_text("utf-8"))
         body["runs"] = [("float32", newer), ("bfloat16, on another machine,", body)]
-        for part in set(body) & set(newer) - {"machine"}:
+        for part in set(body) & set(newer) - {"machine", "scaling"}:
             if isinstance(newer[part], dict):
                 body[part] = newer[part] | {
                     k: v for k, v in body[part].items() if k not in newer[part]

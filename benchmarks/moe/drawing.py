@@ -85,6 +85,39 @@ def lines_svg(title: str, lines: Mapping[str, Line], *, y_label: str, steps: int
     return svg(left + wide + 150, top + deep + 44, title, parts)
 
 
+def intervals_svg(
+    title: str,
+    rows: Mapping[str, tuple[float, float, float]],
+    *,
+    x_label: str,
+    marked: Sequence[str],
+) -> str:
+    """Return a dot and its interval (low, mean, high) a row, beside a line at 0."""
+    left, top, wide, step = 16 + 7.4 * max(map(len, rows)), 40.0, 430.0, 20.0
+    levels = ticks(
+        min(0.0, *(r[0] for r in rows.values())), max(0.0, *(r[2] for r in rows.values()))
+    )
+    low, high = levels[0], levels[-1]
+    foot = top + step * len(rows)
+
+    def x(value: float) -> float:
+        return left + wide * (value - low) / (high - low)
+
+    parts = [text(8, 20, title, cls="title")]
+    parts += [text(x(level), foot + 14, f"{level:.4g}", "middle") for level in levels]
+    parts.append(text(left + wide / 2, foot + 32, x_label, "middle"))
+    parts.append(f'<line class="axis" x1="{x(0):.1f}" y1="{top - 8}" x2="{x(0):.1f}" y2="{foot}"/>')
+    for number, (name, (least, mean, most)) in enumerate(rows.items()):
+        y = top + step * (number + 0.5) - 4
+        colour = COLOURS[1 if name in marked else 0]
+        parts.append(text(left - 8, y + 4, name, "end"))
+        parts.append(
+            f'<line stroke="{colour}" x1="{x(least):.1f}" y1="{y:.1f}" x2="{x(most):.1f}" '
+            f'y2="{y:.1f}"/><circle fill="{colour}" cx="{x(mean):.1f}" cy="{y:.1f}" r="4"/>'
+        )
+    return svg(left + wide + 24, foot + 44, title, parts)
+
+
 def cells_svg(
     title: str,
     rows: Sequence[str],

@@ -108,7 +108,7 @@ class DiffusionBed:
             schedule="constant",
             ema=0.99,
         )
-        return quick if preset == "quick" else replace(quick, steps=600, log_every=100)
+        return quick if preset == "quick" else replace(quick, steps=DRAWS_FROM, log_every=100)
 
     def tokens(self, config: TrainConfig) -> int:
         return config.batch_size * config.micro_batches * NUM_PATCHES
