@@ -237,16 +237,14 @@ def moe_arena(task: str) -> str:
         return f"`crossroads arena moe --task {task} --preset full --out FOLDER` makes this.\n"
     board = json.loads(path.read_text("utf-8"))
     known = {
-        name
-        for row in board["rows"]
-        for name, value in row["metrics"].items()
-        if value["mean"] is not None
+        name for row in board["rows"] for name, value in row["metrics"].items() if value["mean"]
     }
     metrics = [m for m in board["metrics"] if m["name"] in known - MOE_LEFT_OUT]
     main = metrics[0]
     rows = [row for row in board["rows"] if row["error"] is None]
     (top2,) = (row for row in rows if row["router"] == MOE_REFERENCE)
-    titles = [main["title"], f"less {MOE_REFERENCE}", *(m["title"] for m in metrics[1:])]
+    others = [", ".join(filter(None, (m["title"], m["unit"]))) for m in metrics[1:]]
+    titles = [main["title"], f"less {MOE_REFERENCE}", *others]
     lines = ["| router | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for row in rows:
         values, reference = (r["metrics"][main["name"]]["per_seed"] for r in (row, top2))
