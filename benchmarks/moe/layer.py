@@ -10,10 +10,9 @@ Every part runs in a process of its own with the threads it names, and stops aft
 
 A machine without instructions for bfloat16 says nothing about it: ``--types float32`` there, and
 ``--out`` beside the result of one that has them. Peers that are not installed, or fail in a type,
-are left out with the reason. st-moe-pytorch and
-soft-moe-pytorch may lie in a folder of their own: ``--peers FOLDER``. Build the compiled kernels
-first (``python -m crossroads.core.dispatch``) or they are measured as absent. Writes
-``benchmarks/results/moe-layer.json`` and ``.svg``.
+are left out with the reason. st-moe-pytorch and soft-moe-pytorch may lie in a folder of their own:
+``--peers FOLDER``. Build the compiled kernels first (``python -m crossroads.core.dispatch``) or
+they are measured as absent. Writes ``benchmarks/results/moe-layer.json`` and ``.svg``.
 
     python benchmarks/moe/layer.py [--seconds 10] [--types float32] [--peers FOLDER] [--out FILE]
 """
