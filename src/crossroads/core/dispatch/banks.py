@@ -10,7 +10,6 @@ without a copy per expert), ``loop`` (the reference), ``auto`` (by device).
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from crossroads.core.dispatch.activations import ACTIVATIONS, Activation
 from crossroads.core.dispatch.fused import fused_bank
 from crossroads.core.dispatch.plain import grouped_bank, is_grouped_size, loop_bank
-from crossroads.core.dispatch.rows import check_range, plan_rows
+from crossroads.core.dispatch.rows import check_range, compiles_per_count, plan_rows
 from crossroads.core.dispatch.weights import Bank
 from crossroads.core.errors import InputError, unknown_name
 
@@ -138,18 +137,6 @@ def _row_multiple(x_ND: Tensor, rows_each: float) -> int:
         return 1
     # Few rows an expert: pads cost more than the few compilations.
     return 64 if rows_each >= 512 else 32 if rows_each >= 64 else 16
-
-
-@cache
-def compiles_per_count(dtype: torch.dtype) -> bool:
-    """Return whether this CPU runs products of a type by oneDNN, which compiles for every count.
-
-    A CPU without the instructions computes them by torch's own kernels: a pad only costs there.
-    """
-    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return bool(getattr(torch.ops.mkldnn, name[dtype])())
 
 
 def _cast(bank: Bank, dtype: torch.dtype) -> Bank:

@@ -1,9 +1,9 @@
 """A forward of few rows, as in decoding: only the products go expert by expert.
 
 With a few rows an expert, cutting buffers and calling operations for each takes as long as
-multiplying. Here rows are gathered and activated all at once, in buffers that a larger batch could
-not afford; for a handful of rows an expert a compiled kernel, where it is built, does the whole in
-one call and reads every weight once.
+multiplying. A compiled kernel, where it is built, does the whole in one call and reads every weight
+once. Without it, rows are gathered and activated all at once, in buffers that a larger batch could
+not afford.
 
 Shapes: N tokens, K places, E experts, S sorted rows, B blocks (experts with rows), I inputs and O
 outputs of a product, D width, F hidden width, G = 2F for swiglu, else F.
@@ -17,11 +17,13 @@ from torch.autograd import forward_ad
 
 from crossroads.core.dispatch.activations import activate_into
 from crossroads.core.dispatch.native import Kernels
-from crossroads.core.dispatch.rows import RowPlan, combine, place_weights
+from crossroads.core.dispatch.rows import RowPlan, combine, compiles_per_count, place_weights
 from crossroads.core.dispatch.weights import Bank
 
 FEW_ROWS = 512  # buffers for all of them at once are still small beside the weights
-_MEAN_ROWS, _MOST_ROWS = 16, 32  # of an expert: above, a matrix library is as fast as the kernel
+_LANES = 16  # the kernel pads a block's rows to a multiple of them at most
+# Rows of an expert above which instructions for half precision are as fast as the kernel.
+_MEAN_HALF, _MOST_HALF = 16, 32
 
 
 def few_rows(
@@ -30,7 +32,7 @@ def few_rows(
     """Return y_ND of the planned rows, without a gradient."""
     first_EGD, first_bias_EG, second_EDF, second_bias_ED = bank.tensors
     assert first_EGD is not None and second_EDF is not None
-    if kernels is not None and bank.kind == "swiglu" and _is_handful(plan):
+    if kernels is not None and bank.kind == "swiglu" and _suits(plan, x_ND.dtype):
         y_ND = _compiled(x_ND, w_NK, plan, first_EGD, second_EDF, kernels=kernels)
         if y_ND is not None:
             return y_ND
@@ -46,9 +48,12 @@ def few_rows(
     return combine(y_SD, plan.inverse_NK, place_weights(w_NK, plan, y_SD))
 
 
-def _is_handful(plan: RowPlan) -> bool:
+def _suits(plan: RowPlan, dtype: torch.dtype) -> bool:
+    """Return whether the kernel is the faster way for these rows."""
     n_rows = sum(plan.counts)
-    return 0 < n_rows <= _MEAN_ROWS * len(plan.blocks) and max(plan.counts) <= _MOST_ROWS
+    if not n_rows or not compiles_per_count(dtype):
+        return n_rows > 0
+    return n_rows <= _MEAN_HALF * len(plan.blocks) and max(plan.counts) <= _MOST_HALF
 
 
 def _compiled(
@@ -72,7 +77,8 @@ def _compiled(
     # Pads have rows of their own, which are left out: the kernel is made for any count.
     real = [(expert, first, first + plan.counts[expert]) for expert, first, _ in plan.blocks]
     blocks = torch.tensor(real, dtype=torch.int64, device=x_ND.device)
-    buffers = plan.n_rows * d_out + max(plan.counts) * (width + 3 * hidden) + d_out
+    most = -(-max(plan.counts) // _LANES) * _LANES
+    buffers = plan.n_rows * d_out + most * (hidden + max(width + 2 * hidden, d_out))
     work = torch.empty(buffers, dtype=torch.float32, device=x_ND.device)
     read = (x_ND, plan.rows_S, blocks, first_EGD, second_EDF, plan.inverse_NK, w_NK)
     sizes = (len(real), plan.n_rows, n_tokens, w_NK.shape[1], width, hidden, d_out)

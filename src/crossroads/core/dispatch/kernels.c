@@ -1,9 +1,9 @@
 /* Kernels of expert banks, float32 and bfloat16, built on request by native.py.
  *
  * Row-wise ones do in one pass over memory what takes two to six in separate tensor operations, and
- * one runs a whole bank for a handful of rows an expert, reading every weight once. bfloat16
- * is widened to float32, computed, and rounded to nearest even. No libraries: threads are those of
- * whichever OpenMP runtime the process has loaded already.
+ * one runs a whole bank for few rows, reading every weight once. bfloat16 is widened to float32,
+ * computed, and rounded to nearest even. No libraries: threads are those of whichever OpenMP
+ * runtime the process has loaded already.
  */
 #include <math.h>
 #include <stdint.h>
@@ -55,13 +55,95 @@ static inline float sigmoid(float x) {
   return 1.0f / (1.0f + as_float(as_word(p) + shift));
 }
 
+static void gated(const float *gate, const float *up, float *h, int64_t n) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) h[j] = gate[j] * sigmoid(gate[j]) * up[j];
+}
+
+/* Products of few rows: rows lie side by side in panels, x[k][lanes], so that a weight is one number
+ * for all lanes and need not be packed. A tile is some rows of weights times a panel of one or two
+ * vectors; its sums, up to twelve, stay in registers: enough of them to hide their latency. */
+#ifndef LANES /* of a vector: 8 or 16 */
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+#endif
+#define GROUP 12  /* rows of weights that one thread takes at a time */
+#define SCANT 4   /* rows up to which a dot product a row is faster */
+#define CHUNK 256 /* numbers of each that are widened at a time */
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+/* out[i][lanes] (+)= sum over j of w[i][j] x[j][lanes] */
+#define TILE(V, W)                                                                              \
+  static void tile_##V##_##W(const float *w, int64_t stride, const float *x, float *out,        \
+                             int64_t n, int adds) {                                             \
+    vec sums[W][V];                                                                             \
+    for (int i = 0; i < W; i++)                                                                 \
+      for (int v = 0; v < V; v++)                                                               \
+        sums[i][v] = adds ? *(vec *)(out + LANES * (V * i + v)) : (vec){0.0f};                  \
+    for (int64_t j = 0; j < n; j++) {                                                           \
+      vec in[V];                                                                                \
+      for (int v = 0; v < V; v++) in[v] = *(const vec *)(x + LANES * (V * j + v));              \
+      _Pragma("GCC unroll 12")                                                                  \
+      for (int i = 0; i < W; i++) {                                                             \
+        float weight = w[stride * i + j];                                                       \
+        for (int v = 0; v < V; v++) sums[i][v] += weight * in[v];                               \
+      }                                                                                         \
+    }                                                                                           \
+    for (int i = 0; i < W; i++)                                                                 \
+      for (int v = 0; v < V; v++) *(vec *)(out + LANES * (V * i + v)) = sums[i][v];             \
+  }
+TILE(1, 12) TILE(1, 4) TILE(1, 1) TILE(2, 6) TILE(2, 4) TILE(2, 1)
+
+static void tiles(const float *w, int64_t stride, const float *x, float *out, int64_t g, int64_t n,
+                  int adds, int vectors) {
+  int64_t width = vectors * LANES, i = 0;
+#define TILES(V, W) \
+  for (; i + W <= g; i += W) tile_##V##_##W(w + stride * i, stride, x, out + width * i, n, adds)
+  if (vectors == 2) {
+    TILES(2, 6);
+    TILES(2, 4);
+    TILES(2, 1);
+  } else {
+    TILES(1, 12);
+    TILES(1, 4);
+    TILES(1, 1);
+  }
+#undef TILES
+}
+
+/* Panels of a block hold two vectors of rows each, the last perhaps one. */
+static inline int64_t padded(int64_t rows) { return (rows + LANES - 1) / LANES * LANES; }
+static inline int vectors_at(int64_t row, int64_t rows) { return rows - row > LANES ? 2 : 1; }
+
+/* Weights as float32, n of each row: where they lie, or widened into a buffer. */
+static const int64_t at_once_f32 = INT64_MAX, at_once_bf16 = CHUNK;
+static inline const float *wide_f32(const float *w, int64_t k, int64_t g, int64_t n, float *buffer,
+                                    int64_t *stride) {
+  (void)g, (void)n, (void)buffer;
+  *stride = k;
+  return w;
+}
+static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, int64_t n,
+                                     float *buffer, int64_t *stride) {
+  for (int64_t i = 0; i < g; i++)
+    for (int64_t j = 0; j < n; j++) buffer[CHUNK * i + j] = load_bf16(w[k * i + j]);
+  *stride = CHUNK;
+  return buffer;
+}
+
 /* swiglu: h = silu(gate) * up of a = [gate, up], rows of 2 f. */
 /* swiglu_back: the same h, and da of dh. */
 /* weigh_back: g = w[row] * grad[rows[row]], dw[row] = <grad[rows[row]], y[row]>. */
-/* product: out[r] = w x[r] for a handful of rows, rounded to T: a weight is read once for four. */
+/* dots: out[r] = w x[r], rounded to T: a weight is read once for four rows. */
+/* product: the same of a block's panels, x[k][lanes] to out[g][lanes]. */
+/* scant, panels: a block's sorted outputs, by dots and by product. */
 /* swiglu_few: y[n] = sum of w[k] second[e] (silu * up of first[e] x[n]) over the places k of n;
  * blocks are (e, first row, past the last) of the sorted rows, inverse is the sorted row of a place.
- * work holds n_rows * d_out floats, and the largest block's rows as d + 3 f each, at least d_out. */
+ * work holds n_rows * d_out floats, and for every row of the largest block, padded to a multiple of
+ * sixteen, f and the greater of d + 2 f and d_out. */
 #define DEFINE(T, NAME)                                                                         \
   void swiglu_##NAME(const T *a, T *h, int64_t rows, int64_t f) {                               \
     _Pragma("omp parallel for if (rows * f > PARALLEL_FROM)")                                   \
@@ -106,7 +188,7 @@ static inline float sigmoid(float x) {
       dw[i] = sum;                                                                              \
     }                                                                                           \
   }                                                                                             \
-  static void product_##NAME(const T *w, const float *x, float *out, int64_t rows, int64_t g,   \
+  static void dots_##NAME(const T *w, const float *x, float *out, int64_t rows, int64_t g,   \
                              int64_t d) {                                                       \
     _Pragma("omp parallel for if (rows * g * d > SHARED_FROM)")                                 \
     for (int64_t i = 0; i < g; i++) {                                                           \
@@ -132,6 +214,67 @@ static inline float sigmoid(float x) {
       }                                                                                         \
     }                                                                                           \
   }                                                                                             \
+  static void product_##NAME(const T *w, const float *x, float *out, int64_t rows, int64_t g,   \
+                             int64_t k) {                                                       \
+    _Pragma("omp parallel for if (rows * g * k > SHARED_FROM)")                                 \
+    for (int64_t i = 0; i < g; i += GROUP) {                                                    \
+      float buffer[GROUP * CHUNK];                                                              \
+      int64_t many = g - i < GROUP ? g - i : GROUP, stride;                                     \
+      for (int64_t j = 0, n; j < k; j += n) {                                                   \
+        n = k - j < at_once_##NAME ? k - j : at_once_##NAME;                                    \
+        const float *weights = wide_##NAME(w + k * i + j, k, many, n, buffer, &stride);         \
+        for (int64_t r = 0, width; r < rows; r += width) {                                      \
+          int vectors = vectors_at(r, rows);                                                    \
+          width = vectors * LANES;                                                              \
+          tiles(weights, stride, x + k * r + width * j, out + g * r + width * i, many, n, j > 0, \
+                vectors);                                                                       \
+        }                                                                                       \
+      }                                                                                         \
+      for (int64_t r = 0, width; r < rows; r += width) {                                        \
+        width = vectors_at(r, rows) * LANES;                                                    \
+        float *to = out + g * r + width * i;                                                    \
+        for (int64_t j = 0; j < width * many; j++) to[j] = round_##NAME(to[j]);                 \
+      }                                                                                         \
+    }                                                                                           \
+  }                                                                                             \
+  static void scant_##NAME(const T *x, const int64_t *rows_of, const T *first, const T *second, \
+                           float *work, float *out, int64_t rows, int64_t d, int64_t f,         \
+                           int64_t d_out) {                                                     \
+    float *h = work, *a = h + rows * f, *in = a + rows * 2 * f;                                 \
+    for (int64_t r = 0; r < rows; r++)                                                          \
+      for (int64_t j = 0; j < d; j++) in[d * r + j] = load_##NAME(x[d * rows_of[r] + j]);       \
+    dots_##NAME(first, in, a, rows, 2 * f, d);                                                  \
+    for (int64_t r = 0; r < rows; r++) gated(a + 2 * f * r, a + 2 * f * r + f, h + f * r, f);   \
+    for (int64_t j = 0; j < rows * f; j++) h[j] = round_##NAME(h[j]);                           \
+    dots_##NAME(second, h, out, rows, d_out, f);                                                \
+  }                                                                                             \
+  static void panels_##NAME(const T *x, const int64_t *rows_of, const T *first, const T *second,\
+                            float *work, float *out, int64_t rows, int64_t d, int64_t f,        \
+                            int64_t d_out) {                                                    \
+    int64_t wide = padded(rows);                                                                \
+    float *h = work, *a = h + wide * f, *in = a + wide * 2 * f, *y = a;                         \
+    for (int64_t r = 0, width; r < rows; r += width) {                                          \
+      width = vectors_at(r, rows) * LANES;                                                      \
+      for (int64_t lane = 0; lane < width; lane++) {                                            \
+        const T *from = x + d * rows_of[r + lane < rows ? r + lane : r];                        \
+        for (int64_t j = 0; j < d; j++) in[d * r + width * j + lane] = load_##NAME(from[j]);    \
+      }                                                                                         \
+    }                                                                                           \
+    product_##NAME(first, in, a, rows, 2 * f, d);                                               \
+    for (int64_t r = 0, width; r < rows; r += width) {                                          \
+      width = vectors_at(r, rows) * LANES;                                                      \
+      gated(a + 2 * f * r, a + 2 * f * r + f * width, h + f * r, f * width);                    \
+    }                                                                                           \
+    for (int64_t j = 0; j < wide * f; j++) h[j] = round_##NAME(h[j]);                           \
+    product_##NAME(second, h, y, rows, d_out, f);                                               \
+    for (int64_t r = 0, width; r < rows; r += width) {                                          \
+      width = vectors_at(r, rows) * LANES;                                                      \
+      for (int64_t lane = 0; lane < width && r + lane < rows; lane++) {                         \
+        float *to = out + d_out * (r + lane);                                                   \
+        for (int64_t j = 0; j < d_out; j++) to[j] = y[d_out * r + width * j + lane];            \
+      }                                                                                         \
+    }                                                                                           \
+  }                                                                                             \
   void swiglu_few_##NAME(const T *x, const int64_t *rows_of, const int64_t *blocks,             \
                          const T *first, const T *second, const int64_t *inverse, const T *w,   \
                          float *work, T *y, int64_t n_blocks, int64_t n_rows, int64_t tokens,   \
@@ -139,15 +282,9 @@ static inline float sigmoid(float x) {
     float *sorted = work, *buffers = work + n_rows * d_out;                                     \
     for (int64_t n = 0; n < n_blocks; n++, blocks += 3) {                                       \
       int64_t expert = blocks[0], start = blocks[1], rows = blocks[2] - start;                  \
-      float *in = buffers, *a = in + rows * d, *h = a + rows * 2 * f;                           \
-      for (int64_t r = 0; r < rows; r++) {                                                      \
-        const T *from = x + d * rows_of[start + r];                                             \
-        for (int64_t j = 0; j < d; j++) in[d * r + j] = load_##NAME(from[j]);                   \
-      }                                                                                         \
-      product_##NAME(first + expert * 2 * f * d, in, a, rows, 2 * f, d);                        \
-      swiglu_f32(a, h, rows, f);                                                                \
-      for (int64_t j = 0; j < rows * f; j++) h[j] = round_##NAME(h[j]);                         \
-      product_##NAME(second + expert * d_out * f, h, sorted + d_out * start, rows, d_out, f);   \
+      (rows > SCANT ? panels_##NAME : scant_##NAME)(                                            \
+          x, rows_of + start, first + expert * 2 * f * d, second + expert * d_out * f, buffers, \
+          sorted + d_out * start, rows, d, f, d_out);                                           \
     }                                                                                           \
     for (int64_t n = 0; n < tokens; n++) {                                                      \
       float *sum = buffers;                                                                     \
@@ -162,6 +299,5 @@ static inline float sigmoid(float x) {
     }                                                                                           \
   }
 
-void swiglu_f32(const float *a, float *h, int64_t rows, int64_t f);
 DEFINE(float, f32)
 DEFINE(uint16_t, bf16)

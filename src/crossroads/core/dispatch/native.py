@@ -27,6 +27,7 @@ from crossroads.core.native import Source
 # Threads are those of the OpenMP runtime that torch has loaded: compiled for, not linked with one.
 _FLAGS = (
     "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only",
+    "-ffp-contract=fast",
 )  # fmt: skip
 # Compilers choose half of it by themselves.
 _WIDE = ("-mprefer-vector-width=512",) if platform.machine() in {"x86_64", "AMD64"} else ()

@@ -12,7 +12,7 @@ Shapes: N tokens, K places a token, E experts, S sorted rows with pads, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -69,6 +69,18 @@ class RowPlan:
     @property
     def largest_block(self) -> int:
         return max((last - first for _, first, last in self.blocks), default=0)
+
+
+@cache
+def compiles_per_count(dtype: torch.dtype) -> bool:
+    """Return whether this CPU runs products of a type by oneDNN, which compiles for every count.
+
+    A CPU without the instructions computes them by torch's own kernels: a pad only costs there.
+    """
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if dtype not in name or not torch.backends.mkldnn.is_available():
+        return False
+    return bool(getattr(torch.ops.mkldnn, name[dtype])())
 
 
 def plan_rows(idx_NK: Tensor, n_experts: int, *, multiple: int = 1) -> RowPlan:
