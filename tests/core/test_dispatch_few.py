@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from crossroads.core.dispatch import banks, few, fused, mlp_bank, native, swiglu_bank
+from crossroads.core.dispatch import banks, few, mlp_bank, native, swiglu_bank
+from crossroads.core.errors import InputError
 from tests.core.test_dispatch import swiglu_case, written_out
 from tests.core.test_dispatch_native import kernels, needs_compiler
 
@@ -27,15 +27,15 @@ DTYPES = pytest.mark.parametrize(
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Count the calls that the kernel answers."""
     calls: list[int] = []
-    run = few._compiled
+    run = few.compiled_rows
 
-    def counted(*args: object, **named: object) -> Tensor | None:
-        y_ND = run(*args, **named)  # type: ignore[arg-type]
+    def counted(*args: object) -> Tensor | None:
+        y_ND = run(*args)  # type: ignore[arg-type]
         if y_ND is not None:
             calls.append(1)
         return y_ND
 
-    monkeypatch.setattr(few, "_compiled", counted)
+    monkeypatch.setattr(banks, "compiled_rows", counted)
     yield calls
 
 
@@ -114,7 +114,7 @@ def test_the_kernel_answers_for_weights_that_lie_as_it_reads_them(
 @needs_compiler
 @DTYPES
 @pytest.mark.parametrize("has_instructions", [True, False])
-def test_instructions_for_half_precision_take_a_popular_expert(
+def test_instructions_for_half_precision_take_a_popular_expert(  # noqa: PLR0917
     kernels: Path,
     compiled: list[int],
     monkeypatch: pytest.MonkeyPatch,
@@ -131,7 +131,7 @@ def test_instructions_for_half_precision_take_a_popular_expert(
 
 @needs_compiler
 @DTYPES
-@pytest.mark.parametrize("rows", [1, 4, 5, 8, 9, 16, 17, 33, 100])
+@pytest.mark.parametrize("rows", [1, 4, 5, 8, 9, 16, 17, 33, 131])
 @pytest.mark.parametrize(("hidden", "out"), [(257, 3), (523, 300), (6, 46)])
 def test_any_count_of_rows_and_weights_fits_the_tiles(  # noqa: PLR0917
     kernels: Path, dtype: torch.dtype, limit: float, rows: int, hidden: int, out: int
@@ -221,18 +221,23 @@ def test_another_default_device_changes_nothing(kernels: Path) -> None:
 
 
 @needs_compiler
-def test_pads_are_not_computed(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = swiglu_case(tokens=5, dtype=torch.bfloat16)
-    wanted = swiglu_bank(*case)
-    monkeypatch.setattr(banks, "compiles_per_count", lambda dtype: True)
-    handed = []
-    kernel = native.kernels_for(case[0])
-    assert kernel is not None
-    run = kernel.swiglu_few
-    counted = replace(kernel, swiglu_few=lambda *a: (handed.append(a), run(*a)))
-    monkeypatch.setattr(fused, "kernels_for", lambda tensor: counted)
-    assert torch.equal(swiglu_bank(*case), wanted)
-    assert len(handed) == 1
+@pytest.mark.parametrize("expert", [-2, 5])
+def test_experts_that_are_not_there_are_refused(kernels: Path, expert: int) -> None:
+    case = swiglu_case(tokens=5, dtype=torch.float32)
+    case[1][2, 1] = expert
+    with pytest.raises(InputError, match=r"idx must lie in \[-1, 5\).*" + str(expert)):
+        swiglu_bank(*case)
+
+
+@needs_compiler
+def test_what_the_kernel_cannot_sort_is_left_to_torch(kernels: Path, compiled: list[int]) -> None:
+    x, idx, w, gate_up, down = swiglu_case(tokens=400, dtype=torch.float32)  # 1200 places
+    for places in (3, 0):
+        case = (x, idx[:, :places], w[:, :places], gate_up, down)
+        torch.testing.assert_close(swiglu_bank(*case), written_out(*case))
+    with pytest.raises(InputError, match="int64"):
+        swiglu_bank(x[:4], idx[:4].int(), w[:4], gate_up, down)
+    assert not compiled
 
 
 @needs_compiler

@@ -148,7 +148,7 @@ class TokenChoiceRouter(Router):
 
     def normalise(self, logits_NE: Tensor, inp: RouterInput) -> Tensor:
         """Return probabilities (N, E)."""
-        return gating.softmax(logits_NE)
+        return gating.softmax(logits_NE, is_finite=inp.is_open)
 
     def mix(self, probs_NE: Tensor, inp: RouterInput) -> Tensor:
         """Return probabilities mixed over tokens; the default mixes nothing."""
@@ -160,19 +160,27 @@ class TokenChoiceRouter(Router):
             return gating.top_k(logits_NE, self.k)  # finer than probabilities, which round to ties
         return gating.top_k(probs_NE.masked_fill(torch.isneginf(logits_NE), -torch.inf), self.k)
 
+    def fills_places(self, inp: RouterInput) -> bool:
+        """Return whether ``select`` gives, and ``weigh`` is given, an expert for every place."""
+        mine, plain = type(self), TokenChoiceRouter
+        return inp.is_open and mine.select is plain.select and mine.weigh is plain.weigh
+
     def weigh(self, probs_NE: Tensor, idx_NK: Tensor, inp: RouterInput) -> Tensor:
         """Return weights (N, K) of chosen experts; those of empty places are overwritten by 0."""
-        w_NK = gating.at_least_float32(probs_NE).gather(-1, idx_NK.clamp_min(0))
+        is_filled = self.fills_places(inp)
+        w_NK = gating.at_least_float32(probs_NE)
+        w_NK = w_NK.gather(-1, idx_NK if is_filled else idx_NK.clamp_min(0))
         if not self.renorm:
             return w_NK
         tiny = torch.finfo(w_NK.dtype).tiny
-        w_NK, empty_NK = w_NK.clamp_min(tiny), idx_NK < 0
+        w_NK = w_NK.clamp_min(tiny)
         if gating.is_scant(w_NK):
-            w_NK = w_NK.masked_fill(empty_NK, 0.0)
+            if not is_filled:
+                w_NK = w_NK.masked_fill(idx_NK < 0, 0.0)
             return w_NK / w_NK.sum(-1, keepdim=True).clamp_min(tiny)
         # w / sum(w), written as a softmax of logs: where one place is left its gradient is exactly
         # zero, and not rounding noise that Adam would turn into full steps.
-        return gating.softmax(w_NK.log().masked_fill(empty_NK, -torch.inf))
+        return gating.softmax(w_NK.log().masked_fill(idx_NK < 0, -torch.inf))
 
     def losses(self, scored: Scored, inp: RouterInput) -> dict[str, AuxTerm]:
         """Return the auxiliary losses of a training pass."""
@@ -211,7 +219,8 @@ class TokenChoiceRouter(Router):
             mask_N=mask_N,
         )
         w_NK = self.weigh(probs_NE, idx_NK, inp)
-        w_NK = w_NK.masked_fill(idx_NK < 0, 0.0)
+        if not self.fills_places(inp):
+            w_NK = w_NK.masked_fill(idx_NK < 0, 0.0)
         decision = RoutingDecision(
             choice=TokenChoice(idx_NK=idx_NK, w_NK=w_NK, dropped_NK=self.drops(idx_NK, w_NK, inp)),
             n_experts=self.n_experts,

@@ -39,8 +39,7 @@ _ROWS, _MOST_ROWS = 1024, 1536  # of a span, and of the last one of an expert
 def fused_bank(x_ND: Tensor, w_NK: Tensor, plan: RowPlan, bank: Bank) -> Tensor:
     """Return y_ND of the planned rows; differentiable in x, w and all weights of the bank."""
     kernels = kernels_for(x_ND)
-    inputs = (x_ND, w_NK, *bank.tensors)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+    if bank.keeps_gradient(x_ND, w_NK):
         y_ND: Tensor = _FusedBank.apply(x_ND, w_NK, *bank.tensors, plan, bank.kind, kernels)
         return y_ND
     if plan.n_rows <= FEW_ROWS and _multiply_adds(plan, bank) < team.WORTH_SHARING:

@@ -72,6 +72,7 @@ static void gated(const float *gate, const float *up, float *h, int64_t n) {
 #endif
 #define GROUP 12  /* rows of weights that one thread takes at a time */
 #define SCANT 4   /* rows up to which a dot product a row is faster */
+#define SPAN 128  /* rows that stay in cache from one product to the next */
 #define CHUNK 256 /* numbers of each that are widened at a time */
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -118,6 +119,29 @@ static void tiles(const float *w, int64_t stride, const float *x, float *out, in
 static inline int64_t padded(int64_t rows) { return (rows + LANES - 1) / LANES * LANES; }
 static inline int vectors_at(int64_t row, int64_t rows) { return rows - row > LANES ? 2 : 1; }
 
+/* Sort pairs by expert: the token of every sorted row, the row of every pair, the end of every
+ * expert's rows. */
+static int64_t sort_pairs(const int64_t *idx, int64_t tokens, int64_t places, int64_t experts,
+                          int64_t most, int64_t *token_of, int64_t *row_of, int64_t *end_of) {
+  int64_t pairs = tokens * places, before = 0;
+  for (int64_t e = 0; e < experts; e++) end_of[e] = 0;
+  for (int64_t p = 0; p < pairs; p++) {
+    if (idx[p] < -1 || idx[p] >= experts) return 2;
+    if (idx[p] >= 0 && ++end_of[idx[p]] > most) return 1;
+  }
+  for (int64_t e = 0; e < experts; e++) { /* where each begins; filling moves it to the end */
+    int64_t count = end_of[e];
+    end_of[e] = before;
+    before += count;
+  }
+  for (int64_t p = 0; p < pairs; p++) {
+    if (idx[p] < 0) continue;
+    row_of[p] = end_of[idx[p]]++;
+    token_of[row_of[p]] = p / places;
+  }
+  return 0;
+}
+
 /* Weights as float32, n of each row: where they lie, or widened into a buffer. */
 static const int64_t at_once_f32 = INT64_MAX, at_once_bf16 = CHUNK;
 static inline const float *wide_f32(const float *w, int64_t k, int64_t g, int64_t n, float *buffer,
@@ -140,10 +164,11 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
 /* dots: out[r] = w x[r], rounded to T: a weight is read once for four rows. */
 /* product: the same of a block's panels, x[k][lanes] to out[g][lanes]. */
 /* scant, panels: a block's sorted outputs, by dots and by product. */
-/* swiglu_few: y[n] = sum of w[k] second[e] (silu * up of first[e] x[n]) over the places k of n;
- * blocks are (e, first row, past the last) of the sorted rows, inverse is the sorted row of a place.
- * work holds n_rows * d_out floats, and for every row of the largest block, padded to a multiple of
- * sixteen, f and the greater of d + 2 f and d_out. */
+/* swiglu_few: y[n] = sum of w[n][k] second[e] (silu * up of first[e] x[n]), e = idx[n][k] or -1.
+ * order holds two numbers a place and one an expert; work holds places * d_out floats, and for each
+ * of SPAN rows, or of the places padded to sixteen if those are fewer, f and the greater of d + 2 f
+ * and d_out. Returns 1 and does nothing where an expert has more than most rows, 2 for an e that is
+ * not there. */
 #define DEFINE(T, NAME)                                                                         \
   void swiglu_##NAME(const T *a, T *h, int64_t rows, int64_t f) {                               \
     _Pragma("omp parallel for if (rows * f > PARALLEL_FROM)")                                   \
@@ -275,28 +300,35 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
       }                                                                                         \
     }                                                                                           \
   }                                                                                             \
-  void swiglu_few_##NAME(const T *x, const int64_t *rows_of, const int64_t *blocks,             \
-                         const T *first, const T *second, const int64_t *inverse, const T *w,   \
-                         float *work, T *y, int64_t n_blocks, int64_t n_rows, int64_t tokens,   \
-                         int64_t places, int64_t d, int64_t f, int64_t d_out) {                 \
-    float *sorted = work, *buffers = work + n_rows * d_out;                                     \
-    for (int64_t n = 0; n < n_blocks; n++, blocks += 3) {                                       \
-      int64_t expert = blocks[0], start = blocks[1], rows = blocks[2] - start;                  \
-      (rows > SCANT ? panels_##NAME : scant_##NAME)(                                            \
-          x, rows_of + start, first + expert * 2 * f * d, second + expert * d_out * f, buffers, \
-          sorted + d_out * start, rows, d, f, d_out);                                           \
+  int64_t swiglu_few_##NAME(const T *x, const int64_t *idx, const T *w, const T *first,         \
+                            const T *second, int64_t *order, float *work, T *y, int64_t tokens, \
+                            int64_t places, int64_t experts, int64_t d, int64_t f, int64_t d_out, \
+                            int64_t most) {                                                     \
+    int64_t pairs = tokens * places, *token_of = order, *row_of = order + pairs;                \
+    float *sorted = work, *buffers = work + pairs * d_out;                                      \
+    int64_t *end_of = row_of + pairs, fault;                                                    \
+    fault = sort_pairs(idx, tokens, places, experts, most, token_of, row_of, end_of);           \
+    if (fault) return fault;                                                                    \
+    for (int64_t e = 0, start = 0, rows; e < experts; e++) {                                    \
+      for (; start < end_of[e]; start += rows) {                                                \
+        rows = end_of[e] - start < SPAN ? end_of[e] - start : SPAN;                             \
+        (rows > SCANT ? panels_##NAME : scant_##NAME)(                                          \
+            x, token_of + start, first + e * 2 * f * d, second + e * d_out * f, buffers,        \
+            sorted + d_out * start, rows, d, f, d_out);                                         \
+      }                                                                                         \
     }                                                                                           \
     for (int64_t n = 0; n < tokens; n++) {                                                      \
       float *sum = buffers;                                                                     \
       for (int64_t j = 0; j < d_out; j++) sum[j] = 0.0f;                                        \
       for (int64_t k = n * places; k < (n + 1) * places; k++) {                                 \
-        if (inverse[k] == n_rows) continue; /* an empty place */                                \
-        const float *from = sorted + d_out * inverse[k];                                        \
+        if (idx[k] < 0) continue;                                                               \
+        const float *from = sorted + d_out * row_of[k];                                         \
         float weight = load_##NAME(w[k]);                                                       \
         for (int64_t j = 0; j < d_out; j++) sum[j] += weight * from[j];                         \
       }                                                                                         \
       for (int64_t j = 0; j < d_out; j++) y[d_out * n + j] = store_##NAME(sum[j]);              \
     }                                                                                           \
+    return 0;                                                                                   \
   }
 
 DEFINE(float, f32)

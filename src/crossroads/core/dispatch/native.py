@@ -73,10 +73,11 @@ def loaded(dtype: torch.dtype) -> Kernels | None:
         return None
     pointer, count, name = ctypes.c_void_p, ctypes.c_int64, _NAMES[dtype]
     # Tensors a kernel reads and writes, and sizes.
-    shapes = {"swiglu": (2, 2), "swiglu_back": (4, 2), "weigh_back": (6, 2), "swiglu_few": (9, 7)}
+    shapes = {"swiglu": (2, 2), "swiglu_back": (4, 2), "weigh_back": (6, 2), "swiglu_few": (8, 7)}
     found = {}
     for kernel, (tensors, sizes) in shapes.items():
         function = getattr(library, f"{kernel}_{name}")
-        function.argtypes, function.restype = [pointer] * tensors + [count] * sizes, None
+        function.argtypes = [pointer] * tensors + [count] * sizes
+        function.restype = count if kernel == "swiglu_few" else None
         found[kernel] = function
     return Kernels(**found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from crossroads.core.dispatch.activations import Kind
@@ -22,3 +23,8 @@ class Bank:
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.first_EGD, self.first_bias_EG, self.second_EDF, self.second_bias_ED
+
+    def keeps_gradient(self, *inputs: Tensor) -> bool:
+        """Return whether a result of these weights and inputs can be differentiated."""
+        tensors = (*inputs, *self.tensors)
+        return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
