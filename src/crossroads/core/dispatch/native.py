@@ -1,7 +1,7 @@
 """Compiled kernels of the CPU path: optional, built on request, found afterwards.
 
 SiLU(gate) * up, its gradient, and the gather-weigh-dot of the output's gradient are each one pass
-over memory in C where torch makes two to six; a whole bank for a handful of rows is one call where
+over memory in C where torch makes two to six; a whole bank for few rows is one call where
 torch makes three an expert. Nothing here is ever needed: without the built file
 the same is computed in torch. ``python -m crossroads.core.dispatch`` builds it (one second), as
 ``crossroads.core.native`` says. Importing builds nothing.
