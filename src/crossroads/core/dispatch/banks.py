@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crossroads.core.dispatch.activations import ACTIVATIONS, Activation
-from crossroads.core.dispatch.few import compiled_rows
+from crossroads.core.dispatch.compiled import compiled_bank
 from crossroads.core.dispatch.fused import fused_bank
 from crossroads.core.dispatch.plain import grouped_bank, is_grouped_size, loop_bank
 from crossroads.core.dispatch.rows import check_range, compiles_per_count, plan_rows
@@ -117,7 +117,7 @@ def _run(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank, path: Path) -> 
         return loop_bank(x_ND, idx_NK, w_NK, bank)
     if path == "grouped_mm":
         return grouped_bank(x_ND, idx_NK, w_NK, bank)
-    y_ND = compiled_rows(x_ND, idx_NK, w_NK, bank)
+    y_ND = compiled_bank(x_ND, idx_NK, w_NK, bank)
     if y_ND is not None:
         return y_ND
     n_experts = bank.first_EGD.shape[0]

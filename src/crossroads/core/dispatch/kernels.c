@@ -1,7 +1,7 @@
 /* Kernels of expert banks, float32 and bfloat16, built on request by native.py.
  *
  * Row-wise ones do in one pass over memory what takes two to six in separate tensor operations, and
- * one runs a whole bank for few rows, reading every weight once. bfloat16 is widened to float32,
+ * one runs a whole bank, reading every weight once for up to 128 rows. bfloat16 is widened to float32,
  * computed, and rounded to nearest even. No libraries: threads are those of whichever OpenMP
  * runtime the process has loaded already.
  */
@@ -119,11 +119,10 @@ static void tiles(const float *w, int64_t stride, const float *x, float *out, in
 static inline int64_t padded(int64_t rows) { return (rows + LANES - 1) / LANES * LANES; }
 static inline int vectors_at(int64_t row, int64_t rows) { return rows - row > LANES ? 2 : 1; }
 
-/* Sort pairs by expert: the token of every sorted row, the row of every pair, the end of every
- * expert's rows. */
-static int64_t sort_pairs(const int64_t *idx, int64_t tokens, int64_t places, int64_t experts,
-                          int64_t most, int64_t *token_of, int64_t *row_of, int64_t *end_of) {
-  int64_t pairs = tokens * places, before = 0;
+/* Sort pairs by expert: the pair of every sorted row, and the end of every expert's rows. */
+static int64_t sort_pairs(const int64_t *idx, int64_t pairs, int64_t experts, int64_t most,
+                          int64_t *pair_of, int64_t *end_of) {
+  int64_t before = 0;
   for (int64_t e = 0; e < experts; e++) end_of[e] = 0;
   for (int64_t p = 0; p < pairs; p++) {
     if (idx[p] < -1 || idx[p] >= experts) return 2;
@@ -134,11 +133,8 @@ static int64_t sort_pairs(const int64_t *idx, int64_t tokens, int64_t places, in
     end_of[e] = before;
     before += count;
   }
-  for (int64_t p = 0; p < pairs; p++) {
-    if (idx[p] < 0) continue;
-    row_of[p] = end_of[idx[p]]++;
-    token_of[row_of[p]] = p / places;
-  }
+  for (int64_t p = 0; p < pairs; p++)
+    if (idx[p] >= 0) pair_of[end_of[idx[p]]++] = p;
   return 0;
 }
 
@@ -163,12 +159,13 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
 /* weigh_back: g = w[row] * grad[rows[row]], dw[row] = <grad[rows[row]], y[row]>. */
 /* dots: out[r] = w x[r], rounded to T: a weight is read once for four rows. */
 /* product: the same of a block's panels, x[k][lanes] to out[g][lanes]. */
-/* scant, panels: a block's sorted outputs, by dots and by product. */
-/* swiglu_few: y[n] = sum of w[n][k] second[e] (silu * up of first[e] x[n]), e = idx[n][k] or -1.
- * order holds two numbers a place and one an expert; work holds places * d_out floats, and for each
- * of SPAN rows, or of the places padded to sixteen if those are fewer, f and the greater of d + 2 f
- * and d_out. Returns 1 and does nothing where an expert has more than most rows, 2 for an e that is
- * not there. */
+/* scant, panels: sums[n] += w[n][k] * an expert's output for some of its pairs, by dots and by
+ * product. */
+/* swiglu_bank: y[n] = sum of w[n][k] second[e] (silu * up of first[e] x[n]), e = idx[n][k] or -1.
+ * order holds a number a pair and one an expert. work holds, for each of SPAN rows, or of the pairs
+ * padded to sixteen if those are fewer, f and the greater of d + 2 f and d_out; and y's numbers where
+ * y is not float32. Returns 1 where an expert has more than most rows, 2 for an e that is not there:
+ * then y is not written. */
 #define DEFINE(T, NAME)                                                                         \
   void swiglu_##NAME(const T *a, T *h, int64_t rows, int64_t f) {                               \
     _Pragma("omp parallel for if (rows * f > PARALLEL_FROM)")                                   \
@@ -213,7 +210,7 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
       dw[i] = sum;                                                                              \
     }                                                                                           \
   }                                                                                             \
-  static void dots_##NAME(const T *w, const float *x, float *out, int64_t rows, int64_t g,   \
+  static void dots_##NAME(const T *w, const float *x, float *out, int64_t rows, int64_t g,      \
                              int64_t d) {                                                       \
     _Pragma("omp parallel for if (rows * g * d > SHARED_FROM)")                                 \
     for (int64_t i = 0; i < g; i++) {                                                           \
@@ -251,7 +248,7 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
         for (int64_t r = 0, width; r < rows; r += width) {                                      \
           int vectors = vectors_at(r, rows);                                                    \
           width = vectors * LANES;                                                              \
-          tiles(weights, stride, x + k * r + width * j, out + g * r + width * i, many, n, j > 0, \
+          tiles(weights, stride, x + k * r + width * j, out + g * r + width * i, many, n, j > 0,\
                 vectors);                                                                       \
         }                                                                                       \
       }                                                                                         \
@@ -262,26 +259,32 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
       }                                                                                         \
     }                                                                                           \
   }                                                                                             \
-  static void scant_##NAME(const T *x, const int64_t *rows_of, const T *first, const T *second, \
-                           float *work, float *out, int64_t rows, int64_t d, int64_t f,         \
-                           int64_t d_out) {                                                     \
-    float *h = work, *a = h + rows * f, *in = a + rows * 2 * f;                                 \
-    for (int64_t r = 0; r < rows; r++)                                                          \
-      for (int64_t j = 0; j < d; j++) in[d * r + j] = load_##NAME(x[d * rows_of[r] + j]);       \
+  static void scant_##NAME(const T *x, const T *w, const int64_t *pair_of, const T *first,      \
+                           const T *second, float *work, float *sums, int64_t rows,             \
+                           int64_t places, int64_t d, int64_t f, int64_t d_out) {               \
+    float *h = work, *a = h + rows * f, *in = a + rows * 2 * f, *y = a;                         \
+    for (int64_t r = 0; r < rows; r++) {                                                        \
+      const T *from = x + d * (pair_of[r] / places);                                            \
+      for (int64_t j = 0; j < d; j++) in[d * r + j] = load_##NAME(from[j]);                     \
+    }                                                                                           \
     dots_##NAME(first, in, a, rows, 2 * f, d);                                                  \
     for (int64_t r = 0; r < rows; r++) gated(a + 2 * f * r, a + 2 * f * r + f, h + f * r, f);   \
     for (int64_t j = 0; j < rows * f; j++) h[j] = round_##NAME(h[j]);                           \
-    dots_##NAME(second, h, out, rows, d_out, f);                                                \
+    dots_##NAME(second, h, y, rows, d_out, f);                                                  \
+    for (int64_t r = 0; r < rows; r++) {                                                        \
+      float *sum = sums + d_out * (pair_of[r] / places), weight = load_##NAME(w[pair_of[r]]);   \
+      for (int64_t j = 0; j < d_out; j++) sum[j] += weight * y[d_out * r + j];                  \
+    }                                                                                           \
   }                                                                                             \
-  static void panels_##NAME(const T *x, const int64_t *rows_of, const T *first, const T *second,\
-                            float *work, float *out, int64_t rows, int64_t d, int64_t f,        \
-                            int64_t d_out) {                                                    \
+  static void panels_##NAME(const T *x, const T *w, const int64_t *pair_of, const T *first,     \
+                            const T *second, float *work, float *sums, int64_t rows,            \
+                            int64_t places, int64_t d, int64_t f, int64_t d_out) {              \
     int64_t wide = padded(rows);                                                                \
     float *h = work, *a = h + wide * f, *in = a + wide * 2 * f, *y = a;                         \
     for (int64_t r = 0, width; r < rows; r += width) {                                          \
       width = vectors_at(r, rows) * LANES;                                                      \
       for (int64_t lane = 0; lane < width; lane++) {                                            \
-        const T *from = x + d * rows_of[r + lane < rows ? r + lane : r];                        \
+        const T *from = x + d * (pair_of[r + lane < rows ? r + lane : r] / places);             \
         for (int64_t j = 0; j < d; j++) in[d * r + width * j + lane] = load_##NAME(from[j]);    \
       }                                                                                         \
     }                                                                                           \
@@ -295,39 +298,33 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
     for (int64_t r = 0, width; r < rows; r += width) {                                          \
       width = vectors_at(r, rows) * LANES;                                                      \
       for (int64_t lane = 0; lane < width && r + lane < rows; lane++) {                         \
-        float *to = out + d_out * (r + lane);                                                   \
-        for (int64_t j = 0; j < d_out; j++) to[j] = y[d_out * r + width * j + lane];            \
+        int64_t pair = pair_of[r + lane];                                                       \
+        float *sum = sums + d_out * (pair / places), weight = load_##NAME(w[pair]);             \
+        for (int64_t j = 0; j < d_out; j++) sum[j] += weight * y[d_out * r + width * j + lane]; \
       }                                                                                         \
     }                                                                                           \
   }                                                                                             \
-  int64_t swiglu_few_##NAME(const T *x, const int64_t *idx, const T *w, const T *first,         \
+  int64_t swiglu_bank_##NAME(const T *x, const int64_t *idx, const T *w, const T *first,        \
                             const T *second, int64_t *order, float *work, T *y, int64_t tokens, \
-                            int64_t places, int64_t experts, int64_t d, int64_t f, int64_t d_out, \
+                            int64_t places, int64_t experts, int64_t d, int64_t f, int64_t d_out,\
                             int64_t most) {                                                     \
-    int64_t pairs = tokens * places, *token_of = order, *row_of = order + pairs;                \
-    float *sorted = work, *buffers = work + pairs * d_out;                                      \
-    int64_t *end_of = row_of + pairs, fault;                                                    \
-    fault = sort_pairs(idx, tokens, places, experts, most, token_of, row_of, end_of);           \
+    int64_t *pair_of = order, *end_of = order + tokens * places;                                \
+    int64_t fault = sort_pairs(idx, tokens * places, experts, most, pair_of, end_of);           \
     if (fault) return fault;                                                                    \
+    int is_float = sizeof(T) == sizeof(float);                                                  \
+    float *sums = is_float ? (float *)(void *)y : work;                                         \
+    float *buffers = is_float ? work : work + tokens * d_out;                                   \
+    for (int64_t j = 0; j < tokens * d_out; j++) sums[j] = 0.0f;                                \
     for (int64_t e = 0, start = 0, rows; e < experts; e++) {                                    \
       for (; start < end_of[e]; start += rows) {                                                \
         rows = end_of[e] - start < SPAN ? end_of[e] - start : SPAN;                             \
         (rows > SCANT ? panels_##NAME : scant_##NAME)(                                          \
-            x, token_of + start, first + e * 2 * f * d, second + e * d_out * f, buffers,        \
-            sorted + d_out * start, rows, d, f, d_out);                                         \
+            x, w, pair_of + start, first + e * 2 * f * d, second + e * d_out * f, buffers, sums,\
+            rows, places, d, f, d_out);                                                         \
       }                                                                                         \
     }                                                                                           \
-    for (int64_t n = 0; n < tokens; n++) {                                                      \
-      float *sum = buffers;                                                                     \
-      for (int64_t j = 0; j < d_out; j++) sum[j] = 0.0f;                                        \
-      for (int64_t k = n * places; k < (n + 1) * places; k++) {                                 \
-        if (idx[k] < 0) continue;                                                               \
-        const float *from = sorted + d_out * row_of[k];                                         \
-        float weight = load_##NAME(w[k]);                                                       \
-        for (int64_t j = 0; j < d_out; j++) sum[j] += weight * from[j];                         \
-      }                                                                                         \
-      for (int64_t j = 0; j < d_out; j++) y[d_out * n + j] = store_##NAME(sum[j]);              \
-    }                                                                                           \
+    if (!is_float)                                                                              \
+      for (int64_t j = 0; j < tokens * d_out; j++) y[j] = store_##NAME(sums[j]);                \
     return 0;                                                                                   \
   }
 

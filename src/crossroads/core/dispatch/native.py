@@ -1,7 +1,7 @@
 """Compiled kernels of the CPU path: optional, built on request, found afterwards.
 
 SiLU(gate) * up, its gradient, and the gather-weigh-dot of the output's gradient are each one pass
-over memory in C where torch makes two to six; a whole bank for few rows is one call where
+over memory in C where torch makes two to six; a whole bank without a gradient is one call where
 torch makes three an expert. Nothing here is ever needed: without the built file
 the same is computed in torch. ``python -m crossroads.core.dispatch`` builds it (one second), as
 ``crossroads.core.native`` says. Importing builds nothing.
@@ -42,7 +42,7 @@ class Kernels:
     swiglu: Any
     swiglu_back: Any
     weigh_back: Any
-    swiglu_few: Any
+    swiglu_bank: Any
 
 
 _torch_only: ContextVar[bool] = ContextVar("torch_only", default=False)
@@ -73,11 +73,11 @@ def loaded(dtype: torch.dtype) -> Kernels | None:
         return None
     pointer, count, name = ctypes.c_void_p, ctypes.c_int64, _NAMES[dtype]
     # Tensors a kernel reads and writes, and sizes.
-    shapes = {"swiglu": (2, 2), "swiglu_back": (4, 2), "weigh_back": (6, 2), "swiglu_few": (8, 7)}
+    shapes = {"swiglu": (2, 2), "swiglu_back": (4, 2), "weigh_back": (6, 2), "swiglu_bank": (8, 7)}
     found = {}
     for kernel, (tensors, sizes) in shapes.items():
         function = getattr(library, f"{kernel}_{name}")
         function.argtypes = [pointer] * tensors + [count] * sizes
-        function.restype = count if kernel == "swiglu_few" else None
+        function.restype = count if kernel == "swiglu_bank" else None
         found[kernel] = function
     return Kernels(**found)

@@ -31,13 +31,19 @@ def run_blocks(blocks: Sequence[Block], prepare: Callable[[], Run], multiply_add
     """Run every block once. Each thread calls ``prepare`` for a run with buffers of its own."""
     threads = torch.get_num_threads()
     together, apart = list(blocks), list[Block]()
-    if threads > 1 and multiply_adds >= WORTH_SHARING and _limits() is not None:
+    if is_shared(multiply_adds):
         together, apart = divide(blocks, threads)
     run = prepare()
     for block in together:
         run(block)
     if apart:
         _run_apart(apart, run, prepare, threads)
+
+
+def is_shared(multiply_adds: int) -> bool:
+    """Return whether so much work is shared among threads expert by expert."""
+    is_worth_it = torch.get_num_threads() > 1 and multiply_adds >= WORTH_SHARING
+    return is_worth_it and _limits() is not None
 
 
 def divide(blocks: Sequence[Block], threads: int) -> tuple[list[Block], list[Block]]:
