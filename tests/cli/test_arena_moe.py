@@ -41,6 +41,7 @@ def test_a_named_router_is_compared_with_the_baselines(tmp_path: Path) -> None:
         (["--routers", "top-p:q=1"], "setting of router 'top-p'"),
         (["--task", "lm", "--routers", "soft"], "looks at later tokens"),
         (["--task", "speech", "--routers", "hash"], "'hash' reads the ids of tokens"),
+        (["--task", "diffusion", "--routers", "hash"], "'hash' reads the ids of tokens"),
         (["--routers", "top2:k=99"], "'top2:k=99', task vision-quick: k: expected between"),
     ],
 )

@@ -24,15 +24,10 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def softmax(logits: Tensor, dim: int = -1, *, is_finite: bool = False) -> Tensor:
-    """Return the softmax in float32 at least; a slice that is -inf throughout becomes zeros.
-
-    ``is_finite`` promises that there is none, which saves looking.
-    """
+def softmax(logits: Tensor, dim: int = -1) -> Tensor:
+    """Return the softmax in float32 at least; a slice that is -inf throughout becomes zeros."""
     logits = at_least_float32(logits)
     if is_scant(logits):
-        if is_finite:
-            return torch.softmax(logits, dim)
         none_is_open = torch.isneginf(logits).all(dim, keepdim=True)
         return torch.softmax(logits, dim).masked_fill(none_is_open, 0.0)
     # Spelt out: many rows shorter than a vector register take torch's kernel up to six times as

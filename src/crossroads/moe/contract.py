@@ -82,11 +82,6 @@ class RouterInput:
     def mask_N(self) -> Tensor:
         return self.mask_BT.reshape(-1)
 
-    @property
-    def is_open(self) -> bool:
-        """No token is padding and no expert forbidden: logits that passed are finite."""
-        return self.is_full and self.allow is None and self.logit_bias is None
-
     def noise(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return standard normal numbers from this call's generator."""
         drawn = torch.randn(shape, generator=self.rng, dtype=torch.float32, device="cpu")

@@ -148,7 +148,7 @@ class TokenChoiceRouter(Router):
 
     def normalise(self, logits_NE: Tensor, inp: RouterInput) -> Tensor:
         """Return probabilities (N, E)."""
-        return gating.softmax(logits_NE, is_finite=inp.is_open)
+        return gating.softmax(logits_NE)
 
     def mix(self, probs_NE: Tensor, inp: RouterInput) -> Tensor:
         """Return probabilities mixed over tokens; the default mixes nothing."""
@@ -160,23 +160,17 @@ class TokenChoiceRouter(Router):
             return gating.top_k(logits_NE, self.k)  # finer than probabilities, which round to ties
         return gating.top_k(probs_NE.masked_fill(torch.isneginf(logits_NE), -torch.inf), self.k)
 
-    def fills_places(self, inp: RouterInput) -> bool:
-        """Return whether ``select`` gives, and ``weigh`` is given, an expert for every place."""
-        mine, plain = type(self), TokenChoiceRouter
-        return inp.is_open and mine.select is plain.select and mine.weigh is plain.weigh
-
     def weigh(self, probs_NE: Tensor, idx_NK: Tensor, inp: RouterInput) -> Tensor:
         """Return weights (N, K) of chosen experts; those of empty places are overwritten by 0."""
-        is_filled = self.fills_places(inp)
+        may_be_empty = has_empty(idx_NK)
         w_NK = gating.at_least_float32(probs_NE)
-        w_NK = w_NK.gather(-1, idx_NK if is_filled else idx_NK.clamp_min(0))
+        w_NK = w_NK.gather(-1, idx_NK.clamp_min(0) if may_be_empty else idx_NK)
         if not self.renorm:
             return w_NK
         tiny = torch.finfo(w_NK.dtype).tiny
         w_NK = w_NK.clamp_min(tiny)
         if gating.is_scant(w_NK):
-            if not is_filled:
-                w_NK = w_NK.masked_fill(idx_NK < 0, 0.0)
+            w_NK = w_NK.masked_fill(idx_NK < 0, 0.0) if may_be_empty else w_NK
             return w_NK / w_NK.sum(-1, keepdim=True).clamp_min(tiny)
         # w / sum(w), written as a softmax of logs: where one place is left its gradient is exactly
         # zero, and not rounding noise that Adam would turn into full steps.
@@ -219,7 +213,7 @@ class TokenChoiceRouter(Router):
             mask_N=mask_N,
         )
         w_NK = self.weigh(probs_NE, idx_NK, inp)
-        if not self.fills_places(inp):
+        if has_empty(idx_NK):
             w_NK = w_NK.masked_fill(idx_NK < 0, 0.0)
         decision = RoutingDecision(
             choice=TokenChoice(idx_NK=idx_NK, w_NK=w_NK, dropped_NK=self.drops(idx_NK, w_NK, inp)),
@@ -324,6 +318,13 @@ def opened(logits_NE: Tensor, inp: RouterInput) -> Tensor:
             raise InputError(f"allow: expected bool, got {allowed_NE.dtype}")
         logits_NE = logits_NE.masked_fill(~allowed_NE, -torch.inf)
     return logits_NE
+
+
+def has_empty(idx_NK: Tensor) -> bool:
+    """Return whether a place may be empty (-1); looked at where that is cheaper than masking."""
+    if idx_NK.device.type != "cpu" or not idx_NK.numel() or not gating.is_scant(idx_NK):
+        return True
+    return bool(idx_NK.min().item() < 0)
 
 
 def check_finite(logits_NE: Tensor, inp: RouterInput) -> None:

@@ -63,8 +63,8 @@ def command(
     """Compare routers of tokens at equal active compute, on models trained here.
 
     Names and what they do: crossroads list moe-routers. Seven baselines are always trained along,
-    the dense model among them: a router is judged beside them (six in speech, whose frames have no
-    id that "hash" could read).
+    the dense model among them: a router is judged beside them (six in speech and diffusion, whose
+    tokens have no id that "hash" could read).
 
     Prints the leaderboard and writes report.html and leaderboard.json. A run that was stopped
     continues: finished cells are kept in the output folder. Exit code 1 when a router named in

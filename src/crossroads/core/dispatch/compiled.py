@@ -1,6 +1,6 @@
 """Forwards of SwiGLU banks without a gradient, in one call of a compiled kernel.
 
-It sorts the places, reads every weight once for up to 128 rows and holds buffers for so many: in
+It sorts the places, reads every weight once for 128 rows and holds buffers for so many: in
 decoding it saves most of what is not a product, in large batches the memory. Where it is not built
 or does not suit, None is the answer and torch does the same.
 
@@ -18,8 +18,8 @@ from crossroads.core.dispatch.native import kernels_for
 from crossroads.core.dispatch.rows import check_range, compiles_per_count
 from crossroads.core.dispatch.weights import Bank
 
-_SPAN, _LANES = 128, 16  # rows the kernel takes at a time, at most, and pads to
-# Rows of an expert above which instructions for half precision are as fast as the kernel.
+_SPAN, _LANES = 128, 16  # rows of an expert that are taken at a time, and room for its pads
+# Rows of an expert, on average and at most, above which instructions for half precision win.
 _MEAN_HALF, _MOST_HALF = 16, 32
 _NOT_THERE = 2  # what the kernel answers for an expert that is not there
 
@@ -49,8 +49,12 @@ def compiled_bank(x_ND: Tensor, idx_NK: Tensor, w_NK: Tensor, bank: Bank) -> Ten
         pointers = [tensor.data_ptr() for tensor in used]
     except RuntimeError:  # wrapped by torch.func
         return None
+    if not all(pointers):  # nothing there, or not really
+        return None
     most = _MOST_HALF if compiles_per_count(x_ND.dtype) else n_pairs
-    fault = kernels.swiglu_bank(*pointers, n_tokens, places, n_experts, width, hidden, d_out, most)
+    fault = kernels.swiglu_bank(
+        *pointers, n_tokens, places, n_experts, width, hidden, d_out, most, rows
+    )
     if fault == _NOT_THERE:
         check_range(int(idx_NK.min()), int(idx_NK.max()), n_experts)
     return None if fault else y_ND

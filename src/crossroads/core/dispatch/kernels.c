@@ -1,7 +1,7 @@
 /* Kernels of expert banks, float32 and bfloat16, built on request by native.py.
  *
  * Row-wise ones do in one pass over memory what takes two to six in separate tensor operations, and
- * one runs a whole bank, reading every weight once for up to 128 rows. bfloat16 is widened to float32,
+ * one runs a whole bank, reading every weight once a span of rows. bfloat16 is widened to float32,
  * computed, and rounded to nearest even. No libraries: threads are those of whichever OpenMP
  * runtime the process has loaded already.
  */
@@ -60,9 +60,9 @@ static void gated(const float *gate, const float *up, float *h, int64_t n) {
   for (int64_t j = 0; j < n; j++) h[j] = gate[j] * sigmoid(gate[j]) * up[j];
 }
 
-/* Products of few rows: rows lie side by side in panels, x[k][lanes], so that a weight is one number
- * for all lanes and need not be packed. A tile is some rows of weights times a panel of one or two
- * vectors; its sums, up to twelve, stay in registers: enough of them to hide their latency. */
+/* Rows lie side by side in panels, x[k][lanes], so that a weight is one number for all lanes and
+ * need not be packed. A tile is some rows of weights times a panel of one or two vectors; its sums,
+ * up to twelve, stay in registers: enough of them to hide their latency. */
 #ifndef LANES /* of a vector: 8 or 16 */
 #ifdef __AVX512F__
 #define LANES 16
@@ -70,9 +70,9 @@ static void gated(const float *gate, const float *up, float *h, int64_t n) {
 #define LANES 8
 #endif
 #endif
+_Static_assert(16 % LANES == 0, "callers reserve room for rows padded to a multiple of 16");
 #define GROUP 12  /* rows of weights that one thread takes at a time */
 #define SCANT 4   /* rows up to which a dot product a row is faster */
-#define SPAN 128  /* rows that stay in cache from one product to the next */
 #define CHUNK 256 /* numbers of each that are widened at a time */
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -83,7 +83,7 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
     vec sums[W][V];                                                                             \
     for (int i = 0; i < W; i++)                                                                 \
       for (int v = 0; v < V; v++)                                                               \
-        sums[i][v] = adds ? *(vec *)(out + LANES * (V * i + v)) : (vec){0.0f};                  \
+        sums[i][v] = (vec){0.0f};                                                               \
     for (int64_t j = 0; j < n; j++) {                                                           \
       vec in[V];                                                                                \
       for (int v = 0; v < V; v++) in[v] = *(const vec *)(x + LANES * (V * j + v));              \
@@ -94,7 +94,11 @@ typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias))
       }                                                                                         \
     }                                                                                           \
     for (int i = 0; i < W; i++)                                                                 \
-      for (int v = 0; v < V; v++) *(vec *)(out + LANES * (V * i + v)) = sums[i][v];             \
+      for (int v = 0; v < V; v++) {                                                             \
+        vec *to = (vec *)(out + LANES * (V * i + v));                                           \
+        if (adds) sums[i][v] += *to;                                                            \
+        *to = sums[i][v];                                                                       \
+      }                                                                                         \
   }
 TILE(1, 12) TILE(1, 4) TILE(1, 1) TILE(2, 6) TILE(2, 4) TILE(2, 1)
 
@@ -139,7 +143,7 @@ static int64_t sort_pairs(const int64_t *idx, int64_t pairs, int64_t experts, in
 }
 
 /* Weights as float32, n of each row: where they lie, or widened into a buffer. */
-static const int64_t at_once_f32 = INT64_MAX, at_once_bf16 = CHUNK;
+static const int64_t at_once_f32 = 512, at_once_bf16 = CHUNK; /* short sums round less */
 static inline const float *wide_f32(const float *w, int64_t k, int64_t g, int64_t n, float *buffer,
                                     int64_t *stride) {
   (void)g, (void)n, (void)buffer;
@@ -162,10 +166,11 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
 /* scant, panels: sums[n] += w[n][k] * an expert's output for some of its pairs, by dots and by
  * product. */
 /* swiglu_bank: y[n] = sum of w[n][k] second[e] (silu * up of first[e] x[n]), e = idx[n][k] or -1.
- * order holds a number a pair and one an expert. work holds, for each of SPAN rows, or of the pairs
- * padded to sixteen if those are fewer, f and the greater of d + 2 f and d_out; and y's numbers where
- * y is not float32. Returns 1 where an expert has more than most rows, 2 for an e that is not there:
- * then y is not written. */
+ * An expert's rows are taken span at a time, which stay in cache from one product to the next.
+ * order holds a number a pair and one an expert. work holds, for each of span rows padded to
+ * sixteen, f and the greater of d + 2 f and d_out; and y's numbers where y is not float32.
+ * Returns 1 where an expert has more than most rows, 2 for an e that is not there: then y is not
+ * written. No size is zero. */
 #define DEFINE(T, NAME)                                                                         \
   void swiglu_##NAME(const T *a, T *h, int64_t rows, int64_t f) {                               \
     _Pragma("omp parallel for if (rows * f > PARALLEL_FROM)")                                   \
@@ -307,7 +312,7 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
   int64_t swiglu_bank_##NAME(const T *x, const int64_t *idx, const T *w, const T *first,        \
                             const T *second, int64_t *order, float *work, T *y, int64_t tokens, \
                             int64_t places, int64_t experts, int64_t d, int64_t f, int64_t d_out,\
-                            int64_t most) {                                                     \
+                            int64_t most, int64_t span) {                                       \
     int64_t *pair_of = order, *end_of = order + tokens * places;                                \
     int64_t fault = sort_pairs(idx, tokens * places, experts, most, pair_of, end_of);           \
     if (fault) return fault;                                                                    \
@@ -317,7 +322,7 @@ static inline const float *wide_bf16(const uint16_t *w, int64_t k, int64_t g, in
     for (int64_t j = 0; j < tokens * d_out; j++) sums[j] = 0.0f;                                \
     for (int64_t e = 0, start = 0, rows; e < experts; e++) {                                    \
       for (; start < end_of[e]; start += rows) {                                                \
-        rows = end_of[e] - start < SPAN ? end_of[e] - start : SPAN;                             \
+        rows = end_of[e] - start < span ? end_of[e] - start : span;                             \
         (rows > SCANT ? panels_##NAME : scant_##NAME)(                                          \
             x, w, pair_of + start, first + e * 2 * f * d, second + e * d_out * f, buffers, sums,\
             rows, places, d, f, d_out);                                                         \

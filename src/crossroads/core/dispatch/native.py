@@ -62,7 +62,13 @@ def kernels_for(tensor: Tensor) -> Kernels | None:
     """Return the compiled kernels for a tensor's device and type, None where there are none."""
     if _torch_only.get() or tensor.device.type != "cpu" or tensor.dtype not in _NAMES:
         return None
-    return loaded(tensor.dtype)
+    return None if _is_watched(tensor) else loaded(tensor.dtype)
+
+
+def _is_watched(tensor: Tensor) -> bool:
+    """Return whether somebody follows operations, who would not see those of a kernel."""
+    modes: int = torch._C._len_torch_dispatch_stack()
+    return modes > 0 or torch._is_functional_tensor(tensor)
 
 
 @cache
@@ -73,7 +79,7 @@ def loaded(dtype: torch.dtype) -> Kernels | None:
         return None
     pointer, count, name = ctypes.c_void_p, ctypes.c_int64, _NAMES[dtype]
     # Tensors a kernel reads and writes, and sizes.
-    shapes = {"swiglu": (2, 2), "swiglu_back": (4, 2), "weigh_back": (6, 2), "swiglu_bank": (8, 7)}
+    shapes = {"swiglu": (2, 2), "swiglu_back": (4, 2), "weigh_back": (6, 2), "swiglu_bank": (8, 8)}
     found = {}
     for kernel, (tensors, sizes) in shapes.items():
         function = getattr(library, f"{kernel}_{name}")

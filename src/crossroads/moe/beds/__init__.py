@@ -25,7 +25,9 @@ BEDS = {
     "diffusion": "crossroads.moe.beds.diffusion:DiffusionBed",
     "speech": "crossroads.moe.beds.speech:SpeechBed",
 }
-WITHOUT_IDS = ("speech",)  # beds whose tokens have neither id nor pixels to hash
+# Beds whose tokens have nothing to hash: frames of speech have no id, and what a patch will show is
+# not known while it is drawn (its hash would tell training what drawing cannot know).
+WITHOUT_IDS = ("speech", "diffusion")
 
 
 def get_bed(name: str, **settings: Any) -> ArenaBed:

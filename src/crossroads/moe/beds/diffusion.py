@@ -135,7 +135,7 @@ class DiffusionBed:
             label,
             generator=torch.Generator().manual_seed(seed),
             label_dropout=0.1 if context.training else 0.0,
-            context=context.with_cond(token_id=_content(images)),
+            context=context,
         )
 
     def evaluate(self, model: nn.Module, config: TrainConfig) -> dict[str, float]:
@@ -162,8 +162,7 @@ class DiffusionBed:
         """Return images (count, 1, 8, 8) in [-1, 1] and the labels they were drawn for."""
         label = torch.arange(count) % digits.NUM_CLASSES
         noise = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-        context = RouteContext(cond={"token_id": _content(noise)})
-        field = guided_field(model, label, guidance=guidance, context=context)
+        field = guided_field(model, label, guidance=guidance)
         drawn = self.process.sample(field, noise, num_steps=SAMPLING_STEPS)
         return drawn.numpy(), label.numpy()
 
@@ -171,12 +170,6 @@ class DiffusionBed:
         images, label = _part("test")
         _, output = self.loss(model, (images[:128], label[:128], 0), RouteContext())
         return output, np.repeat(label[:128].numpy(), NUM_PATCHES)
-
-
-def _content(images: Tensor) -> Tensor:
-    """Return what a hash router takes for token ids: the rounded sum of a patch's pixels."""
-    pixels = (images + 1) * (digits.LEVELS / 2)
-    return nn.functional.avg_pool2d(pixels, 2).mul(4).round().long().clamp_min(0).flatten(1)
 
 
 @cache

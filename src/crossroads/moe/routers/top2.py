@@ -77,11 +77,6 @@ class Top2(TokenChoiceRouter):
         idx_NK = torch.where(keep_NK, idx_NK, NOBODY).gather(-1, order_NK)
         return self._with_forced(idx_NK, inp)
 
-    def fills_places(self, inp: RouterInput) -> bool:
-        mine = type(self)
-        is_plain = mine.select is Top2.select and mine.weigh is Top2.weigh
-        return inp.is_open and is_plain and self.later == "all"
-
     def _with_forced(self, idx_NK: Tensor, inp: RouterInput) -> Tensor:
         """Return the choice with the expert of ``force`` in the first place the draw has freed."""
         wanted_BT = wanted_experts(inp, self.n_experts)
