@@ -70,43 +70,58 @@ def compacted(passes: Sequence[Pass]) -> Iterator[Pass]:
 
 
 def _converted(passes: Sequence[Pass]) -> list[Pass]:
-    masks = [p.mask.cpu().numpy() for p in passes]
-    rows = [_real_rows(mask) for mask in masks]
+    masks = {id(p.mask): p.mask for p in passes}  # passes without padding share one
+    kept = {number: _kept_rows(mask.cpu().numpy()) for number, mask in masks.items()}
     columns = [
-        (column, rows_of[column.what["granularity"]])
-        for one, rows_of in zip(passes, rows, strict=True)
+        (column, kept[id(one.mask)].by_granularity[column.what["granularity"]])
+        for one in passes
         for column in one.columns
     ]
     places = _sorted_columns(columns)
     done = []
-    for one, mask in zip(passes, masks, strict=True):
-        real_row = np.flatnonzero(mask.any(1))
+    for one in passes:
+        rows = kept[id(one.mask)]
         taken: dict[str, Any] = {}
         for name in ("token_id", "pos", "doc"):
             value = _array(getattr(one, name))
-            taken[name] = None if value is None else np.broadcast_to(value, mask.shape)[mask]
+            taken[name] = (
+                None if value is None else np.broadcast_to(value, rows.mask.shape)[rows.mask]
+            )
         done.append(
             replace(
                 one,
                 columns=[next(places) for _ in one.columns],
-                # The real row of every real token.
-                mask=np.searchsorted(real_row, np.nonzero(mask)[0]),
-                sequence=one.sequence[real_row],
-                phase=one.phase[real_row],
+                mask=rows.row_of_token,
+                sequence=one.sequence[rows.real],
+                phase=one.phase[rows.real],
                 **taken,
             )
         )
     return done
 
 
-def _real_rows(mask: NDArray[np.bool_]) -> dict[str, NDArray[np.int64]]:
-    """Return the rows of a choice that are kept, by granularity."""
-    real_row = np.flatnonzero(mask.any(1))
-    return {
-        "token": np.flatnonzero(mask),
-        "sequence": real_row,
-        "batch": np.zeros(len(real_row), np.int64),
-    }
+@dataclass(frozen=True)
+class _KeptRows:
+    """What a mask keeps: its real rows, the real row of every real token, rows by granularity."""
+
+    mask: NDArray[np.bool_]
+    real: NDArray[np.int64]
+    row_of_token: NDArray[np.int64]
+    by_granularity: dict[str, NDArray[np.int64]]
+
+
+def _kept_rows(mask: NDArray[np.bool_]) -> _KeptRows:
+    real = np.flatnonzero(mask.any(1))
+    return _KeptRows(
+        mask=mask,
+        real=real,
+        row_of_token=np.searchsorted(real, np.nonzero(mask)[0]),
+        by_granularity={
+            "token": np.flatnonzero(mask),
+            "sequence": real,
+            "batch": np.zeros(len(real), np.int64),
+        },
+    )
 
 
 def _sorted_columns(
@@ -122,18 +137,26 @@ def _sorted_columns(
         kept: dict[str, Any] = {"dropped": None}
         for name, dtype in (("idx", np.int32), ("w", np.float32), ("dropped", np.bool_)):
             if name != "dropped" or may_lose:
-                pieces = [_rows(getattr(columns[at][0], name), columns[at][1]) for at in members]
-                kept[name] = np.concatenate(pieces, dtype=dtype, casting="same_kind")
+                chosen = [(getattr(columns[at][0], name), columns[at][1]) for at in members]
+                kept[name] = _joined_rows(chosen).astype(dtype, casting="same_kind", copy=False)
         sorted_places = _sorted_places(**kept, n_experts=n_experts)
-        ends = np.cumsum([len(columns[at][1]) for at in members])[:-1]
-        cut = [None if a is None else np.split(a, ends) for a in sorted_places]
-        for number, at in enumerate(members):
-            ids, weight, lost = (None if parts is None else parts[number] for parts in cut)
+        end = 0
+        for at in members:
+            start, end = end, end + len(columns[at][1])
+            ids, weight, lost = (None if a is None else a[start:end] for a in sorted_places)
             is_lossy = lost is not None and lost.any()
             found[at] = {"idx": ids, "w": weight, "dropped": lost if is_lossy else None}
     for at, (column, rows) in enumerate(columns):
         logits = None if column.logits is None else _half(column.logits, rows)
         yield Column(what=column.what, **found[at], logits=logits)
+
+
+def _joined_rows(chosen: Sequence[tuple[Tensor, NDArray[np.int64]]]) -> NDArray[Any]:
+    """Return rows of many tensors one after the other; converted at once where all are kept."""
+    is_whole = all(len(rows) == len(value) > 1 for value, rows in chosen)
+    if is_whole and len({value.device for value, _ in chosen}) == 1:
+        return np.asarray(_array(torch.cat([value.detach() for value, _ in chosen])))
+    return np.concatenate([_rows(value, rows) for value, rows in chosen])
 
 
 def _rows(value: Tensor, rows: NDArray[np.int64]) -> NDArray[Any]:

@@ -85,6 +85,8 @@ class Recorder:
         self._home: dict[int, int] = {}
         self._domain: dict[int, int] = {}
         self._facts: dict[int, dict[str, Any]] = {}
+        self._whats: dict[tuple[Any, ...], dict[str, Any]] = {}
+        self._real: dict[tuple[int, int], Tensor] = {}
         self._n_sequences = 0
         self._step = 0
 
@@ -143,7 +145,7 @@ class Recorder:
             Pass(
                 step=self._step,
                 columns=columns,
-                mask=torch.ones(batch, length, dtype=torch.bool) if mask is None else _kept(mask),
+                mask=self._all_real(batch, length) if mask is None else _kept(mask),
                 token_id=_kept(token_id),
                 pos=_kept(context.cond.get("pos")),
                 doc=_kept(context.cond.get("doc_id")),
@@ -179,31 +181,58 @@ class Recorder:
             )
         return list(sequences)
 
+    def _all_real(self, batch: int, length: int) -> Tensor:
+        if (batch, length) not in self._real:
+            self._real[batch, length] = torch.ones(batch, length, dtype=torch.bool)
+        return self._real[batch, length]
+
     def _columns(self, layer: int, decisions: Sequence[RoutingDecision]) -> list[Column]:
         columns = []
         for iteration, decision in enumerate(decisions):
-            kinds = list(self.kinds.get(layer, ("ffn",) * decision.n_experts))
-            if len(kinds) != decision.n_experts:
-                raise InputError(
-                    f"kinds: layer {layer} has {decision.n_experts} experts, got {len(kinds)}; "
-                    "take kinds_of(model)"
-                )
             if decision.choice is not None:
                 routes = [("", decision.choice, None)]
             else:
                 routes = [(b.name, b.choice, b.gate_N1) for b in decision.branches]
             for name, choice, gate_N1 in routes:
-                what = {
-                    "layer": layer,
-                    "iteration": iteration,
-                    "branch": name,
-                    "n_experts": decision.n_experts,
-                    "weights": decision.weights if gate_N1 is None else "unnormalised",
-                    "granularity": decision.granularity,
-                    "expert_kinds": kinds,
-                }
+                weights = decision.weights if gate_N1 is None else "unnormalised"
+                sizes = (decision.n_experts, weights, decision.granularity)
+                what = self._what(layer, iteration, name, type(choice), *sizes)
                 columns.append(self._column(what, choice, decision, gate_N1))
         return columns
+
+    def _what(
+        self, layer: int, iteration: int, branch: str, form: type[Any], *sizes: Any
+    ) -> dict[str, Any]:
+        """Return what a column is; passes of a model have the same, made and checked once."""
+        key = (layer, iteration, branch, form, *sizes)
+        if key in self._whats:
+            return self._whats[key]
+        n_experts, weights, granularity = sizes
+        kinds = list(self.kinds.get(layer, ("ffn",) * n_experts))
+        if len(kinds) != n_experts:
+            raise InputError(
+                f"kinds: layer {layer} has {n_experts} experts, got {len(kinds)}; "
+                "take kinds_of(model)"
+            )
+        if form is Dense and self.approx_topk is None:
+            raise InputError(
+                f"layer {layer}: a dense decision names no experts; record it with "
+                "approx_topk=k for the k of largest weight"
+            )
+        what = {
+            "layer": layer,
+            "iteration": iteration,
+            "branch": branch,
+            "n_experts": n_experts,
+            "weights": weights,
+            "granularity": granularity,
+            "expert_kinds": kinds,
+        }
+        if form is ExpertChoice:
+            what["form"] = "expert choice"
+        elif form is Dense:
+            what["approx_topk"] = self.approx_topk
+        return self._whats.setdefault(key, what)
 
     def _column(
         self,
@@ -212,37 +241,34 @@ class Recorder:
         decision: RoutingDecision,
         gate_N1: Tensor | None,
     ) -> Column:
-        places = self._token_choice(what, choice)
-        w_NK = places.w_NK.detach()
+        places = self._token_choice(choice)
+        w_NK = _bare(places.w_NK)
         logits_NE = decision.logits_NE if self.keep_logits else None
         return Column(
             what=what,
-            idx=places.idx_NK.detach(),
+            idx=_bare(places.idx_NK),
             # The gate of a branch multiplies what its experts return, as the weights do.
             w=w_NK if gate_N1 is None else w_NK * gate_N1.detach(),
-            dropped=None if places.dropped_NK is None else places.dropped_NK.detach(),
-            logits=None if logits_NE is None else logits_NE.detach(),
+            dropped=None if places.dropped_NK is None else _bare(places.dropped_NK),
+            logits=None if logits_NE is None else _bare(logits_NE),
         )
 
-    def _token_choice(
-        self, what: dict[str, Any], choice: TokenChoice | ExpertChoice | Dense
-    ) -> TokenChoice:
+    def _token_choice(self, choice: TokenChoice | ExpertChoice | Dense) -> TokenChoice:
         if isinstance(choice, TokenChoice):
             return choice
         if isinstance(choice, ExpertChoice):
-            what["form"] = "expert choice"
             return _detached_transpose(choice)
-        if self.approx_topk is None:
-            raise InputError(
-                f"layer {what['layer']}: a dense decision names no experts; record it with "
-                "approx_topk=k for the k of largest weight"
-            )
-        what["approx_topk"] = self.approx_topk
+        assert self.approx_topk is not None
         return _heaviest(choice, self.approx_topk)
 
     def _compact(self) -> None:
         self._parts.extend(compacted(self._pending))
         self._pending.clear()
+
+
+def _bare(given: Tensor) -> Tensor:
+    """Return what carries no gradient as it is: a decoding step has a dozen such."""
+    return given.detach() if given.requires_grad else given
 
 
 def _kept(given: Tensor | None) -> Tensor | None:
