@@ -65,7 +65,7 @@ check: $(READY)
 
 docs: $(READY)
 	@$(BIN)/python scripts/build_systems_table.py
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html"
 
 bench: $(READY)

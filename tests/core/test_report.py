@@ -45,6 +45,22 @@ def text_of(board: Leaderboard, width: int = 80) -> str:
     return output
 
 
+def test_a_narrow_terminal_drops_columns_not_names_or_digits(board: Leaderboard) -> None:
+    named = replace(board, metrics=[replace(m, headline=True) for m in board.metrics])
+    wide, narrow = text_of(named, 200), text_of(named, 30)
+    assert "no room" not in wide
+    assert f"no room for {named.metrics[1].title}" in narrow.replace("\n", " ")
+    for name in ("bound **", "better", "steady", "base *"):
+        assert name in narrow
+    first = format_figure(named.metrics[0], named.rows[0].metrics[named.metrics[0].name].mean)
+    assert first in narrow
+
+
+def test_a_metric_that_no_row_has_is_left_out(board: Leaderboard) -> None:
+    extra = replace(board.metrics[0], name="never", title="Never measured", headline=True)
+    assert "Never" not in text_of(replace(board, metrics=[*board.metrics, extra]), 200)
+
+
 def visible(page: str) -> str:
     """The page without the plotting library, which is most of it."""
     scripts = r"<script(?: type=\"application/gzip\" id=\"library\")?>.*?</script>"

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from crossroads.core.errors import DivergedError, InputError, UsageError
 from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
 from crossroads.models.decoder import DecoderConfig, DecoderLM
+from crossroads.moe.beds import get_bed
 from crossroads.moe.building import MoEFactory, MoESpec
 from crossroads.moe.commits import Commits
 from crossroads.moe.contract import RouterInput, RouterOutput
@@ -395,6 +397,14 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     train(Copy(), SPEC, replace(CONFIG, steps=1), out=tmp_path)
     with pytest.raises(InputError, match="another configuration"):
         train(Copy(), SPEC, replace(CONFIG, steps=2), out=tmp_path)
+
+
+def test_a_folder_without_steps_is_free_for_another_configuration(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot serve a decoder"):
+        train(get_bed("lm"), MoESpec(router="softmax-ec"), replace(CONFIG, steps=1), out=tmp_path)
+    assert (tmp_path / "config.yaml").exists()
+    train(Copy(), SPEC, replace(CONFIG, steps=1), out=tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["bed"] == "copy"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,13 +29,13 @@ _MAKERS = {
 def choose_router(spec: str | None, bank: AdapterBank, folder: Path | None = None) -> Router:
     """Return the router of a text such as "phatgoose:k=1", prepared for ``bank``.
 
+    Raises UsageError for an unknown router or setting, and for one that has to be trained first;
+    InputError where the bank lacks what it needs.
+
     Parameters
     ----------
     spec : "saved" = the one in the folder; None = the best that the bank has all data for
     folder : where the bank was read from
-
-    Raises UsageError for an unknown router or setting, and for one that has to be trained first;
-    InputError where the bank lacks what it needs.
     """
     is_saved = folder is not None and has_router(folder)
     if spec == SAVED and not is_saved:

@@ -283,6 +283,9 @@ def compare(
 ) -> Comparison:
     """Measure routers, and always the base model, the uniform mix and the oracle beside them.
 
+    A router that raises a CrossroadsError becomes an arm with ``error``. Raises UsageError for an
+    unknown router, before anything is measured.
+
     Parameters
     ----------
     routers : as users write them; "saved" is the one in ``folder``
@@ -290,9 +293,6 @@ def compare(
     folder : the bank was read from
     cache : folder of scores by row, so that a comparison that was stopped goes on
     left_out : routers that are not compared, and why; only handed on
-
-    A router that raises a CrossroadsError becomes an arm with ``error``. Raises UsageError for an
-    unknown router, before anything is measured.
     """
     known = {*bank.names}
     bounds = [ORACLE] if any(task.name in known for task in tasks) else []

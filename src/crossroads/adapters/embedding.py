@@ -47,14 +47,14 @@ def embed_experts(
 ) -> None:
     """Give every expert the embeddings that retrieval and GLIDER read.
 
+    Raises InputError naming an expert without examples or instruction.
+
     Parameters
     ----------
     examples : prompts of each expert's training data; kept one by one as ``examples_JG``
     instructions : what each expert's task asks for, one sentence: its embedding becomes
         ``embedding_G`` and itself the description. None: the mean of the example prompts
     encoder : of all texts; prompts to route must use the same one
-
-    Raises InputError naming an expert without examples or instruction.
     """
     for name in bank.names:
         prompts = examples.get(name, ())

@@ -64,13 +64,13 @@ def train_expert(
 ) -> tuple[Expert, tuple[float, ...]]:
     """Return the expert after training, and the loss of every step.
 
+    Raises what ``training.train`` raises.
+
     Parameters
     ----------
     model : frozen causal language model; it is given back as it was
     batch_of : step -> batch of the expert's training data
     checkpoint, identity, progress : of ``training.train``
-
-    Raises what ``training.train`` raises.
     """
     bank = AdapterBank([expert])
     losses = train_routed(

@@ -32,6 +32,8 @@ def train_gate(
 ) -> Expert:
     """Return the expert with its gates: artifact "gate", (I,) for every layer it adapts.
 
+    Raises what ``training.train`` raises.
+
     Parameters
     ----------
     model : frozen causal language model; it is given back as it was
@@ -39,8 +41,6 @@ def train_gate(
     settings : at least 20 steps at the rate ``lr``; every expert of a bank the same number, since
         a gate that is trained longer is larger in spread and its scores keep more of their size
     checkpoint, identity, progress : of ``training.train``
-
-    Raises what ``training.train`` raises.
     """
     router = GateTraining()
     train_routed(

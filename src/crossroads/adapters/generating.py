@@ -56,13 +56,13 @@ def generate(
 ) -> Iterator[int]:
     """Yield the tokens that follow ``ids``, at most ``most``, without one that ends the answer.
 
+    Raises InputError for a prompt without tokens, or one that fills the model's context.
+
     Parameters
     ----------
     base : its model has ``router`` and the experts in it
     facts : arguments of ``calling`` about the one sequence
     ends : tokens that end an answer; None = the model's own
-
-    Raises InputError for a prompt without tokens, or one that fills the model's context.
     """
     if not ids:
         raise InputError("the prompt has no tokens; give some text")

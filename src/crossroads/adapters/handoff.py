@@ -29,13 +29,13 @@ def handed_off(
 ) -> Tensor:
     """Return the likeliest continuations, (B, at most ``most``), padded after their end.
 
+    Raises UsageError unless 0 <= ``first`` and 1 <= ``most``.
+
     Parameters
     ----------
     routed : a causal language model of transformers with experts in it
     ids_BT, mask_BT : prompts, padded on the left
     most, first : tokens of an answer, and those of them that experts take part in
-
-    Raises UsageError unless 0 <= ``first`` and 1 <= ``most``.
     """
     if first < 0 or most < 1:
         raise UsageError(f"handoff: expected first >= 0 and most >= 1, got {first} and {most}")

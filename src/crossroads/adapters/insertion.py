@@ -134,6 +134,10 @@ class RoutedModel:
     gradient checkpointing, use the kind that is not reentrant where a router has auxiliary losses:
     the reentrant kind computes them without gradient.
 
+    Raises InputError where the model lacks a layer of the bank, has it in another size or under two
+    names, and where the router routes for another bank in another model. The model is then as it
+    was.
+
     Parameters
     ----------
     model : any module whose linear layers the bank names: causal models and encoders alike
@@ -144,10 +148,6 @@ class RoutedModel:
     Attributes
     ----------
     checks : check every routing, for debugging
-
-    Raises InputError where the model lacks a layer of the bank, has it in another size or under two
-    names, and where the router routes for another bank in another model. The model is then as it
-    was.
     """
 
     def __init__(

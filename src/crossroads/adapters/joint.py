@@ -45,6 +45,8 @@ def train_jointly(
 ) -> tuple[float, ...]:
     """Train in place and return the loss of every step.
 
+    Raises UsageError where nothing is left to train, and what ``training.train`` raises.
+
     Parameters
     ----------
     model : frozen causal language model; it is given back as it was
@@ -53,8 +55,6 @@ def train_jointly(
     lr, router_lr : rates; the router's is ``lr`` unless given, and 0 leaves it frozen
     preserve : adds this times sum ||theta - theta_0||^2 over the factors that are trained
     checkpoint, identity, progress : of ``training.train``
-
-    Raises UsageError where nothing is left to train, and what ``training.train`` raises.
     """
     trained = _factors(bank, factors)
     before = [parameter.detach().clone() for parameter in trained]

@@ -70,6 +70,9 @@ def learn(
 ) -> tuple[AdapterBank, Router]:
     """Return a router that has learnt the training rows of tasks, and the bank it works on.
 
+    Raises UsageError for a router that has nothing to learn or no tasks to learn from, InputError
+    where a task has no training rows, and what ``training.train`` raises.
+
     Parameters
     ----------
     spec : as users write it, such as "x-lora:temperature=0.5"
@@ -78,9 +81,6 @@ def learn(
     steps : None = the router's own
     seed : of batches, of experts' first numbers and, unless ``spec`` says, of the router's own
     checkpoint : file of a run that was stopped
-
-    Raises UsageError for a router that has nothing to learn or no tasks to learn from, InputError
-    where a task has no training rows, and what ``training.train`` raises.
     """
     drawn = {"seed": seed} if "seed" in known_settings(router_class(spec.split(":", 1)[0])) else {}
     router = build_router(spec, **drawn)

@@ -45,6 +45,8 @@ _USUAL = 100  # rows of a task that tell how long its rows usually are
 class Lesson:
     """Everything to learn from.
 
+    Raises UsageError for no tasks.
+
     Attributes
     ----------
     model, tokenizer : frozen causal language model, given back as it was; ``tokenizers.Tokenizer``
@@ -53,8 +55,6 @@ class Lesson:
     steps : optimiser steps, or what a router counts in their place
     seed : of batches and of numbers that are drawn
     checkpoint, identity, progress : of ``training.train``
-
-    Raises UsageError for no tasks.
     """
 
     model: nn.Module

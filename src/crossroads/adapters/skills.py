@@ -71,14 +71,14 @@ def new_skills(
 ) -> AdapterBank:
     """Return a bank of skills that change nothing yet: A drawn, B zero, scale 1 / rank.
 
+    Raises InputError where the model has no such layer, or ``heads`` does not divide one's size.
+
     Parameters
     ----------
     targets : last parts of the names of linear layers, such as "q_proj"
     heads : blocks that inputs and outputs are cut into; 1 is Poly
     start : A from U(-b, b), "kaiming" with b = 1 / sqrt(I / H), of a head's slice of the inputs, or
         "gain" with b = 1 / sqrt(3 I)
-
-    Raises InputError where the model has no such layer, or ``heads`` does not divide one's size.
     """
     return skills_of(
         sizes_of(model, targets), skills=skills, rank=rank, heads=heads, start=start, seed=seed
@@ -167,13 +167,13 @@ def train_skills(
 ) -> tuple[float, ...]:
     """Train skills and logits together, in place, and return the loss of every step.
 
+    Raises what ``training.train`` raises.
+
     Parameters
     ----------
     model : frozen causal language model; it is given back as it was
     batch_of : step -> batch with the task of every sequence, ``task_ids_B``
     checkpoint, identity, progress : of ``training.train``
-
-    Raises what ``training.train`` raises.
     """
     router.prepare(bank)  # its logits exist from here on
     rates = groups(bank, router, lr=lr, logit_lr=logit_lr)
@@ -206,13 +206,13 @@ def adapt(
 ) -> Adapted:
     """Fit trained skills to one new task; see the module's table. ``bank`` is left as it is.
 
+    Raises UsageError for an unknown variant and what ``training.train`` raises.
+
     Parameters
     ----------
     batch_of : step -> batch of the new task; its ``task_ids_B`` are not read
     grain : of the new router, see ``Poly``
     checkpoint, identity, progress : of ``training.train``
-
-    Raises UsageError for an unknown variant and what ``training.train`` raises.
     """
     if variant not in get_args(Variant):
         raise unknown_name("variant", variant, get_args(Variant))

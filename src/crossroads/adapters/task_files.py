@@ -30,6 +30,8 @@ def read_tasks(
 ) -> list[Task]:
     """Return the tasks of a JSONL file, in the order they first occur; all rows are for testing.
 
+    Raises InputError naming file and line; file and task where every row of a task is too long.
+
     Parameters
     ----------
     experts : names of the bank
@@ -37,8 +39,6 @@ def read_tasks(
     length : tokens of prompt and longest option together; longer rows are left out, and a row that
         is there twice is one row
     say : called with a line for each of the two kinds of rows that do not count
-
-    Raises InputError naming file and line; file and task where every row of a task is too long.
     """
     found: dict[str, _Found] = {}
     for number, line in enumerate(_lines(path), start=1):

@@ -84,6 +84,9 @@ def train(
 ) -> tuple[float, ...]:
     """Run AdamW and return the loss of every step; all is frozen again afterwards.
 
+    Raises DivergedError naming the step where the loss or the gradient is not finite; InputError
+    where a checkpoint is of another run.
+
     Parameters
     ----------
     loss_of : step -> scalar with gradient; batches and noise are functions of the step
@@ -92,9 +95,6 @@ def train(
     checkpoint : file written every ``every`` steps and removed by the caller; a run that finds one
         of the same settings and ``identity`` (a name for model and data) goes on from it
     progress : called with steps done and steps in all
-
-    Raises DivergedError naming the step where the loss or the gradient is not finite; InputError
-    where a checkpoint is of another run.
     """
     parameters = [p for group in groups for p in group.parameters]
     for parameter in parameters:
@@ -186,6 +186,8 @@ def train_routed(
 ) -> tuple[float, ...]:
     """Put a bank and a router into a model, train the groups on its answers, take them out again.
 
+    Returns the loss of every step. Raises what ``train`` raises.
+
     Parameters
     ----------
     model : frozen causal language model; it is given back as it was
@@ -195,8 +197,6 @@ def train_routed(
     charge : what every step's loss is raised by
     around : what the whole training runs inside, made of the model with the router in it
     after, checkpoint, identity, progress : of ``train``
-
-    Returns the loss of every step. Raises what ``train`` raises.
     """
     routed = RoutedModel(model, bank, router)
 

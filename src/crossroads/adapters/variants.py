@@ -41,12 +41,12 @@ def train_variant(
 ) -> tuple[Expert, tuple[float, ...]]:
     """Return the variant after training, and the ratio of every step.
 
+    Raises what ``training.train`` raises.
+
     Parameters
     ----------
     model : frozen causal language model; it is given back as it was
     pair_of : step -> prompts with the answers it shall give and those it shall not
-
-    Raises what ``training.train`` raises.
     """
     bank = AdapterBank([expert])
     routed = RoutedModel(model, bank, Alone())
@@ -76,12 +76,12 @@ def train_blend(
 ) -> tuple[AdapterBank, MoGU]:
     """Return both variants as a bank, usable before safe, and the router that blends them.
 
+    Raises what ``training.train`` raises.
+
     Parameters
     ----------
     batch_of : step -> prompts with the answers that shall be given; ``labels_B`` is 0 for harmless
         prompts and 1 for restricted ones
-
-    Raises what ``training.train`` raises.
     """
     bank = AdapterBank([replace(usable, name="usable"), replace(safe, name="safe")])
     router = MoGU() if router is None else router

@@ -228,6 +228,10 @@ def run_arena(
 ) -> Leaderboard:
     """Run every router, and the task's baselines, on every seed.
 
+    A router that raises a CrossroadsError becomes a row with ``error``. Any other exception is a
+    defect and stops the arena as a CellError naming router and seed; what was finished is kept.
+    Raises UsageError for an unknown router or engine before anything runs.
+
     Parameters
     ----------
     seeds : how many (0, 1, ...) or which
@@ -236,10 +240,6 @@ def run_arena(
     engine : ``local`` (joblib processes, one BLAS thread each) or ``ray``
     jobs : processes; default one per core, 1 runs in this process
     progress : show a bar on stderr; default a bar on a terminal, else a line a minute
-
-    A router that raises a CrossroadsError becomes a row with ``error``. Any other exception is a
-    defect and stops the arena as a CellError naming router and seed; what was finished is kept.
-    Raises UsageError for an unknown router or engine before anything runs.
     """
     chosen_seeds = _check_seeds(seeds)
     if engine not in ENGINES:

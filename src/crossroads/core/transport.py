@@ -154,13 +154,13 @@ def sparse_plan(
     some tokens stay unserved: the relaxed dual has no exact primal there. A pair with cost +inf
     gets no mass as long as a column has k others.
 
+    Raises UsageError for settings that are not positive.
+
     Parameters
     ----------
     cost_GSE : one problem a group
     mask_GS : real tokens; None = all
     k : the bound, one number or one a group (G,), at most the real tokens of the group
-
-    Raises UsageError for settings that are not positive.
     """
     check_sparse(gamma, lr, iters)
     cost_GSE = at_least_float32(cost_GSE)

@@ -96,13 +96,13 @@ class ChatReplica:
 def expert_app(make: Callable[[], Expert], *, replicas: int = 1, cpus: float = 1.0) -> Any:
     """Return a Ray Serve application of ``replicas`` experts for ``ray.serve.run``.
 
+    Raises MissingExtraError without Ray Serve.
+
     Parameters
     ----------
     make : returns a new expert; it is called once in each replica
     replicas : processes, each with an expert of its own
     cpus : that Ray sets aside for each
-
-    Raises MissingExtraError without Ray Serve.
     """
     try:
         with warnings.catch_warnings():

@@ -25,12 +25,12 @@ def connect_redis(
 
     Commands are never sent twice by themselves: a script that was lost on the way may have run.
 
+    Raises InputError for another URL, MissingExtraError without the ``redis`` extra.
+
     Parameters
     ----------
     url : ``redis://[user:password@]host[:port][/db]``, ``rediss://`` for TLS, ``unix://path``
     connect_timeout, timeout : seconds to connect, and to wait for an answer
-
-    Raises InputError for another URL, MissingExtraError without the ``redis`` extra.
     """
     if url.partition("://")[0] not in SCHEMES:
         raise InputError(

@@ -66,6 +66,8 @@ _COMMIT_S, _LONGEST_WAIT_S = 0.1, 2.0
 class Runtime:
     """Builds everything a configuration asks for, serves, and follows changes of its files.
 
+    Raises what ``build`` raises, and CrossroadsError where the ledger or a log cannot be opened.
+
     Parameters
     ----------
     config : checked
@@ -79,8 +81,6 @@ class Runtime:
     standing : what the other workers serve by, where this one takes the place of a dead one; then
         ``config`` is that of it
     keeper : is told what is served, for a worker to come
-
-    Raises what ``build`` raises, and CrossroadsError where the ledger or a log cannot be opened.
     """
 
     def __init__(

@@ -73,6 +73,8 @@ def upcycle(
 ) -> nn.Module:
     """Replace dense feed-forwards by mixtures of copies of them, in place; return the model.
 
+    Raises UsageError for a model, router or layers that do not fit.
+
     Parameters
     ----------
     model : a causal language model with gated SiLU feed-forwards without biases
@@ -83,8 +85,6 @@ def upcycle(
         that experts differ from the start; 0 keeps them equal
     router_std : standard deviation of the linear scores' weights; None = the router's own start
     seed : of router and noise
-
-    Raises UsageError for a model, router or layers that do not fit.
     """
     blocks = {index: (name, block) for index, name, block in dense_blocks(model)}
     if not blocks:

@@ -36,6 +36,8 @@ from crossroads.moe.router import grouped, opened, wanted_experts
 class ExpertChoiceRouter(Router):
     """Linear score, softmax over experts, then each expert picks by ``affinity``.
 
+    ``force`` puts the token first in the queue of its expert, ``allow`` keeps it out of the others.
+
     Parameters
     ----------
     d : width of the tokens
@@ -45,8 +47,6 @@ class ExpertChoiceRouter(Router):
     noise_std : Gaussian noise of standard deviation noise_std / E on the logits in training
     z_loss : coefficient of the router z-loss
     kinds : of the experts
-
-    ``force`` puts the token first in the queue of its expert, ``allow`` keeps it out of the others.
     """
 
     causal_safe: bool = False

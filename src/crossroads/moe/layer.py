@@ -32,6 +32,8 @@ Loop = Literal["prenorm", "released"]
 class MoELayer(nn.Module):
     """A routed feed-forward place.
 
+    Raises UsageError for routers and experts that do not fit each other.
+
     Parameters
     ----------
     router : one, or one per iteration under ``gate_sharing="independent"``
@@ -48,8 +50,6 @@ class MoELayer(nn.Module):
     own_router : False where the router is shared between layers and registered by the model, so
         that ``state_dict`` names it once
     path : ``sparse``, or ``dense`` for the reference by einsum
-
-    Raises UsageError for routers and experts that do not fit each other.
     """
 
     is_routed = True
@@ -422,6 +422,12 @@ def _check_fit(
                 f"experts: the router chooses among {router.n_experts} ({_kinds(router.kinds)}), "
                 f"but {experts.n_experts} were given ({_kinds(experts.kinds)}); "
                 "build them from router.kinds"
+            )
+        widths = getattr(router, "d", None), getattr(experts, "d", None)
+        if None not in widths and widths[0] != widths[1]:
+            raise UsageError(
+                f"experts: the router was built for tokens {widths[0]} wide, the experts for "
+                f"{widths[1]}; build both for the model's width"
             )
 
 

@@ -222,7 +222,7 @@ class _Run:
             if self.ranks.leads:
                 self._claim(out)
             self.ranks.wait()
-            self._claim(out)
+            self._check_claim(out)
             self._resume(out / CHECKPOINT)
             self.ranks.wait()
 
@@ -384,20 +384,25 @@ class _Run:
     # ------------------------------------------------------------------ stopping and resuming
 
     def _claim(self, out: Path) -> None:
-        """Write the configuration, or refuse a folder of another one."""
-        mine = yaml.safe_dump(self._identity(), sort_keys=True)
+        """Write the configuration into a folder that holds no steps."""
+        if (out / CONFIG).exists() and (out / CHECKPOINT).exists():
+            return
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"out {out}: {error.strerror}; choose another folder") from error
+        write_atomically(out / CONFIG, self._configuration())
+
+    def _check_claim(self, out: Path) -> None:
         path = out / CONFIG
-        if not path.exists():
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(f"out {out}: {error.strerror}; choose another folder") from error
-            write_atomically(path, mine)
-        elif path.read_text("utf-8") != mine:
+        if path.read_text("utf-8") != self._configuration():
             raise InputError(
                 f"out {path}: the folder holds a run of another configuration; choose another, "
                 "or remove it"
             )
+
+    def _configuration(self) -> str:
+        return yaml.safe_dump(self._identity(), sort_keys=True)
 
     def _identity(self) -> dict[str, Any]:
         training = {**_plain(self.config), "dtype": self.hardware.precision}

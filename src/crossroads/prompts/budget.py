@@ -48,15 +48,15 @@ def fit_budget(
 
     Where everything affordable is bought for less, the rule is plain argmax and spends less.
 
+    Raises InputError where even the cheapest model costs more than the budget, or for estimates and
+    costs that are empty, not finite or of different shapes.
+
     Parameters
     ----------
     quality_NK : estimates on calibration prompts, by a router that did not learn from them
     cost_NK : expected costs the rule will decide by, (N, K) or (K,), in USD
     usd_per_call : B, the budget of a call
     spent_NK : recorded costs, where the spend shall be measured by them; by default ``cost_NK``
-
-    Raises InputError where even the cheapest model costs more than the budget, or for estimates and
-    costs that are empty, not finite or of different shapes.
     """
     quality, cost, spent = _checked(quality_NK, cost_NK, spent_NK)
     if not np.isfinite(usd_per_call) or usd_per_call < 0:

@@ -35,6 +35,9 @@ def read_outcomes(
 ) -> OutcomeTable:
     """Return the outcome table of a file, a folder or a shipped table.
 
+    The costs are those of the ``cost`` column, else token counts at the pool's prices, else absent.
+    Raises InputError for a wrong file, UsageError for unknown names.
+
     Parameters
     ----------
     source : ``.parquet``, ``.csv`` or ``.jsonl`` file (the last two also ``.gz``) in the long form
@@ -45,9 +48,6 @@ def read_outcomes(
     pool : prices; every model of the table must be in it. Shipped tables and data set folders have
         a pool of their own, whose models they are reduced to
     models : the models to keep, in this order
-
-    The costs are those of the ``cost`` column, else token counts at the pool's prices, else absent.
-    Raises InputError for a wrong file, UsageError for unknown names.
     """
     name, _, part = str(source).partition(":")
     if name == embedded.NAME:

@@ -42,6 +42,8 @@ Queries = Callable[[Task, Sequence[Row]], torch.Tensor]  # -> embeddings (rows, 
 class CollectionBed:
     """Arms measured on demand.
 
+    Raises UnavailableError where no experts are shipped.
+
     Parameters
     ----------
     rows : test rows of every task and seed
@@ -49,8 +51,6 @@ class CollectionBed:
     held_in : names of the tasks that were trained on; None = those of the experts' names
     model : SmolLM2; None = loaded when first needed
     cache : folder of scores; None = the user's cache
-
-    Raises UnavailableError where no experts are shipped.
     """
 
     def __init__(

@@ -83,6 +83,8 @@ def evaluate(
 ) -> list[TaskScore]:
     """Return the scores of an arm, by task and seed.
 
+    Raises UsageError for fewer than one row or no seed.
+
     Parameters
     ----------
     model : with the router and its bank in it (``RoutedModel.model``), or the base model
@@ -91,8 +93,6 @@ def evaluate(
     facts : by task, what routers are told about rows, see ``scoring.score_rows``
     cache : folder of scores by row; None = nothing is kept
     spent : is added to; a row is scored before the clock starts
-
-    Raises UsageError for fewer than one row or no seed.
     """
     if rows < 1 or not seeds:
         raise UsageError(f"evaluation: expected rows and seeds, got {rows} rows, seeds {seeds!r}")

@@ -60,14 +60,14 @@ def make_collection(
 ) -> list[Made]:
     """Return the experts of ``names``, by default of all held-in tasks, making what is missing.
 
+    Raises UsageError for a task that is not held in, UnavailableError without data or base model.
+
     Parameters
     ----------
     out : folder of the parts
     model, tokenizer : of the base model; None = loaded when something is to be made
     progress : steps done and steps in all, of all experts
     say : called with a line when a part starts or goes on, and after it
-
-    Raises UsageError for a task that is not held in, UnavailableError without data or base model.
     """
     known = task_names(held_in=True)
     for name in names or ():

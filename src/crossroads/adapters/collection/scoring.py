@@ -53,13 +53,13 @@ def score_rows(
 ) -> list[RowScore]:
     """Return the scores of rows, in their order.
 
+    Raises InputError for a row without a prompt or with an empty answer.
+
     Parameters
     ----------
     model : causal language model of transformers, with routed adapters in it or without
     tokenizer : ``tokenizers.Tokenizer``
     facts : what is said to routers about the rows of a batch; their mask is added
-
-    Raises InputError for a row without a prompt or with an empty answer.
     """
     packed = [_packed(tokenizer, row) for row in rows]
     scores: dict[int, RowScore] = {}

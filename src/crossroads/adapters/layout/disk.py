@@ -68,11 +68,11 @@ def save_bank(
 ) -> None:
     """Write a bank and, if given, its router; the folder appears whole or not at all.
 
+    Raises InputError where the folder exists and is not to be overwritten.
+
     Parameters
     ----------
     dtype : of the factors and gates in the files; None = the bank's
-
-    Raises InputError where the folder exists and is not to be overwritten.
     """
     with replacing_folder(Path(folder), mark=BANK_FILE, overwrite=overwrite) as new:
         (new / ARTIFACTS).mkdir()

@@ -30,13 +30,13 @@ def merged_expert(
 ) -> Expert:
     """Return one expert that is the weighted sum of several.
 
+    Raises UsageError for an unknown expert, InputError where no expert has a weight.
+
     Parameters
     ----------
     weights : expert -> weight, negative ones too; experts that are not named have none
     form : "tight" leaves every layer the sum of its experts' ranks; "padded" fills with zeros up to
         one rank for all, for loaders without rank patterns
-
-    Raises UsageError for an unknown expert, InputError where no expert has a weight.
     """
     weights_E = torch.zeros(bank.n_experts)
     for expert, weight in weights.items():

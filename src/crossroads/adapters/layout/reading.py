@@ -107,6 +107,8 @@ def read_adapter(
 ) -> tuple[Expert, Report]:
     """Read a folder that PEFT's ``save_pretrained`` wrote.
 
+    Raises InputError naming file, tensor, expected and found.
+
     Parameters
     ----------
     name : of the expert; the folder's by default
@@ -114,8 +116,6 @@ def read_adapter(
         checked when the expert is put into a model
     dtype : of the factors; "auto" keeps the file's
     partial : load what can be loaded and report the rest
-
-    Raises InputError naming file, tensor, expected and found.
     """
     lazy, report = open_adapter(folder, name=name, model=model, dtype=dtype, partial=partial)
     modules = {layer: _owned(lora) for layer, lora in lazy.modules.items()}

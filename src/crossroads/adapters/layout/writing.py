@@ -34,12 +34,12 @@ def export_expert(
     Scales are written as lora_alpha, with use_rslora where that gives them exactly; scales of
     neither form go into B.
 
+    Raises InputError where the folder exists and is not to be overwritten.
+
     Parameters
     ----------
     dtype : of the file; None = the expert's
     task_type : PEFT's, such as "CAUSAL_LM"; by default that of the file it was read from
-
-    Raises InputError where the folder exists and is not to be overwritten.
     """
     with replacing_folder(Path(folder), mark=CONFIG_FILE, overwrite=overwrite) as new:
         write_expert(expert, new, dtype=dtype, task_type=task_type)

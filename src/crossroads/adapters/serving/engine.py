@@ -47,15 +47,15 @@ class Piece:
 class Engine:
     """A routed model that answers.
 
+    Raises UsageError for a router that has to be told the expert or the task of every prompt,
+    InputError for one that cannot run, as where prompts are embedded by another encoder.
+
     Parameters
     ----------
     name : of the routed model; ``name:base`` is the base model, ``name:EXPERT`` one expert alone
     router : decides where the request does not
     plain : messages are joined as text, not put into the model's chat form
     max_waiting : requests in line behind the one that is answered; further ones are refused
-
-    Raises UsageError for a router that has to be told the expert or the task of every prompt,
-    InputError for one that cannot run, as where prompts are embedded by another encoder.
     """
 
     def __init__(

@@ -28,13 +28,13 @@ def methods(
 ) -> tuple[Method, ...]:
     """Return the rows whose cells have the wanted values, in the order of the inventory.
 
+    Raises UsageError for an unknown axis or value, with the nearest spelling.
+
     Parameters
     ----------
     implemented : only rows that a router here implements, or only those that none does
     wanted : by axis, or by ``kind`` or ``source``: one value or several, any of which will do,
         whatever their case; ``Multiple`` is a value like any other
-
-    Raises UsageError for an unknown axis or value, with the nearest spelling.
     """
     kept = {name: _spelled(name, values) for name, values in wanted.items()}
     chosen = tuple(
@@ -129,12 +129,12 @@ def recommend(
     Methods implemented here come first, then those that fit in every variant, then by the order of
     the inventory. Nothing is said about quality: that takes a comparison on one set of experts.
 
+    Raises UsageError for an unknown fact, InputError for a value a fact can not have.
+
     Parameters
     ----------
     situation : the user's case; or, instead, its ``facts`` by name
     among : the methods to choose from, by default all
-
-    Raises UsageError for an unknown fact, InputError for a value a fact can not have.
     """
     for fact in facts:
         if fact not in FACTS:

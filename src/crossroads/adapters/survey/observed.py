@@ -36,15 +36,15 @@ _SAME = 1e-4  # of the largest output
 class Observation:
     """What running a router showed.
 
+    A router that hands every layer one finished adapter shows no weights: num_experts,
+    depth_granularity and expert_selection are then None, and contradict nothing.
+
     Attributes
     ----------
     mode : in which its decisions say experts are combined
     is_true : the layers' outputs are what that mode's formula gives for its weights
     num_experts : the most experts that had weight for one token
     input_granularity, depth_granularity, expert_selection : as ``Cells``
-
-    A router that hands every layer one finished adapter shows no weights: num_experts,
-    depth_granularity and expert_selection are then None, and contradict nothing.
     """
 
     mode: Mode

@@ -27,6 +27,8 @@ _WORDS = {"yes": True, "true": True, "no": False, "false": False}
 class Situation:
     """A user's case. A fact left None is unknown, or does not matter, and rules nothing out.
 
+    Raises InputError naming the fact, for values outside these.
+
     Parameters
     ----------
     private_data : whether the experts' training data must stay with their contributors
@@ -39,8 +41,6 @@ class Situation:
     experts : what the experts are, ``adapters`` or whole ``models``
     joint_training : whether experts may be trained anew, together with the router
     full_from : labelled examples from which on they count as a whole data set, >= 1
-
-    Raises InputError naming the fact, for values outside these.
     """
 
     private_data: bool | None = None

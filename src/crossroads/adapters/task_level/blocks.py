@@ -41,13 +41,13 @@ class RoutedBlocks(RoutedModel):
 
     >>> routed = RoutedBlocks(model, bank, build_router("task-moe:tasks=6"))     # doctest: +SKIP
 
+    Raises InputError for routers of another scope and for layers outside of blocks; a pass does
+    for a cache and for gradient checkpointing.
+
     Parameters
     ----------
     router : of scope "layer"; it is shown the input of a block as ``x_BTI``
     model, bank : as of ``RoutedModel``; every adapted layer lies in a block with a number
-
-    Raises InputError for routers of another scope and for layers outside of blocks; a pass does
-    for a cache and for gradient checkpointing.
     """
 
     def __init__(self, model: nn.Module, bank: AdapterBank, router: Router) -> None:

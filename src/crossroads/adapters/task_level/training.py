@@ -53,14 +53,14 @@ def train_tasks(
 ) -> tuple[float, ...]:
     """Train experts and, unless they are frozen, routes, in place; return the loss of every step.
 
+    Raises what ``training.train`` raises.
+
     Parameters
     ----------
     model : frozen causal language model; it is given back as it was
     batch_of : step -> batch with the task of every sequence, ``task_ids_B``; tasks may be mixed
     rates : None = the defaults
     checkpoint, identity, progress : of ``training.train``
-
-    Raises what ``training.train`` raises.
     """
     rates = rates or Rates()
     router.prepare(bank)  # its network exists from here on

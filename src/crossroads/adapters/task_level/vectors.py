@@ -29,12 +29,12 @@ def random_vectors(tasks: int, width: int, *, seed: int = 0) -> Tensor:
 def text_vectors(texts: Sequence[Sequence[str]], *, encoder: str | None = None) -> Tensor:
     """Return the centroid of the embeddings of every task's texts, (T, D), unit norm.
 
+    Raises InputError for a task without texts.
+
     Parameters
     ----------
     texts : of each task: its instruction, or prompts of some examples
     encoder : None = ``embedding.default_encoder``; texts to route by must use the same one
-
-    Raises InputError for a task without texts.
     """
     found = []
     for task, own in enumerate(texts):
@@ -52,12 +52,12 @@ def fisher_vectors(
     Mean over a task's batches of the squared gradient of its loss; take the last layer's or one
     adapter's parameters, and ``reduced`` afterwards.
 
+    Raises InputError for a task without batches.
+
     Parameters
     ----------
     losses : of each task, functions that each compute the mean loss of one batch
     parameters : whose gradients; they are frozen again afterwards where they were
-
-    Raises InputError for a task without batches.
     """
     found = []
     with _learning(parameters):

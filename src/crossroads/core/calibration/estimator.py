@@ -262,6 +262,8 @@ def fit_estimators(
 ) -> list[SdmEstimator]:
     """Train one estimator a restart on random halves; the least calibration loss comes first.
 
+    Raises InputError for rows that cannot be learnt from.
+
     Parameters
     ----------
     x_ND : vectors, finite
@@ -270,8 +272,6 @@ def fit_estimators(
     group_N : rows of one group, for instance copies of a text, stay in one half; equal vectors
         always do
     progress : epochs done of epochs in all
-
-    Raises InputError for rows that cannot be learnt from.
     """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 

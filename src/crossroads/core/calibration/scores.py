@@ -48,15 +48,15 @@ def reliability_curve(
 ) -> ReliabilityCurve:
     """Return the mean claim and the mean outcome of the rows in each bin of the claims.
 
+    Raises InputError for no rows, shapes that differ, values outside [0, 1] or ``bins`` below 1,
+    and UsageError for an unknown scheme.
+
     Parameters
     ----------
     probability, outcome : shape (N,), in [0, 1]
     bins : at most this many; empty ones are left out
     scheme : ``equal-width`` cuts [0, 1] evenly, ``equal-mass`` cuts the rows evenly where equal
         claims allow it: they always share a bin
-
-    Raises InputError for no rows, shapes that differ, values outside [0, 1] or ``bins`` below 1,
-    and UsageError for an unknown scheme.
     """
     claim_N, outcome_N = _rows(probability, outcome, "probability", "outcome")
     for name, values in (("probability", claim_N), ("outcome", outcome_N)):

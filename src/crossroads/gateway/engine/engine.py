@@ -66,6 +66,8 @@ class Answered(NamedTuple):
 class Engine:
     """Retries, falls back, hedges, verifies, and continues broken streams.
 
+    Raises InputError where the settings name a model that does not exist.
+
     Parameters
     ----------
     upstreams : by model name, started
@@ -75,8 +77,6 @@ class Engine:
     clock : monotonic seconds, the same as ``Order.deadline`` is on
     sleep : waits between attempts
     rng : source of jitter
-
-    Raises InputError where the settings name a model that does not exist.
     """
 
     def __init__(

@@ -18,6 +18,8 @@ _RESTING = frozenset({429, 503})  # statuses whose Retry-After speaks for all ca
 class Plan:
     """The models of one call, one after the other, each with its retries.
 
+    Raises ExpertError where no model may be asked, or may not be any more.
+
     Parameters
     ----------
     fleet : the models there are
@@ -26,8 +28,6 @@ class Plan:
     deadline : on the fleet's clock
     is_continuation : the request was changed by us, so a model's refusal is not the client's fault
     num_reserved : attempts to leave to another plan of the call
-
-    Raises ExpertError where no model may be asked, or may not be any more.
     """
 
     __slots__ = (

@@ -112,12 +112,6 @@ def build_log(
 ) -> Log:
     """Return the log of these records.
 
-    Parameters
-    ----------
-    records : rows of a ledger
-    rewards : decision id -> reward; None to reward a complete answer with 1 and others with 0
-    policy : only decisions of this policy; those of all by default
-
     Left out, and counted in ``dropped``: calls that named their model, that a cache answered, that
     no policy decided, on which the policy had no choice (the router was late or failed, or one
     model alone might answer), that nobody judged, and whose probabilities cannot be: a propensity
@@ -125,6 +119,12 @@ def build_log(
     contradict its propensity. Judged calls are taken as a fair sample of all calls of their
     model and prompt.
     Raises InputError where nothing is left.
+
+    Parameters
+    ----------
+    records : rows of a ledger
+    rewards : decision id -> reward; None to reward a complete answer with 1 and others with 0
+    policy : only decisions of this policy; those of all by default
     """
     kept: list[Record] = []
     values: list[float] = []

@@ -127,6 +127,8 @@ def off_policy(
 ) -> Evaluation:
     """Estimate what a candidate would have earned on the logged calls.
 
+    Raises InputError for an empty log, or one that lacks what candidate or reward model need.
+
     Parameters
     ----------
     log : decisions with propensities and rewards, see ``build_log``
@@ -136,8 +138,6 @@ def off_policy(
     level : of the intervals
     draws : of the bootstrap over sessions; 0 for none
     seed : of folds and bootstrap
-
-    Raises InputError for an empty log, or one that lacks what candidate or reward model need.
     """
     if len(log) == 0:
         raise InputError("off-policy evaluation: the log is empty")

@@ -30,14 +30,14 @@ def expected_rewards(
 ) -> tuple[Float64, str]:
     """Return expected rewards in [0, 1], float (N, K), and what made them.
 
+    Raises InputError where what the kind needs is not in the ledger.
+
     Parameters
     ----------
     kind : ``ridge`` (needs embeddings), ``mean``, or ``scores``: estimates of a router that has not
         learnt from these rewards. By default ridge where there are embeddings, else mean
     quality_NK : those estimates; the logged ones where absent
     seed : deals the folds
-
-    Raises InputError where what the kind needs is not in the ledger.
     """
     kind = kind or ("mean" if log.features is None else "ridge")
     if kind == "scores":

@@ -31,6 +31,8 @@ def read_log(
 ) -> Log:
     """Return the log of a ledger.
 
+    Raises InputError where there is nothing to learn from.
+
     Parameters
     ----------
     source : ``sqlite:PATH``, ``postgresql://...``, an SQLite file, or calls exported to
@@ -39,8 +41,6 @@ def read_log(
     reward : see ``rewards_of``; ``complete`` needs no feedback
     policy : only decisions of this policy
     judge : only feedback of this source
-
-    Raises InputError where there is nothing to learn from.
     """
     if _is_file_of_calls(source):
         records, feedback = read_ledger(source, since=since)

@@ -47,6 +47,9 @@ class KeyGovernor:
 
     ``start`` before the first request, ``close`` last.
 
+    Raises InputError for keys of the settings that do not fit together and for files that cannot
+    be read.
+
     Parameters
     ----------
     settings : section ``governance``
@@ -60,9 +63,6 @@ class KeyGovernor:
     entries : of the file of keys, as last read
     on_read : called when keys or prices were read anew
     key_problems : why keys of the file are refused, a line each; the others are in force
-
-    Raises InputError for keys of the settings that do not fit together and for files that cannot
-    be read.
     """
 
     def __init__(

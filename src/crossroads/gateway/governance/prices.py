@@ -38,14 +38,14 @@ _FILE = TypeAdapter(_Prices)
 class PriceBook:
     """Prices by model, in USD. Models that nobody priced cost nothing.
 
+    Raises InputError for a file that is not there or not right where nothing is kept.
+
     Parameters
     ----------
     cards : of the pool
     file : YAML ``{model: {in, out, per_call}}``, USD per million tokens and per call; a model in it
         goes by it alone. Read now and by ``refresh``.
     kept : what the file held when it was last right, for one that no longer is; None without
-
-    Raises InputError for a file that is not there or not right where nothing is kept.
     """
 
     def __init__(

@@ -60,6 +60,10 @@ def compile_policies(
 ) -> CompiledPolicies:
     """Check settings and make them ready.
 
+    Raises InputError naming policy and field for whatever a first request could meet: unknown
+    models, policies and rules, cycles, an artefact that is not there or whose models the pool
+    lacks; as a ConfigError with every one of them, except where a name is taken twice.
+
     Parameters
     ----------
     pool : models that can be reached
@@ -69,10 +73,6 @@ def compile_policies(
     ask_model : how a judge is asked; needed where a cascade has one
     is_timed : whether ``budget_us`` holds. False to decide again what was decided before: on
         another machine, or a busy one, other estimates would be late
-
-    Raises InputError naming policy and field for whatever a first request could meet: unknown
-    models, policies and rules, cycles, an artefact that is not there or whose models the pool
-    lacks; as a ConfigError with every one of them, except where a name is taken twice.
     """
     return _Compiler(
         settings,

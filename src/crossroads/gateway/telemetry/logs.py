@@ -43,11 +43,11 @@ _LIKE_A_KEY = re.compile(
 class Logs:
     """Writes lines for calls and for what the gateway's own loggers say.
 
+    Raises InputError where the file cannot be appended to.
+
     Parameters
     ----------
     secrets : texts that never appear in a line, whatever they look like
-
-    Raises InputError where the file cannot be appended to.
     """
 
     def __init__(self, settings: LogSettings, *, secrets: Iterable[str] = ()) -> None:

@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 class GatewayTelemetry:
     """Counts, logs and traces calls; `begin` and `end` run on the event loop and never wait.
 
+    Raises InputError where the log file cannot be written, MissingExtraError where ``otel`` is set
+    but not installed.
+
     Parameters
     ----------
     names : models and policies that have series of their own
     directory : shared by the workers of one gateway; None for one worker
     secrets : texts that are never logged
-
-    Raises InputError where the log file cannot be written, MissingExtraError where ``otel`` is set
-    but not installed.
     """
 
     content_type = CONTENT_TYPE

@@ -38,6 +38,8 @@ NullInit = Literal["default", "copy"]
 class AdaMoE(TokenChoiceRouter):
     """The k best of true and null experts; ids below ``n_true`` are the true ones.
 
+    Raises UsageError for settings out of range.
+
     Parameters
     ----------
     d, n_experts : width of the tokens, number of *true* experts; ``router.n_experts`` is n + m
@@ -49,8 +51,6 @@ class AdaMoE(TokenChoiceRouter):
         model, see ``copy_true_rows``), ``default`` draws them
     compat_plain_balance : balance the null experts one by one, as the published Mixtral code does
     settings : of ``TokenChoiceRouter``; null experts have no queue under a capacity
-
-    Raises UsageError for settings out of range.
     """
 
     name = "adamoe"

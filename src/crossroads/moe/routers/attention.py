@@ -31,6 +31,8 @@ from crossroads.moe.router import TokenChoiceRouter
 class AttentionRouter(TokenChoiceRouter):
     """Logits of correlated experts, r = softmax(q k^T) v token by token, then the k largest.
 
+    Raises UsageError for settings out of range.
+
     Parameters
     ----------
     d, n_experts : width of the tokens, number of experts; costs 3 E d parameters and E^2 a token
@@ -39,8 +41,6 @@ class AttentionRouter(TokenChoiceRouter):
     renorm : weights are a softmax over the chosen (True) or over all experts (False)
     balance : coefficient of the Switch balance loss; the paper balances nothing
     settings : of ``TokenChoiceRouter``
-
-    Raises UsageError for settings out of range.
     """
 
     name = "attention"

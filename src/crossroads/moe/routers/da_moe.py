@@ -43,6 +43,10 @@ class DAMoE(TokenChoiceRouter):
     ``cond["special"]`` (bool) marks separators and the like: attention sinks that get one expert
     and are left out of the maximum.
 
+    Raises UsageError for settings out of range; ``decide`` raises InputError without attention, or
+    with one that is NaN, infinite or negative, and UsageError in a decoder unless ``importance`` is
+    causal.
+
     Parameters
     ----------
     d, n_experts : width of the tokens, number of experts
@@ -53,10 +57,6 @@ class DAMoE(TokenChoiceRouter):
     normalise : ``max``, or ``minmax`` over the sequence (``received`` only)
     capacity : with ``priority="gate"`` important tokens queue first
     renorm, noise_std, balance, f_norm, z_loss : as in ``TokenChoiceRouter``
-
-    Raises UsageError for settings out of range; ``decide`` raises InputError without attention, or
-    with one that is NaN, infinite or negative, and UsageError in a decoder unless ``importance`` is
-    causal.
     """
 
     name = "da-moe"

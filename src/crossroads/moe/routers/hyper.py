@@ -39,6 +39,8 @@ class HyperRouter(TokenChoiceRouter):
 
     At K = 1 the weight is the constant 1, and nothing trains the embedding.
 
+    Raises UsageError for settings out of range.
+
     Parameters
     ----------
     d, n_experts : width of the tokens, number of experts
@@ -49,8 +51,6 @@ class HyperRouter(TokenChoiceRouter):
         and part of the state dict
     renorm, noise_std, balance, f_norm, z_loss, capacity : as in ``TokenChoiceRouter``; the paper
         balances nothing
-
-    Raises UsageError for settings out of range.
     """
 
     name = "hyper"

@@ -24,6 +24,10 @@ from crossroads.moe.routers.sigmoid import Sigmoid
 class LossFree(Sigmoid):
     """Top-k of s + b, weights from s alone.
 
+    The bias is the buffer ``bias_E`` of the state dict. It changes in ``commit`` alone, from the
+    counts before capacity of all micro-batches and ranks of a step, and stays float32 when the
+    model is cast.
+
     Parameters
     ----------
     scores : s is ``sigmoid`` or ``softmax`` of the logits
@@ -32,10 +36,6 @@ class LossFree(Sigmoid):
     sequence_balance : coefficient of the balance loss within a sequence; 0 leaves it out (1e-4 is
         a usual choice)
     settings : of ``TokenChoiceRouter``; ``balance`` is 0 unless given
-
-    The bias is the buffer ``bias_E`` of the state dict. It changes in ``commit`` alone, from the
-    counts before capacity of all micro-batches and ranks of a step, and stays float32 when the
-    model is cast.
     """
 
     name = "loss-free"

@@ -23,6 +23,8 @@ from crossroads.moe.sharing import parse_plan
 class OmniRouter(TokenChoiceRouter):
     """Switch routing whose one gate serves every layer of a group.
 
+    Raises UsageError for a plan that cannot be read.
+
     Parameters
     ----------
     d, n_experts : width of the tokens, number of experts; equal in all layers of a group
@@ -30,8 +32,6 @@ class OmniRouter(TokenChoiceRouter):
     share : ``all`` layers, or a plan such as ``4x2-4x4``: four layers of 2 experts share one
         router, the next four of 4 experts another
     noise_std, settings : of ``TokenChoiceRouter``
-
-    Raises UsageError for a plan that cannot be read.
     """
 
     name = "omni"

@@ -57,6 +57,11 @@ class ProMoE(Router):
     Reads ``cond["null"]``, bool (B,), True = the condition was dropped; or ``cond["label"]`` when
     ``null_label`` says which label means that.
 
+    ``force`` may name routed experts only.
+
+    Raises UsageError for settings out of range; ``decide`` raises InputError when the condition is
+    missing or misshapen, and UsageError for experts that choose in a decoder.
+
     Parameters
     ----------
     d, n_experts : width of the tokens; all experts of the router, the unconditional one (the last)
@@ -70,11 +75,6 @@ class ProMoE(Router):
         a sequence, so that form is not causal
     rcl, tau : coefficient and temperature of the contrastive loss
     balance : coefficient of a Switch balance loss on softmax_e(s); the paper has none
-
-    ``force`` may name routed experts only.
-
-    Raises UsageError for settings out of range; ``decide`` raises InputError when the condition is
-    missing or misshapen, and UsageError for experts that choose in a decoder.
     """
 
     name = "promoe"

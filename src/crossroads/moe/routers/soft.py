@@ -37,6 +37,9 @@ class Soft(Router):
     l[s,e,c] = scale * <x_s / |x_s|, mu[e,c] / |mu[e,c]|>,
     dispatch = softmax_s(l), combine = softmax_(e,c)(l).
 
+    Slots are parameters, so C does not change with padding. ``logit_bias`` moves the combine
+    weights only: a constant over tokens cancels in the dispatch.
+
     Parameters
     ----------
     d : width of the tokens
@@ -46,9 +49,6 @@ class Soft(Router):
     cf : capacity factor: slots per token
     scale_init : first value of the learned scale
     kinds : of the experts
-
-    Slots are parameters, so C does not change with padding. ``logit_bias`` moves the combine
-    weights only: a constant over tokens cancels in the dispatch.
     """
 
     name = "soft"

@@ -32,6 +32,8 @@ class TopP(TokenChoiceRouter):
 
     Weights are not renormalised; they sum to more than ``p`` unless ``k_max`` cut the set.
 
+    Raises UsageError for settings out of range.
+
     Parameters
     ----------
     d, n_experts : width of the tokens, number of experts
@@ -45,8 +47,6 @@ class TopP(TokenChoiceRouter):
     expected : experts a token is assumed to run when experts are sized for equal compute; the
         true number is the router's to learn
     renorm, noise_std, balance, f_norm, z_loss, capacity : as in ``TokenChoiceRouter``
-
-    Raises UsageError for settings out of range.
     """
 
     name = "top-p"

@@ -254,6 +254,8 @@ class _Quantised:
 class VQMoE(TokenChoiceRouter):
     """Linear gate and codebook side by side, over one set of experts.
 
+    Raises UsageError for settings out of range.
+
     Parameters
     ----------
     d, n_experts : width of the tokens, number of experts
@@ -269,8 +271,6 @@ class VQMoE(TokenChoiceRouter):
     init_from_data : start codes at random tokens of the first training batch
     compat_frozen_gate, compat_blend : behave like the published code, see the module
     renorm, noise_std, balance, f_norm, z_loss, capacity : as in ``TokenChoiceRouter``
-
-    Raises UsageError for settings out of range.
     """
 
     name = "vqmoe"

@@ -61,15 +61,15 @@ def fit_cascade(
     Exactly one goal is given: ``min_quality``, the mean score to reach at least cost, or
     ``max_usd``, the mean cost of a prompt (the sum of its calls) to keep at the best score.
 
+    Raises UsageError unless one goal is given, InputError where no thresholds reach it, naming what
+    is within reach, or for input that ``Cascade.replay`` refuses.
+
     Parameters
     ----------
     score_NK : recorded scores, without NaN in the columns of ``order``
     cost_NK : recorded or expected costs of a call, (N, K) or (K,)
     acceptance_NK : what the verifier says of each answer; the last model's is not used
     order : columns in the order asked
-
-    Raises UsageError unless one goal is given, InputError where no thresholds reach it, naming what
-    is within reach, or for input that ``Cascade.replay`` refuses.
     """
     if (min_quality is None) == (max_usd is None):
         raise UsageError("cascade: give either min_quality or max_usd")

@@ -99,13 +99,13 @@ class Cascade:
     def replay(self, acceptance_NK: Float, cost_NK: Float) -> Replay:
         """Play the cascade on recorded answers.
 
+        Raises InputError for shapes that disagree, columns that do not exist, or NaN.
+
         Parameters
         ----------
         acceptance_NK : what the verifier says of each model's answer, without NaN in the columns
             that are judged
         cost_NK : cost of each call, (N, K) or (K,)
-
-        Raises InputError for shapes that disagree, columns that do not exist, or NaN.
         """
         acceptance, cost = checked(acceptance_NK, cost_NK, self.order)
         n = len(acceptance)

@@ -30,13 +30,13 @@ _FAR = 4.0  # standard deviations: lengths unheard of are not extrapolated furth
 def agreement(answers_NK: npt.NDArray[Any], order: Sequence[int]) -> Float64:
     """Return, for each model in a cascade, the share of the answers before its own that equal it.
 
+    Returns acceptance of shape (N, K), 0 for models that are not in the cascade.
+
     Parameters
     ----------
     answers_NK : answers in a form that can be compared (a letter, a number); None and the empty
         text agree with nothing
     order : columns in the order asked; the first one has nothing to agree with
-
-    Returns acceptance of shape (N, K), 0 for models that are not in the cascade.
     """
     acceptance = np.zeros(answers_NK.shape)
     is_answer = np.array([[a is not None and a != "" for a in row] for row in answers_NK.tolist()])

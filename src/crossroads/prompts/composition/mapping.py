@@ -87,15 +87,15 @@ def solve_mapping(
 ) -> Mapping:
     """Return the best mapping under a budget, proven.
 
+    Raises InputError for arrays that are not as above, UsageError for a budget that is no positive
+    number, BudgetError where no expert fits.
+
     Parameters
     ----------
     worth_CK : mean score of each expert in each category, finite
     weight_C : weight of each category, >= 0 and not all 0
     size_K : size of each expert, > 0, in the unit of ``budget`` (parameters)
     budget : largest sum of the sizes of the experts kept; inf for none
-
-    Raises InputError for arrays that are not as above, UsageError for a budget that is no positive
-    number, BudgetError where no expert fits.
     """
     problem = _checked(worth_CK, weight_C, size_K, budget)
     fitting = np.flatnonzero(problem.size <= _room(problem))

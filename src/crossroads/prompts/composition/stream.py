@@ -41,6 +41,8 @@ def replay(
 ) -> CacheCounts:
     """Return what a cache would do for a stream of requests, without loading anything.
 
+    Raises as ``ExpertCache.get``; UsageError for a ``group`` below 1.
+
     Parameters
     ----------
     stream : the expert of each prompt, in order of arrival
@@ -49,8 +51,6 @@ def replay(
         as it comes: no grouping, no pins
     group : prompts that wait for each other and are then served by ``group_queue``, >= 1
     pinned : experts loaded beforehand and never evicted
-
-    Raises as ``ExpertCache.get``; UsageError for a ``group`` below 1.
     """
     if group < 1:
         raise UsageError(f"replay: expected group >= 1, got {group!r}")

@@ -55,6 +55,9 @@ def read_logs(
 ) -> OutcomeTable:
     """Return the outcome table of log files, or of all logs in folders.
 
+    Raises InputError where a file is no log or damaged, where a metric is missing (naming those
+    that exist) or not in [0, 1], and where logs contradict each other.
+
     Parameters
     ----------
     sources : files and folders
@@ -63,9 +66,6 @@ def read_logs(
     filter_name : of lm-evaluation-harness, where a task has several; by default the first
     pool : prices; a log's model is the one whose name or ``upstream_model`` it is
     models : the models to keep, in this order
-
-    Raises InputError where a file is no log or damaged, where a metric is missing (naming those
-    that exist) or not in [0, 1], and where logs contradict each other.
     """
     paths = []
     for source in sources:

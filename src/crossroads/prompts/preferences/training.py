@@ -64,14 +64,14 @@ def train(
 ) -> list[float]:
     """Add an adapter to ``model`` and train it; return the loss of each step done now.
 
+    Raises InputError where the checkpoint was written under other settings.
+
     Parameters
     ----------
     model, tokenizer : as ``crossroads.models.smollm2_torch`` gives them
     prompts : training questions by subject
     checkpoint : ``.pt`` file to go on from, and to write every ``checkpoint_every`` steps
     on_step : called with (step, loss)
-
-    Raises InputError where the checkpoint was written under other settings.
     """
     parameters = add_lora(
         model,

@@ -57,15 +57,15 @@ def parse_flags(
 ) -> FlaggedPrompt:
     """Take the flags out of a prompt.
 
+    A weight that is no number >= 0 raises UsageError. A prompt without flags is returned unchanged,
+    one with flags without the spaces that followed them and at its ends.
+
     Parameters
     ----------
     goals : names that ``lambda`` may weigh
     flags : words -> (goal, weight), in lower case; add your own to ``FLAGS``
     on_unknown : ``refuse`` raises UsageError naming the known flags or goals; ``ignore`` leaves
         brackets that are not understood in the prompt
-
-    A weight that is no number >= 0 raises UsageError. A prompt without flags is returned unchanged,
-    one with flags without the spaces that followed them and at its ends.
     """
     if on_unknown not in get_args(OnUnknown):
         raise UsageError(f"on_unknown: expected refuse or ignore, got {on_unknown!r}")
