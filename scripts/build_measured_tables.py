@@ -244,7 +244,7 @@ def moe_arena(task: str) -> str:
     rows = [row for row in board["rows"] if row["error"] is None]
     (top2,) = (row for row in rows if row["router"] == MOE_REFERENCE)
     others = [", ".join(filter(None, (m["title"], m["unit"]))) for m in metrics[1:]]
-    titles = [main["title"], f"less {MOE_REFERENCE}", *others]
+    titles = [main["title"], f"minus {MOE_REFERENCE}", *others]
     lines = ["| router | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
     for row in rows:
         values, reference = (r["metrics"][main["name"]]["per_seed"] for r in (row, top2))

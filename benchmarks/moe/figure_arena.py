@@ -1,4 +1,4 @@
-"""Figures of the committed arenas of token routers: every arm less top-2, seed by seed.
+"""Figures of the committed arenas of token routers: every arm minus top-2, seed by seed.
 
 python benchmarks/moe/figure_arena.py [arena-lm arena-vision ...] [--out FOLDER]
 """
@@ -41,7 +41,7 @@ def draw_task(task: str) -> str:
         )
     better = "right" if metric["higher_is_better"] else "left"
     return intervals_svg(
-        f"{TITLES[task]}: {metric['title']} less that of {REFERENCE}, {len(board['seeds'])} seeds",
+        f"{TITLES[task]}: {metric['title']} minus that of {REFERENCE}, {len(board['seeds'])} seeds",
         rows,
         x_label=f"difference with its 95 % interval; better is to the {better}; baselines in red",
         marked=board["baselines"],

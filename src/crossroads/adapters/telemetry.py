@@ -3,7 +3,7 @@
 >>> telemetry = Telemetry(routed)                       # doctest: +SKIP
 >>> with telemetry.on():                                # doctest: +SKIP
 ...     model.generate(**inputs)
->>> telemetry.report()["layers"]["0"]["counts"]   # doctest: +SKIP
+>>> telemetry.report()["agreement"]                     # doctest: +SKIP
 
 Only sums are kept, so a service may run it for as long as it likes. Weights are looked at as the
 layer used them, each as a share of the sum of their sizes; where heads choose, their mean.

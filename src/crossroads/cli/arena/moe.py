@@ -114,6 +114,15 @@ def _task(name: str, preset: str, steps: int | None) -> MoETask:
     return MoETask(bed=bed, preset="full" if preset == "full" else "quick", config=config)
 
 
+def _remedy(router: str, task: MoETask) -> str:
+    from crossroads.moe.routers import build_router
+    from crossroads.moe.tasks import serves
+
+    if serves(router, causal=task.bed.causal):
+        return "choose another --task or another router"
+    return f"{build_router(router, 8, 8).remedy}, or choose another --task"
+
+
 def _checked(routers: list[str], task: MoETask) -> list[str]:
     """Refuse names, settings and routers that do not fit before anything is trained."""
     import torch
@@ -127,9 +136,7 @@ def _checked(routers: list[str], task: MoETask) -> list[str]:
             continue
         parse_router(router)
         if why := misfit(router, task.bed):
-            raise UsageError(
-                f"router {router!r} {why}; choose another --task, or another variant or router"
-            )
+            raise UsageError(f"router {router!r} {why}; {_remedy(router, task)}")
         try:
             with torch.random.fork_rng(devices=[]):
                 task.bed.build(task.bed.spec(router))  # sizes that do not fit show only here
