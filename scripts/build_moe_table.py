@@ -185,15 +185,15 @@ def _run(what: str, body: dict[str, Any]) -> str:
 
 
 def left_out(body: dict[str, Any]) -> str:
-    found = {
-        f"{name} in {dtype}: {reason}": None
-        for part in ("one thread", "decode")
+    found = {  # one reason of each
+        f"{name} in {dtype}": reason
+        for part in ("decode", "one thread")
         for case, figures in body[part].items()
         for dtype in DTYPES
         if dtype in case
         for name, reason in figures["left_out"].items()
     }
-    return "".join(f"- {line}\n" for line in found) or "- nothing\n"
+    return "".join(f"- {name}: {reason}\n" for name, reason in found.items()) or "- nothing\n"
 
 
 def _short(case: str) -> str:

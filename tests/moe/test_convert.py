@@ -244,6 +244,18 @@ def test_generation_is_recorded_as_prefill_and_decoding() -> None:
     assert (np.diff(trace.weight.astype(np.float32), axis=-1) <= 0).all()
 
 
+def test_every_generation_starts_sequences_of_its_own() -> None:
+    model = upcycle(llama(num_hidden_layers=1), n_experts=2)
+    with recording(model, Recorder()) as recorder:
+        first = model.generate(IDS_BT, max_new_tokens=2, do_sample=False)
+        other = model.generate(IDS_BT.flip(0), max_new_tokens=3, do_sample=False)
+    trace = recorder.trace()
+    assert trace.seq_ptr.tolist() == [0, 10, 20, 31, 42]  # the last token is not run
+    seen = [row[:-1] for ids in (first, other) for row in ids]
+    assert trace.token_id.tolist() == torch.cat(seen).tolist()
+    assert trace.phase.tolist() == ([0] * 9 + [1]) * 2 + ([0] * 9 + [1, 1]) * 2
+
+
 def test_a_new_router_keeps_the_size_of_the_routed_part() -> None:
     def scales(model: Any) -> list[float]:
         return [m.moe.out_scale for m in model.modules() if isinstance(m, RoutedMLP)]

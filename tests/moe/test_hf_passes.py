@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from crossroads.core.errors import UsageError
 from crossroads.moe.convert import (
@@ -151,8 +153,10 @@ def test_a_router_of_all_layers_is_one_in_a_converted_model(tmp_path: Path) -> N
     swapped = swap_router(made(SPARSE["mixtral"]()), "omni")
     for model in (upcycled, swapped, copy.deepcopy(swapped)):
         assert len({id(router) for router in gates(model)}) == 1
-        named = [n for n, _ in model.named_parameters() if n.endswith("router.gate.weight")]
-        assert len(named) == 1
+        named = [n for n in model.state_dict() if n.endswith("gate.weight")]
+        assert named == ["shared_routers.router_0.gate.weight"]
+        assert dict(model.named_parameters())[named[0]] is gates(model)[0].gate.weight
+    save_file(upcycled.state_dict(), tmp_path / "plain")  # refuses tensors named twice
     save_converted(swapped, tmp_path / "model")
     again = load_converted(tmp_path / "model")
     assert len({id(router) for router in gates(again)}) == 1
@@ -169,6 +173,64 @@ def test_a_plan_says_which_layers_share_and_how_many_experts_they_have() -> None
     swapped = swap_router(made(SPARSE["mixtral"]()), "omni", settings={"share": "1x4-2x4"})
     first, second, third = gates(swapped)
     assert second is third is not first
+
+
+def test_what_replaces_a_shared_router_leaves_the_state_with_those_in_use(tmp_path: Path) -> None:
+    model = swap_router(made(SPARSE["mixtral"]()), "omni:share=1x4-2x4")
+    assert [n for n in model.state_dict() if "gate.weight" in n] == [
+        "shared_routers.router_0.gate.weight",
+        "shared_routers.router_1.gate.weight",
+    ]
+    second = gates(model)[2]
+    swap_router(model, "top2", layers=[0, 1])
+    named = ["model.layers.0.mlp.moe.router", "model.layers.1.mlp.moe.router"]
+    assert [n.removesuffix(".gate.weight") for n in model.state_dict() if "gate.weight" in n] == [
+        *named,
+        "shared_routers.router_0",
+    ]
+    assert gates(model)[2] is second is model.shared_routers["router_0"]
+    save_converted(model, tmp_path)
+    assert torch.equal(logits_of(load_converted(tmp_path), IDS_BT), logits_of(model, IDS_BT))
+    swap_router(model, "switch")
+    assert "shared_routers" not in dict(model.named_children())
+
+
+def test_a_shared_router_goes_where_the_model_goes() -> None:
+    model = upcycle(llama(), n_experts=4, router="omni").double()
+    assert gates(model)[1].gate.weight.dtype == torch.float64
+    model.train()(IDS_BT, labels=IDS_BT).loss.backward()
+    assert float(model.shared_routers["router_0"].gate.weight.grad.abs().sum()) > 0
+
+
+def older(values: dict[str, Any], model: Any, *, layers: list[int]) -> dict[str, Any]:
+    """Return values by name as they were when every layer registered the router it shares."""
+    kept = {n: v for n, v in values.items() if not n.startswith("shared_routers.")}
+    for index in layers:
+        (number,) = (n for n, r in model.shared_routers.items() if r is gates(model)[index])
+        name = f"model.layers.{index}.mlp.moe.router.gate.weight"
+        kept[name] = values[f"shared_routers.{number}.gate.weight"]
+    return kept
+
+
+def test_states_that_name_a_shared_router_by_its_layers_are_read(tmp_path: Path) -> None:
+    model = upcycle(llama(), n_experts=4, router="omni:share=1x4-2x2", noise_std=0.2)
+    gates(model)[1].double()
+    whole = older(model.state_dict(), model, layers=[0, 1, 2])
+    wiped = copy.deepcopy(model)
+    for parameter in wiped.parameters():
+        parameter.data.zero_()
+    for target in (copy.deepcopy(wiped), wiped):
+        target.load_state_dict(whole)
+        assert torch.equal(logits_of(target, IDS_BT), logits_of(model, IDS_BT))
+    save_converted(model, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(older(weights, model, layers=[0, 2]), tmp_path / "model.safetensors")
+    kept = json.loads((tmp_path / "crossroads.json").read_text("utf-8"))
+    kept["dtypes"] = older(kept["dtypes"], model, layers=[0, 1])
+    (tmp_path / "crossroads.json").write_text(json.dumps(kept), "utf-8")
+    read = load_converted(tmp_path)
+    assert gates(read)[2].gate.weight.dtype == torch.float64
+    assert torch.equal(logits_of(read, IDS_BT), logits_of(model, IDS_BT))
 
 
 def test_a_plan_that_does_not_fit_is_refused_and_changes_nothing() -> None:

@@ -12,6 +12,7 @@ from crossroads.core import losses
 from crossroads.core.routed import RouteContext
 from crossroads.moe import layer as module
 from crossroads.moe.contract import RouterInput
+from crossroads.moe.layer import GateSharing
 from tests.moe.test_layer import D, E, layer, tokens
 
 
@@ -56,3 +57,20 @@ def test_flops_do_not_follow_a_mask_that_is_filled_anew() -> None:
     answer = made(tokens(1, 3), RouteContext(mask_BT=mask_BT))
     mask_BT.fill_(False)
     assert answer.flops == 2 * (2 * 2 * (2 * 12 * D + 12 * D) + 2 * D * E)
+
+
+@pytest.mark.parametrize("mask", [None, [True, True, False]])
+@pytest.mark.parametrize(("sharing", "asked"), [("module", 3), ("decision", 1)])
+def test_a_chain_runs_its_shared_expert_in_every_iteration(
+    sharing: GateSharing, asked: int, mask: list[bool] | None
+) -> None:
+    shared = nn.Linear(D, D)
+    runs: list[Any] = []
+    shared.register_forward_hook(lambda *call: runs.append(call))
+    made = layer("top2", shared=shared, shared_flops=100.0, n_iter=3, gate_sharing=sharing)
+    context = RouteContext(mask_BT=None if mask is None else torch.tensor([mask]))
+    answer = made(tokens(1, 3), context)
+    assert len(runs) == 3
+    one_expert = 2 * (2 * 12 * D + 12 * D)
+    n_tokens = 3 if mask is None else 2
+    assert answer.flops == n_tokens * (3 * (2 * one_expert + 100) + asked * 2 * D * E)

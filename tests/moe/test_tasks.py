@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from crossroads.core.arena import run_arena
 from crossroads.core.fingerprints import hash_of_sources
 from crossroads.core.report import render_report
+from crossroads.core.routed import ModelOutput
 from crossroads.moe import tasks
 from crossroads.moe.beds import get_bed
 from crossroads.moe.fingerprints import SOURCES
+from crossroads.moe.probing import probe
 from crossroads.moe.routers import router_names
 from crossroads.moe.tasks import BASELINES, MoETask, candidates, serves
+from tests.moe.test_probing import FFN, chosen, record
 
 
 def task(name: str) -> MoETask:
@@ -91,6 +98,29 @@ def test_arena_keeps_cells_and_reports_loads_and_curves(tmp_path: object) -> Non
     layers = len(load.rows) // 2  # of top-p and of top2
     assert len({name[:16] for name in load.rows[:layers]}) == layers  # told apart when cut
     assert load.limit >= max(abs(v) for line in load.values for v in line if v is not None)
+
+
+def test_saturation_compares_the_end_with_half_way() -> None:
+    made = task("vision")
+    step = 0
+
+    def routing(done: int) -> ModelOutput:
+        """After n of 16 steps the first n tokens have their final expert."""
+        picks = record(chosen([[int(n < done)] for n in range(16)]), mask=[True] * 16)
+        return ModelOutput(out=torch.zeros(0), records=(picks,))
+
+    class Bed:
+        def probe(self, model: nn.Module) -> tuple[ModelOutput, Any]:
+            return routing(step), None
+
+    model = nn.Module()
+    model.is_routed, model.experts = True, SimpleNamespace(kinds=FFN)
+    watch = tasks._Watch(Bed(), replace(made.training, steps=16))
+    for step in range(1, 17):
+        watch(step, model)
+    last = probe(routing(16).records, [FFN])
+    assert list(watch.seen) == [2, 4, 6, 8, 10, 12, 14]
+    assert watch.half_way(last) == 8 / 16
 
 
 def test_identity_changes_with_settings_and_code() -> None:

@@ -308,6 +308,27 @@ def test_averaged_weights_come_with_the_routers_own_counts() -> None:
     assert min(map(abs, steps[0])) > 1
 
 
+@pytest.mark.parametrize("eval_every", [None, 3])
+def test_figures_are_those_of_the_averaged_weights(eval_every: int | None) -> None:
+    config = replace(CONFIG, eval_every=eval_every, ema=0.5, lr=1e-2)
+    seen: list[nn.Module] = []
+    mean: list[Tensor] = []
+
+    def follow(step: int, model: nn.Module) -> None:
+        seen.append(model)
+        now = [parameter.detach().clone() for parameter in model.parameters()]
+        mean[:] = [0.5 * (a + b) for a, b in zip(mean, now, strict=True)] if mean else now
+
+    done = train(Copy(), SPEC, config, watch=follow)
+    for found, expected in zip(done.model.parameters(), mean, strict=True):
+        torch.testing.assert_close(found.detach(), expected)
+    with torch.no_grad():
+        assert done.figures == Copy().evaluate(done.model, config)
+        assert done.figures != Copy().evaluate(seen[-1].eval(), config)
+    if eval_every is not None:
+        assert done.history[-1]["eval/nll"] == done.figures["nll"]
+
+
 def test_training_learns_and_logs_loads() -> None:
     done = train(Copy(), SPEC, replace(CONFIG, steps=60, batch_size=16, lr=1e-2))
     assert done.figures["nll"] < done.history[0]["loss"] * 0.7

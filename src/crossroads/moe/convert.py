@@ -38,13 +38,16 @@ from crossroads.moe.hf_blocks import (
     RoutedMLP,
     attach,
     bank_of,
+    check_dense,
+    check_sparse,
     dense_blocks,
     dtypes_of,
-    is_silu,
     moe_blocks,
+    register_shared,
     set_dtypes,
     surroundings_of,
     switch_off_logits,
+    take_older_names,
 )
 from crossroads.moe.hf_caches import same_sequences
 from crossroads.moe.layer import MoELayer
@@ -92,7 +95,7 @@ def upcycle(
         raise _nothing(model, what, "Llama, Qwen or Mistral", "swap_router")
     chosen = _chosen(layers, blocks)
     for index in chosen:
-        _check_dense(index, blocks[index][1])
+        check_dense(index, blocks[index][1])
     surroundings = attach(model)
     made = torch.Generator().manual_seed(seed)
     n_layers = max(blocks) + 1
@@ -116,9 +119,11 @@ def upcycle(
             bank_of(matrix_E2FD, down_EDF, routes.kinds).to(gate.device),
             layer=index,
             n_layers=n_layers,
+            own_router=not is_shared(router),
         )
         moe.out_scale = 1.0 / mean_weight_sum(moe)
         _put(model, name, RoutedMLP(moe, surroundings).train(model.training))
+    register_shared(model)
     _remember(
         model,
         {
@@ -156,13 +161,14 @@ def swap_router(
         raise _nothing(model, what, "Mixtral, OLMoE or Qwen-MoE", "upcycle")
     chosen = _chosen(layers, blocks)
     for index in chosen:
-        _check_sparse(index, blocks[index][1])
+        check_sparse(index, blocks[index][1])
     surroundings = attach(model)
     found = [_layer(blocks[index][1], index, max(blocks) + 1) for index in chosen]
     if router != ORIGINAL:
         found = _with_routers(found, router, settings, torch.Generator().manual_seed(seed))
     for index, moe in zip(chosen, found, strict=True):
         _put(model, blocks[index][0], RoutedMLP(moe, surroundings).train(model.training))
+    register_shared(model)
     switch_off_logits(model)
     _remember(
         model,
@@ -221,11 +227,11 @@ def _with_routers(
         if number not in shared:
             routes = _router(spec, layer.experts.d_out, n_experts, made, settings)
             shared[number] = routes.to(next(layer.experts.parameters()).device)
-        answer.append(_with_router(layer, shared[number]))
+        answer.append(_with_router(layer, shared[number], own=not is_shared(spec)))
     return answer
 
 
-def _with_router(layer: MoELayer, router: Router) -> MoELayer:
+def _with_router(layer: MoELayer, router: Router, *, own: bool) -> MoELayer:
     experts = layer.experts
     assert isinstance(experts, FFNBank)
     moe = MoELayer(
@@ -236,6 +242,7 @@ def _with_router(layer: MoELayer, router: Router) -> MoELayer:
         shared_gate=layer.shared_gate is not None,
         layer=layer.layer,
         n_layers=layer.n_layers,
+        own_router=own,
     )
     moe.shared_gate = layer.shared_gate
     moe.out_scale = layer.out_scale * mean_weight_sum(layer) / mean_weight_sum(moe)
@@ -393,7 +400,9 @@ def load_converted(folder: str | Path) -> nn.Module:
         if isinstance(block, RoutedMLP):
             block.moe.out_scale = float(scales[str(block.moe.layer)])
     try:
-        set_dtypes(model, kept.get("dtypes", {}))
+        dtypes = kept.get("dtypes", {})
+        take_older_names(model, dtypes)
+        set_dtypes(model, dtypes)
         load_model(model, str(folder / _WEIGHTS))
     except (AttributeError, OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(f"{folder}: weights cannot be read: {error}; save it again") from error
@@ -428,28 +437,6 @@ def _chosen(layers: Layers, blocks: Mapping[int, Any]) -> list[int]:
     if unknown:
         raise UsageError(f"layers: the model has {sorted(blocks)} of this form, got {unknown}")
     return sorted(set(layers))
-
-
-def _check_dense(index: int, block: nn.Module) -> None:
-    parts = [getattr(block, part) for part in ("gate_proj", "up_proj", "down_proj")]
-    if not all(isinstance(part, nn.Linear) and part.bias is None for part in parts):
-        raise UsageError(f"layer {index}: expected linear feed-forwards without biases")
-    if not is_silu(block):
-        raise UsageError(f"layer {index}: expected a SiLU gate; other activations are not read")
-
-
-def _check_sparse(index: int, block: nn.Module) -> None:
-    if isinstance(block, RoutedMLP):
-        return
-    experts: Any = block.experts
-    up, down = experts.gate_up_proj, experts.down_proj
-    if up.ndim != 3 or down.ndim != 3 or up.shape[1:] != (2 * down.shape[2], down.shape[1]):
-        raise UsageError(
-            f"layer {index}: expected gate_up_proj (E, 2F, D) and down_proj (E, D, F), "
-            f"got {tuple(up.shape)} and {tuple(down.shape)}"
-        )
-    if not is_silu(experts) or getattr(experts, "gate_up_proj_bias", None) is not None:
-        raise UsageError(f"layer {index}: expected SiLU gates without biases")
 
 
 def _router(

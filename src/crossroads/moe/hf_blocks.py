@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -35,6 +35,8 @@ from crossroads.moe.contract import (
 )
 from crossroads.moe.experts import FFNBank
 from crossroads.moe.layer import MoELayer
+
+SHARED = "shared_routers"  # what a model calls the routers of several layers
 
 Observer = Callable[[ModelOutput, RouteContext, bool], None]
 
@@ -289,6 +291,7 @@ def attach(model: nn.Module) -> Surroundings:
         if isinstance(block, RoutedMLP):
             return block.surroundings
     found = Surroundings()
+    model.register_load_state_dict_pre_hook(take_older_names)
     for part in model.modules():
         # ``model.model`` may be called without the head that stands around it.
         if part is model or hasattr(part, "base_model_prefix"):
@@ -305,6 +308,46 @@ def surroundings_of(model: nn.Module) -> Surroundings:
         if isinstance(block, RoutedMLP):
             return block.surroundings
     raise UsageError("model: has no routed blocks; call upcycle or swap_router first")
+
+
+# ---------------------------------------------------------------------- routers of several layers
+
+
+def register_shared(model: nn.Module) -> None:
+    """Register the routers that layers share once, with the model: its state names them once.
+
+    Those that no layer uses any more go.
+    """
+    for part in list(model.modules()):
+        part._modules.pop(SHARED, None)
+    routers = dict.fromkeys(block.moe.routers[0] for _, block in _borrowing(model))
+    if routers:
+        made = nn.ModuleDict({f"router_{i}": router for i, router in enumerate(routers)})
+        model.add_module(SHARED, made.train(model.training))
+
+
+def take_older_names(
+    model: nn.Module, values: MutableMapping[str, Any], prefix: str = "", *_: Any
+) -> None:
+    """Rename, in place, what was saved when a shared router was registered with its layers.
+
+    A hook of ``load_state_dict``, too; newer names and those of other parts stay.
+    """
+    numbered = {router: n for n, router in getattr(model, SHARED, nn.ModuleDict()).items()}
+    for name, block in _borrowing(model):
+        if block.moe.routers[0] not in numbered:
+            continue  # registered elsewhere
+        before = f"{prefix}{name}.moe.router."
+        now = f"{prefix}{SHARED}.{numbered[block.moe.routers[0]]}."
+        for key in [key for key in values if key.startswith(before)]:
+            values.setdefault(now + key.removeprefix(before), values.pop(key))
+
+
+def _borrowing(model: nn.Module) -> Iterator[tuple[str, RoutedMLP]]:
+    """Yield name and block of the layers whose router is not registered with them."""
+    for name, block in model.named_modules():
+        if isinstance(block, RoutedMLP) and not hasattr(block.moe, "router"):
+            yield name, block
 
 
 # ---------------------------------------------------------------------- what a model holds
@@ -353,6 +396,30 @@ def is_silu(module: nn.Module) -> bool:
     act = getattr(module, "act_fn", None)
     probe = torch.linspace(-3, 3, 7)
     return callable(act) and torch.allclose(act(probe), nn.functional.silu(probe))
+
+
+def check_dense(index: int, block: nn.Module) -> None:
+    """Raise UsageError for a feed-forward that is not made of gated SiLU matrices alone."""
+    parts = [getattr(block, part) for part in ("gate_proj", "up_proj", "down_proj")]
+    if not all(isinstance(part, nn.Linear) and part.bias is None for part in parts):
+        raise UsageError(f"layer {index}: expected linear feed-forwards without biases")
+    if not is_silu(block):
+        raise UsageError(f"layer {index}: expected a SiLU gate; other activations are not read")
+
+
+def check_sparse(index: int, block: nn.Module) -> None:
+    """Raise UsageError for a mixture of experts whose experts are not of that form."""
+    if isinstance(block, RoutedMLP):
+        return
+    experts: Any = block.experts
+    up, down = experts.gate_up_proj, experts.down_proj
+    if up.ndim != 3 or down.ndim != 3 or up.shape[1:] != (2 * down.shape[2], down.shape[1]):
+        raise UsageError(
+            f"layer {index}: expected gate_up_proj (E, 2F, D) and down_proj (E, D, F), "
+            f"got {tuple(up.shape)} and {tuple(down.shape)}"
+        )
+    if not is_silu(experts) or getattr(experts, "gate_up_proj_bias", None) is not None:
+        raise UsageError(f"layer {index}: expected SiLU gates without biases")
 
 
 def bank_of(gate_up_E2FD: nn.Parameter, down_EDF: nn.Parameter, kinds: tuple[Any, ...]) -> FFNBank:

@@ -10,8 +10,10 @@ import torch
 
 from crossroads.core.errors import UnavailableError, UsageError
 from crossroads.core.routed import RouteContext
+from crossroads.datasets import digits
 from crossroads.datasets.paths import data_folder
 from crossroads.moe.beds import BEDS, ArenaBed, get_bed
+from crossroads.moe.beds.diffusion import DiffusionBed
 from crossroads.moe.training import train
 
 
@@ -76,6 +78,24 @@ def test_drawn_digits_are_judged_by_a_fixed_classifier(monkeypatch: pytest.Monke
     found = train(made, made.spec("dense"), config, progress=False).figures
     assert found["frechet"] > 1
     assert 0 <= found["recognised"] <= 1
+
+
+def test_drawing_the_test_images_themselves_is_a_distance_of_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("crossroads.moe.beds.diffusion.HELD_OUT_DRAWS", 1)
+    made = get_bed("diffusion")
+    torch.manual_seed(0)
+    model = made.build(made.spec("dense")).eval()
+    distance = {}
+    for name in ("train", "test"):
+        part = getattr(digits.load(), name)
+        drawn = (digits.to_signed(part.pixels), part.label)
+        monkeypatch.setattr(DiffusionBed, "draw", lambda *_, drawn=drawn: drawn)
+        with torch.no_grad():
+            distance[name] = made.evaluate(model, made.config("full"))["frechet"]
+    assert distance["test"] == pytest.approx(0, abs=1e-3)
+    assert distance["train"] > 0.01
 
 
 def test_an_unknown_bed_gets_the_nearest_name() -> None:
