@@ -50,7 +50,7 @@ def test_people_are_told_figures_and_folder(
     assert result.stdout.startswith("top2: 2 steps")
     assert "going on" not in result.stdout
     again = CliRunner().invoke(command, [str(written)], catch_exceptions=False)
-    assert again.stdout.splitlines()[0].endswith(", going on after step 2")
+    assert again.stdout.splitlines()[0].endswith(" s before; nothing was left to train")
     assert "accuracy  0." in result.stdout
     assert result.stdout.splitlines()[-1].split()[-1] == "runs/small"
     assert (tmp_path / "runs" / "small" / "metrics.jsonl").is_file()

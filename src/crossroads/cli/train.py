@@ -56,7 +56,11 @@ def command(run: Path, out: Path | None, trace: Path | None, *, as_json: bool) -
             found["trace"] = str(trace)
         click.echo(json.dumps(found, indent=2))
         return
-    went_on = f", going on after step {done.resumed_at}" if done.resumed_at else ""
+    went_on = ""
+    if done.resumed_at:
+        went_on = f" in all, going on after step {done.resumed_at}"
+    if done.resumed_at == done.steps:
+        went_on = " before; nothing was left to train"
     click.echo(f"{router}: {done.steps} steps in {done.seconds:.1f} s{went_on}")
     for name, value in done.figures.items():
         click.echo(f"{name}  {value:.4f}")
