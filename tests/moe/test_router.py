@@ -319,3 +319,42 @@ def test_places_after_the_first_wait_for_everybodys_first_and_are_refused_in_a_d
     in_order = Capacity(factor=1.0, eval_factor=math.inf)
     assert router(capacity=in_order).causal_safe
     assert not router(k=2, capacity=in_order).causal_safe
+
+
+class _Closing(TokenChoiceRouter):
+    """Closes the first token by its noise."""
+
+    def noisy(self, clean_NE: Tensor, inp: RouterInput) -> Tensor:
+        closed_NE = clean_NE.clone()
+        closed_NE[0] = -torch.inf
+        return closed_NE
+
+
+class _Masking(TokenChoiceRouter):
+    """Closes it where scores become probabilities."""
+
+    def normalise(self, logits_NE: Tensor, inp: RouterInput) -> Tensor:
+        closed_NE = logits_NE.clone()
+        closed_NE[0] = -torch.inf
+        return super().normalise(closed_NE, inp)
+
+
+@pytest.mark.parametrize("kind", [_Closing, _Masking])
+@pytest.mark.parametrize("has_gradient", [True, False])
+def test_a_token_that_a_router_closes_has_no_weight(
+    kind: type[TokenChoiceRouter], has_gradient: bool
+) -> None:
+    with torch.set_grad_enabled(has_gradient):
+        choice = choice_of(kind(3, 3), tokens([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], is_full=True))
+    assert choice.w_NK[0].tolist() == [0.0]
+    assert 0 < float(choice.w_NK[1].detach()) < 1
+
+
+def test_hooks_of_one_router_alone_are_asked() -> None:
+    made = router(k=2)
+    made.select = lambda probs_NE, logits_NE, inp: torch.tensor([[1, -1]])  # type: ignore[method-assign]
+    made.normalise = lambda logits_NE, inp: torch.full_like(logits_NE, 0.5)  # type: ignore[method-assign]
+    with torch.no_grad():
+        choice = choice_of(made, tokens([0.0, 2.0, 1.0], is_full=True))
+    assert choice.idx_NK.tolist() == [[1, -1]]
+    assert choice.w_NK.tolist() == [[0.5, 0.0]]

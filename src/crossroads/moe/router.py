@@ -202,7 +202,8 @@ class TokenChoiceRouter(Router):
         mask_N = inp.mask_N
         clean_NE = opened(score_NE, inp)
         logits_NE = self.noisy(clean_NE, inp)
-        probs_NE = self.mix(self.normalise(logits_NE, inp), inp)
+        is_finite = logits_NE is score_NE and inp.is_full  # nothing has closed what was checked
+        probs_NE = self.mix(self._normalised(logits_NE, inp, is_finite=is_finite), inp)
         idx_NK = self.select(probs_NE, logits_NE, inp)
         idx_NK = closed(forced(idx_NK, inp, self.n_experts), logits_NE, inp)
         scored = Scored(
@@ -228,6 +229,13 @@ class TokenChoiceRouter(Router):
         )
         aux = self.losses(scored, inp) if inp.training else {}
         return RouterOutput(decision=decision, aux=aux, carry=inp.carry or {})
+
+    def _normalised(self, logits_NE: Tensor, inp: RouterInput, *, is_finite: bool) -> Tensor:
+        """Return what ``normalise`` does, which need not look for closed rows where none can be."""
+        mine = getattr(self.normalise, "__func__", None)
+        if is_finite and mine is TokenChoiceRouter.normalise and gating.is_scant(logits_NE):
+            return torch.softmax(gating.at_least_float32(logits_NE), -1)
+        return self.normalise(logits_NE, inp)
 
     def _stats(self, idx_NK: Tensor, inp: RouterInput) -> Mapping[str, Tensor]:
         """Return the counts; outside training nobody may ever ask for them."""

@@ -87,7 +87,10 @@ def test_a_second_place_above_the_threshold_is_certain_and_evaluation_keeps_all(
     rare = torch.log(torch.tensor([[0.99, 0.01]])).expand(500, 2)
     assert bool((made.decide(tokens(rare)).decision.choice.idx_NK >= 0).all())
     drawing = reading(Top2(2, 2, later="random", draw_in_eval=True))
-    assert bool((drawing.decide(tokens(rare)).decision.choice.idx_NK < 0).any())
+    with torch.no_grad():
+        drawn = drawing.decide(tokens(rare, is_full=True))
+    gone_NK = drawn.decision.choice.idx_NK < 0
+    assert bool(gone_NK.any()) and bool((weights(drawn)[gone_NK] == 0).all())
 
 
 def test_places_of_a_token_stay_packed_after_the_draw() -> None:

@@ -83,5 +83,7 @@ def _is_faster(n_pairs: int, bank: Bank) -> bool:
 
 def _is_plain(tensor: Tensor) -> bool:
     """Return whether a tensor is nothing but its numbers: no subclass, tangent or pending sign."""
-    is_known = type(tensor) in (Tensor, nn.Parameter)
-    return is_known and not tensor.is_neg() and forward_ad.unpack_dual(tensor).tangent is None
+    if type(tensor) not in {Tensor, nn.Parameter} or tensor.is_neg():
+        return False
+    is_forward = forward_ad._current_level >= 0  # else there are no tangents
+    return not is_forward or forward_ad.unpack_dual(tensor).tangent is None
