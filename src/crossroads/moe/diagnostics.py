@@ -17,15 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 from torch import Tensor, nn
 
 from crossroads.core.errors import InputError
 from crossroads.core.routed import routed_layers
 from crossroads.core.trace import RoutingTrace
-from crossroads.moe.contract import Dense, Router, RouterInput, RouterOutput, RoutingDecision
-from crossroads.moe.conversions import to_token_choice
+from crossroads.moe.contract import (
+    Dense,
+    ExpertChoice,
+    Router,
+    RouterInput,
+    RouterOutput,
+    RoutingDecision,
+)
 from crossroads.moe.experts import Experts, FFNBank
 
 NONE = -1
@@ -64,24 +68,66 @@ def summarise(decision: RoutingDecision, kinds: Sequence[str] | None = None) -> 
     A dense decision has no picks: its load is the share of absolute combine weight, and every
     expert is active. ``kinds`` says which experts are null.
     """
-    probs = None if decision.probs_NE is None else decision.probs_NE.detach().float()
     real = decision.mask_N.cpu().numpy()
     rows = _real_rows(decision, real)
     if isinstance(decision.choice, Dense):
         weight_SE = decision.choice.combine_GSEC.detach().abs().sum(-1).flatten(0, 1)
-        count_E = weight_SE.double().cpu().numpy()[real].sum(0)
-        places, lost = np.zeros((1, 0), np.int64), np.zeros((1, 0), bool)
-        found = _summary(places, lost, decision.n_experts, kinds, count_E)
-        found = replace(found, mean_active=float(decision.n_experts))
+        counts = _Counts(weight_SE.double().cpu().numpy()[real].sum(0))
+    elif isinstance(decision.choice, ExpertChoice):
+        counts = _counts_of_slots(decision.choice, real)
     else:
-        choices = [to_token_choice(choice) for choice in decision.choices]
-        ids = torch.cat([c.idx_NK for c in choices], -1).cpu().numpy()[rows]
-        live = torch.cat([c.live_NK for c in choices], -1).cpu().numpy()[rows]
-        found = _summary(ids, (ids >= 0) & ~live, decision.n_experts, kinds)
-    if probs is None:
+        counts = _counts_of_choices(decision.choices, rows, decision.n_experts)
+    found = _summary(counts, int(rows.sum()), kinds)
+    if isinstance(decision.choice, Dense):
+        found = replace(found, mean_active=float(decision.n_experts))
+    if decision.probs_NE is None:
         return found
-    probs_N = probs.cpu().numpy()
-    return _with_certainty(found, probs_N[rows] if len(probs_N) == len(rows) else probs_N)
+    probs = decision.probs_NE.detach().float()
+    is_by_row = len(probs) == len(rows)
+    return _with_certainty(found, _of(probs, rows) if is_by_row else probs.cpu().numpy())
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """Picks by expert, how many of them were lost, and those that were not (None = all)."""
+
+    picks_E: NDArray[np.float64]
+    lost: int = 0
+    kept_E: NDArray[np.float64] | None = None
+
+
+def _counts_of_slots(choice: ExpertChoice, real_N: NDArray[np.bool_]) -> _Counts:
+    tok_GEC = choice.tok_GEC.cpu().numpy()
+    first_G11 = np.arange(len(tok_GEC))[:, None, None] * choice.group_size
+    taken_GEC = (tok_GEC >= 0) & real_N[np.maximum(tok_GEC, 0) + first_G11]
+    return _Counts(taken_GEC.sum((0, 2)).astype(np.float64))
+
+
+def _counts_of_choices(choices: Sequence[Any], rows: NDArray[np.bool_], n_experts: int) -> _Counts:
+    ids, lost = [], []
+    for choice in choices:
+        ids_NK = _of(choice.idx_NK, rows)
+        is_lost = choice.dropped_NK is not None
+        ids.append(ids_NK)
+        lost.append(_of(choice.dropped_NK, rows) if is_lost else np.zeros(ids_NK.shape, bool))
+    ids_NK, lost_NK = (np.concatenate(x, -1) if len(x) > 1 else x[0] for x in (ids, lost))
+    return _counts(ids_NK, lost_NK & (ids_NK >= 0), n_experts)
+
+
+def _counts(ids_NK: NDArray[np.int64], lost_NK: NDArray[np.bool_], n_experts: int) -> _Counts:
+    def by_expert(places: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return np.bincount(ids_NK[places], minlength=n_experts).astype(np.float64)
+
+    picked = ids_NK >= 0
+    if not lost_NK.any():
+        return _Counts(by_expert(picked))
+    return _Counts(by_expert(picked), int(lost_NK.sum()), by_expert(picked & ~lost_NK))
+
+
+def _of(values: Tensor, rows: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return the values of some rows; nothing is copied for all of them."""
+    array: NDArray[Any] = values.cpu().numpy()
+    return array if rows.all() else array[rows]
 
 
 def _real_rows(decision: RoutingDecision, real: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -89,6 +135,17 @@ def _real_rows(decision: RoutingDecision, real: NDArray[np.bool_]) -> NDArray[np
         return real
     rows = np.asarray(real.reshape(decision.shape).any(1), bool)
     return rows if decision.granularity == "sequence" else np.ones(1, bool)
+
+
+def true_load(load: Sequence[float], kinds: Sequence[str]) -> NDArray[np.float64]:
+    """Return the share of picks by true expert, null ones left out; zeros where none was picked."""
+    load_E = np.array(load)[[kind != "null" for kind in kinds]]
+    return np.asarray(load_E / max(float(load_E.sum()), 1e-30))
+
+
+def variation(load_E: NDArray[np.float64]) -> float:
+    """Return standard deviation over mean; 0 = perfectly balanced, or no load at all."""
+    return float(load_E.std() / load_E.mean()) if load_E.sum() > 0 else 0.0
 
 
 def summarise_trace(trace: RoutingTrace) -> list[Summary]:
@@ -103,7 +160,7 @@ def summarise_trace(trace: RoutingTrace) -> list[Summary]:
         wanted = trace.expert if trace.wanted is None else trace.wanted
         ids = _ids(wanted[:, column], trace.sentinel)
         size = trace.experts_per_column[column]
-        summary = _summary(ids, lost, size, row.get("expert_kinds"))
+        summary = _summary(_counts(ids, lost, size), len(ids), row.get("expert_kinds"))
         logits = None if trace.logits is None else trace.logits[:, column, :size]
         if logits is not None and np.isfinite(logits).any():
             scores = logits.astype(np.float64)
@@ -130,41 +187,34 @@ def _firsts(trace: RoutingTrace, column: int) -> NDArray[np.int64]:
     return _ids(trace.expert[:, column, 0], trace.sentinel)
 
 
-def _summary(
-    ids_NK: NDArray[np.int64],
-    lost_NK: NDArray[np.bool_],
-    n_experts: int,
-    kinds: Sequence[str] | None,
-    count_E: NDArray[np.float64] | None = None,
-) -> Summary:
-    picked = ids_NK >= 0
-    if count_E is None:
-        count_E = np.bincount(ids_NK[picked], minlength=n_experts).astype(np.float64)
-    load = count_E / max(count_E.sum(), 1e-300)
-    is_null = np.array([kind == "null" for kind in kinds or ["ffn"] * n_experts])
-    runs = picked & ~lost_NK & ~is_null[np.maximum(ids_NK, 0)]
-    mean = 1.0 / n_experts
+def _summary(counts: _Counts, n_rows: int, kinds: Sequence[str] | None) -> Summary:
+    total = float(counts.picks_E.sum())
+    load = counts.picks_E / max(total, 1e-300)
+    ran_E = counts.picks_E if counts.kept_E is None else counts.kept_E
+    if kinds is not None and "null" in kinds:
+        ran_E = ran_E[[kind != "null" for kind in kinds]]
+    mean = 1.0 / len(load)
     return Summary(
         load=tuple(load.tolist()),
-        cv=float(load.std() / mean) if load.any() else 0.0,
+        cv=float(load.std() / mean) if total > 0 else 0.0,
         max_over_mean=float(load.max() / mean),
         dead=tuple(np.flatnonzero(load < DEAD_SHARE * mean).tolist()),
-        dropped=float(lost_NK.sum() / max(picked.sum(), 1)),
-        mean_active=float(runs.sum() / max(len(ids_NK), 1)),
+        dropped=counts.lost / max(total, 1),
+        mean_active=float(ran_E.sum()) / max(n_rows, 1),
     )
 
 
 def _with_certainty(summary: Summary, probs_NE: NDArray[Any]) -> Summary:
-    probs = probs_NE.astype(np.float64)
-    if not len(probs):
+    count, n_experts = probs_NE.shape
+    if not count:
         return summary
-    logs = np.log(np.where(probs > 0, probs, 1.0))
-    best = np.sort(probs, -1)[:, ::-1]
-    second = best[:, 1] if best.shape[1] > 1 else np.zeros(len(best))
+    logs = np.log(probs_NE, out=np.zeros_like(probs_NE), where=probs_NE > 0)
+    best = np.sort(probs_NE, -1)
+    gaps = best[:, -1] - best[:, -2] if n_experts > 1 else best[:, -1]
     return replace(
         summary,
-        entropy=float(-(probs * logs).sum(-1).mean()),
-        margin=float((best[:, 0] - second).mean()),
+        entropy=0.0 - float((probs_NE * logs).sum(dtype=np.float64)) / count,
+        margin=float(gaps.mean(dtype=np.float64)),
     )
 
 
@@ -240,6 +290,9 @@ def layer_agreement(trace: RoutingTrace, first: int, second: int) -> Agreement:
     ``matched`` is the share of rows that agree under the one-to-one relabelling of experts that
     makes it largest (at least 1 / E by chance), ``nmi`` the normalised mutual information.
     """
+    from scipy.optimize import linear_sum_assignment  # here: training reads summaries alone
+    from sklearn.metrics import normalized_mutual_info_score
+
     a, b = (_firsts(trace, column) for column in (first, second))
     both = (a >= 0) & (b >= 0)
     a, b = a[both], b[both]
@@ -282,6 +335,8 @@ def specialisation(
     ``labels`` has one integer per row. Raises InputError for another length or type, and where
     token ids were not recorded.
     """
+    from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
+
     given = trace.token_id if labels is None else np.asarray(labels)
     if labels is None and (given < 0).any():
         raise InputError(

@@ -20,7 +20,7 @@ from crossroads.core.errors import InputError
 from crossroads.core.routed import LayerRecord
 from crossroads.moe.contract import Dense, RoutingDecision
 from crossroads.moe.conversions import executed, to_token_choice
-from crossroads.moe.diagnostics import Summary, summarise
+from crossroads.moe.diagnostics import Summary, summarise, true_load, variation
 from crossroads.moe.execution import per_token
 
 Ints = npt.NDArray[np.int64]
@@ -49,14 +49,12 @@ class LayerProbe:
     @property
     def true_load(self) -> Floats:
         """Share of picks by true expert, null ones left out; zeros where none was picked."""
-        load_E = np.array(self.summary.load)[[kind != "null" for kind in self.kinds]]
-        return load_E / max(float(load_E.sum()), 1e-30)
+        return true_load(self.summary.load, self.kinds)
 
     @property
     def load_cv(self) -> float:
         """Coefficient of variation of the load over true experts; 0 = perfectly balanced."""
-        load_E = self.true_load
-        return float(load_E.std() / load_E.mean()) if load_E.sum() > 0 else 0.0
+        return variation(self.true_load)
 
 
 def probe(records: Sequence[LayerRecord], kinds: Sequence[tuple[str, ...]]) -> list[LayerProbe]:

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from crossroads.core.errors import DivergedError, InputError, UsageError
 from crossroads.core.files import replacing, write_atomically
 from crossroads.core.progress import progress_bar
-from crossroads.core.routed import ModelOutput, RouteContext
+from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
 from crossroads.moe.building import MoESpec
 from crossroads.moe.commits import Commits
 from crossroads.moe.divergence import broken_gradients, broken_weights
 from crossroads.moe.hardware import Hardware
+from crossroads.moe.logs import loads, routing_figures
 from crossroads.moe.passes import recorded_passes
 from crossroads.moe.ranks import Ranks
 from crossroads.moe.recording import Recorder
@@ -136,7 +137,7 @@ class Trained:
     Attributes
     ----------
     model : in evaluation mode, with averaged weights where ``ema`` was asked for
-    history : one mapping per logged step: ``step``, ``loss``, ``aux``, per-layer loads ...
+    history : one mapping per logged step: ``step``, ``loss``, ``aux``, figures about routing ...
     figures : of the last evaluation
     seconds : wall time, of all runs that a resumed job took together
     steps, resumed_at : optimiser steps in all; how many of them a checkpoint already had
@@ -205,6 +206,7 @@ class _Run:
         self.mine = self.ranks.share(config.micro_batches)
         torch.manual_seed(config.seed)
         self.model = bed.build(spec).to(hardware.device)
+        self.kinds = {m.layer: m.routers[0].kinds for m in routed_layers(self.model)}
         self.average = _average(self.model, config.ema)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(),
@@ -360,7 +362,8 @@ class _Run:
         if due(config.log_every) or step == 0:
             row = {"step": step + 1, "loss": loss, "aux": aux, "norm": norm}
             shown = {f"aux/{name}": value for name, value in output.aux_values().items()}
-            row |= self.ranks.gathered({**shown, **_loads(output)})[-1]
+            routing = routing_figures(output, self.kinds)
+            row |= self.ranks.gathered({**shown, **routing, **loads(output)})[-1]
         if due(config.eval_every):
             self.figures = self._evaluate()
             row |= {"step": step + 1, **{f"eval/{k}": v for k, v in self.figures.items()}}
@@ -460,18 +463,6 @@ class _Run:
         self.history = [row for row in rows if row["step"] <= self.done]
         if self.ranks.leads:
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in self.history))
-
-
-def _loads(output: ModelOutput) -> dict[str, Any]:
-    """Return each layer's share of picks by expert, for the curves of a report."""
-    rows: dict[str, Any] = {}
-    for record in output.records:
-        counts = [d.stats["count_E"] for d in record.decisions if "count_E" in d.stats]
-        if counts:
-            count_E = torch.stack(counts).sum(0)
-            share_E = count_E / count_E.sum().clamp_min(1)
-            rows[f"load/{record.layer}"] = [round(float(share), 4) for share in share_E]
-    return rows
 
 
 def _average(model: nn.Module, decay: float | None) -> Any:

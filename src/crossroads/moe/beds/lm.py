@@ -22,11 +22,7 @@ JUDGED = 96  # windows of held-out text
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageBed:
-    """Byte-level language model, every layer routed.
-
-    ``width``, ``length`` and ``num_layers`` are those of the quick size; ``big()`` is the one the
-    full preset is meant for.
-    """
+    """Byte-level language model, every layer routed; presets change its training, not its size."""
 
     width: int = 64
     length: int = 64
@@ -34,11 +30,6 @@ class LanguageBed:
     n_experts: int = 8
     name: str = "lm"
     causal: bool = True
-
-    @classmethod
-    def big(cls) -> LanguageBed:
-        """Return the bed at width 128 and context 128."""
-        return cls(width=128, length=128)
 
     @property
     def dense_hidden(self) -> int:
