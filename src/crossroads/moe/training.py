@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from crossroads.core.errors import DivergedError, InputError, UsageError
 from crossroads.core.files import replacing, write_atomically
 from crossroads.core.progress import progress_bar
-from crossroads.core.routed import ModelOutput, RouteContext, routed_layers
+from crossroads.core.routed import ModelOutput, RouteContext
 from crossroads.moe.building import MoESpec
 from crossroads.moe.commits import Commits
 from crossroads.moe.divergence import broken_gradients, broken_weights
@@ -32,7 +32,7 @@ from crossroads.moe.hardware import Hardware
 from crossroads.moe.logs import loads, routing_figures
 from crossroads.moe.passes import recorded_passes
 from crossroads.moe.ranks import Ranks
-from crossroads.moe.recording import Recorder
+from crossroads.moe.recording import Recorder, kinds_of
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.jsonl"
@@ -206,7 +206,7 @@ class _Run:
         self.mine = self.ranks.share(config.micro_batches)
         torch.manual_seed(config.seed)
         self.model = bed.build(spec).to(hardware.device)
-        self.kinds = {m.layer: m.routers[0].kinds for m in routed_layers(self.model)}
+        self.kinds = kinds_of(self.model)
         self.average = _average(self.model, config.ema)
         self.optimiser = torch.optim.AdamW(
             self.model.parameters(),
