@@ -154,7 +154,7 @@ def test_a_router_of_all_layers_is_one_in_a_converted_model(tmp_path: Path) -> N
     for model in (upcycled, swapped, copy.deepcopy(swapped)):
         assert len({id(router) for router in gates(model)}) == 1
         named = [n for n in model.state_dict() if n.endswith("gate.weight")]
-        assert named == ["shared_routers.router_0.gate.weight"]
+        assert named == ["model.shared_routers.router_0.gate.weight"]
         assert dict(model.named_parameters())[named[0]] is gates(model)[0].gate.weight
     save_file(upcycled.state_dict(), tmp_path / "plain")  # refuses tensors named twice
     save_converted(swapped, tmp_path / "model")
@@ -178,37 +178,49 @@ def test_a_plan_says_which_layers_share_and_how_many_experts_they_have() -> None
 def test_what_replaces_a_shared_router_leaves_the_state_with_those_in_use(tmp_path: Path) -> None:
     model = swap_router(made(SPARSE["mixtral"]()), "omni:share=1x4-2x4")
     assert [n for n in model.state_dict() if "gate.weight" in n] == [
-        "shared_routers.router_0.gate.weight",
-        "shared_routers.router_1.gate.weight",
+        "model.shared_routers.router_0.gate.weight",
+        "model.shared_routers.router_1.gate.weight",
     ]
     second = gates(model)[2]
     swap_router(model, "top2", layers=[0, 1])
     named = ["model.layers.0.mlp.moe.router", "model.layers.1.mlp.moe.router"]
     assert [n.removesuffix(".gate.weight") for n in model.state_dict() if "gate.weight" in n] == [
         *named,
-        "shared_routers.router_0",
+        "model.shared_routers.router_0",
     ]
-    assert gates(model)[2] is second is model.shared_routers["router_0"]
+    assert gates(model)[2] is second is model.model.shared_routers["router_0"]
     save_converted(model, tmp_path)
     assert torch.equal(logits_of(load_converted(tmp_path), IDS_BT), logits_of(model, IDS_BT))
     swap_router(model, "switch")
-    assert "shared_routers" not in dict(model.named_children())
+    assert "shared_routers" not in dict(model.model.named_children())
 
 
 def test_a_shared_router_goes_where_the_model_goes() -> None:
     model = upcycle(llama(), n_experts=4, router="omni").double()
     assert gates(model)[1].gate.weight.dtype == torch.float64
     model.train()(IDS_BT, labels=IDS_BT).loss.backward()
-    assert float(model.shared_routers["router_0"].gate.weight.grad.abs().sum()) > 0
+    assert float(model.model.shared_routers["router_0"].gate.weight.grad.abs().sum()) > 0
+
+
+def test_a_shared_router_belongs_to_the_model_below_the_head() -> None:
+    model = swap_router(made(SPARSE["mixtral"]()), "omni")
+    twin = swap_router(made(SPARSE["mixtral"]()), "omni")
+    with torch.no_grad():
+        gates(twin)[0].gate.weight.add_(1.0)
+    assert any(p is gates(model)[0].gate.weight for p in model.model.parameters())
+    twin.model.load_state_dict(model.model.state_dict(), strict=True)
+    assert torch.equal(gates(twin)[0].gate.weight, gates(model)[0].gate.weight)
+    swap_router(model.model, "top2")
+    assert not [name for name in model.state_dict() if "shared_routers" in name]
 
 
 def older(values: dict[str, Any], model: Any, *, layers: list[int]) -> dict[str, Any]:
     """Return values by name as they were when every layer registered the router it shares."""
-    kept = {n: v for n, v in values.items() if not n.startswith("shared_routers.")}
+    kept = {n: v for n, v in values.items() if not n.startswith("model.shared_routers.")}
     for index in layers:
-        (number,) = (n for n, r in model.shared_routers.items() if r is gates(model)[index])
+        (number,) = (n for n, r in model.model.shared_routers.items() if r is gates(model)[index])
         name = f"model.layers.{index}.mlp.moe.router.gate.weight"
-        kept[name] = values[f"shared_routers.{number}.gate.weight"]
+        kept[name] = values[f"model.shared_routers.{number}.gate.weight"]
     return kept
 
 

@@ -321,6 +321,15 @@ def test_kinds_of_another_number_of_experts_are_refused() -> None:
             Recorder(kinds=kinds)  # type: ignore[arg-type]
 
 
+def test_kinds_that_were_corrected_are_those_of_what_follows() -> None:
+    choice = TokenChoice(idx_NK=torch.tensor([[0]]), w_NK=torch.ones(1, 1))
+    recorder = Recorder()
+    recorder.record(passed(decided(choice, (1, 1))))
+    recorder.kinds = {0: ("ffn", "ffn", "ffn", "null")}
+    with pytest.raises(InputError, match="other columns than the first pass"):
+        recorder.record(passed(decided(choice, (1, 1))))
+
+
 @pytest.mark.parametrize("name", router_names())
 def test_every_router_is_recorded_as_it_decided(name: str) -> None:
     torch.manual_seed(0)

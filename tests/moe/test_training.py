@@ -425,6 +425,9 @@ def test_a_folder_without_steps_is_free_for_another_configuration(tmp_path: Path
         train(get_bed("lm"), MoESpec(router="softmax-ec"), replace(CONFIG, steps=1), out=tmp_path)
     assert (tmp_path / "config.yaml").exists()
     train(Copy(), SPEC, replace(CONFIG, steps=1), out=tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()  # as where a run is at its first steps
+    with pytest.raises(InputError, match="another configuration"):
+        train(Copy(), SPEC, replace(CONFIG, steps=2), out=tmp_path)
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["bed"] == "copy"
 
 

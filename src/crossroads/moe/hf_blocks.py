@@ -291,7 +291,7 @@ def attach(model: nn.Module) -> Surroundings:
         if isinstance(block, RoutedMLP):
             return block.surroundings
     found = Surroundings()
-    model.register_load_state_dict_pre_hook(take_older_names)
+    _body(model).register_load_state_dict_pre_hook(take_older_names)
     for part in model.modules():
         # ``model.model`` may be called without the head that stands around it.
         if part is model or hasattr(part, "base_model_prefix"):
@@ -314,16 +314,17 @@ def surroundings_of(model: nn.Module) -> Surroundings:
 
 
 def register_shared(model: nn.Module) -> None:
-    """Register the routers that layers share once, with the model: its state names them once.
+    """Register the routers that layers share once, so that a state names them once.
 
-    Those that no layer uses any more go.
+    That is with the model below its head, which may be kept, moved or trained alone. Those that no
+    layer uses any more go.
     """
     for part in list(model.modules()):
         part._modules.pop(SHARED, None)
     routers = dict.fromkeys(block.moe.routers[0] for _, block in _borrowing(model))
     if routers:
         made = nn.ModuleDict({f"router_{i}": router for i, router in enumerate(routers)})
-        model.add_module(SHARED, made.train(model.training))
+        _body(model).add_module(SHARED, made.train(model.training))
 
 
 def take_older_names(
@@ -333,14 +334,23 @@ def take_older_names(
 
     A hook of ``load_state_dict``, too; newer names and those of other parts stay.
     """
-    numbered = {router: n for n, router in getattr(model, SHARED, nn.ModuleDict()).items()}
-    for name, block in _borrowing(model):
+    body = _body(model)
+    path = next(name for name, part in model.named_modules() if part is body)
+    prefix += f"{path}." if path else ""
+    numbered = {router: n for n, router in getattr(body, SHARED, nn.ModuleDict()).items()}
+    for name, block in _borrowing(body):
         if block.moe.routers[0] not in numbered:
             continue  # registered elsewhere
         before = f"{prefix}{name}.moe.router."
         now = f"{prefix}{SHARED}.{numbered[block.moe.routers[0]]}."
         for key in [key for key in values if key.startswith(before)]:
             values.setdefault(now + key.removeprefix(before), values.pop(key))
+
+
+def _body(model: nn.Module) -> nn.Module:
+    """Return a Hugging Face model below its head; any other model as it is."""
+    body = getattr(model, "base_model", model)
+    return body if isinstance(body, nn.Module) else model
 
 
 def _borrowing(model: nn.Module) -> Iterator[tuple[str, RoutedMLP]]:

@@ -204,11 +204,11 @@ class Recorder:
         self, layer: int, iteration: int, branch: str, form: type[Any], *sizes: Any
     ) -> dict[str, Any]:
         """Return what a column is; passes of a model have the same, made and checked once."""
-        key = (layer, iteration, branch, form, *sizes)
-        if key in self._whats:
-            return self._whats[key]
         n_experts, weights, granularity = sizes
         kinds = list(self.kinds.get(layer, ("ffn",) * n_experts))
+        key = (layer, iteration, branch, form, self.approx_topk, *kinds, *sizes)
+        if key in self._whats:
+            return self._whats[key]
         if len(kinds) != n_experts:
             raise InputError(
                 f"kinds: layer {layer} has {n_experts} experts, got {len(kinds)}; "

@@ -388,7 +388,7 @@ class _Run:
 
     def _claim(self, out: Path) -> None:
         """Write the configuration into a folder that holds no steps."""
-        if (out / CONFIG).exists() and (out / CHECKPOINT).exists():
+        if (out / CONFIG).exists() and any((out / name).exists() for name in (CHECKPOINT, METRICS)):
             return
         try:
             out.mkdir(parents=True, exist_ok=True)
