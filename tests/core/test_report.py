@@ -13,6 +13,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from crossroads.core.arena import Leaderboard, Metric, Row, leaderboard_schema, run_arena
 from crossroads.core.errors import InputError
@@ -24,6 +25,7 @@ from crossroads.core.report import (
     table_names,
     write_report,
 )
+from crossroads.core.report.fitted import NAME_WIDTH, FittedTable
 from tests.core.toy_task import ToyTask
 
 
@@ -261,3 +263,21 @@ def test_both_files_are_written(board: Leaderboard, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write_report(board, tmp_path / "file")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_table_keeps_names_and_the_figures_there_is_room_for(width: int) -> None:
+    def made(count: int) -> Table:
+        table = Table(box=None)
+        table.add_column("router", min_width=NAME_WIDTH, overflow="fold")
+        for number in range(count):
+            table.add_column(f"f{number}", justify="right", no_wrap=True)
+        table.add_row("short", *["1.2345"] * count)
+        return table
+
+    console = Console(file=StringIO(), width=width)
+    console.print(FittedTable(make=made, titles=[f"f{n}" for n in range(12)], names=["short"]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("1.2345") == {40: 3, 80: 8, 200: 12}[width]
+    assert ("no room for" in shown.replace("\n", " ")) == (width < 200)
+    assert "short" in shown

@@ -195,18 +195,25 @@ def _table(console: Console, found: Comparison, arms: list[Arm]) -> None:
     from rich.table import Table
 
     from crossroads.adapters.choice import SAVED
+    from crossroads.core.report.fitted import NAME_WIDTH, FittedTable
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("router", overflow="fold")
-    for heading in (
+    headings = (
         "loss\nheld in", "accuracy\n", "gap\nclosed", "loss\nheld out", "accuracy\n",
         "prompt\ntokens/s", "of the\nbase's", "answer\ntokens/s", "routing's\nnumbers", "held\nMiB",
-    ):  # fmt: skip
-        table.add_column(heading, justify="right", no_wrap=True)
-    for arm in arms:
-        title = f"{arm.router} ({arm.kind})" if arm.router == SAVED else arm.router
-        table.add_row(title, *_figures(found, arm))
-    console.print(table)
+    )  # fmt: skip
+    names = [f"{a.router} ({a.kind})" if a.router == SAVED else a.router for a in arms]
+
+    def made(count: int) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("router", overflow="fold", min_width=NAME_WIDTH)
+        for heading in headings[:count]:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, arm in zip(names, arms, strict=True):
+            table.add_row(name, *_figures(found, arm)[:count])
+        return table
+
+    titles = [heading.replace("\n", " ").strip() for heading in headings]
+    console.print(FittedTable(make=made, titles=titles, names=names))
 
 
 def _figures(found: Comparison, arm: Arm) -> list[str]:

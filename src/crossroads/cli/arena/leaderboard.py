@@ -53,20 +53,27 @@ def _show(content: dict[str, Any]) -> None:
     from rich.table import Table
 
     from crossroads.core.report import format_figure
+    from crossroads.core.report.fitted import NAME_WIDTH, FittedTable
     from crossroads.prompts.routerarena.page import METRICS, is_baseline, metric_values, remarks_of
 
     shown = [metric for metric in METRICS if metric.headline]
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("", justify="right")
-    table.add_column("router", overflow="fold")
-    for metric in shown:
-        table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
-    for row in content["rows"]:
-        values = metric_values(row)
-        figures = (format_figure(metric, values[metric.name]) for metric in shown)
-        marks = ("*" if is_baseline(row) else "") + ("!" if remarks_of(row) else "")
-        name = f"{row['router_name']} {marks}".rstrip()
-        table.add_row(f"{row['rank']} ", name, *figures, style="dim" if marks else "")
+
+    def made(count: int) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        table.add_column("", justify="right")
+        table.add_column("router", overflow="fold", min_width=NAME_WIDTH)
+        for metric in shown[:count]:
+            table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
+        for row in content["rows"]:
+            values = metric_values(row)
+            figures = (format_figure(metric, values[metric.name]) for metric in shown[:count])
+            marks = ("*" if is_baseline(row) else "") + ("!" if remarks_of(row) else "")
+            name = f"{row['router_name']} {marks}".rstrip()
+            table.add_row(f"{row['rank']} ", name, *figures, style="dim" if marks else "")
+        return table
+
+    names = [row["router_name"] for row in content["rows"]]
+    table = FittedTable(make=made, titles=[m.title for m in shown], names=names)
     console = Console(highlight=False, markup=False)
     heading = f"{content['data']}, {content['num_rows']} rows ({content['evidence']})"
     console.print(heading, style="bold", soft_wrap=True)

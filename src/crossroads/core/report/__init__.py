@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from crossroads.core.arena import Leaderboard, Metric, Row
 from crossroads.core.files import write_atomically
+from crossroads.core.report.fitted import NAME_WIDTH, FittedTable
 from crossroads.core.statistics import Summary
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 __all__ = [
@@ -45,7 +45,6 @@ __all__ = [
 ]
 
 FEWEST_SEEDS = 3  # for an interval that says anything: of two seeds it is 13 standard errors wide
-_NAME_WIDTH = 12  # columns that names of routers keep
 POINTS = "points"  # unit of differences between qualities, shown with their sign
 Role = Literal["router", "baseline", "bound", "reference"]
 
@@ -171,35 +170,7 @@ def half_shown(summary: Summary | None) -> float | None:
     return summary.half_width
 
 
-@dataclass(frozen=True)
-class LeaderboardTable:
-    """A board that leaves out its last columns, and says so, where the terminal is too narrow."""
-
-    board: Leaderboard
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from rich.measure import Measurement
-        from rich.text import Text
-
-        ran = [row for row in self.board.rows if row.error is None]
-        headline = [metric for metric in self.board.metrics if metric.headline]
-        shown = [m for m in headline if any(row.metrics.get(m.name) is not None for row in ran)]
-        shown = shown or headline
-        unbounded = options.update(max_width=10_000)
-        longest = max((len(name) for name in table_names(self.board).values()), default=0)
-        for count in range(len(shown), 0, -1):
-            table = _table(self.board, shown[:count])
-            # Names fold down to their least width first.
-            wide = Measurement.get(console, unbounded, table).maximum
-            if wide - max(0, longest - _NAME_WIDTH) <= options.max_width or count == 1:
-                break
-        yield table
-        if count < len(shown):
-            titles = ", ".join(metric.title for metric in shown[count:])
-            yield Text(f"no room for {titles}: see the report, or a wider terminal")
-
-
-def leaderboard_table(board: Leaderboard) -> LeaderboardTable:
+def leaderboard_table(board: Leaderboard) -> FittedTable:
     """Return the headline metrics of every row that ran, for a terminal.
 
     Metrics in points are differences and carry half the width of their interval: there it matters
@@ -208,7 +179,15 @@ def leaderboard_table(board: Leaderboard) -> LeaderboardTable:
     baselines, ``**`` bounds. Long names are folded, never the figures; metrics that no row has are
     left out.
     """
-    return LeaderboardTable(board)
+    ran = [row for row in board.rows if row.error is None]
+    headline = [metric for metric in board.metrics if metric.headline]
+    shown = [m for m in headline if any(row.metrics.get(m.name) is not None for row in ran)]
+    shown = shown or headline
+    return FittedTable(
+        make=lambda count: _table(board, shown[:count]),
+        titles=[metric.title for metric in shown],
+        names=list(table_names(board).values()),
+    )
 
 
 def _table(board: Leaderboard, shown: Sequence[Metric]) -> Table:
@@ -226,7 +205,7 @@ def _table(board: Leaderboard, shown: Sequence[Metric]) -> Table:
         + ("\nno intervals below 3 seeds" if len(board.seeds) == 2 else ""),
         caption_justify="left",
     )
-    table.add_column("router", overflow="fold", min_width=_NAME_WIDTH)
+    table.add_column("router", overflow="fold", min_width=NAME_WIDTH)
     for metric in shown:
         table.add_column(f"{metric.title}\n{metric.unit}", justify="right", no_wrap=True)
     names = table_names(board)
