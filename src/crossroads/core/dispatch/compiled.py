@@ -76,7 +76,7 @@ def _is_faster(n_pairs: int, bank: Bank) -> bool:
     dtype, n_experts = bank.first_EGD.dtype, bank.first_EGD.shape[0]
     if compiles_per_count(dtype):
         return n_pairs <= _MEAN_HALF * n_experts
-    # Half precision without instructions takes torch ten times as long, however many threads.
+    # Half precision without instructions takes torch seven times as long, whatever the threads.
     multiply_adds = n_pairs * (bank.first_EGD.numel() + bank.second_EDF.numel()) // n_experts
     return dtype != torch.float32 or not team.is_shared(multiply_adds)
 
